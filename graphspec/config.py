@@ -1,0 +1,235 @@
+"""The configuration sections of a spec: data, search, retrain, budget, export.
+
+One model per section; every later command reads its settings from here and from nowhere else, and every key can be
+overridden with `--set section.key=value`. Times are in epochs unless a name says otherwise, rates are per step.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
+
+
+def parse_count(value: Any) -> Any:
+    """`"3.0M"` -> 3000000; a plain number passes through; anything else is left for pydantic to refuse."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMG]?)\s*", value) if isinstance(value, str) else None
+    return round(float(match[1]) * _UNITS[match[2]]) if match else value
+
+
+Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Rate = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Epochs = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, values are immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Schedule(Section):
+    """A learning-rate schedule over one stage of training."""
+
+    kind: Literal["constant", "step", "cosine", "warm_restarts"] = "cosine"
+    """Shape of the curve."""
+    milestones: tuple[Fraction, ...] = (0.5, 0.75)
+    """`step`: fractions of the stage at which the rate is multiplied by `factor`."""
+    factor: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+    """`step`: what the rate is multiplied by."""
+    minimum: NonNegative = 0.0
+    """`cosine`, `warm_restarts`: the lowest rate."""
+    first_period: Positive = 10
+    """`warm_restarts`: epochs of the first period."""
+    period_factor: Positive = 2
+    """`warm_restarts`: each period is this many times as long as the one before."""
+    warmup: Epochs = 0
+    """Epochs of linear warm-up before the curve starts."""
+
+
+class DataConfig(Section):
+    """Which images, where they lie, and how they are augmented."""
+
+    name: str = "digits"
+    """`digits`, `cifar10`, `cifar100`, `fashion_mnist`, `mnist`, `svhn`, `folder`, `imagenet`, `fake`, or
+    `package.module:function` (needs `--trust-code`)."""
+    root: str | None = None
+    """Folder of the data set; default: the environment variable GRAPHSPEC_DATA, else `./data`."""
+    download: bool = False
+    """Fetch a missing torchvision data set."""
+    validation: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    """Share of the training images held out for validation, seen by neither weights nor gates."""
+    crop_padding: Annotated[int, Field(ge=0)] = 0
+    """Random crop after padding by this many pixels; 0 turns it off."""
+    flip: bool = False
+    """Random horizontal flip."""
+    mean: tuple[float, ...] | None = None
+    """Mean per channel in 0..1; default: the data set's own, computed on the training images."""
+    std: tuple[Annotated[float, Field(gt=0.0)], ...] | None = None
+    """Standard deviation per channel in 0..1; default as for `mean`."""
+    workers: Annotated[int, Field(ge=0)] = 2
+    """Loader processes, for sets that do not fit in memory."""
+    in_memory: bool | None = None
+    """Hold the decoded set in memory as uint8; default: yes when it takes less than 2 GB."""
+    skip_corrupt: bool = False
+    """Leave unreadable images out and count them; default: an unreadable image is an error."""
+    fake_size: Positive = 256
+    """`fake`: number of training images (half as many test images)."""
+
+
+class GateConfig(Section):
+    """APG-NAG for the gates: rates, sparsity and the rules around them."""
+
+    lr: Rate = 0.1
+    """Learning rate of the gates."""
+    schedule: Schedule = Schedule(kind="constant")
+    """Learning-rate schedule of the gates over the search stage."""
+    momentum: Fraction = 0.9
+    """mu of equations 6 to 8."""
+    gamma: NonNegative = 0.001
+    """Sparsity weight: coefficient of the L1 norm of the gates."""
+    clip: Rate | None = 2.0
+    """Gate gradients are clipped element by element to [-clip, clip]; null turns it off."""
+    nonnegative: bool = True
+    """Project gates onto >= 0 after each step."""
+    exempt_last_input: bool = True
+    """Do not penalise the last living input of an op that batch norm makes scale-invariant."""
+    adaptive: Literal["none", "flops", "mac", "latency"] = "none"
+    """Scale gamma by block FLOPs (equation 9), op memory access cost (equation 10) or measured latency."""
+
+
+class PruneConfig(Section):
+    """When edges whose gate is zero are removed while searching."""
+
+    every: Epochs = 5
+    """Look every this many epochs; 0: only at the end."""
+    patience: Positive = 2
+    """An edge goes after being zero at this many looks in a row."""
+
+
+class CheckpointConfig(Section):
+    """When a checkpoint is written besides the end of every epoch."""
+
+    minutes: NonNegative = 10.0
+    """Also after this many minutes; 0 turns it off."""
+    keep: Annotated[int, Field(ge=2)] = 2
+    """How many of the newest checkpoints stay."""
+
+
+class TrainingConfig(Section):
+    """What search and retrain have in common: one training loop reads exactly these."""
+
+    batch_size: Positive = 64
+    """Images per step."""
+    lr: Rate = 0.1
+    """Learning rate of the weights."""
+    schedule: Schedule = Schedule()
+    """Learning-rate schedule of the weights, over each stage."""
+    momentum: Fraction = 0.9
+    """Nesterov momentum of the weights."""
+    weight_decay: NonNegative = 1e-4
+    """L2 decay of the weights (never of norms, biases or gates)."""
+    clip: Rate | None = None
+    """Clip weight gradients element by element to [-clip, clip]."""
+    label_smoothing: Fraction = 0.0
+    """Label smoothing of the training loss."""
+    accumulate: Positive = 1
+    """Split each batch into this many parts to save memory."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16` runs the network under autocast; gates and their updates stay float32."""
+    compile: bool = False
+    """Run torch.compile on the network."""
+    recompute: bool = False
+    """Recompute activations block by block in the backward pass to save memory."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """When checkpoints are written."""
+
+
+class SearchConfig(TrainingConfig):
+    """Pretrain, then search: weights and gates in alternating steps."""
+
+    strategy: Literal["apg_nag", "random"] = "apg_nag"
+    """`random`: the control experiment, random edges kept at the budget."""
+    pretrain_epochs: Epochs = 10
+    """Epochs with all gates at 1 and fixed."""
+    epochs: Epochs = 20
+    """Epochs of the search stage."""
+    weight_part: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    """Share of the (non-validation) training images that train weights; the rest trains gates."""
+    weight_steps: Positive = 1
+    """Weight steps per gate step: 1 or 4 in the paper."""
+    gates: GateConfig = GateConfig()
+    """The gates' optimizer."""
+    prune: PruneConfig = PruneConfig()
+    """Pruning while searching."""
+    lowering: Literal["fused", "reference"] = "fused"
+    """`reference` gates each edge on its own: slower, kept to compare with."""
+    recalibrate_batches: Positive = 8
+    """Batches used to re-estimate batch-norm statistics before validating."""
+
+
+class RetrainConfig(TrainingConfig):
+    """Train the found network from scratch, gates gone."""
+
+    lr: Rate = 0.05
+    weight_decay: NonNegative = 3e-4
+    epochs: Positive = 30
+    """Epochs of training."""
+    inherit: bool = False
+    """Start from the search's weights, gates folded, instead of from scratch."""
+    cutout: Annotated[int, Field(ge=0)] = 0
+    """Side of the square cut out of each image, in pixels; 0 turns it off."""
+    auxiliary_weight: NonNegative = 0.0
+    """Loss weight of the auxiliary head after the last reduction; 0 leaves it out."""
+    drop_path: Fraction = 0.0
+    """Largest drop-path probability, growing with depth and time."""
+    dropout: Fraction = 0.0
+    """Dropout before the classifier."""
+
+
+class BudgetConfig(Section):
+    """What the found network may cost after the width multiplier."""
+
+    params: Count | None = None
+    """Largest number of parameters, e.g. `3.0M`."""
+    flops: Count | None = None
+    """Largest number of multiply-adds, e.g. `600M`."""
+    round_to: Positive = 8
+    """Channels are rounded to a multiple of this."""
+
+
+class ExportConfig(Section):
+    """How the ONNX model is written and checked."""
+
+    opset: Annotated[int, Field(ge=13)] = 18
+    """ONNX operator set."""
+    with_preprocessing: Literal["none", "nchw", "nhwc"] = "none"
+    """Bake the data set's normalisation in: the model then takes uint8 images in this layout."""
+    probabilities: bool = False
+    """Give probabilities instead of logits."""
+    tolerance: Rate = 1e-4
+    """Largest difference from torch, relative to the largest logit."""
+
+
+class Configuration(Section):
+    """All sections together: what a run directory keeps as `config.json`."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Fixes everything random."""
+    data: DataConfig = DataConfig()
+    search: SearchConfig = SearchConfig()
+    retrain: RetrainConfig = RetrainConfig()
+    budget: BudgetConfig = BudgetConfig()
+    export: ExportConfig = ExportConfig()
+
+    @model_validator(mode="after")
+    def _parts_are_not_empty(self) -> Configuration:
+        if self.search.pretrain_epochs + self.search.epochs == 0:
+            raise ValueError("search.pretrain_epochs and search.epochs are both 0: nothing to do")
+        return self

@@ -1,0 +1,88 @@
+"""The errors every layer raises: one class per kind of mistake, each naming a place and the next thing to try.
+
+This file is the bottom of the import order and imports nothing of the project.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+MAX_DIAGNOSTICS = 20
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Place:
+    """A position in a spec file or in a `--set` override; `line` and `column` count from 1."""
+
+    file: str
+    line: int
+    column: int
+    excerpt: str = ""  # the source line, shown with a caret under `column`
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}"
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostic:
+    """One mistake in a spec: where it is, what was found and expected, and what to try."""
+
+    place: Place
+    message: str
+    severity: str = "error"  # or "warning"
+
+    def render(self) -> str:
+        """The message with its source line and a caret, as a compiler prints it."""
+        head = f"{self.place}: {self.severity}: {self.message}"
+        if not self.place.excerpt:
+            return head
+        gutter = f"{self.place.line:>5} | "
+        caret = " " * (len(gutter) - 2) + "| " + " " * (self.place.column - 1) + "^"
+        return f"{head}\n{gutter}{self.place.excerpt}\n{caret}"
+
+
+class GraphspecError(Exception):
+    """The user's input or the job is at fault: printed without a traceback, exit code 1."""
+
+    exit_code = 1
+
+
+class SpecError(GraphspecError):
+    """A spec file is wrong. `diagnostics` holds every independent mistake, in file order."""
+
+    def __init__(self, diagnostics: Iterable[Diagnostic]) -> None:
+        unique = dict.fromkeys(sorted(diagnostics, key=lambda d: d.place))
+        self.diagnostics = tuple(unique)
+        shown = [d.render() for d in self.diagnostics[:MAX_DIAGNOSTICS]]
+        hidden = len(self.diagnostics) - len(shown)
+        if hidden > 0:
+            shown.append(f"... and {hidden} more errors; mend these first")
+        super().__init__("\n".join(shown))
+
+
+class RuleError(GraphspecError):
+    """A graph breaks a verification rule. `rule` is the rule's name, `where` the node or graph."""
+
+    def __init__(self, rule: str, where: str, message: str, hint: str = "") -> None:
+        self.rule, self.where, self.hint = rule, where, hint
+        super().__init__(f"[{rule}] {where}: {message}" + (f"\n  try: {hint}" if hint else ""))
+
+
+class PassError(GraphspecError):
+    """A pass cannot do its job on this graph. `name` is the pass, `where` the node or graph."""
+
+    def __init__(self, name: str, where: str, message: str, hint: str = "") -> None:
+        self.name, self.where, self.hint = name, where, hint
+        super().__init__(f"{name}: {where}: {message}" + (f"\n  try: {hint}" if hint else ""))
+
+
+class RunError(GraphspecError):
+    """A job failed or was asked for something impossible; the message says what to do next."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the nearest known word, or the empty string."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
