@@ -1,0 +1,8 @@
+"""All passes by name: the registry is this literal."""
+
+from __future__ import annotations
+
+from compiler.passes.base import Pass
+from compiler.passes.infer_types import InferTypes
+
+PASSES: dict[str, type[Pass]] = {p.name: p for p in (InferTypes,)}

@@ -1,0 +1,37 @@
+"""`infer-types`: give every node the type its op makes of the types it reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from compiler.ir import INPUT, Graph, Model, Phase
+from compiler.ops import TypeMismatch, infer
+from compiler.passes.base import Pass
+from graphspec.errors import PassError
+
+
+def infer_types(graph: Graph, phase: Phase | None = None) -> Graph:
+    """A copy with all types inferred from the input's type on; PassError naming the node whose inputs do not fit."""
+    typed = graph.copy(phase)
+    order = graph.nodes()
+    for node in order:
+        if node.op == INPUT:
+            continue
+        types = [t for edge in graph.inputs(node.id) if (t := typed.node(edge.src).type) is not None]
+        try:
+            typed.replace(replace(node, type=infer(node.op, node.attrs, types)))
+        except TypeMismatch as error:
+            sources = ", ".join(f"{e.src}: {typed.node(e.src).type}" for e in graph.inputs(node.id))
+            raise PassError(InferTypes.name, node.id, f"{error} (reads {sources})") from error
+    return typed
+
+
+@dataclass(frozen=True)
+class InferTypes(Pass):
+    """Give every node the type its op makes of the types it reads."""
+
+    name = "infer-types"
+
+    def run(self, model: Model) -> Model:
+        """The model with a typed graph."""
+        return replace(model, graph=infer_types(model.graph))

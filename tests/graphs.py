@@ -1,0 +1,83 @@
+"""Graphs for tests: tiny ones by hand, random ones from a seed."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from compiler.ir import INPUT, OUTPUT, Block, Graph, Model, Node, Phase, TensorType, attrs_of
+from compiler.passes.infer_types import infer_types
+
+SAME_SIZE_OPS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("sep_conv", {"kernel": 3}),
+    ("sep_conv", {"kernel": 5}),
+    ("conv", {"kernel": 3}),
+    ("conv", {"kernel": 1, "norm": "none", "act": "none"}),
+    ("depthwise_conv", {"kernel": 3}),
+    ("max_pool", {"kernel": 3, "norm": "batch", "act": "relu"}),
+    ("avg_pool", {"kernel": 3, "norm": "batch", "act": "relu"}),
+    ("avg_pool", {"kernel": 3}),
+    ("identity", {}),
+    ("batch_norm", {"act": "relu"}),
+    ("relu", {}),
+    ("add", {}),
+    ("project", {}),
+)
+
+
+def graph_of(
+    nodes: dict[str, tuple[str, dict[str, Any], list[str | tuple[str, str]]]],
+    *,
+    shape: tuple[int, ...] = (4, 6, 6),
+    phase: Phase = Phase.SEARCH,
+    blocks: tuple[Block, ...] = (),
+    name: str = "tiny",
+) -> Graph:
+    """`{id: (op, attrs, [source | (source, gate)])}` in any order of dependency; the last node feeds the output."""
+    graph = Graph(name, Phase.RAW, blocks)
+    graph.add(Node(INPUT, INPUT, type=TensorType(shape)))
+    for node_id, (op, attrs, _) in nodes.items():
+        graph.add(Node(node_id, op, attrs_of(attrs)))
+    graph.add(Node(OUTPUT, OUTPUT))
+    for node_id, (_, _, sources) in nodes.items():
+        for source in sources:
+            src, gate = source if isinstance(source, tuple) else (source, None)
+            graph.connect(src, node_id, gate)
+    graph.connect(next(reversed(nodes)), OUTPUT)
+    return infer_types(graph, phase)
+
+
+def random_graph(seed: int, *, nodes: int = 7, channels: int = 4, size: int = 6, gated: float = 0.7) -> Graph:
+    """A random typed DAG of same-size ops, ending in a project, a pool and a linear layer; every node is on a path."""
+    rng = random.Random(seed)
+    parts: dict[str, tuple[str, dict[str, Any], list[str | tuple[str, str]]]] = {}
+    unread: list[str] = []
+    ids = [INPUT]
+
+    def wire(node_id: str, sources: list[str]) -> list[str | tuple[str, str]]:
+        return [(s, f"blk/{node_id}<{s}") if rng.random() < gated else s for s in sources]
+
+    for index in range(nodes):
+        op, attrs = rng.choice(SAME_SIZE_OPS)
+        node_id = f"blk.n{index}"
+        sources = rng.sample(ids, rng.randint(1, min(len(ids), 4)))
+        unread = [i for i in unread if i not in sources] + [node_id]
+        parts[node_id] = (op, attrs, wire(node_id, sources))
+        ids.append(node_id)
+    merge = rng.choice(("add", "project", "concat"))
+    parts["blk.out"] = (merge, {}, wire("blk.out", unread))
+    parts["pool"] = ("global_avg_pool", {}, ["blk.out"])
+    parts["logits"] = ("linear", {"channels": 3}, ["pool"])
+    block = Block("blk", "blk", "blk", (INPUT,), "blk.out")
+    return graph_of(parts, shape=(channels, size, size), blocks=(block,), name=f"random{seed}")
+
+
+def random_gates(graph: Graph, seed: int, zeros: float = 0.4) -> dict[str, float]:
+    """Gate values in 0.1..1.5, each exactly 0 with probability `zeros`."""
+    rng = random.Random(seed)
+    return {g: 0.0 if rng.random() < zeros else rng.uniform(0.1, 1.5) for g in graph.gates()}
+
+
+def model_of(graph: Graph, gates: dict[str, float] | None = None) -> Model:
+    """A model without weights, gates at 1 unless given."""
+    return Model(graph, dict.fromkeys(graph.gates(), 1.0) if gates is None else gates)
