@@ -59,13 +59,14 @@ def random_graph(seed: int, *, nodes: int = 7, channels: int = 4, size: int = 6,
 
     for index in range(nodes):
         op, attrs = rng.choice(SAME_SIZE_OPS)
+        attrs = attrs | ({"channels": channels} if op in ("conv", "sep_conv", "project") else {})
         node_id = f"blk.n{index}"
         sources = rng.sample(ids, rng.randint(1, min(len(ids), 4)))
         unread = [i for i in unread if i not in sources] + [node_id]
         parts[node_id] = (op, attrs, wire(node_id, sources))
         ids.append(node_id)
     merge = rng.choice(("add", "project", "concat"))
-    parts["blk.out"] = (merge, {}, wire("blk.out", unread))
+    parts["blk.out"] = (merge, {"channels": channels} if merge == "project" else {}, wire("blk.out", unread))
     parts["pool"] = ("global_avg_pool", {}, ["blk.out"])
     parts["logits"] = ("linear", {"channels": 3}, ["pool"])
     block = Block("blk", "blk", "blk", (INPUT,), "blk.out")
