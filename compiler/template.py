@@ -1,0 +1,315 @@
+"""Block templates: a block as written, with sugar expanded and names resolved, before any size is known.
+
+Levels, choices and patterns become plain nodes and edges here; unknown ops, attributes and names, cycles, unreachable
+nodes and misplaced gates are found here, once per block and not once per instance.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from pydantic import ValidationError
+
+from compiler.ops import OpAttrs, UnknownOpError, explain_attr_errors, known_ops, op
+from graphspec.dims import Dim, DimError
+from graphspec.errors import Diagnostic, Place, did_you_mean
+from graphspec.spec import BlockSpec, NodeSpec, OpSpec, Path, Spec
+
+OUT = "out"
+_SIZED = re.compile(r"(?P<op>.+)_(?P<kernel>\d+)x(?P=kernel)")
+_PRIME = 2**61 - 1  # paths are counted modulo this: see `gates_on_bridges`
+
+
+@dataclass(frozen=True)
+class Source:
+    """An edge of a template: the local name it reads, whether it is gated, and where it is written."""
+
+    name: str
+    gated: bool
+    path: Path
+
+
+@dataclass(frozen=True)
+class TemplateNode:
+    """A node of a template; sizes among `attrs` may still be expressions (`Dim`)."""
+
+    name: str
+    op: str
+    attrs: Mapping[str, Any]
+    sources: tuple[Source, ...]
+    path: Path
+
+
+@dataclass(frozen=True)
+class Template:
+    """A block's nodes, each after the nodes it reads; `inputs` are the names of the values the block takes."""
+
+    block: BlockSpec
+    inputs: tuple[str, ...]
+    nodes: tuple[TemplateNode, ...]
+
+
+class Reporter:
+    """Collects diagnostics: a wrong piece is reported and left out, the rest goes on."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        self.found: list[Diagnostic] = []
+
+    def error(self, path: Path, message: str) -> None:
+        """Note a mistake at this place of the spec."""
+        place: Place = self.spec.place(*path)
+        self.found.append(Diagnostic(place, message))
+
+
+def input_names(count: int) -> tuple[str, ...]:
+    """`in`, or `in0`, `in1`, ... for a block that takes several values."""
+    return ("in",) if count == 1 else tuple(f"in{i}" for i in range(count))
+
+
+def make_template(spec: Spec, block: BlockSpec, report: Reporter) -> Template | None:
+    """The block's template; None if anything in it is wrong (reported)."""
+    before = len(report.found)
+    inputs = input_names(len(block.type.inputs))
+    nodes = _expand(spec, block, inputs, report)
+    if OUT not in nodes and len(report.found) == before:
+        hint = did_you_mean(OUT, nodes)
+        report.error(block.path, f"block {block.name!r} has no node {OUT!r}, which is its output{hint}")
+    if len(report.found) > before:
+        return None
+    ordered = _in_order(nodes, inputs, report)
+    if ordered is None:
+        return None
+    template = Template(block, inputs, ordered)
+    _check_reachable(template, report)
+    if len(report.found) == before:
+        _check_gates(template, report)
+    return template if len(report.found) == before else None
+
+
+# -- sugar ----------------------------------------------------------------------------------------------------------
+
+
+def _expand(spec: Spec, block: BlockSpec, inputs: tuple[str, ...], report: Reporter) -> dict[str, TemplateNode]:
+    """All nodes by name, levels and choices spelt out; mistakes are reported."""
+    nodes = {node.name: node for node in _level_nodes(spec, block, inputs, report)}
+    names = [*nodes, *block.nodes]
+    for name, node in block.nodes.items():
+        sources = _sources(node, name, names, inputs, report)
+        if node.choose:
+            for made in _choice_nodes(spec, name, node, sources, report):
+                nodes[made.name] = made
+        else:
+            resolved = resolve_op(spec, node.op, report)
+            nodes[name] = TemplateNode(name, *resolved, sources, node.path)
+    return nodes
+
+
+def _level_nodes(spec: Spec, block: BlockSpec, inputs: tuple[str, ...], report: Reporter) -> Iterable[TemplateNode]:
+    levels = block.levels
+    if levels is None:
+        return
+    if levels.source not in inputs and levels.source not in block.nodes:
+        known = [*inputs, *block.nodes]
+        report.error((*levels.path, "from"), f"unknown node {levels.source!r}{did_you_mean(levels.source, known)}")
+    resolved = [resolve_op(spec, written, report) for written in levels.ops]
+    earlier: list[str] = []
+    for level in range(levels.count):
+        first = Source(levels.source, levels.gated and (level > 0 or levels.gate_input), levels.path)
+        sources = (first, *(Source(name, levels.gated, levels.path) for name in earlier))
+        made = [f"level{level}.{written.label}" for written in levels.ops]
+        for name, written, (op_name, attrs) in zip(made, levels.ops, resolved, strict=True):
+            yield TemplateNode(name, op_name, attrs, sources, written.path)
+        earlier += made
+
+
+def _choice_nodes(
+    spec: Spec, name: str, node: NodeSpec, sources: tuple[Source, ...], report: Reporter
+) -> Iterable[TemplateNode]:
+    """One node for every op of the choice on every edge, and the node that merges them through gates."""
+    resolved = [(written, *resolve_op(spec, written, report)) for written in node.choose]
+    merged = []
+    for source in sources:
+        for written, op_name, attrs in resolved:
+            made = f"{name}.{source.name.replace('.', '_')}.{written.label}".replace(".in.", ".from_in.")
+            yield TemplateNode(made, op_name, attrs, (source,), written.path)
+            merged.append(Source(made, True, node.path))
+    yield TemplateNode(name, *resolve_op(spec, node.op, report), tuple(merged), node.path)
+
+
+def _sources(
+    node: NodeSpec, name: str, names: list[str], inputs: tuple[str, ...], report: Reporter
+) -> tuple[Source, ...]:
+    """The node's edges with patterns spelt out (`levels.*` reads every level node)."""
+    found: dict[str, Source] = {}
+    for edge in node.inputs:
+        for source in _matches(edge.source, name, names, inputs):
+            if source in found:
+                report.error(edge.path, f"{name!r} reads {source!r} twice")
+            found[source] = Source(source, edge.gated, edge.path)
+        if not _matches(edge.source, name, names, inputs):
+            known = [*inputs, *names]
+            what = "no node matches" if "*" in edge.source else "unknown node"
+            hint = did_you_mean(edge.source, known)
+            if edge.source == "in" and len(inputs) > 1:
+                hint = f"; this block takes {len(inputs)} values, called {', '.join(inputs)}"
+            report.error(edge.path, f"{what} {edge.source!r}{hint}")
+    return tuple(found.values())
+
+
+def _matches(pattern: str, name: str, names: list[str], inputs: tuple[str, ...]) -> list[str]:
+    if "*" not in pattern:
+        return [pattern] if pattern in inputs or pattern in names else []
+    if pattern == "levels.*":
+        return [n for n in names if n.startswith("level") and "." in n]
+    return [n for n in names if n != name and fnmatchcase(n, pattern)]
+
+
+# -- ops and attributes ---------------------------------------------------------------------------------------------
+
+
+def resolve_op(spec: Spec, written: OpSpec, report: Reporter) -> tuple[str, dict[str, Any]]:
+    """Catalogue name and attributes of an op as written, shorthands and `_KxK` sizes resolved; mistakes reported."""
+    name, attrs = written.op, dict(written.attrs)
+    shorthand = spec.ops.get(name)
+    if shorthand is not None:
+        name, attrs = shorthand.op, {**shorthand.attrs, **attrs}
+    sized = _SIZED.fullmatch(name)
+    if sized and name not in known_ops() and sized["op"] in known_ops():
+        name, attrs = sized["op"], {"kernel": int(sized["kernel"]), **attrs}
+    try:
+        row = op(name)
+    except UnknownOpError:
+        hint = did_you_mean(name, [*spec.ops, *_op_spellings()]) or "; `graphspec ops` lists all ops"
+        report.error((*written.path, "op"), f"unknown op {name!r}{hint}")
+        return name, attrs
+    if name in ("input", "output"):
+        report.error((*written.path, "op"), f"the op {name!r} is the compiler's own; read `in`, and call a node `out`")
+        return name, attrs
+    attrs = _read_sizes(row.attrs, attrs, written, report)
+    _check_attrs(name, attrs, written, report)
+    return name, attrs
+
+
+def _op_spellings() -> list[str]:
+    sized = [f"{name}_{k}x{k}" for name, row in known_ops().items() if "kernel" in row.attrs.model_fields for k in (3, 5)]
+    return [*known_ops(), *sized]
+
+
+def _takes_size(model: type[OpAttrs], attr: str) -> bool:
+    annotation = model.model_fields[attr].annotation
+    parts = [annotation, *typing.get_args(annotation)]
+    return any(part is int or int in typing.get_args(part) for part in parts)
+
+
+def _read_sizes(model: type[OpAttrs], attrs: dict[str, Any], written: OpSpec, report: Reporter) -> dict[str, Any]:
+    """Expressions among integer attributes as `Dim`."""
+    read = dict(attrs)
+    for attr, value in attrs.items():
+        if isinstance(value, str) and attr in model.model_fields and _takes_size(model, attr):
+            try:
+                read[attr] = Dim.parse(value)
+            except DimError as error:
+                report.error((*written.path, attr), f"{attr}: {error}")
+                del read[attr]
+    return read
+
+
+def _check_attrs(name: str, attrs: Mapping[str, Any], written: OpSpec, report: Reporter) -> None:
+    stand_ins = {k: 1 if isinstance(v, Dim) else v for k, v in attrs.items()}
+    try:
+        op(name).read_attrs(stand_ins)
+    except ValidationError as error:
+        for attr, message in explain_attr_errors(name, error):
+            report.error((*written.path, attr) if attr else written.path, message)
+
+
+# -- the whole block ------------------------------------------------------------------------------------------------
+
+
+def _in_order(
+    nodes: Mapping[str, TemplateNode], inputs: tuple[str, ...], report: Reporter
+) -> tuple[TemplateNode, ...] | None:
+    """Nodes after the nodes they read, ties as written; None (reported) if there is a cycle."""
+    rank = {name: i for i, name in enumerate(nodes)}
+    names = list(rank)
+    missing = {name: sum(s.name not in inputs for s in node.sources) for name, node in nodes.items()}
+    users: dict[str, list[str]] = {name: [] for name in nodes}
+    for name, node in nodes.items():
+        for source in node.sources:
+            if source.name not in inputs:
+                users[source.name].append(name)
+    ready = [rank[name] for name, count in missing.items() if count == 0]
+    heapq.heapify(ready)
+    ordered: list[TemplateNode] = []
+    while ready:
+        name = names[heapq.heappop(ready)]
+        ordered.append(nodes[name])
+        for user in users[name]:
+            missing[user] -= 1
+            if missing[user] == 0:
+                heapq.heappush(ready, rank[user])
+    if len(ordered) == len(nodes):
+        return tuple(ordered)
+    cycle = _cycle({n for n, count in missing.items() if count > 0}, nodes)
+    report.error(nodes[cycle[0]].path, f"these nodes read each other in a cycle: {' -> '.join([*cycle, cycle[0]])}")
+    return None
+
+
+def _cycle(left: set[str], nodes: Mapping[str, TemplateNode]) -> list[str]:
+    """One cycle among nodes that could not be ordered, in the direction of the edges."""
+    walk: list[str] = [next(n for n in nodes if n in left)]
+    while True:
+        previous = next(s.name for s in nodes[walk[-1]].sources if s.name in left)
+        if previous in walk:
+            return list(reversed(walk[walk.index(previous) :]))
+        walk.append(previous)
+
+
+def _check_reachable(template: Template, report: Reporter) -> None:
+    """Every node must reach `out`, and every input must be read."""
+    needed = {OUT}
+    for node in reversed(template.nodes):
+        if node.name in needed:
+            needed.update(source.name for source in node.sources)
+    for node in template.nodes:
+        if node.name not in needed:
+            report.error(node.path, f"node {node.name!r} does not reach {OUT!r}: nothing that {OUT!r} needs reads it")
+    for name in template.inputs:
+        if name not in needed:
+            report.error(template.block.path, f"block {template.block.name!r} never reads its input {name!r}")
+
+
+def _check_gates(template: Template, report: Reporter) -> None:
+    for node, source in gates_on_bridges(template):
+        report.error(
+            source.path,
+            f"the edge from {source.name!r} to {node.name!r} may not have a gate: every path through the block uses "
+            f"it, so closing it would cut the network; leave it ungated or add a path beside it",
+        )
+
+
+def gates_on_bridges(template: Template) -> list[tuple[TemplateNode, Source]]:
+    """Gated edges that all paths from the block's inputs to its output use.
+
+    An edge is such a bridge when (paths into its source) * (paths from its destination) equals all paths. Counts
+    grow exponentially, so they are compared modulo a 61-bit prime: a false alarm has a chance of about 1e-18.
+    """
+    into: dict[str, int] = dict.fromkeys(template.inputs, 1)
+    for node in template.nodes:
+        into[node.name] = sum(into[s.name] for s in node.sources) % _PRIME
+    onward: dict[str, int] = {OUT: 1}
+    for node in reversed(template.nodes):
+        for source in node.sources:
+            onward[source.name] = (onward.get(source.name, 0) + onward.get(node.name, 0)) % _PRIME
+    total = into[OUT]
+    is_bridge: Callable[[TemplateNode, Source], bool] = (
+        lambda node, source: into[source.name] * onward[node.name] % _PRIME == total
+    )
+    return [(node, source) for node in template.nodes for source in node.sources if source.gated and is_bridge(node, source)]
