@@ -1,0 +1,290 @@
+"""Ops as torch modules: one row per primitive op, and the chain of parts for every other.
+
+The tensors of a module are named as `compiler.ops.tensors` says, so that `state_dict` keys of a lowered network are
+`<node id>.<param>`. Values are `x: (N, C, H, W)` or `(N, C)`, in any memory layout; every row works in every floating
+type and under autocast.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compiler.ir import Node, TensorType
+from compiler.ops import Shape, infer, op, read_attrs, steps
+from graphspec.errors import GraphspecError
+
+Builder = Callable[[Any, tuple[Shape, ...], Shape], nn.Module]
+
+
+# -- modules that torch does not have in this form --------------------------------------------------------------------
+
+
+class _StatisticsLock(threading.local):
+    held = False
+
+
+_statistics = _StatisticsLock()
+
+
+@contextmanager
+def frozen_statistics() -> Iterator[None]:
+    """Within, batch norms of this thread leave their running statistics alone (a recomputed step counts once)."""
+    before, _statistics.held = _statistics.held, True
+    try:
+        yield
+    finally:
+        _statistics.held = before
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over every channel of `(N, C)` or `(N, C, H, W)`.
+
+    Unlike torch's module it keeps no counter of batches, so its tensors are exactly those of the op. `momentum` is
+    the share of the newest batch in the running statistics.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, eps: float, momentum: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.momentum = momentum
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise by the batch's statistics in training and by the running ones otherwise."""
+        if self.training and _statistics.held:
+            return F.batch_norm(x, None, None, self.weight, self.bias, True, self.momentum, self.eps)
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
+        )
+
+    def extra_repr(self) -> str:
+        """Settings shown by `print`."""
+        return f"{self.weight.numel()}, eps={self.eps}, momentum={self.momentum}"
+
+
+class LayerNorm(nn.Module):
+    """Normalise over all dimensions but the batch; scale and shift per channel."""
+
+    def __init__(self, channels: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A group norm with a single group."""
+        return F.group_norm(x, 1, self.weight, self.bias, self.eps)
+
+
+class Linear(nn.Linear):
+    """A linear layer that takes an image of 1x1 as a vector: `(N, C)` or `(N, C, 1, 1)`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, outputs)`."""
+        return super().forward(x.flatten(1))
+
+
+class Concat(nn.Module):
+    """Join several values along the channels."""
+
+    def forward(self, *values: Tensor) -> Tensor:
+        """`(N, sum of C, H, W)`."""
+        return torch.cat(values, 1)
+
+
+class Zero(nn.Module):
+    """Zeros of its input's shape, through which no gradient flows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zeros in the type and layout of `x`."""
+        return torch.zeros_like(x)
+
+
+class Mean(nn.Module):
+    """Mean over dimensions; a mean over everything gives `(N, 1)`."""
+
+    def __init__(self, dims: tuple[int, ...], keep: bool) -> None:
+        super().__init__()
+        self.dims = dims
+        self.keep = keep
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The mean over `dims`."""
+        mean = x.mean(self.dims, keepdim=self.keep)
+        return mean if mean.dim() > 1 else mean.unsqueeze(1)
+
+
+class DilatedAvgPool(nn.Module):
+    """Average over a window with gaps, padding not counted: a depthwise convolution with ones over that of ones."""
+
+    def __init__(self, kernel: int, stride: int, padding: int, dilation: int) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.stride = stride
+        self.padding = padding
+        self.dilation = dilation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, C, H', W')`."""
+        taps = x.new_ones(1, 1, self.kernel, self.kernel)
+        sums = self._slide(x, taps.expand(x.shape[1], -1, -1, -1))
+        return sums / self._slide(x.new_ones(1, 1, *x.shape[2:]), taps)
+
+    def _slide(self, x: Tensor, taps: Tensor) -> Tensor:
+        return F.conv2d(x, taps, None, self.stride, self.padding, self.dilation, groups=len(taps))
+
+
+class SqueezeExcite(nn.Module):
+    """`x * sigmoid(expand(relu(reduce(mean of x))))`, with both layers as 1x1 convolutions."""
+
+    def __init__(self, channels: int, inner: int) -> None:
+        super().__init__()
+        self.reduce_weight = nn.Parameter(torch.zeros(inner, channels, 1, 1))
+        self.reduce_bias = nn.Parameter(torch.zeros(inner))
+        self.expand_weight = nn.Parameter(torch.zeros(channels, inner, 1, 1))
+        self.expand_bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` with every channel scaled."""
+        inner = F.relu(F.conv2d(x.mean((2, 3), keepdim=True), self.reduce_weight, self.reduce_bias))
+        return x * torch.sigmoid(F.conv2d(inner, self.expand_weight, self.expand_bias))
+
+
+class Chain(nn.Sequential):
+    """The parts of an op one after the other; the first takes all inputs."""
+
+    def forward(self, *values: Tensor) -> Tensor:
+        """The value of the last part."""
+        for part in self:
+            values = (part(*values),)
+        return values[0]
+
+
+# -- the rows: (attributes, input shapes, output shape) -> module -----------------------------------------------------
+
+
+def _conv(a: Any, ins: tuple[Shape, ...], out: Shape, groups: int) -> nn.Module:
+    return nn.Conv2d(
+        ins[0][0], out[0], a.kernel, a.stride, a.pad, a.dilation, groups=groups, bias=a.bias is not False
+    )  # fmt: skip
+
+
+def _max_pool(a: Any, ins: tuple[Shape, ...], out: Shape) -> nn.Module:
+    return nn.MaxPool2d(a.kernel, a.stride, a.pad, a.dilation)
+
+
+def _avg_pool(a: Any, ins: tuple[Shape, ...], out: Shape) -> nn.Module:
+    if a.dilation > 1:
+        return DilatedAvgPool(a.kernel, a.stride, a.pad, a.dilation)
+    return nn.AvgPool2d(a.kernel, a.stride, a.pad, count_include_pad=False)
+
+
+def _linear(a: Any, ins: tuple[Shape, ...], out: Shape) -> nn.Module:
+    return Linear(math.prod(ins[0]), out[0], bias=a.bias is not False)
+
+
+def _squeeze_excite(a: Any, ins: tuple[Shape, ...], out: Shape) -> nn.Module:
+    return SqueezeExcite(out[0], max(1, out[0] // a.reduction))
+
+
+TORCH: dict[str, Builder] = {
+    "conv": lambda a, ins, out: _conv(a, ins, out, a.groups),
+    "depthwise_conv": lambda a, ins, out: _conv(a, ins, out, ins[0][0]),
+    "max_pool": _max_pool,
+    "avg_pool": _avg_pool,
+    "identity": lambda a, ins, out: nn.Identity(),
+    "zero": lambda a, ins, out: Zero(),
+    "linear": _linear,
+    "global_avg_pool": lambda a, ins, out: Mean((2, 3), keep=False),
+    "flatten": lambda a, ins, out: nn.Flatten(),
+    "add": lambda a, ins, out: nn.Identity(),  # reading sums already
+    "concat": lambda a, ins, out: Concat(),
+    "batch_norm": lambda a, ins, out: BatchNorm(out[0], a.eps, a.momentum),
+    "layer_norm": lambda a, ins, out: LayerNorm(out[0], a.eps),
+    "relu": lambda a, ins, out: nn.ReLU(),
+    "relu6": lambda a, ins, out: nn.ReLU6(),
+    "hard_swish": lambda a, ins, out: nn.Hardswish(),
+    "silu": lambda a, ins, out: nn.SiLU(),
+    "gelu": lambda a, ins, out: nn.GELU(),
+    "sigmoid": lambda a, ins, out: nn.Sigmoid(),
+    "squeeze_excite": _squeeze_excite,
+    "dropout": lambda a, ins, out: nn.Dropout(a.p),
+    "mean": lambda a, ins, out: Mean(a.dims, a.keep),
+}
+
+
+OVERWRITABLE = frozenset({"conv", "depthwise_conv", "linear", "batch_norm"})
+"""Ops whose output is new memory that their own backward pass does not read."""
+
+
+def _custom_builder(name: str) -> Builder:
+    """The builder a custom op names as `module:function`."""
+    target = op(name).torch
+    if target is None:
+        raise GraphspecError(
+            f'the op {name!r} has no torch row\n  try: give its compiler.ops.Op a `torch="module:function"`'
+        )
+    module, _, function = target.partition(":")
+    try:
+        builder: Builder = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise GraphspecError(
+            f"the torch row {target!r} of the op {name!r} cannot be imported: {error}\n"
+            f"  try: mend or uninstall the package that offers it"
+        ) from error
+    return builder
+
+
+def builder_of(name: str, table: Mapping[str, Builder] = TORCH) -> Builder:
+    """The row of a primitive op; GraphspecError if a custom op has none or it cannot be imported."""
+    return table.get(name) or TORCH.get(name) or _custom_builder(name)
+
+
+def torch_steps(node: Node, inputs: tuple[Shape, ...], table: Mapping[str, Builder] = TORCH) -> dict[str, nn.Module]:
+    """A module for every step of a node, by step name (the empty name where the node is primitive).
+
+    `inputs` are the shapes its first step reads (`compiler.ops.input_shapes`), without the batch. Rows of `table` go
+    before those of `TORCH`. A ReLU after a step of `OVERWRITABLE` works in place.
+    """
+    modules: dict[str, nn.Module] = {}
+    shapes, before = inputs, ""
+    for step in steps(node.op, node.attrs):
+        out = infer(step.op, step.attrs, [TensorType(s) for s in shapes]).shape
+        module = builder_of(step.op, table)(read_attrs(step.op, step.attrs), shapes, out)
+        if step.op == "relu" and before in OVERWRITABLE:
+            module = nn.ReLU(inplace=True)
+        modules[step.name] = module
+        shapes, before = (out,), step.op
+    return modules
+
+
+def torch_module(node: Node, inputs: tuple[Shape, ...], table: Mapping[str, Builder] = TORCH) -> nn.Module:
+    """The module of a node: `forward` takes one value per entry of `inputs`, gated (and summed, for ops that sum).
+
+    Its tensors are named `<step>.<param>`, or `<param>` where the node is primitive. Arguments as in `torch_steps`.
+    """
+    modules = torch_steps(node, inputs, table)
+    if "" in modules:
+        return modules[""]
+    chain = Chain()
+    for name, module in modules.items():
+        chain.add_module(name, module)
+    return chain
+
+
+__all__ = ["TORCH", "BatchNorm", "Builder", "Chain", "builder_of", "frozen_statistics", "torch_module", "torch_steps"]
