@@ -7,7 +7,8 @@ collected and raised together as one SpecError.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,16 +18,26 @@ from compiler.ir import INPUT, OUTPUT, Attrs, Block, Graph, Node, Phase, TensorT
 from compiler.ops import TypeMismatch, explain_attr_errors, infer, op, read_attrs
 from compiler.template import OUT, Reporter, Template, TemplateNode, make_template
 from graphspec.dims import Dim, DimError
-from graphspec.errors import SpecError, did_you_mean
+from graphspec.errors import Diagnostic, SpecError, did_you_mean
+from graphspec.parse import parse
 from graphspec.spec import BlockSpec, NetworkEntry, Path, Spec
 
 MAX_NODES = 1_000_000  # nodes of the elaborated network
 _FREE_CHANNELS = frozenset({"concat", "flatten", "mean"})  # ops whose channels do not pass on to what they read
 
 
-def elaborate(spec: Spec, report: Reporter | None = None) -> Graph:
-    """The search graph of a spec, typed; SpecError with every mistake found."""
-    report = report or Reporter(spec)
+def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> tuple[Spec, Graph]:
+    """Parse and elaborate a spec file; SpecError with every independent mistake of structure and of meaning."""
+    parsed = parse(path, overrides)
+    if parsed.spec is None:
+        raise SpecError(parsed.diagnostics)
+    return parsed.spec, elaborate(parsed.spec, parsed.diagnostics)
+
+
+def elaborate(spec: Spec, problems: Iterable[Diagnostic] = ()) -> Graph:
+    """The search graph of a spec, typed; SpecError with every mistake found, after those that parsing found."""
+    report = Reporter(spec)
+    report.found += problems
     templates = {name: make_template(spec, block, report) for name, block in spec.blocks.items()}
     builder = _Builder(spec, report, templates)
     builder.run()
@@ -51,7 +62,7 @@ class _Builder:
 
     def run(self) -> None:
         """Build every entry in order, then the output."""
-        if not self._fits():
+        if any(path[0] in ("network", "input") for path in self.spec.broken) or not self._fits():
             return
         blocks: list[Block] = []
         for entry in self._ordered():
@@ -92,6 +103,8 @@ class _Builder:
                 if source not in known:
                     hint = did_you_mean(source, known)
                     self.report.error((*entry.path, "from"), f"unknown network entry {source!r}{hint}")
+            if ("blocks", entry.block) in self.spec.broken and entry.block not in self.spec.blocks:
+                return False
             if entry.block not in self.spec.blocks:
                 hint = did_you_mean(entry.block, self.spec.blocks)
                 self.report.error((*entry.path, "block"), f"unknown block {entry.block!r}{hint}")

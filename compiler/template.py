@@ -78,6 +78,8 @@ def make_template(spec: Spec, block: BlockSpec, report: Reporter) -> Template | 
     before = len(report.found)
     inputs = input_names(len(block.type.inputs))
     nodes = _expand(spec, block, inputs, report)
+    if any(path[: len(block.path)] == block.path for path in spec.broken):
+        return None  # reported while parsing; what its missing pieces lead to is no news
     if OUT not in nodes and len(report.found) == before:
         hint = did_you_mean(OUT, nodes)
         report.error(block.path, f"block {block.name!r} has no node {OUT!r}, which is its output{hint}")
@@ -99,9 +101,9 @@ def make_template(spec: Spec, block: BlockSpec, report: Reporter) -> Template | 
 def _expand(spec: Spec, block: BlockSpec, inputs: tuple[str, ...], report: Reporter) -> dict[str, TemplateNode]:
     """All nodes by name, levels and choices spelt out; mistakes are reported."""
     nodes = {node.name: node for node in _level_nodes(spec, block, inputs, report)}
-    names = [*nodes, *block.nodes]
+    names = [*nodes, *block.nodes, *_broken_names(spec, (*block.path, "nodes"))]
     for name, node in block.nodes.items():
-        sources = _sources(node, name, names, inputs, report)
+        sources = _sources(spec, block, node, name, names, inputs, report)
         if node.choose:
             for made in _choice_nodes(spec, name, node, sources, report):
                 nodes[made.name] = made
@@ -109,6 +111,11 @@ def _expand(spec: Spec, block: BlockSpec, inputs: tuple[str, ...], report: Repor
             resolved = resolve_op(spec, node.op, report)
             nodes[name] = TemplateNode(name, *resolved, sources, node.path)
     return nodes
+
+
+def _broken_names(spec: Spec, path: Path) -> list[str]:
+    """Names of the pieces below `path` that were left out because of mistakes reported already."""
+    return [str(p[len(path)]) for p in spec.broken if len(p) > len(path) and p[: len(path)] == path]
 
 
 def _level_nodes(spec: Spec, block: BlockSpec, inputs: tuple[str, ...], report: Reporter) -> Iterable[TemplateNode]:
@@ -144,7 +151,13 @@ def _choice_nodes(
 
 
 def _sources(
-    node: NodeSpec, name: str, names: list[str], inputs: tuple[str, ...], report: Reporter
+    spec: Spec,
+    block: BlockSpec,
+    node: NodeSpec,
+    name: str,
+    names: list[str],
+    inputs: tuple[str, ...],
+    report: Reporter,
 ) -> tuple[Source, ...]:
     """The node's edges with patterns spelt out (`levels.*` reads every level node)."""
     found: dict[str, Source] = {}
@@ -153,7 +166,7 @@ def _sources(
             if source in found:
                 report.error(edge.path, f"{name!r} reads {source!r} twice")
             found[source] = Source(source, edge.gated, edge.path)
-        if not _matches(edge.source, name, names, inputs):
+        if not _matches(edge.source, name, names, inputs) and not _may_be_broken(spec, block, edge.source):
             known = [*inputs, *names]
             what = "no node matches" if "*" in edge.source else "unknown node"
             hint = did_you_mean(edge.source, known)
@@ -161,6 +174,12 @@ def _sources(
                 hint = f"; this block takes {len(inputs)} values, called {', '.join(inputs)}"
             report.error(edge.path, f"{what} {edge.source!r}{hint}")
     return tuple(found.values())
+
+
+def _may_be_broken(spec: Spec, block: BlockSpec, source: str) -> bool:
+    """Whether the name may stand for a level node that is missing because the levels have a mistake."""
+    levels_are_broken = any(p[: len(block.path) + 1] == (*block.path, "levels") for p in spec.broken)
+    return levels_are_broken and source.startswith("level")
 
 
 def _matches(pattern: str, name: str, names: list[str], inputs: tuple[str, ...]) -> list[str]:
@@ -186,6 +205,8 @@ def resolve_op(spec: Spec, written: OpSpec, report: Reporter) -> tuple[str, dict
     try:
         row = op(name)
     except UnknownOpError:
+        if ("ops", name) in spec.broken:
+            return name, attrs
         hint = did_you_mean(name, [*spec.ops, *_op_spellings()]) or "; `graphspec ops` lists all ops"
         report.error((*written.path, "op"), f"unknown op {name!r}{hint}")
         return name, attrs
