@@ -51,7 +51,7 @@ class OpSpec:
 
 @dataclass(frozen=True)
 class NodeSpec:
-    """A node of a block. With `choose`, every edge passes through each of the ops (gated) and `op` merges the results."""
+    """A node of a block. With `choose`, every edge passes through each of these ops, gated, and `op` merges them."""
 
     op: OpSpec
     inputs: tuple[EdgeSpec, ...]
@@ -113,6 +113,7 @@ class Spec:
     config: Configuration
     text: str  # the file as given
     places: Places = field(repr=False, compare=False)
+    broken: frozenset[Path] = frozenset()  # pieces with mistakes, reported already, left out or set to a default
 
     def place(self, *path: str | int) -> Place:
         """Where the value at `path` is written."""
