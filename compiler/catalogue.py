@@ -135,6 +135,20 @@ class DropoutAttrs(OpAttrs):
     """Probability of zeroing a value."""
 
 
+class ZeroAttrs(OpAttrs):
+    """Zeros."""
+
+    channels: Positive | None = None
+    """Channels; default: as many as come in."""
+
+
+class ScaleAttrs(OpAttrs):
+    """Multiplication by a constant."""
+
+    factor: float
+    """What every value is multiplied by."""
+
+
 class MeanAttrs(OpAttrs):
     """Mean over dimensions."""
 
@@ -367,7 +381,11 @@ register(
         parts=_pool_parts("avg_pool"),
     ),
     Op("identity", "its input", infer=_same),
-    Op("zero", "zeros of its input's shape", infer=_same),
+    Op(
+        "zero", "zeros of its input's size", ZeroAttrs,
+        infer=lambda a, ins: (a.channels or ins[0][0], *ins[0][1:]),
+    ),
+    Op("scale", "its input times a constant", ScaleAttrs, infer=_same),
     Op(
         "linear", "fully connected layer", LinearAttrs, infer=_linear_shape, params=_linear_params,
         flops=lambda a, ins, out: out[0] * math.prod(ins[0]), parts=_linear_parts, sets_channels=True,

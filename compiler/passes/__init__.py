@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from compiler.passes.base import Pass
 from compiler.passes.infer_types import InferTypes
+from compiler.passes.prune_zero_edges import PruneZeroEdges
 
-PASSES: dict[str, type[Pass]] = {p.name: p for p in (InferTypes,)}
+PASSES: dict[str, type[Pass]] = {p.name: p for p in (InferTypes, PruneZeroEdges)}

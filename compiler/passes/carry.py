@@ -1,0 +1,116 @@
+"""Which weights a pruned graph takes from the larger one, and which slice of them.
+
+A joining op (`concat`, `project`) that loses an input loses that input's channels. They were zero: a closed gate feeds
+zeros. So the loss is exact wherever zeros contribute nothing:
+
+    conv, linear:   W [x; 0] = W[:, kept] x            the slice of the weight goes as well, the loss ends here
+    channel by channel, f(0) = 0 (relu, pools, depthwise conv without bias, ...):    the loss goes on to the users
+
+It is not exact at batch norm (BN(0) is a constant), at a grouped convolution, or where another value is added to the
+same channels; `can_lose_channels` says so, and pruning then feeds zeros in the lost input's place.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from compiler.ir import Graph, Node
+from compiler.ops import Reads, Step, node_tensors, op, read_attrs, steps
+
+Cut = tuple[int, tuple[int, ...]]  # keep these indices along this dimension
+
+ZERO_PRESERVING = frozenset(
+    "concat add identity dropout scale max_pool avg_pool global_avg_pool flatten relu relu6 hard_swish silu gelu".split()
+)
+
+
+def can_lose_channels(graph: Graph) -> dict[str, bool]:
+    """For every node: whether channels that are zero may vanish from what it reads without changing any logit."""
+    answer: dict[str, bool] = {}
+    for node in reversed(graph.nodes()):
+        answer[node.id] = _can_lose(graph, node, answer)
+    return answer
+
+
+def _can_lose(graph: Graph, node: Node, answer: dict[str, bool]) -> bool:
+    if op(node.op).reads is Reads.SUM and len(graph.inputs(node.id)) > 1:
+        return False
+    for step in steps(node.op, node.attrs):
+        if _ends_the_loss(step):
+            return True
+        if not _passes_the_loss(step):
+            return False
+    return all(answer[edge.dst] for edge in graph.users(node.id))
+
+
+def _ends_the_loss(step: Step) -> bool:
+    return step.op == "linear" or (step.op == "conv" and read_attrs(step.op, step.attrs).groups == 1)
+
+
+def _passes_the_loss(step: Step) -> bool:
+    attrs = read_attrs(step.op, step.attrs)
+    if step.op == "depthwise_conv":
+        return attrs.bias is False
+    if step.op == "mean":
+        return 1 not in attrs.dims
+    return step.op in ZERO_PRESERVING
+
+
+def carried_tensors(before: Graph, after: Graph) -> dict[str, Cut | None]:
+    """For every parameter and buffer of `after`, a pruned `before`: the slice to take, or None for all of it.
+
+    The same slices fit whatever is kept beside a weight (momenta, averages), since those have its shape.
+    """
+    shrunk: dict[str, tuple[int, ...]] = {}  # nodes that lost channels: which of the earlier ones are left
+    plan: dict[str, Cut | None] = {}
+    for node in after.nodes():
+        tensors = node_tensors(after, node)
+        plan |= dict.fromkeys(f"{node.id}.{name}" for name in (*tensors.params, *tensors.buffers))
+        if node.id in before:
+            kept = _kept_inputs(before, after, node, shrunk)
+            if kept is not None:
+                plan |= _follow(after, node, kept, shrunk)
+    return plan
+
+
+def _kept_inputs(before: Graph, after: Graph, node: Node, shrunk: dict[str, tuple[int, ...]]) -> tuple[int, ...] | None:
+    """Indices of the channels that are left of what a node reads; None if all are."""
+    sources = [edge.src for edge in after.inputs(node.id)]
+    if op(node.op).reads is Reads.SUM:
+        return shrunk.get(sources[0]) if sources else None
+    earlier = before.inputs(node.id)
+    if len(earlier) == len(sources) and not any(src in shrunk for src in sources):
+        return None
+    kept: list[int] = []
+    offset = 0
+    for src in (edge.src for edge in earlier):
+        channels = before.node(src).shape[0]
+        if src in sources:
+            kept += [offset + i for i in shrunk.get(src, range(channels))]
+        offset += channels
+    return tuple(kept)
+
+
+def _follow(graph: Graph, node: Node, kept: tuple[int, ...], shrunk: dict[str, tuple[int, ...]]) -> dict[str, Cut]:
+    """The slices of one node's weights; notes in `shrunk` if its value lost channels too."""
+    cuts: dict[str, Cut] = {}
+    for step in steps(node.op, node.attrs):
+        prefix = f"{node.id}.{step.name}." if step.name else f"{node.id}."
+        if _ends_the_loss(step):
+            return cuts | {f"{prefix}weight": (1, kept)}
+        if step.op == "depthwise_conv":
+            cuts[f"{prefix}weight"] = (0, kept)
+        elif step.op == "flatten":
+            pixels = math.prod(graph.node(graph.inputs(node.id)[0].src).shape[1:])
+            kept = tuple(i * pixels + p for i in kept for p in range(pixels))
+    shrunk[node.id] = kept
+    return cuts
+
+
+def take(array: Any, cut: Cut | None) -> Any:
+    """The slice of a numpy array or torch tensor that `carried_tensors` asks for."""
+    if cut is None:
+        return array
+    dim, indices = cut
+    return array[(slice(None),) * dim + (list(indices),)]

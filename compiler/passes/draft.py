@@ -1,0 +1,87 @@
+"""A graph taken apart for editing: nodes in order and what each one reads, put together again at the end.
+
+Passes that remove or rewire nodes edit a `Draft`; `Graph` itself only grows. A draft makes no decisions of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from compiler.ir import INPUT, OUTPUT, Block, Edge, Graph, Node, Phase
+
+Source = tuple[str, str | None]  # id of the node read, gate of the edge
+
+
+class Draft:
+    """Nodes by id, in topological order, and the sources of each by slot."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.origin = graph
+        self.nodes: dict[str, Node] = {}
+        self.reads: dict[str, list[Source]] = {}
+        for node in graph.nodes():
+            self.add(node, [(e.src, e.gate) for e in graph.inputs(node.id)])
+
+    def add(self, node: Node, sources: Iterable[Source]) -> None:
+        """Append a node; ids it reads may be added later."""
+        assert node.id not in self.nodes, f"node {node.id!r} exists already"
+        self.nodes[node.id] = node
+        self.reads[node.id] = list(sources)
+
+    def reorder(self, rank: Callable[[str], int]) -> None:
+        """Sort the nodes, stably, by the rank of their ids: ties of the topological order follow this order."""
+        self.nodes = {i: self.nodes[i] for i in sorted(self.nodes, key=rank)}
+
+    def users(self) -> dict[str, list[str]]:
+        """Ids of the nodes that read each node, as the draft stands."""
+        found: dict[str, list[str]] = {i: [] for i in self.nodes}
+        for dst, sources in self.reads.items():
+            for src, _ in sources:
+                found[src].append(dst)
+        return found
+
+    def graph(self, phase: Phase | None = None, renamed: dict[str, str] | None = None) -> Graph:
+        """The graph of all nodes that reach the output; `renamed` maps ids that blocks know to what stands for them."""
+        alive = self._needed()
+        graph = Graph(self.origin.name, phase or self.origin.phase)
+        for node in self.nodes.values():
+            if node.id in alive:
+                graph.add(node)
+        for node_id, sources in self.reads.items():
+            if node_id in alive:
+                for src, gate in sources:
+                    graph.connect(src, node_id, gate)
+        graph.blocks = living_blocks(self.origin.blocks, graph, renamed or {})
+        return graph
+
+    def _needed(self) -> set[str]:
+        needed, todo = {INPUT, OUTPUT}, [OUTPUT]
+        while todo:
+            fresh = {src for src, _ in self.reads[todo.pop()]} - needed
+            needed |= fresh
+            todo += fresh
+        return needed
+
+
+def living_blocks(blocks: Iterable[Block], graph: Graph, renamed: dict[str, str]) -> tuple[Block, ...]:
+    """The blocks whose output is still there, reduced to the inputs that their nodes still read."""
+
+    def final(node_id: str) -> str:
+        while node_id in renamed:
+            node_id = renamed[node_id]
+        return node_id
+
+    kept = []
+    for block in blocks:
+        if final(block.output) not in graph:
+            continue
+        inputs = dict.fromkeys(final(i) for i in block.inputs)
+        read = tuple(i for i in inputs if i in graph and any(block.holds(e.dst) for e in graph.users(i)))
+        kept.append(replace(block, inputs=read, output=final(block.output)))
+    return tuple(kept)
+
+
+def sources_of(edges: Iterable[Edge]) -> list[Source]:
+    """Edges as a draft keeps them."""
+    return [(e.src, e.gate) for e in edges]

@@ -1,0 +1,125 @@
+"""`prune-zero-edges`: remove every edge that cannot carry a non-zero value to the output, from both ends.
+
+1. An edge whose gate is exactly zero goes, and so does every edge out of a `zero` node.
+2. A node that reaches no output goes.
+3. A node that nothing reaches goes, and closes the edges it feeds. (It is not silent by itself: conv, batch norm and
+   relu of zeros give relu(bias). So the compact graph equals the supernet with these edges closed as well.)
+These repeat until nothing changes. The fixed point is what lies both downstream of the input and upstream of the
+output over open edges, because removing a dead node starves nobody and removing a starved node feeds nobody: one sweep
+each way finds it.
+
+A `concat` or `project` that loses an input loses its channels, with the slice of the weight that read them
+(`compiler.passes.carry`). Where no weight can take up the loss exactly, a `zero` node keeps the channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from compiler.ir import INPUT, OUTPUT, Edge, Graph, Model, Node, attrs_of
+from compiler.ops import Reads, op
+from compiler.passes.base import Pass
+from compiler.passes.carry import Cut, can_lose_channels, carried_tensors, take
+from compiler.passes.draft import Draft, living_blocks
+from compiler.passes.infer_types import infer_types
+from graphspec.errors import PassError
+
+NAME = "prune-zero-edges"
+
+
+def surviving_edges(graph: Graph, closed: Collection[str]) -> set[Edge]:
+    """The edges left after closing these gates, at the fixed point; empty if nothing reaches the output. Linear time."""
+    shut = frozenset(closed)
+    silent = {node.id for node in graph.nodes() if node.op == "zero"}
+    edges = [e for e in graph.edges() if e.gate not in shut and e.src not in silent]  # ordered by the nodes they feed
+    reached = {INPUT}
+    for edge in edges:
+        if edge.src in reached:
+            reached.add(edge.dst)
+    needed = {OUTPUT}
+    for edge in reversed(edges):
+        if edge.dst in needed:
+            needed.add(edge.src)
+    return {e for e in edges if e.src in reached and e.dst in needed}
+
+
+def prune(graph: Graph, closed: Collection[str]) -> Graph:
+    """The typed graph that is left after closing these gates; PassError if nothing reaches the output."""
+    kept = surviving_edges(graph, closed)
+    if not kept:
+        raise _nothing_left(graph, closed)
+    pruned = graph.restricted_to(kept)
+    for node in pruned.nodes():
+        pruned.replace(_with_channels(node))
+    pruned = _feed_zeros(graph, pruned)
+    pruned.blocks = living_blocks(graph.blocks, pruned, {})
+    return infer_types(pruned, graph.phase)
+
+
+def _nothing_left(graph: Graph, closed: Collection[str]) -> PassError:
+    """Names where the last path was cut: the first block (in network order) whose output nothing reaches."""
+    reached = {INPUT}
+    for edge in graph.edges():
+        if edge.src in reached and edge.gate not in closed:
+            reached.add(edge.dst)
+    cut = next((block.id for block in graph.blocks if block.output not in reached), graph.name)
+    return PassError(
+        NAME,
+        cut,
+        f"no path from the input to the output survives: {len(closed)} of {len(graph.gates())} gates are zero",
+        "lower the sparsity weight `search.gates.gamma` (or search for fewer epochs): the penalty on the gates is too "
+        "high for this network",
+    )
+
+
+def _with_channels(node: Node) -> Node:
+    """The node with its output channels written down, so that losing input channels does not change them."""
+    attrs = dict(node.attrs)
+    if not op(node.op).sets_channels or attrs.get("channels") is not None:
+        return node
+    return replace(node, attrs=attrs_of(attrs | {"channels": node.shape[0]}))
+
+
+def _feed_zeros(graph: Graph, pruned: Graph) -> Graph:
+    """`pruned` with a `zero` node for every lost input whose channels no weight can give up."""
+    may_lose = can_lose_channels(pruned)
+    short = [
+        n.id
+        for n in pruned.nodes()
+        if op(n.op).reads is Reads.APART and len(pruned.inputs(n.id)) < len(graph.inputs(n.id)) and not may_lose[n.id]
+    ]
+    if not short:
+        return pruned
+    draft = Draft(pruned)
+    for node_id in short:
+        left = {edge.src: edge.gate for edge in pruned.inputs(node_id)}
+        model = next(iter(left))  # any living source has the right size, only the channels may differ
+        draft.reads[node_id] = []
+        for edge in graph.inputs(node_id):
+            if edge.src in left:
+                draft.reads[node_id].append((edge.src, left[edge.src]))
+                continue
+            zero = Node(f"{node_id}.zero{edge.slot}", "zero", attrs_of({"channels": graph.node(edge.src).shape[0]}))
+            draft.add(zero, [(model, None)])
+            draft.reads[node_id].append((zero.id, None))
+    return draft.graph()
+
+
+@dataclass(frozen=True)
+class PruneZeroEdges(Pass):
+    """Remove every edge that cannot carry a non-zero value to the output."""
+
+    name = NAME
+
+    def run(self, model: Model) -> Model:
+        """The model without its zero gates and what only they fed; weights of joining ops lose the slices they read."""
+        graph = prune(model.graph, {gate for gate, value in model.gates.items() if value == 0.0})
+        gates = {gate: model.gates[gate] for gate in graph.gates() if gate in model.gates}
+        if not model.weights:
+            return Model(graph, gates)
+        plan = carried_tensors(model.graph, graph)
+        return Model(graph, gates, {name: take(model.weights[name], cut) for name, cut in plan.items()})
+
+
+__all__ = ["Cut", "PruneZeroEdges", "carried_tensors", "prune", "surviving_edges", "take"]
