@@ -268,6 +268,8 @@ def node_cost(graph: Graph, node: Node) -> Cost:
 
 def node_tensors(graph: Graph, node: Node) -> NodeTensors:
     """Parameters and buffers of a node where it stands."""
+    if node.op == "input":
+        return NodeTensors()
     return tensors(node.op, node.attrs, input_shapes(graph, node))
 
 

@@ -29,7 +29,10 @@ NAME = "prune-zero-edges"
 
 
 def surviving_edges(graph: Graph, closed: Collection[str]) -> set[Edge]:
-    """The edges left after closing these gates, at the fixed point; empty if nothing reaches the output. Linear time."""
+    """The edges left after closing these gates, at the fixed point; empty if nothing reaches the output.
+
+    Linear in the number of edges, but for sorting the nodes.
+    """
     shut = frozenset(closed)
     silent = {node.id for node in graph.nodes() if node.op == "zero"}
     edges = [e for e in graph.edges() if e.gate not in shut and e.src not in silent]  # ordered by the nodes they feed
