@@ -35,7 +35,7 @@ def reopened(graph: Graph, closed: Collection[str], cost: Callable[[Edge], float
 
 def kept_by_strength(graph: Graph, closed: Collection[str], strength: Mapping[str, float]) -> list[str]:
     """The gates to keep open where closing all of `closed` would cut the network: the strongest that mend it."""
-    return reopened(graph, closed, lambda edge: 1.0 / (1e-12 + strength.get(edge.gate or "", 0.0)))
+    return reopened(graph, closed, lambda edge: 1.0 / (1e-12 + max(strength.get(edge.gate or "", 0.0), 0.0)))
 
 
 def smallest_closed(graph: Graph) -> set[str]:

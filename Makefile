@@ -1,0 +1,46 @@
+# `make help` lists the targets. Everything happens in .venv; nothing else on the machine changes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+.DEFAULT_GOAL := help
+.PHONY: help env demo test lint types unit format clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+env: $(READY) ## Create the environment in .venv
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "graphspec needs Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "creating $(VENV) (torch with torchvision is about 5 GB: some minutes the first time)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(READY) ## Compile, search, retrain and export specs/digits.yaml, then show the report's path
+	$(BIN)/graphspec compile specs/digits.yaml
+	$(BIN)/graphspec search
+	$(BIN)/graphspec retrain
+	$(BIN)/graphspec export --onnx
+	$(BIN)/graphspec report
+
+test: lint types unit ## Linters, types and all tests
+
+lint: $(READY) ## Check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY) ## Check types (mypy strict)
+	$(BIN)/mypy
+
+unit: $(READY) ## Run the tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+format: $(READY) ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## Remove the environment and caches (runs/ stays)
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,165 @@
+"""The one training loop: stages of epochs of steps, checkpoints, resume, signals, logs.
+
+Search and retrain are jobs that this loop runs. A job's random choices are functions of its position (stage, epoch,
+step), so a checkpoint holds tensors and counters only, and a resumed job ends bit-identical on CPU.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from graphspec.config import CheckpointConfig
+from graphspec.errors import RunError
+from runtime.checkpoint import CheckpointStore
+from runtime.logs import Console, MetricsLog
+from runtime.seeds import mix
+from runtime.signals import StopFlag
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run of epochs with one schedule."""
+
+    name: str
+    epochs: int
+    steps_per_epoch: int
+    images_per_step: int
+
+
+@dataclass(frozen=True)
+class Position:
+    """The next step: index of the stage, epoch and step within it, all from 0."""
+
+    stage: int = 0
+    epoch: int = 0
+    step: int = 0
+
+
+class Job(Protocol):
+    """What the loop runs."""
+
+    name: str
+    stages: tuple[Stage, ...]
+
+    def step(self, stage: Stage, at: Position) -> Mapping[str, Tensor]:
+        """One step; scalars to average over the epoch (losses are checked for NaN)."""
+
+    def end_epoch(self, stage: Stage, at: Position, means: Mapping[str, float], seconds: float) -> dict[str, Any]:
+        """Validate and whatever else an epoch ends with; the epoch's record. No times in it: it must be repeatable."""
+
+    def describe(self, record: Mapping[str, Any]) -> str:
+        """One line for people from an epoch's record."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything numeric a resumed job needs."""
+
+    def state(self) -> dict[str, Any]:
+        """Everything else it needs, as JSON."""
+
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Become the job that gave these."""
+
+
+@dataclass
+class Loop:
+    """Runs a job to its end; `resume_command` is what to type after an interruption."""
+
+    job: Job
+    store: CheckpointStore
+    metrics: MetricsLog
+    console: Console
+    stop: StopFlag
+    seed: int
+    config: CheckpointConfig
+    device: torch.device
+    resume_command: str
+    position: Position = Position()
+    sums: dict[str, float] = field(default_factory=dict)
+    written: int = 0  # checkpoints so far: their running number
+
+    def resume(self) -> bool:
+        """Continue from the newest whole checkpoint; False if there is none."""
+        checkpoint = self.store.load_latest()
+        if checkpoint is None:
+            return False
+        state = checkpoint.state
+        self.job.restore(checkpoint.tensors, state["job"])
+        self.position, self.sums = Position(**state["position"]), dict(state["sums"])
+        self.written = checkpoint.number
+        self.metrics.rewind(state["metrics"])
+        return True
+
+    def run(self) -> None:
+        """Run what is left; Interrupted (after a checkpoint) on a signal, RunError if the loss is not finite."""
+        saved_at = time.monotonic()
+        while self.position.stage < len(self.job.stages):
+            stage = self.job.stages[self.position.stage]
+            if self.position.epoch >= stage.epochs or stage.steps_per_epoch == 0:
+                self.position = Position(self.position.stage + 1)
+                continue
+            saved_at = self._epoch(stage, saved_at)
+            self._save()
+            saved_at = time.monotonic()
+
+    def _epoch(self, stage: Stage, saved_at: float) -> float:
+        started, first = time.perf_counter(), self.position.step
+        name = f"{stage.name} {self.position.epoch + 1}/{stage.epochs}"
+        with self.console.progress(name, stage.steps_per_epoch, first) as bar:
+            while self.position.step < stage.steps_per_epoch:
+                self._step(stage)
+                bar.advance()
+                if self.stop.requested:
+                    self._save()
+                    raise self.stop.interrupted(self.resume_command)
+                if self.config.minutes and time.monotonic() - saved_at > 60 * self.config.minutes:
+                    self._save()
+                    saved_at = time.monotonic()
+        self._end_epoch(stage, time.perf_counter() - started, stage.steps_per_epoch - first)
+        return saved_at
+
+    def _step(self, stage: Stage) -> None:
+        at = self.position
+        torch.manual_seed(mix(self.seed, f"{self.job.name}.step", at.stage, at.epoch, at.step))
+        for key, value in self.job.step(stage, at).items():
+            number = float(value)
+            if number != number or number in (float("inf"), float("-inf")):
+                self._diverged(stage, key, number)
+            self.sums[key] = self.sums.get(key, 0.0) + number
+        self.position = Position(at.stage, at.epoch, at.step + 1)
+
+    def _diverged(self, stage: Stage, key: str, number: float) -> None:
+        at, kept = self.position, self.store.latest_path
+        raise RunError(
+            f"{key} became {number} at step {at.step} of epoch {at.epoch + 1} ({stage.name}); "
+            f"the last good checkpoint is {kept or 'none yet'}\n"
+            f"  try: a lower {self.job.name}.lr, or {self.job.name}.clip=5, and start anew with --overwrite"
+        )
+
+    def _end_epoch(self, stage: Stage, seconds: float, steps: int) -> None:
+        at = self.position
+        means = {key: total / stage.steps_per_epoch for key, total in self.sums.items()}
+        per_step = seconds / max(steps, 1)
+        record = {"stage": stage.name, "epoch": at.epoch + 1}
+        record |= self.job.end_epoch(stage, at, means, per_step)
+        self.metrics.write(record)
+        rate = stage.images_per_step / per_step
+        self.metrics.write_timing({"stage": stage.name, "epoch": at.epoch + 1, "seconds": seconds, "images_per_second": rate})
+        self.console.line(f"{self.job.describe(record)}  {seconds:.1f} s  {rate:.0f} images/s")
+        self.sums = {}
+        self.position = Position(at.stage, at.epoch + 1)
+
+    def _save(self) -> None:
+        self.written += 1
+        state = {
+            "job": self.job.state(),
+            "position": asdict(self.position),
+            "sums": self.sums,
+            "metrics": self.metrics.position(),
+        }
+        self.store.save(self.written, self.job.tensors(), state)

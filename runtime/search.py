@@ -1,0 +1,251 @@
+"""Search: pretrain the supernet, then train weights and gates in alternating steps and prune what became zero."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compiler.costs import total_cost
+from compiler.guards import kept_by_strength
+from compiler.ir import Graph
+from compiler.passes.prune_zero_edges import surviving_edges
+from compiler.text import from_json, to_json
+from graphspec.config import Configuration
+from runtime.data import Dataset
+from runtime.latency import default_file, measured_latencies
+from runtime.logs import Console
+from runtime.loop import Position, Stage
+from runtime.penalties import Penalty, priced_call, set_gammas
+from runtime.schedules import learning_rate
+from runtime.supernet import Supernet
+from runtime.training import (
+    Feed,
+    Scores,
+    backward,
+    classification_loss,
+    clip_gradients,
+    evaluate,
+    recalibrate,
+    training_only,
+    weight_parameters,
+)
+
+PRETRAIN, SEARCH = "pretrain", "search"
+
+
+class SearchJob:
+    """The job behind `graphspec search`; `full` is the graph of the whole space.
+
+    Step number s of a search epoch is `weight_steps` weight steps, each on the next batch of the weight part, and one
+    gate step on the next batch of the gate part; an epoch ends when either part is used up. Validation uses a third
+    part that neither sees, after re-estimating batch norm's statistics on the weight part.
+    """
+
+    name = "search"
+
+    def __init__(
+        self, full: Graph, config: Configuration, dataset: Dataset, device: torch.device, gate_init: float, console: Console
+    ) -> None:
+        self.full, self.configuration, self.config, self.console = full, config, config.search, console
+        self.device, self.gate_init = device, gate_init
+        self.split = dataset.split(self.config.weight_part)
+        batch = self.config.batch_size
+        self.weight_feed = Feed(dataset.training_loader(self.split.weights, batch, "weights", device=device))
+        self.gate_feed = Feed(dataset.training_loader(self.split.gates, batch, "gates", device=device))
+        self.validation = dataset.evaluation_loader(self.split.validation, max(batch, 256), device=device)
+        self.supernet = Supernet.start(full, self.config, device, config.seed, gate_init)
+        self.zero_looks: dict[str, int] = {}  # how many looks in a row found a gate at zero
+        self.full_accuracy: float | None = None  # validation accuracy at the end of pretraining
+        self.penalty = self._new_penalty()
+        self.stages = self._stages()
+
+    def _stages(self) -> tuple[Stage, Stage]:
+        config, weight_batches = self.config, len(self.weight_feed.loader)
+        cycles = min(weight_batches // config.weight_steps, len(self.gate_feed.loader))
+        return (
+            Stage(PRETRAIN, config.pretrain_epochs, weight_batches, config.batch_size),
+            Stage(SEARCH, config.epochs, max(1, cycles), (config.weight_steps + 1) * config.batch_size),
+        )
+
+    def _new_penalty(self) -> Penalty:
+        latency = None
+        if self.config.gates.adaptive == "latency":
+            calls = {priced_call(self.supernet.graph, e) for e in self.supernet.graph.edges() if e.gate is not None}
+            latency = measured_latencies(sorted(calls, key=str), self.device, default_file())
+        return Penalty(self.supernet.graph, self.full, self.config.gates, latency)
+
+    # -- steps ------------------------------------------------------------------------------------------------------
+
+    def step(self, stage: Stage, at: Position) -> Mapping[str, Tensor]:
+        """A weight step (pretrain), or the weight steps and the gate step of one cycle (search)."""
+        if stage.name == PRETRAIN:
+            return {"train_loss": self._weight_step(stage, at, at.step)}
+        steps = self.config.weight_steps
+        losses = [self._weight_step(stage, at, at.step * steps + i) for i in range(steps)]
+        return {"train_loss": torch.stack(losses).mean(), "gate_loss": self._gate_step(stage, at)}
+
+    def _weight_step(self, stage: Stage, at: Position, index: int) -> Tensor:
+        net, config = self.supernet, self.config
+        params = list(weight_parameters(net.module).values())
+        for group in net.weights.param_groups:
+            group["lr"] = _rate_now(config.schedule, config.lr, stage, at)
+        with training_only(params, net.gate_vectors.values()):
+            loss_fn = classification_loss(net.module, config, self.device)
+            loss = backward(loss_fn, self.weight_feed.batch(at.epoch, index), params, config)
+        clip_gradients(params, config.clip)
+        net.weights.step()
+        return loss
+
+    def _gate_step(self, stage: Stage, at: Position) -> Tensor:
+        net, config = self.supernet, self.config
+        vectors = net.gate_vectors
+        for group in net.gates.param_groups:
+            group["lr"] = _rate_now(config.gates.schedule, config.gates.lr, stage, at)
+        with training_only(vectors.values(), weight_parameters(net.module).values()):
+            loss_fn = classification_loss(net.module, config, self.device)
+            loss = backward(loss_fn, self.gate_feed.batch(at.epoch, at.step), list(vectors.values()), config)
+        set_gammas(self.penalty, net.gates, vectors)
+        net.gates.step()
+        return loss
+
+    # -- epochs -----------------------------------------------------------------------------------------------------
+
+    def end_epoch(self, stage: Stage, at: Position, means: Mapping[str, float], seconds: float) -> dict[str, Any]:
+        """Validate; in the search stage also look for zero gates and prune."""
+        last = at.epoch + 1 == stage.epochs
+        if stage.name == SEARCH:
+            self._look(last, seconds, at.epoch + 1)
+        scores = self.validate()
+        if stage.name == PRETRAIN and last:
+            self.full_accuracy = scores.accuracy
+        closed = self.supernet.zero_gates()
+        cost = total_cost(self.supernet.graph)
+        return {
+            **means,
+            "loss": scores.loss,
+            "accuracy": scores.accuracy,
+            "zero_gates": len(self.full.gates()) - len(self.supernet.graph.gates()) + len(closed),
+            "gates": len(self.full.gates()),
+            "edges": len(surviving_edges(self.supernet.graph, closed)),
+            "params": cost.params,
+            "flops": cost.flops,
+            "lr": _rate_now(self.config.schedule, self.config.lr, stage, at),
+        }
+
+    def describe(self, record: Mapping[str, Any]) -> str:
+        """The epoch's line."""
+        return (
+            f"{record['stage']} {record['epoch']:>3}  loss {record['train_loss']:.3f}  validation {record['loss']:.3f} "
+            f"accuracy {record['accuracy']:.2%}  zero gates {record['zero_gates']}/{record['gates']}  "
+            f"FLOPs {record['flops'] / 1e6:.2f} M"
+        )
+
+    def validate(self) -> Scores:
+        """Validation scores with batch norm's statistics re-estimated first."""
+        self.recalibrate()
+        return evaluate(self.supernet.module, self.validation.batches(0))
+
+    def recalibrate(self) -> None:
+        """Re-estimate batch norm's statistics on the first batches of the weight part."""
+        recalibrate(self.supernet.module, islice(self.weight_feed.loader.batches(0), self.config.recalibrate_batches))
+
+    def _look(self, last: bool, seconds: float, epoch: int) -> None:
+        """Count gates at zero, and prune those that were for long enough (at the end: all that are zero)."""
+        every, patience = self.config.prune.every, self.config.prune.patience
+        if not last and (every == 0 or epoch % every):
+            return
+        zero = self.supernet.zero_gates()
+        self.zero_looks = {gate: self.zero_looks.get(gate, 0) + 1 for gate in zero}
+        closed = {gate for gate in zero if last or self.zero_looks[gate] >= patience}
+        kept = self._guarded(closed)
+        if closed - kept:
+            self._prune(closed - kept, seconds, kept)
+
+    def _guarded(self, closed: set[str]) -> set[str]:
+        """Gates to keep although they are zero: an op must not lose all inputs in one step, nor the output its path.
+
+        Momentum can drag an op's last inputs below zero together although the proximal point of one is positive; that
+        one stays. If the output would be cut off, the strongest gates that mend it stay.
+        """
+        graph, prox = self.supernet.graph, self.supernet.proximal_points()
+        kept: set[str] = set()
+        living = {e.dst for e in surviving_edges(graph, closed)}
+        for node in graph.nodes():
+            gates = [e.gate for e in graph.inputs(node.id)]
+            if not gates or not all(gate is not None and gate in closed for gate in gates):
+                continue
+            best = max((gate for gate in gates if gate is not None), key=lambda gate: prox[gate])
+            feeds_living = any(e.dst in living and e.gate not in closed for e in graph.users(node.id))
+            if prox[best] > 0 and feeds_living:
+                kept.add(best)
+        mend = kept_by_strength(graph, closed - kept, prox)
+        if mend:
+            self.console.line(f"kept {', '.join(mend)} although zero: without it nothing reaches the output")
+        return kept | set(mend)
+
+    def _prune(self, closed: set[str], seconds: float, kept: set[str]) -> None:
+        before = self.supernet
+        self.supernet = before.pruned(closed)
+        self._reopen(kept)
+        self.zero_looks = {g: n for g, n in self.zero_looks.items() if g in set(self.supernet.graph.gates())}
+        self.penalty = self._new_penalty()
+        after = self.supernet
+        self.console.line(
+            f"pruned {before.graph.edge_count() - after.graph.edge_count()} edges, "
+            f"{after.graph.edge_count()} left; FLOPs {total_cost(after.graph).flops / 1e6:.2f} M "
+            f"(were {total_cost(before.graph).flops / 1e6:.2f} M); a step took {seconds:.3f} s"
+        )
+        for block in emptied_blocks(before.graph, after.graph):
+            self.console.line(f"block {block} lost all its edges: it is the identity now")
+
+    def _reopen(self, kept: set[str]) -> None:
+        """Give gates that were kept although zero their proximal point (at least a small positive value) back."""
+        with torch.no_grad():
+            scopes = self.supernet.graph.gate_scopes()
+            for scope, vector in self.supernet.gate_vectors.items():
+                for row, gate in enumerate(scopes[scope]):
+                    if gate in kept and vector[row] == 0:
+                        vector[row] = max(float(self.supernet.gates.proximal_point(vector)[row]), 1e-3)
+
+    # -- resume -----------------------------------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All numbers of the supernet and its optimizers."""
+        return self.supernet.tensors()
+
+    def state(self) -> dict[str, Any]:
+        """The graph as pruned so far, and the counters."""
+        return {
+            "graph": to_json(self.supernet.graph),
+            "zero_looks": dict(sorted(self.zero_looks.items())),
+            "full_accuracy": self.full_accuracy,
+            "split": self.split.digest,
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Become the search that gave these."""
+        graph = from_json(state["graph"])
+        self.supernet = Supernet.restore(graph, self.config, self.device, tensors)
+        self.zero_looks = dict(state["zero_looks"])
+        self.full_accuracy = state["full_accuracy"]
+        self.penalty = self._new_penalty()
+
+
+def emptied_blocks(before: Graph, after: Graph) -> list[str]:
+    """Blocks that became the identity between the two graphs."""
+    return sorted(_identity_blocks(after) - _identity_blocks(before))
+
+
+def _identity_blocks(graph: Graph) -> set[str]:
+    """Blocks all of whose living nodes only pass on their single input."""
+    busy = {n.id for n in graph.nodes() if n.op not in ("add", "identity") or n.attrs or len(graph.inputs(n.id)) > 1}
+    return {block.id for block in graph.blocks if not any(block.holds(node_id) for node_id in busy)}
+
+
+def _rate_now(schedule: Any, base: float, stage: Stage, at: Position) -> float:
+    step = at.epoch * stage.steps_per_epoch + at.step
+    return learning_rate(schedule, base, step, stage.steps_per_epoch, stage.epochs)

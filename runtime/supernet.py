@@ -1,0 +1,135 @@
+"""The network being searched: graph, fx module and both optimizers, and how they shrink together.
+
+Weights, batch-norm statistics, momenta and gate states are carried from the larger network to the smaller one by
+name (and by slice where a joining op lost an input), so a search goes on after pruning as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from compiler.ir import Graph
+from compiler.lowering.fx import freeze_norm_scales, gate_parameters, gate_values, initialise, lower
+from compiler.passes.prune_zero_edges import carried_tensors, prune, take
+from graphspec.config import SearchConfig
+from runtime.apgnag import APGNAG
+from runtime.training import weight_optimizer, weight_parameters
+
+MODEL, MOMENTUM, GATE_STATE = "model", "momentum", "gate_state"  # first part of the names of saved tensors
+
+
+@dataclass
+class Supernet:
+    """A gated network in training; see `start`."""
+
+    graph: Graph
+    config: SearchConfig
+    device: torch.device
+    module: fx.GraphModule
+    weights: torch.optim.SGD
+    gates: APGNAG
+
+    @classmethod
+    def start(cls, graph: Graph, config: SearchConfig, device: torch.device, seed: int, gate_init: float) -> Supernet:
+        """A fresh supernet: seeded weights, all gates at `gate_init`, batch-norm scales fixed at 1."""
+        module = lower(graph, lowering=config.lowering, gate_init=gate_init, recompute=config.recompute)
+        initialise(module, seed)
+        return cls._assemble(graph, config, device, module)
+
+    @classmethod
+    def _assemble(
+        cls, graph: Graph, config: SearchConfig, device: torch.device, module: fx.GraphModule
+    ) -> Supernet:
+        freeze_norm_scales(module)
+        module = module.to(device, memory_format=torch.channels_last).train()
+        gates = config.gates
+        optimizer = APGNAG(
+            gate_parameters(module, graph).values(),
+            lr=gates.lr,
+            gamma=gates.gamma,
+            momentum=gates.momentum,
+            clip=gates.clip,
+            nonnegative=gates.nonnegative,
+        )
+        return cls(graph, config, device, module, weight_optimizer(module, config), optimizer)
+
+    @property
+    def gate_vectors(self) -> dict[str, nn.Parameter]:
+        """The gate vector of every share scope."""
+        return gate_parameters(self.module, self.graph)
+
+    def gate_values(self) -> dict[str, float]:
+        """The value of every gate."""
+        return gate_values(self.module, self.graph)
+
+    def _by_gate(self, vectors: Mapping[str, Tensor]) -> dict[str, float]:
+        scopes = self.graph.gate_scopes()
+        return {g: v for scope, vector in vectors.items() for g, v in zip(scopes[scope], vector.tolist(), strict=True)}
+
+    def proximal_points(self) -> dict[str, float]:
+        """S(z) of the last gate step by gate."""
+        return self._by_gate({scope: self.gates.proximal_point(p) for scope, p in self.gate_vectors.items()})
+
+    def zero_gates(self) -> set[str]:
+        """The gates that count as zero now."""
+        zero = self._by_gate({scope: self.gates.is_zero(p) for scope, p in self.gate_vectors.items()})
+        return {gate for gate, is_zero in zero.items() if is_zero}
+
+    # -- saved tensors ----------------------------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights, statistics, gates, momenta and gate states by name."""
+        found = {f"{MODEL}/{name}": tensor for name, tensor in self.module.state_dict().items()}
+        for name, parameter in weight_parameters(self.module).items():
+            buffer = self.weights.state.get(parameter, {}).get("momentum_buffer")
+            if buffer is not None:
+                found[f"{MOMENTUM}/{name}"] = buffer
+        for scope, vector in self.gate_vectors.items():
+            for key, tensor in self.gates.state[vector].items():
+                found[f"{GATE_STATE}/{scope}/{key}"] = tensor
+        return found
+
+    @torch.no_grad()
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `tensors` of a supernet of the same graph gave."""
+        self.module.load_state_dict({n: tensors[f"{MODEL}/{n}"] for n in self.module.state_dict()})
+        for name, parameter in weight_parameters(self.module).items():
+            if f"{MOMENTUM}/{name}" in tensors:
+                value = tensors[f"{MOMENTUM}/{name}"].to(self.device)
+                self.weights.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(value)
+        for scope, vector in self.gate_vectors.items():
+            for key, tensor in self.gates.state[vector].items():
+                tensor.copy_(tensors[f"{GATE_STATE}/{scope}/{key}"])
+
+    @classmethod
+    def restore(
+        cls, graph: Graph, config: SearchConfig, device: torch.device, tensors: Mapping[str, Tensor]
+    ) -> Supernet:
+        """The supernet whose `tensors` these are."""
+        module = lower(graph, lowering=config.lowering, recompute=config.recompute)
+        supernet = cls._assemble(graph, config, device, module)
+        supernet.load_tensors(tensors)
+        return supernet
+
+    # -- shrinking --------------------------------------------------------------------------------------------------
+
+    def pruned(self, closed: Collection[str]) -> Supernet:
+        """The supernet without these gates' edges and what only they fed; PassError if nothing would be left."""
+        graph = prune(self.graph, closed)
+        cuts = carried_tensors(self.graph, graph)
+        kept: dict[str, Tensor] = {}
+        for name, tensor in self.tensors().items():
+            kind, _, rest = name.partition("/")
+            if kind in (MODEL, MOMENTUM) and rest in cuts:
+                kept[name] = take(tensor, cuts[rest])
+        before, after = self.graph.gate_scopes(), graph.gate_scopes()
+        state = self.tensors()
+        for scope, gates in after.items():
+            rows = [before[scope].index(gate) for gate in gates]
+            for name in (f"{MODEL}/{scope}.gates", *(f"{GATE_STATE}/{scope}/{k}" for k in ("v", "prox", "gamma"))):
+                kept[name] = state[name][rows]
+        return Supernet.restore(graph, self.config, self.device, kept)

@@ -1,0 +1,158 @@
+"""One training step and one evaluation, the same for search and retrain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from compiler.lowering.torch_ops import BatchNorm
+from graphspec.config import TrainingConfig
+from graphspec.errors import RunError
+from runtime.data import Loader
+
+Batch = tuple[Tensor, Tensor]  # x: (N, C, H, W) float32, normalised; y: (N,) int64
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an evaluation found over `count` images."""
+
+    loss: float  # mean cross-entropy
+    accuracy: float  # share of right answers, 0..1
+    count: int
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:n` as a device; RunError if it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise RunError(f"--device {name}: no such device; use auto, cpu, cuda or cuda:n")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise RunError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; try --device cpu")
+    return device
+
+
+def weight_parameters(module: nn.Module) -> dict[str, Parameter]:
+    """The trainable parameters by name, gates left out."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad and not name.endswith(".gates")}
+
+
+def weight_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.SGD:
+    """NAG over the weights: torch's SGD with Nesterov momentum, no weight decay on norms and biases (1-d tensors)."""
+    params = list(weight_parameters(module).values())
+    groups = [
+        {"params": [p for p in params if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+
+
+@contextmanager
+def training_only(params: Iterable[Parameter], frozen: Iterable[Parameter]) -> Iterator[None]:
+    """Within this context only `params` get gradients: backward does no work for `frozen`."""
+    chosen, still = list(params), list(frozen)
+    for p in still:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in (*chosen, *still):
+            p.requires_grad_(True)
+
+
+def autocast(config: TrainingConfig, device: torch.device) -> AbstractContextManager[object]:
+    """bf16 autocast where the configuration asks for it."""
+    return torch.autocast(device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
+
+
+LossFn = Callable[[Tensor, Tensor], Tensor]  # x, y -> mean loss
+
+
+def classification_loss(module: nn.Module, config: TrainingConfig, device: torch.device) -> LossFn:
+    """Cross-entropy (with label smoothing) of the module's logits, computed in float32."""
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        with autocast(config, device):
+            logits = module(x)
+        return F.cross_entropy(logits.flatten(1).float(), y, label_smoothing=config.label_smoothing)
+
+    return loss
+
+
+def backward(loss_fn: LossFn, batch: Batch, params: Sequence[Parameter], config: TrainingConfig) -> Tensor:
+    """Gradients of the mean loss over the batch into `params`, in `accumulate` parts; the loss as a scalar tensor."""
+    x, y = batch
+    for p in params:
+        p.grad = None
+    parts = min(config.accumulate, len(y))
+    total = torch.zeros((), device=y.device)
+    for xs, ys in zip(x.chunk(parts), y.chunk(parts), strict=True):
+        loss = loss_fn(xs, ys) * (len(ys) / len(y))
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        total += loss.detach()
+    return total
+
+
+def clip_gradients(params: Iterable[Parameter], limit: float | None) -> None:
+    """Clip gradients element by element to [-limit, limit]."""
+    if limit is not None:
+        torch.nn.utils.clip_grad_value_(list(params), limit)
+
+
+@torch.no_grad()
+def evaluate(module: nn.Module, batches: Iterable[Batch]) -> Scores:
+    """Loss and accuracy in evaluation mode; the module is left in training mode."""
+    module.eval()
+    loss, right, count = 0.0, 0, 0
+    for x, y in batches:
+        logits = module(x).flatten(1).float()
+        loss += float(F.cross_entropy(logits, y, reduction="sum"))
+        right += int((logits.argmax(1) == y).sum())
+        count += len(y)
+    module.train()
+    return Scores(loss / max(count, 1), right / max(count, 1), count)
+
+
+@torch.no_grad()
+def recalibrate(module: nn.Module, batches: Iterable[Batch]) -> None:
+    """Re-estimate batch norm's running statistics as the plain mean over these batches.
+
+    They lag behind gates that move, and are wrong after pruning; batches come from the weight part.
+    """
+    norms = [m for m in module.modules() if isinstance(m, BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    module.train()
+    for index, (x, _) in enumerate(batches):
+        for norm in norms:
+            norm.momentum = 1.0 / (index + 1)  # makes the running average a plain mean
+        module(x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+class Feed:
+    """Batches of a loader by position; asked in order, it reads ahead as the loader does."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+        self._next: tuple[int, int] | None = None
+        self._batches: Iterator[Batch] = iter(())
+
+    def batch(self, epoch: int, index: int) -> Batch:
+        """Batch number `index` of the epoch; indices past its end go on in the epochs that follow."""
+        epoch, index = epoch + index // len(self.loader), index % len(self.loader)
+        if self._next != (epoch, index):
+            self._batches = self.loader.batches(epoch, index)
+        self._next = (epoch, index + 1)
+        return next(self._batches)
