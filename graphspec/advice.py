@@ -1,0 +1,101 @@
+"""Warnings about settings that are valid but cannot work; `graphspec compile` prints them before anything runs.
+
+It belongs to the highest layer, with the API and the command line, and imports no torch.
+"""
+
+from __future__ import annotations
+
+import math
+
+from graphspec.config import Configuration, GateConfig, Schedule, SearchConfig
+from runtime.schedules import learning_rate, period_ends
+
+TOO_SOON = 0.25
+"""A gate without gradient that dies within this many epochs leaves no time to tell useful edges from useless ones."""
+SAMPLES = 20_000
+
+
+def gate_steps_per_epoch(search: SearchConfig, images: int) -> int:
+    """Gate steps in an epoch over `images` training images (validation images left out), whole batches only.
+
+    `weight_steps` weight steps, then a gate step, until the weight part or the gate part runs out.
+    """
+    weight_images = round(images * search.weight_part)
+    weight_batches = weight_images // search.batch_size
+    gate_batches = (images - weight_images) // search.batch_size
+    return min(weight_batches // search.weight_steps, gate_batches)
+
+
+def death_steps(gamma: float, lr: float, momentum: float) -> float:
+    """Steps at a constant rate until a gate without gradient has gone from 1 to 0: (1 - momentum) / (lr * gamma)."""
+    return (1 - momentum) / (lr * gamma) if lr * gamma > 0 else math.inf
+
+
+def epochs_to_death(gates: GateConfig, steps_per_epoch: int, epochs: int) -> float:
+    """Epochs until a gate without gradient has gone from 1 to 0 under the gates' schedule; infinity if it does not.
+
+    Under a varying rate a gate has gone `gamma / (1 - momentum)` times the sum of the rates so far; the sum takes at
+    most `SAMPLES` rates, so that a long search is checked as fast as a short one.
+    """
+    travelled, needed = 0.0, death_steps(gates.gamma, 1.0, gates.momentum)
+    total = epochs * steps_per_epoch
+    stride = max(1, math.ceil(total / SAMPLES))
+    for step in range(0, total, stride):
+        rate = learning_rate(gates.schedule, gates.lr, step, steps_per_epoch, epochs)
+        travelled += rate * min(stride, total - step)
+        if travelled >= needed:
+            return min(step + stride, total) / steps_per_epoch
+    return math.inf
+
+
+def gate_warnings(search: SearchConfig, steps_per_epoch: int) -> list[str]:
+    """What is doubtful about gamma, gate learning rate and epochs, for so many gate steps an epoch."""
+    gates = search.gates
+    if search.strategy != "apg_nag" or search.epochs == 0:
+        return []
+    if steps_per_epoch == 0:
+        return [
+            "the search has no gate step: a part of the split is smaller than one batch; "
+            "lower search.batch_size or search.weight_steps"
+        ]
+    if gates.gamma == 0:
+        return ["search.gates.gamma is 0: no gate is pushed to zero, so no edge will be pruned"]
+    alive = epochs_to_death(gates, steps_per_epoch, search.epochs)
+    pace = (
+        f"with search.gates.gamma {gates.gamma:g} and lr {gates.lr:g}, an edge that the loss does not hold needs about "
+        f"{death_steps(gates.gamma, gates.lr, gates.momentum):.0f} gate steps at the full rate to die"
+    )
+    total = search.epochs * steps_per_epoch
+    if math.isinf(alive):
+        return [f"{pace}, more than the {total} steps of the search: raise gamma, the gates' lr or search.epochs"]
+    if alive < TOO_SOON:
+        return [f"{pace}, {alive:.2g} of an epoch: lower gamma or the gates' lr, else useful edges die as well"]
+    return []
+
+
+def schedule_warnings(where: str, schedule: Schedule, base: float, epochs: int) -> list[str]:
+    """What is doubtful about a schedule; `where` is the key of its section, e.g. `retrain`."""
+    found = []
+    if schedule.warmup >= epochs > 0:
+        found.append(f"{where}.schedule.warmup is {schedule.warmup} of {epochs} epochs: the curve never starts")
+    if schedule.kind in ("cosine", "warm_restarts") and schedule.minimum > base:
+        found.append(f"{where}.schedule.minimum {schedule.minimum:g} is above {where}.lr {base:g}: the rate will rise")
+    if schedule.kind == "warm_restarts" and epochs > 0:
+        ends = period_ends(schedule, epochs)
+        if ends and ends[-1] != epochs:
+            found.append(
+                f"{where} stops after {epochs} epochs, amid a period of its warm restarts: "
+                f"periods end at epochs {', '.join(map(str, ends))}"
+            )
+    return found
+
+
+def advise(configuration: Configuration, images: int | None) -> list[str]:
+    """All warnings; `images` are the training images without the validation part, None where nobody knows yet."""
+    search, retrain = configuration.search, configuration.retrain
+    found = [] if images is None else gate_warnings(search, gate_steps_per_epoch(search, images))
+    found += schedule_warnings("search.gates", search.gates.schedule, search.gates.lr, search.epochs)
+    for epochs in sorted({search.pretrain_epochs, search.epochs}):
+        found += schedule_warnings("search", search.schedule, search.lr, epochs)
+    found += schedule_warnings("retrain", retrain.schedule, retrain.lr, retrain.epochs)
+    return list(dict.fromkeys(found))
