@@ -76,7 +76,8 @@ class DataConfig(Section):
     workers: Annotated[int, Field(ge=0)] = 2
     """Loader processes, for sets that do not fit in memory."""
     in_memory: bool | None = None
-    """Hold the decoded set in memory as uint8; default: yes when it takes less than 2 GB."""
+    """`folder`: hold the decoded set in memory as uint8; default: yes when it takes less than 2 GB. `imagenet` always
+    streams, all other sets are always held."""
     skip_corrupt: bool = False
     """Leave unreadable images out and count them; default: an unreadable image is an error."""
     fake_size: Positive = 256
