@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import re
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -101,7 +101,7 @@ def make_template(spec: Spec, block: BlockSpec, report: Reporter) -> Template | 
 def _expand(spec: Spec, block: BlockSpec, inputs: tuple[str, ...], report: Reporter) -> dict[str, TemplateNode]:
     """All nodes by name, levels and choices spelt out; mistakes are reported."""
     nodes = {node.name: node for node in _level_nodes(spec, block, inputs, report)}
-    names = [*nodes, *block.nodes, *_broken_names(spec, (*block.path, "nodes"))]
+    names = dict.fromkeys([*nodes, *block.nodes, *_broken_names(spec, (*block.path, "nodes"))])
     for name, node in block.nodes.items():
         sources = _sources(spec, block, node, name, names, inputs, report)
         if node.choose:
@@ -155,18 +155,19 @@ def _sources(
     block: BlockSpec,
     node: NodeSpec,
     name: str,
-    names: list[str],
+    names: Collection[str],
     inputs: tuple[str, ...],
     report: Reporter,
 ) -> tuple[Source, ...]:
     """The node's edges with patterns spelt out (`levels.*` reads every level node)."""
     found: dict[str, Source] = {}
     for edge in node.inputs:
-        for source in _matches(edge.source, name, names, inputs):
+        matches = _matches(edge.source, name, names, inputs)
+        for source in matches:
             if source in found:
                 report.error(edge.path, f"{name!r} reads {source!r} twice")
             found[source] = Source(source, edge.gated, edge.path)
-        if not _matches(edge.source, name, names, inputs) and not _may_be_broken(spec, block, edge.source):
+        if not matches and not _may_be_broken(spec, block, edge.source):
             known = [*inputs, *names]
             what = "no node matches" if "*" in edge.source else "unknown node"
             hint = did_you_mean(edge.source, known)
@@ -182,7 +183,7 @@ def _may_be_broken(spec: Spec, block: BlockSpec, source: str) -> bool:
     return levels_are_broken and source.startswith("level")
 
 
-def _matches(pattern: str, name: str, names: list[str], inputs: tuple[str, ...]) -> list[str]:
+def _matches(pattern: str, name: str, names: Collection[str], inputs: tuple[str, ...]) -> list[str]:
     if "*" not in pattern:
         return [pattern] if pattern in inputs or pattern in names else []
     if pattern == "levels.*":
