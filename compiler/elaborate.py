@@ -62,10 +62,11 @@ class _Builder:
 
     def run(self) -> None:
         """Build every entry in order, then the output."""
-        if any(path[0] in ("network", "input") for path in self.spec.broken) or not self._fits():
+        entries = {entry.name: entry for entry in self.spec.network}
+        if not self._entries_are_known(entries) or self._sizes_are_broken() or not self._fits():
             return
         blocks: list[Block] = []
-        for entry in self._ordered():
+        for entry in self._ordered(entries):
             made = self._entry(entry)
             if made is None:
                 return  # nothing can be said about what reads it
@@ -74,6 +75,10 @@ class _Builder:
             return
         self.graph.blocks = tuple(blocks)
         self._connect_output(blocks[-1])
+
+    def _sizes_are_broken(self) -> bool:
+        """Whether the parser has left out something that the network's sizes and order follow from."""
+        return any(path[0] in ("network", "input", "classes", "symbols") for path in self.spec.broken)
 
     def _fits(self) -> bool:
         sizes = {name: len(t.nodes) if t else 0 for name, t in self.templates.items()}
@@ -84,11 +89,8 @@ class _Builder:
 
     # -- entries of the network -------------------------------------------------------------------------------------
 
-    def _ordered(self) -> list[NetworkEntry]:
+    def _ordered(self, entries: Mapping[str, NetworkEntry]) -> list[NetworkEntry]:
         """Entries after the entries they read, the one that nothing reads last; wrong ones are reported."""
-        entries = {entry.name: entry for entry in self.spec.network}
-        if not self._entries_are_known(entries):
-            return []
         read = {source for entry in entries.values() for source in entry.inputs}
         unread = [entry for entry in entries.values() if entry.name not in read]
         for entry in unread[:-1]:
@@ -100,17 +102,20 @@ class _Builder:
         known = ["in", *entries]
         for entry in entries.values():
             for source in entry.inputs:
-                if source not in known:
+                if source not in known and ("network", source) not in self.spec.broken:
                     hint = did_you_mean(source, known)
                     self.report.error((*entry.path, "from"), f"unknown network entry {source!r}{hint}")
-            if ("blocks", entry.block) in self.spec.broken and entry.block not in self.spec.blocks:
-                return False
-            if entry.block not in self.spec.blocks:
+            if entry.block not in self.spec.blocks and not self._is_broken_block(entry.block):
                 hint = did_you_mean(entry.block, self.spec.blocks)
                 self.report.error((*entry.path, "block"), f"unknown block {entry.block!r}{hint}")
         return len(self.report.found) == before
 
+    def _is_broken_block(self, name: str) -> bool:
+        return not {("blocks",), ("blocks", name)}.isdisjoint(self.spec.broken)
+
     def _entry(self, entry: NetworkEntry) -> list[Block] | None:
+        if entry.block not in self.spec.blocks:
+            return None  # left out because of a mistake reported already
         definition = self.spec.blocks[entry.block]
         history = [self.values[name][-1] for name in reversed(entry.inputs)]
         count = len(definition.type.inputs)
