@@ -7,23 +7,39 @@ from __future__ import annotations
 
 import math
 
-from graphspec.config import Configuration, GateConfig, Schedule, SearchConfig
+from graphspec.config import Configuration, DataConfig, GateConfig, Schedule, SearchConfig
 from runtime.schedules import learning_rate, period_ends
 
 TOO_SOON = 0.25
 """A gate without gradient that dies within this many epochs leaves no time to tell useful edges from useless ones."""
 SAMPLES = 20_000
+TRAINING_IMAGES = {
+    "digits": 1437,
+    "cifar10": 50_000,
+    "cifar100": 50_000,
+    "fashion_mnist": 60_000,
+    "mnist": 60_000,
+    "svhn": 73_257,
+    "imagenet": 1_281_167,
+}
+"""Training images of the data sets whose size is known without opening them, test images left out."""
+
+
+def training_images(data: DataConfig) -> int | None:
+    """Images to train weights and gates on, validation left out; None for a data set of unknown size."""
+    images = data.fake_size if data.name == "fake" else TRAINING_IMAGES.get(data.name)
+    return None if images is None else images - round(data.validation * images)
 
 
 def gate_steps_per_epoch(search: SearchConfig, images: int) -> int:
     """Gate steps in an epoch over `images` training images (validation images left out), whole batches only.
 
-    `weight_steps` weight steps, then a gate step, until the weight part or the gate part runs out.
+    `weight_steps` weight steps, then a gate step, until the weight part or the gate part runs out; at least one.
     """
     weight_images = round(images * search.weight_part)
     weight_batches = weight_images // search.batch_size
     gate_batches = (images - weight_images) // search.batch_size
-    return min(weight_batches // search.weight_steps, gate_batches)
+    return max(1, min(weight_batches // search.weight_steps, gate_batches))
 
 
 def death_steps(gamma: float, lr: float, momentum: float) -> float:
@@ -53,11 +69,6 @@ def gate_warnings(search: SearchConfig, steps_per_epoch: int) -> list[str]:
     gates = search.gates
     if search.strategy != "apg_nag" or search.epochs == 0:
         return []
-    if steps_per_epoch == 0:
-        return [
-            "the search has no gate step: a part of the split is smaller than one batch; "
-            "lower search.batch_size or search.weight_steps"
-        ]
     if gates.gamma == 0:
         return ["search.gates.gamma is 0: no gate is pushed to zero, so no edge will be pruned"]
     alive = epochs_to_death(gates, steps_per_epoch, search.epochs)
@@ -67,7 +78,9 @@ def gate_warnings(search: SearchConfig, steps_per_epoch: int) -> list[str]:
     )
     total = search.epochs * steps_per_epoch
     if math.isinf(alive):
-        return [f"{pace}, more than the {total} steps of the search: raise gamma, the gates' lr or search.epochs"]
+        return [
+            f"{pace}, and the {total} steps of the search fall short of that: raise gamma, the gates' lr or search.epochs"
+        ]
     if alive < TOO_SOON:
         return [f"{pace}, {alive:.2g} of an epoch: lower gamma or the gates' lr, else useful edges die as well"]
     return []
@@ -90,9 +103,10 @@ def schedule_warnings(where: str, schedule: Schedule, base: float, epochs: int) 
     return found
 
 
-def advise(configuration: Configuration, images: int | None) -> list[str]:
-    """All warnings; `images` are the training images without the validation part, None where nobody knows yet."""
+def advise(configuration: Configuration) -> list[str]:
+    """All warnings; those about gate steps only where the size of the data set is known."""
     search, retrain = configuration.search, configuration.retrain
+    images = training_images(configuration.data)
     found = [] if images is None else gate_warnings(search, gate_steps_per_epoch(search, images))
     found += schedule_warnings("search.gates", search.gates.schedule, search.gates.lr, search.epochs)
     for epochs in sorted({search.pretrain_epochs, search.epochs}):
