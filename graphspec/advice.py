@@ -79,7 +79,7 @@ def gate_warnings(search: SearchConfig, steps_per_epoch: int) -> list[str]:
     total = search.epochs * steps_per_epoch
     if math.isinf(alive):
         return [
-            f"{pace}, and the {total} steps of the search fall short of that: raise gamma, the gates' lr or search.epochs"
+            f"{pace}, and the {total} steps of the search fall short of it: raise gamma, the gates' lr or search.epochs"
         ]
     if alive < TOO_SOON:
         return [f"{pace}, {alive:.2g} of an epoch: lower gamma or the gates' lr, else useful edges die as well"]

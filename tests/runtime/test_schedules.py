@@ -152,7 +152,7 @@ def test_advice_knows_how_many_images_there_are() -> None:
 @pytest.mark.parametrize(
     ("settings_", "steps", "said"),
     [
-        (search(1e-5), 195, "about 100000 gate steps .* and the 3900 steps of the search fall short"),
+        (search(1e-5), 195, "about 100000 gate steps .* and the 3900 steps of the search fall short of it"),
         (search(1.0), 195, "about 1 gate steps .* of an epoch: lower gamma"),
         (search(0.0), 195, "gamma is 0"),
     ],
