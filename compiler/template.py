@@ -122,7 +122,8 @@ def _level_nodes(spec: Spec, block: BlockSpec, inputs: tuple[str, ...], report: 
     levels = block.levels
     if levels is None:
         return
-    if levels.source not in inputs and levels.source not in block.nodes:
+    is_broken = (*block.path, "nodes", levels.source) in spec.broken
+    if levels.source not in inputs and levels.source not in block.nodes and not is_broken:
         known = [*inputs, *block.nodes]
         report.error((*levels.path, "from"), f"unknown node {levels.source!r}{did_you_mean(levels.source, known)}")
     resolved = [resolve_op(spec, written, report) for written in levels.ops]
