@@ -19,7 +19,7 @@ BLOCK_KEYS = ("type", "share", "levels", "nodes")
 LEVELS_KEYS = ("count", "ops", "from", "gated", "gate_input")
 NODE_KEYS = ("op", "from", "gated", "choose")
 EDGE_KEYS = ("node", "gated")
-_SOURCE = re.compile(r"[a-z*?][a-z0-9_*?]*(\.[a-z0-9_*?]+)*")
+_SOURCE = re.compile(r"[a-z*][a-z0-9_*]*(\.[a-z0-9_*]+)*")
 _OUT = "out"
 
 
