@@ -5,33 +5,30 @@ Passes that remove or rewire nodes edit a `Draft`; `Graph` itself only grows. A 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 
-from compiler.ir import INPUT, OUTPUT, Block, Edge, Graph, Node, Phase
+from compiler.ir import INPUT, OUTPUT, Block, Graph, Node, Phase
 
 Source = tuple[str, str | None]  # id of the node read, gate of the edge
 
 
 class Draft:
-    """Nodes by id, in topological order, and the sources of each by slot."""
+    """Nodes by id and the sources of each by slot. Ties of the topological order follow the order of the nodes."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, *, empty: bool = False) -> None:
+        """A draft of `graph`, or an empty one to fill with its successor's nodes."""
         self.origin = graph
         self.nodes: dict[str, Node] = {}
         self.reads: dict[str, list[Source]] = {}
-        for node in graph.nodes():
-            self.add(node, [(e.src, e.gate) for e in graph.inputs(node.id)])
+        for node in () if empty else graph.nodes():
+            self.add(node, sources_of(graph, node.id))
 
     def add(self, node: Node, sources: Iterable[Source]) -> None:
         """Append a node; ids it reads may be added later."""
         assert node.id not in self.nodes, f"node {node.id!r} exists already"
         self.nodes[node.id] = node
         self.reads[node.id] = list(sources)
-
-    def reorder(self, rank: Callable[[str], int]) -> None:
-        """Sort the nodes, stably, by the rank of their ids: ties of the topological order follow this order."""
-        self.nodes = {i: self.nodes[i] for i in sorted(self.nodes, key=rank)}
 
     def users(self) -> dict[str, list[str]]:
         """Ids of the nodes that read each node, as the draft stands."""
@@ -40,6 +37,19 @@ class Draft:
             for src, _ in sources:
                 found[src].append(dst)
         return found
+
+    def reads_both(self, readers: Iterable[str], source: str) -> bool:
+        """Whether one of these nodes reads `source` as well."""
+        return any(src == source for reader in readers for src, _ in self.reads[reader])
+
+    def redirect(self, old: str, new: str, users: dict[str, list[str]]) -> None:
+        """Let all readers of `old` read `new` instead, and remove `old`; keeps `users` right."""
+        for reader in users[old]:
+            self.reads[reader] = [(new if src == old else src, gate) for src, gate in self.reads[reader]]
+        for src, _ in self.reads[old]:
+            users[src].remove(old)
+        users[new] += users.pop(old)
+        del self.nodes[old], self.reads[old]
 
     def graph(self, phase: Phase | None = None, renamed: dict[str, str] | None = None) -> Graph:
         """The graph of all nodes that reach the output; `renamed` maps ids that blocks know to what stands for them."""
@@ -82,6 +92,6 @@ def living_blocks(blocks: Iterable[Block], graph: Graph, renamed: dict[str, str]
     return tuple(kept)
 
 
-def sources_of(edges: Iterable[Edge]) -> list[Source]:
-    """Edges as a draft keeps them."""
-    return [(e.src, e.gate) for e in edges]
+def sources_of(graph: Graph, node_id: str) -> list[Source]:
+    """What a node reads, by slot."""
+    return [(edge.src, edge.gate) for edge in graph.inputs(node_id)]

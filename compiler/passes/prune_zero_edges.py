@@ -18,11 +18,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from compiler.ir import INPUT, OUTPUT, Edge, Graph, Model, Node, attrs_of
-from compiler.ops import Reads, op
+from compiler.ops import Reads, infer, op
 from compiler.passes.base import Pass
 from compiler.passes.carry import Cut, can_lose_channels, carried_tensors, take
-from compiler.passes.draft import Draft, living_blocks
-from compiler.passes.infer_types import infer_types
+from compiler.passes.draft import Draft, Source, living_blocks, sources_of
 from graphspec.errors import PassError
 
 NAME = "prune-zero-edges"
@@ -52,12 +51,9 @@ def prune(graph: Graph, closed: Collection[str]) -> Graph:
     kept = surviving_edges(graph, closed)
     if not kept:
         raise _nothing_left(graph, closed)
-    pruned = graph.restricted_to(kept)
-    for node in pruned.nodes():
-        pruned.replace(_with_channels(node))
-    pruned = _feed_zeros(graph, pruned)
+    pruned = _feed_zeros(graph, graph.restricted_to(kept))
     pruned.blocks = living_blocks(graph.blocks, pruned, {})
-    return infer_types(pruned, graph.phase)
+    return _retyped(pruned)
 
 
 def _nothing_left(graph: Graph, closed: Collection[str]) -> PassError:
@@ -76,37 +72,48 @@ def _nothing_left(graph: Graph, closed: Collection[str]) -> PassError:
     )
 
 
-def _with_channels(node: Node) -> Node:
-    """The node with its output channels written down, so that losing input channels does not change them."""
-    attrs = dict(node.attrs)
-    if not op(node.op).sets_channels or attrs.get("channels") is not None:
-        return node
-    return replace(node, attrs=attrs_of(attrs | {"channels": node.shape[0]}))
+def _retyped(graph: Graph) -> Graph:
+    """Infer types again; where output channels would follow lost input channels, the old number is written down."""
+    for node in graph.nodes():
+        if node.op == INPUT:
+            continue
+        types = [t for edge in graph.inputs(node.id) if (t := graph.node(edge.src).type) is not None]
+        found = infer(node.op, node.attrs, types)
+        if found != node.type and op(node.op).sets_channels:
+            graph.replace(replace(node, attrs=attrs_of(dict(node.attrs) | {"channels": node.shape[0]})))
+        else:
+            graph.replace(replace(node, type=found))
+    return graph
 
 
 def _feed_zeros(graph: Graph, pruned: Graph) -> Graph:
     """`pruned` with a `zero` node for every lost input whose channels no weight can give up."""
     may_lose = can_lose_channels(pruned)
-    short = [
+    short = {
         n.id
         for n in pruned.nodes()
         if op(n.op).reads is Reads.APART and len(pruned.inputs(n.id)) < len(graph.inputs(n.id)) and not may_lose[n.id]
-    ]
+    }
     if not short:
         return pruned
-    draft = Draft(pruned)
-    for node_id in short:
-        left = {edge.src: edge.gate for edge in pruned.inputs(node_id)}
-        model = next(iter(left))  # any living source has the right size, only the channels may differ
-        draft.reads[node_id] = []
-        for edge in graph.inputs(node_id):
-            if edge.src in left:
-                draft.reads[node_id].append((edge.src, left[edge.src]))
-                continue
-            zero = Node(f"{node_id}.zero{edge.slot}", "zero", attrs_of({"channels": graph.node(edge.src).shape[0]}))
-            draft.add(zero, [(model, None)])
-            draft.reads[node_id].append((zero.id, None))
+    draft = Draft(pruned, empty=True)
+    for node in pruned.nodes():
+        sources = sources_of(pruned, node.id)
+        draft.add(node, _padded(graph, node, sources, draft) if node.id in short else sources)
     return draft.graph()
+
+
+def _padded(graph: Graph, node: Node, left: list[Source], draft: Draft) -> list[Source]:
+    """What `node` read in `graph`, the lost sources replaced by zeros that are added to the draft."""
+    sources: list[Source] = []
+    for edge in graph.inputs(node.id):
+        if (edge.src, edge.gate) in left:
+            sources.append((edge.src, edge.gate))
+            continue
+        zero = Node(f"{node.id}.zero{edge.slot}", "zero", attrs_of({"channels": graph.node(edge.src).shape[0]}))
+        draft.add(zero, [(left[0][0], None)])  # any living source has the right size, only the channels differ
+        sources.append((zero.id, None))
+    return sources
 
 
 @dataclass(frozen=True)

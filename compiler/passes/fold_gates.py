@@ -1,0 +1,152 @@
+"""`fold-gates`: multiply gate values into weights, so that the graph computes the same without gates.
+
+For a gate g != 0 on an edge x -> node, in this order:
+
+1. A join that ends in a convolution (`project`) takes every gate:  W [g1 x1; g2 x2] = [g1 W1, g2 W2] [x1; x2].
+2. A node all of whose inputs have one gate takes it in its first affine step, past steps that commute with it:
+       conv, linear:   W (g x) + b = (g W) x + b
+       batch norm:     (g x - m) / sqrt(v + e) = sign(g) (x - m/g) / sqrt((v + e)/g^2 - e + e)
+   In batch norm the statistics change, not the scale, so that training goes on from the same function.
+3. A node all of whose users have one gate gives it from its last affine step:
+       g relu(W x + b) = relu(g W x + g b)   for g > 0,   and likewise batch norm's scale and shift.
+4. What is left becomes a `scale` node, one for each value and factor.
+
+Steps commute with a factor where f(g x) = g f(x): identity, sums, averages and joins for every g, relu and max pooling
+for g > 0. Other activations (relu6, silu, ...) do not. Batch norm takes no gate below 1e-4 in magnitude (its variance
+would leave float32): that one becomes a `scale` node.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from compiler.ir import Graph, Model, Node, Phase, attrs_of
+from compiler.ops import Step, read_attrs, steps
+from compiler.passes.base import Pass
+from compiler.passes.draft import Draft, Source
+from compiler.passes.infer_types import infer_types
+from graphspec.errors import PassError
+
+LINEAR = frozenset({"conv", "depthwise_conv", "linear"})
+HOMOGENEOUS = frozenset(
+    {"identity", "add", "dropout", "avg_pool", "global_avg_pool", "flatten", "mean", "concat", "scale"}
+)
+POSITIVELY_HOMOGENEOUS = HOMOGENEOUS | {"relu", "max_pool"}
+SMALLEST_FOR_BATCH_NORM = 1e-4
+
+Weights = dict[str, Any]
+Factors = dict[tuple[str, str], float]  # (source, destination) -> what is still to be multiplied
+
+
+@dataclass(frozen=True)
+class FoldGates(Pass):
+    """Multiply the gates into weights; what cannot be folded exactly becomes a multiplication by a constant."""
+
+    name = "fold-gates"
+
+    def run(self, model: Model) -> Model:
+        """The compact model that computes what the gated one does; PassError without weights or with a zero gate."""
+        graph, weights = model.graph, dict(model.weights)
+        factors = {(e.src, e.dst): 1.0 if e.gate is None else model.gates[e.gate] for e in graph.edges()}
+        if not weights and any(f != 1.0 for f in factors.values()):
+            raise PassError(self.name, graph.name, "there are no weights to fold the gates into", "use drop-gates")
+        if 0.0 in factors.values():
+            raise PassError(self.name, graph.name, "a gate is zero", "run prune-zero-edges first")
+        for node in graph.nodes():
+            _fold_forward(graph, node, factors, weights)
+        for node in graph.nodes():
+            _fold_backward(graph, node, factors, weights)
+        return Model(infer_types(_with_scales(graph, factors), Phase.COMPACT), {}, weights)
+
+
+def _fold_forward(graph: Graph, node: Node, factors: Factors, weights: Weights) -> None:
+    """Into the node that reads the gated values (1 and 2)."""
+    edges = [(e.src, e.dst) for e in graph.inputs(node.id)]
+    values = [factors[e] for e in edges]
+    if all(v == 1.0 for v in values):
+        return
+    if _is_join_with_conv(node):
+        name = f"{node.id}.{steps(node.op, node.attrs)[1].name}.weight"
+        channels = [graph.node(src).shape[0] for src, _ in edges]
+        weight = weights[name]
+        weights[name] = weight * np.repeat(values, channels).astype(weight.dtype).reshape(1, -1, 1, 1)
+    elif len(set(values)) > 1 or not _scale_first_affine(node, values[0], weights):
+        return
+    factors.update(dict.fromkeys(edges, 1.0))
+
+
+def _is_join_with_conv(node: Node) -> bool:
+    chain = steps(node.op, node.attrs)
+    if len(chain) < 2 or (chain[0].op, chain[1].op) != ("concat", "conv"):
+        return False
+    return bool(read_attrs("conv", chain[1].attrs).groups == 1)
+
+
+def _scale_first_affine(node: Node, factor: float, weights: Weights) -> bool:
+    for step in steps(node.op, node.attrs):
+        prefix = _prefix(node, step)
+        if step.op in LINEAR:
+            weights[f"{prefix}weight"] = weights[f"{prefix}weight"] * factor
+            return True
+        if step.op == "batch_norm":
+            return _scale_input_of_batch_norm(prefix, read_attrs(step.op, step.attrs).eps, factor, weights)
+        if not _commutes(step, factor):
+            return False
+    return False
+
+
+def _scale_input_of_batch_norm(prefix: str, eps: float, factor: float, weights: Weights) -> bool:
+    if abs(factor) < SMALLEST_FOR_BATCH_NORM:
+        return False
+    weights[f"{prefix}weight"] = weights[f"{prefix}weight"] * float(np.sign(factor))
+    weights[f"{prefix}running_mean"] = weights[f"{prefix}running_mean"] / factor
+    weights[f"{prefix}running_var"] = (weights[f"{prefix}running_var"] + eps) / factor**2 - eps
+    return True
+
+
+def _fold_backward(graph: Graph, node: Node, factors: Factors, weights: Weights) -> None:
+    """Into the node that makes the gated value (3)."""
+    edges = [(e.src, e.dst) for e in graph.users(node.id)]
+    values = {factors[e] for e in edges}
+    if len(values) == 1 and values != {1.0} and _scale_last_affine(node, values.pop(), weights):
+        factors.update(dict.fromkeys(edges, 1.0))
+
+
+def _scale_last_affine(node: Node, factor: float, weights: Weights) -> bool:
+    for step in reversed(steps(node.op, node.attrs)):
+        prefix = _prefix(node, step)
+        if step.op in LINEAR or step.op == "batch_norm":
+            for name in (f"{prefix}weight", f"{prefix}bias"):
+                if name in weights:
+                    weights[name] = weights[name] * factor
+            return True
+        if not _commutes(step, factor):
+            return False
+    return False
+
+
+def _commutes(step: Step, factor: float) -> bool:
+    return step.op in (POSITIVELY_HOMOGENEOUS if factor > 0 else HOMOGENEOUS)
+
+
+def _prefix(node: Node, step: Step) -> str:
+    return f"{node.id}.{step.name}." if step.name else f"{node.id}."
+
+
+def _with_scales(graph: Graph, factors: Factors) -> Graph:
+    """The graph without gates, a `scale` node for each (value, factor) that is left (4)."""
+    draft = Draft(graph, empty=True)
+    made: dict[tuple[str, float], str] = {}
+    for node in graph.nodes():
+        sources: list[Source] = []
+        for edge in graph.inputs(node.id):
+            source, factor = edge.src, factors[edge.src, edge.dst]
+            if factor != 1.0 and (source, factor) not in made:
+                made[source, factor] = f"{node.id}.gate{edge.slot}"
+                draft.add(Node(made[source, factor], "scale", attrs_of({"factor": factor})), [(source, None)])
+            sources.append((made.get((source, factor), source), None))
+        draft.add(node, sources)
+    return draft.graph(Phase.COMPACT)

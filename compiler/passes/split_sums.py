@@ -1,0 +1,38 @@
+"""`split-sums`: give every sum that an op takes of its inputs a node of its own.
+
+    n = conv(a, b)   ->   n.sum = add(a, b);  n = conv(n.sum)
+
+so that sums can be shared, and lowered to formats whose ops take one input. `add` and ops that read their inputs apart
+stay as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from compiler.ir import Model, Node
+from compiler.ops import Reads, op
+from compiler.passes.base import Pass
+from compiler.passes.draft import Draft, sources_of
+from graphspec.errors import PassError
+
+
+@dataclass(frozen=True)
+class SplitSums(Pass):
+    """Give every sum that an op takes of its inputs a node of its own."""
+
+    name = "split-sums"
+
+    def run(self, model: Model) -> Model:
+        """The model in which only `add`, `concat` and custom ops that read apart have several inputs."""
+        if model.graph.gates():
+            raise PassError(self.name, model.graph.name, "the graph still has gates", "run fold-gates or drop-gates")
+        draft = Draft(model.graph, empty=True)
+        for node in model.graph.nodes():
+            sources = sources_of(model.graph, node.id)
+            if len(sources) > 1 and node.op != "add" and op(node.op).reads is Reads.SUM:
+                total = Node(f"{node.id}.sum", "add", type=model.graph.node(sources[0][0]).type)
+                draft.add(total, sources)
+                sources = [(total.id, None)]
+            draft.add(node, sources)
+        return replace(model, graph=draft.graph())
