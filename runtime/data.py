@@ -208,7 +208,7 @@ def load_dataset(
     if mean is None or std is None:
         # The parts for weights and gates together do not depend on how they share the images.
         training = split_images(opened.train.labels, 0.5, config.validation, seed).training
-        own_mean, own_std = _statistics(opened.train, training, seed)
+        own_mean, own_std = channel_statistics(opened.train, training, seed)
         mean, std = mean or own_mean, std or own_std
     augment = replace(opened.augment, crop_padding=config.crop_padding, flip=config.flip or opened.augment.flip)
     return Dataset(
@@ -216,7 +216,7 @@ def load_dataset(
     )
 
 
-def _statistics(images: Images, rows: Tensor, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(images: Images, rows: Tensor, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel in 0..1, from exact counts of the 256 values.
 
     A channel that never changes gets a deviation of 1, because there is nothing to scale.

@@ -152,7 +152,7 @@ class _Torchvision:
         name, root, download = expected.config.name, expected.root, expected.config.download
         try:
             return getattr(datasets, self.kind)(root=str(root), download=download, **half)
-        except (RuntimeError, OSError, ValueError) as error:
+        except (RuntimeError, OSError, ValueError, KeyError, EOFError, AssertionError) as error:  # its readers assert
             looked = f"{root} (looked for {root / self.lies_at})"
             if download:
                 raise RunError(f"data set {name!r} could not be fetched to {looked}: {error}") from error

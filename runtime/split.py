@@ -38,16 +38,16 @@ class Split:
 def stratified_order(labels: Tensor, random: torch.Generator) -> Tensor:
     """A random order of all images in which every run of neighbours holds the classes in proportion.
 
-    `labels` (N,) int64 gives an (N,) int64 permutation. Number k of a class of n images is placed at (k + 1/2) / n of
-    the way, so any stretch holds each class to within one image of its share.
+    `labels` (N,) int64 gives an (N,) int64 permutation. Number k of a class of n images is placed at (k + u) / n of the
+    way, u drawn from 0..1 per class: one value for all would put the only image of every rare class at the same place.
     """
     shuffled = torch.randperm(len(labels), generator=random).numpy()
     by_class = shuffled[np.argsort(labels.numpy()[shuffled], kind="stable")]
     _, first, counts = np.unique(labels.numpy()[by_class], return_index=True, return_counts=True)
     number = np.arange(len(labels)) - np.repeat(first, counts)
-    place = (number + 0.5) / np.repeat(counts, counts)
-    ties = torch.rand(len(labels), generator=random, dtype=torch.float64).numpy()
-    return torch.from_numpy(by_class[np.lexsort((ties, place))].astype(np.int64))
+    start = torch.rand(len(counts), generator=random, dtype=torch.float64).numpy()
+    place = (number + np.repeat(start, counts)) / np.repeat(counts, counts)
+    return torch.from_numpy(by_class[np.argsort(place, kind="stable")].astype(np.int64))
 
 
 def split_images(labels: Tensor, weight_part: float, validation: float, seed: int) -> Split:
