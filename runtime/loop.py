@@ -20,25 +20,7 @@ from runtime.checkpoint import CheckpointStore
 from runtime.logs import Console, MetricsLog
 from runtime.seeds import mix
 from runtime.signals import StopFlag
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A run of epochs with one schedule."""
-
-    name: str
-    epochs: int
-    steps_per_epoch: int
-    images_per_step: int
-
-
-@dataclass(frozen=True)
-class Position:
-    """The next step: index of the stage, epoch and step within it, all from 0."""
-
-    stage: int = 0
-    epoch: int = 0
-    step: int = 0
+from runtime.stages import Position, Stage
 
 
 class Job(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,11 +17,10 @@ from compiler.passes.prune_zero_edges import surviving_edges
 from compiler.text import from_json, to_json
 from graphspec.config import Configuration
 from runtime.data import Dataset
-from runtime.latency import default_file, measured_latencies
+from runtime.latency import measured_latencies
 from runtime.logs import Console
-from runtime.loop import Position, Stage
+from runtime.stages import Position, Stage
 from runtime.penalties import Penalty, priced_call, set_gammas
-from runtime.schedules import learning_rate
 from runtime.supernet import Supernet
 from runtime.training import (
     Feed,
@@ -29,6 +29,7 @@ from runtime.training import (
     classification_loss,
     clip_gradients,
     evaluate,
+    rate_now,
     recalibrate,
     training_only,
     weight_parameters,
@@ -48,10 +49,17 @@ class SearchJob:
     name = "search"
 
     def __init__(
-        self, full: Graph, config: Configuration, dataset: Dataset, device: torch.device, gate_init: float, console: Console
+        self,
+        full: Graph,
+        config: Configuration,
+        dataset: Dataset,
+        device: torch.device,
+        gate_init: float,
+        console: Console,
+        latencies: Path,
     ) -> None:
-        self.full, self.configuration, self.config, self.console = full, config, config.search, console
-        self.device, self.gate_init = device, gate_init
+        self.full, self.config, self.console, self.device = full, config.search, console, device
+        self.latencies = latencies  # file of measured times; beside the run, so that a resumed search reads the same
         self.split = dataset.split(self.config.weight_part)
         batch = self.config.batch_size
         self.weight_feed = Feed(dataset.training_loader(self.split.weights, batch, "weights", device=device))
@@ -75,7 +83,7 @@ class SearchJob:
         latency = None
         if self.config.gates.adaptive == "latency":
             calls = {priced_call(self.supernet.graph, e) for e in self.supernet.graph.edges() if e.gate is not None}
-            latency = measured_latencies(sorted(calls, key=str), self.device, default_file())
+            latency = measured_latencies(sorted(calls, key=str), self.device, self.latencies)
         return Penalty(self.supernet.graph, self.full, self.config.gates, latency)
 
     # -- steps ------------------------------------------------------------------------------------------------------
@@ -92,7 +100,7 @@ class SearchJob:
         net, config = self.supernet, self.config
         params = list(weight_parameters(net.module).values())
         for group in net.weights.param_groups:
-            group["lr"] = _rate_now(config.schedule, config.lr, stage, at)
+            group["lr"] = rate_now(config.schedule, config.lr, stage, at)
         with training_only(params, net.gate_vectors.values()):
             loss_fn = classification_loss(net.module, config, self.device)
             loss = backward(loss_fn, self.weight_feed.batch(at.epoch, index), params, config)
@@ -104,7 +112,7 @@ class SearchJob:
         net, config = self.supernet, self.config
         vectors = net.gate_vectors
         for group in net.gates.param_groups:
-            group["lr"] = _rate_now(config.gates.schedule, config.gates.lr, stage, at)
+            group["lr"] = rate_now(config.gates.schedule, config.gates.lr, stage, at)
         with training_only(vectors.values(), weight_parameters(net.module).values()):
             loss_fn = classification_loss(net.module, config, self.device)
             loss = backward(loss_fn, self.gate_feed.batch(at.epoch, at.step), list(vectors.values()), config)
@@ -133,7 +141,8 @@ class SearchJob:
             "edges": len(surviving_edges(self.supernet.graph, closed)),
             "params": cost.params,
             "flops": cost.flops,
-            "lr": _rate_now(self.config.schedule, self.config.lr, stage, at),
+            "lr": rate_now(self.config.schedule, self.config.lr, stage, at),
+            "gate_values": self.all_gate_values(),
         }
 
     def describe(self, record: Mapping[str, Any]) -> str:
@@ -143,6 +152,11 @@ class SearchJob:
             f"accuracy {record['accuracy']:.2%}  zero gates {record['zero_gates']}/{record['gates']}  "
             f"FLOPs {record['flops'] / 1e6:.2f} M"
         )
+
+    def all_gate_values(self) -> list[float]:
+        """Every gate of the whole space in its order, pruned ones at 0, to 4 digits: the report's heat map."""
+        values = self.supernet.gate_values()
+        return [round(values.get(gate, 0.0), 4) for gate in self.full.gates()]
 
     def validate(self) -> Scores:
         """Validation scores with batch norm's statistics re-estimated first."""
@@ -244,8 +258,3 @@ def _identity_blocks(graph: Graph) -> set[str]:
     """Blocks all of whose living nodes only pass on their single input."""
     busy = {n.id for n in graph.nodes() if n.op not in ("add", "identity") or n.attrs or len(graph.inputs(n.id)) > 1}
     return {block.id for block in graph.blocks if not any(block.holds(node_id) for node_id in busy)}
-
-
-def _rate_now(schedule: Any, base: float, stage: Stage, at: Position) -> float:
-    step = at.epoch * stage.steps_per_epoch + at.step
-    return learning_rate(schedule, base, step, stage.steps_per_epoch, stage.epochs)

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from compiler.ir import Graph
-from compiler.lowering.fx import freeze_norm_scales, gate_parameters, gate_values, initialise, lower
+from compiler.lowering.fx import GATES, freeze_norm_scales, gate_parameters, gate_values, initialise, lower
 from compiler.passes.prune_zero_edges import carried_tensors, prune, take
 from graphspec.config import SearchConfig
 from runtime.apgnag import APGNAG
+from runtime.checkpoint import optimizer_state, restore_optimizer_state
 from runtime.training import weight_optimizer, weight_parameters
 
 MODEL, MOMENTUM, GATE_STATE = "model", "momentum", "gate_state"  # first part of the names of saved tensors
@@ -83,27 +84,19 @@ class Supernet:
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, statistics, gates, momenta and gate states by name."""
-        found = {f"{MODEL}/{name}": tensor for name, tensor in self.module.state_dict().items()}
-        for name, parameter in weight_parameters(self.module).items():
-            buffer = self.weights.state.get(parameter, {}).get("momentum_buffer")
-            if buffer is not None:
-                found[f"{MOMENTUM}/{name}"] = buffer
-        for scope, vector in self.gate_vectors.items():
-            for key, tensor in self.gates.state[vector].items():
-                found[f"{GATE_STATE}/{scope}/{key}"] = tensor
-        return found
+        momenta = optimizer_state(self.weights, weight_parameters(self.module).items())
+        gates = optimizer_state(self.gates, self.gate_vectors.items())
+        return {
+            **{f"{MODEL}/{name}": tensor for name, tensor in self.module.state_dict().items()},
+            **{f"{MOMENTUM}/{name}": tensor for name, tensor in momenta.items()},
+            **{f"{GATE_STATE}/{name}": tensor for name, tensor in gates.items()},
+        }
 
-    @torch.no_grad()
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `tensors` of a supernet of the same graph gave."""
         self.module.load_state_dict({n: tensors[f"{MODEL}/{n}"] for n in self.module.state_dict()})
-        for name, parameter in weight_parameters(self.module).items():
-            if f"{MOMENTUM}/{name}" in tensors:
-                value = tensors[f"{MOMENTUM}/{name}"].to(self.device)
-                self.weights.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(value)
-        for scope, vector in self.gate_vectors.items():
-            for key, tensor in self.gates.state[vector].items():
-                tensor.copy_(tensors[f"{GATE_STATE}/{scope}/{key}"])
+        restore_optimizer_state(self.weights, weight_parameters(self.module).items(), _below(tensors, MOMENTUM))
+        restore_optimizer_state(self.gates, self.gate_vectors.items(), _below(tensors, GATE_STATE))
 
     @classmethod
     def restore(
@@ -121,15 +114,19 @@ class Supernet:
         """The supernet without these gates' edges and what only they fed; PassError if nothing would be left."""
         graph = prune(self.graph, closed)
         cuts = carried_tensors(self.graph, graph)
+        before, after = self.graph.gate_scopes(), graph.gate_scopes()
+        rows = {scope: [before[scope].index(gate) for gate in gates] for scope, gates in after.items()}
         kept: dict[str, Tensor] = {}
         for name, tensor in self.tensors().items():
             kind, _, rest = name.partition("/")
-            if kind in (MODEL, MOMENTUM) and rest in cuts:
-                kept[name] = take(tensor, cuts[rest])
-        before, after = self.graph.gate_scopes(), graph.gate_scopes()
-        state = self.tensors()
-        for scope, gates in after.items():
-            rows = [before[scope].index(gate) for gate in gates]
-            for name in (f"{MODEL}/{scope}.gates", *(f"{GATE_STATE}/{scope}/{k}" for k in ("v", "prox", "gamma"))):
-                kept[name] = state[name][rows]
+            weight = rest if kind == MODEL else rest.rpartition("/")[0]
+            scope = weight.removesuffix(GATES)
+            if scope in rows and (kind == GATE_STATE or weight.endswith(GATES)):
+                kept[name] = tensor[rows[scope]]
+            elif weight in cuts:
+                kept[name] = take(tensor, cuts[weight])
         return Supernet.restore(graph, self.config, self.device, kept)
+
+
+def _below(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{kind}/"): t for name, t in tensors.items() if name.startswith(f"{kind}/")}

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from compiler.lowering.torch_ops import BatchNorm
-from graphspec.config import TrainingConfig
+from graphspec.config import Schedule, TrainingConfig
 from graphspec.errors import RunError
 from runtime.data import Loader
+from runtime.schedules import learning_rate
+from runtime.stages import Position, Stage
 
 Batch = tuple[Tensor, Tensor]  # x: (N, C, H, W) float32, normalised; y: (N,) int64
 
@@ -111,12 +113,17 @@ def clip_gradients(params: Iterable[Parameter], limit: float | None) -> None:
 
 
 @torch.no_grad()
-def evaluate(module: nn.Module, batches: Iterable[Batch]) -> Scores:
-    """Loss and accuracy in evaluation mode; the module is left in training mode."""
+def evaluate(
+    module: nn.Module, batches: Iterable[Batch], predict: Callable[[Tensor], Tensor] | None = None
+) -> Scores:
+    """Loss and accuracy in evaluation mode; the module is left in training mode.
+
+    `predict` gives the logits (N, classes) where they are not simply what the module returns.
+    """
     module.eval()
     loss, right, count = 0.0, 0, 0
     for x, y in batches:
-        logits = module(x).flatten(1).float()
+        logits = (predict or module)(x).flatten(1).float()
         loss += float(F.cross_entropy(logits, y, reduction="sum"))
         right += int((logits.argmax(1) == y).sum())
         count += len(y)
@@ -139,6 +146,12 @@ def recalibrate(module: nn.Module, batches: Iterable[Batch]) -> None:
         module(x)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+
+
+def rate_now(schedule: Schedule, base: float, stage: Stage, at: Position) -> float:
+    """The learning rate at this position of a stage."""
+    step = at.epoch * stage.steps_per_epoch + at.step
+    return learning_rate(schedule, base, step, stage.steps_per_epoch, stage.epochs)
 
 
 class Feed:

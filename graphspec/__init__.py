@@ -1,0 +1,22 @@
+"""graphspec: a declarative architecture-graph compiler for neural architecture search.
+
+The names below are loaded when first used, so that importing the language never imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_API = ("compile", "export", "load", "open_run", "retrain", "search")
+__all__ = [*_API]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _API:
+        return getattr(importlib.import_module("graphspec.api"), name)
+    raise AttributeError(f"module 'graphspec' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_API]

@@ -1,0 +1,6 @@
+"""`python -m graphspec`: the command line."""
+
+from graphspec.cli import main
+
+if __name__ == "__main__":
+    main()

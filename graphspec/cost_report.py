@@ -1,0 +1,101 @@
+"""What `graphspec compile` prints: the cost table and the reach of the space, as data and as text."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from compiler.costs import CostTable, Row, cost_table, total_cost, training_memory
+from compiler.guards import smallest_closed
+from compiler.ir import Graph
+from compiler.ops import Cost
+from compiler.passes.prune_zero_edges import prune
+from compiler.text import graph_hash
+
+HEADS = ("", "nodes", "edges", "gates", "params", "FLOPs", "MAC bytes")
+
+
+@dataclass(frozen=True)
+class CostReport:
+    """Costs of a compiled graph."""
+
+    table: CostTable
+    gates: int  # gate parameters: a shared gate counts once
+    smallest: Cost  # of the cheapest network of the space
+    memory: int  # bytes a training step needs at the configured batch size
+    batch_size: int
+    graph_hash: str
+
+    def as_json(self) -> dict[str, Any]:
+        """The figures that `compile --json` prints."""
+        total = self.table.total
+        return {
+            "nodes": total.nodes,
+            "edges": total.edges,
+            "gates": self.gates,
+            "params": total.cost.params,
+            "flops": total.cost.flops,
+            "mac_bytes": total.cost.mac_bytes,
+            "activation_bytes": total.cost.activation_bytes,
+            "smallest": asdict(self.smallest),
+            "largest": asdict(total.cost),
+            "search_memory_bytes": self.memory,
+            "graph_hash": self.graph_hash,
+            "blocks": [_row_json(row) for row in self.table.blocks],
+            "stages": [_row_json(row) for row in self.table.stages],
+        }
+
+    def render(self) -> str:
+        """The table for people: blocks under their stage, totals, reach and memory."""
+        rows = [HEADS]
+        stages = {row.name: row for row in self.table.stages}
+        for block in self.table.blocks:
+            stage = block.name.partition(".block")[0]
+            if stage != block.name and stage in stages:
+                rows.append(_cells(stages.pop(stage), ""))
+            rows.append(_cells(block, "  " if stage != block.name else ""))
+        rows.append(_cells(self.table.total, "", "total"))
+        smallest, largest = self.smallest, self.table.total.cost
+        return "\n".join(
+            [
+                _aligned(rows),
+                "",
+                f"gates      {self.gates:,} parameters (shared gates count once)",
+                f"smallest   {smallest.params:,} params, {smallest.flops:,} FLOPs (all gates closed that may be)",
+                f"largest    {largest.params:,} params, {largest.flops:,} FLOPs (FLOPs are multiply-adds per image)",
+                f"memory     about {self.memory / 2**20:,.0f} MiB for a search step at batch size {self.batch_size}",
+                f"graph      {self.graph_hash[:16]}",
+            ]
+        )
+
+
+def cost_report(graph: Graph, batch_size: int) -> CostReport:
+    """All costs of a search graph."""
+    smallest = total_cost(prune(graph, smallest_closed(graph)))
+    memory = training_memory(graph, batch_size)
+    return CostReport(cost_table(graph), len(graph.gates()), smallest, memory, batch_size, graph_hash(graph))
+
+
+def _row_json(row: Row) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "kind": row.kind,
+        "nodes": row.nodes,
+        "edges": row.edges,
+        "gates": row.gates,
+        **asdict(row.cost),
+    }
+
+
+def _cells(row: Row, indent: str, name: str | None = None) -> tuple[str, ...]:
+    label = indent + (name or row.name) + (f" ({row.kind})" if row.kind and row.kind != row.name else "")
+    numbers = (row.nodes, row.edges, row.gates, row.cost.params, row.cost.flops, row.cost.mac_bytes)
+    return (label, *(f"{n:,}" for n in numbers))
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    )

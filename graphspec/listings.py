@@ -1,0 +1,53 @@
+"""What `graphspec ops` and `graphspec rules` print."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compiler.ops import Op, Reads, known_ops
+from compiler.verify import RULES
+
+
+def _attrs(row: Op) -> list[dict[str, Any]]:
+    fields = row.attrs.model_fields
+    return [
+        {"name": name, "required": f.is_required(), "default": None if f.is_required() else f.default, "help": f.description}
+        for name, f in fields.items()
+    ]
+
+
+def op_records() -> list[dict[str, Any]]:
+    """The catalogue as data."""
+    return [
+        {"name": row.name, "doc": row.doc, "reads": row.reads.value, "attributes": _attrs(row)}
+        for row in known_ops().values()
+        if row.name not in ("input", "output")
+    ]
+
+
+def op_listing() -> str:
+    """The catalogue for people."""
+    lines = ["An op with a `kernel` may be written with its size: sep_conv_3x3. Several inputs are added first,"]
+    lines += ["except where `reads apart` is said.", ""]
+    for record in op_records():
+        apart = "  (reads apart)" if record["reads"] == Reads.APART.value else ""
+        lines.append(f"{record['name']:<16} {record['doc']}{apart}")
+        for attr in record["attributes"]:
+            default = "required" if attr["required"] else f"default {_show(attr['default'])}"
+            lines.append(f"    {attr['name']:<12} {attr['help']} [{default}]")
+    return "\n".join(lines)
+
+
+def _show(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def rule_listing() -> str:
+    """Every rule once with its explanation and the phases it holds in."""
+    phases: dict[str, list[str]] = {}
+    docs: dict[str, str] = {}
+    for phase, rules in RULES.items():
+        for rule in rules:
+            phases.setdefault(rule.__name__, []).append(phase.value)
+            docs[rule.__name__] = " ".join((rule.__doc__ or "").split())
+    return "\n".join(f"{name}  ({', '.join(phases[name])})\n    {docs[name]}" for name in phases)

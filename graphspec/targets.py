@@ -1,0 +1,50 @@
+"""What a command's argument stands for: a spec file, a run directory, a graph file or nothing (the latest run)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from compiler.architecture import Architecture
+from compiler.elaborate import load
+from compiler.ir import Graph
+from compiler.passes.prune_zero_edges import prune
+from compiler.text import from_json
+from graphspec.errors import GraphspecError
+from runtime.rundir import RunDir
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What `show` draws: a graph and, where it was searched, gate values and what is left of it."""
+
+    graph: Graph
+    gates: Mapping[str, float] | None = None
+    kept: Graph | None = None
+
+
+def graph_of(target: Path, overrides: Sequence[str] = ()) -> Graph:
+    """The graph of a spec or graph file, or of a run: the found one where it was searched, else the whole space."""
+    if target.suffix == ".json" and target.is_file():
+        return from_json(target.read_text(encoding="utf-8"))
+    if target.is_dir():
+        picture = picture_of(target, overrides)
+        return picture.kept or picture.graph
+    return load(target, overrides)[1]
+
+
+def picture_of(target: Path | None, overrides: Sequence[str] = ()) -> Picture:
+    """What there is to see of a spec or a run."""
+    if target is not None and not target.is_dir():
+        return Picture(graph_of(target, overrides))
+    if overrides:
+        raise GraphspecError("--set changes a spec, not a run that is compiled already; give the spec file")
+    run = RunDir.latest() if target is None else RunDir.open(target)
+    graph = from_json(run.graph_json.read_text(encoding="utf-8"))
+    if not run.search.arch.is_file():
+        return Picture(graph)
+    found = Architecture.from_yaml(run.search.arch.read_text(encoding="utf-8"), str(run.search.arch))
+    closed = found.closed(graph)
+    gates = {gate: found.kept.get(gate, 0.0) for gate in graph.gates()}
+    return Picture(graph, gates, prune(graph, closed))

@@ -1,0 +1,170 @@
+"""Running a job in its run directory: search and retrain share everything but the job itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from compiler.ir import Graph
+from compiler.text import text, to_json
+from graphspec.config import Configuration
+from graphspec.errors import RunError
+from graphspec.spec import Spec
+from runtime.checkpoint import CheckpointStore
+from runtime.data import Dataset, load_dataset
+from runtime.files import write_bytes, write_json, write_text
+from runtime.logs import Console, MetricsLog
+from runtime.loop import Job, Loop
+from runtime.rundir import JobDir, RunDir, environment
+from runtime.signals import StopFlag
+from runtime.training import choose_device
+
+
+class Opened(Protocol):
+    """A run directory with its spec and search graph, as `graphspec.api.open_run` gives it."""
+
+    run: RunDir
+    spec: Spec
+    graph: Graph
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """How to run a job; nothing here changes its result."""
+
+    resume: bool = False
+    overwrite: bool = False
+    device: str = "auto"
+    trust_code: bool = False
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What a job gets to work with."""
+
+    opened: Opened
+    config: Configuration
+    dataset: Dataset
+    device: torch.device
+    console: Console
+    folder: JobDir
+
+
+MakeJob = Callable[[Workplace], Job]
+Finish = Callable[[Workplace, Job], Mapping[str, Any]]
+
+
+def run_job(name: str, opened: Opened, options: JobOptions, make: MakeJob, finish: Finish) -> dict[str, Any]:
+    """Run a job to its end and write its result; the result of a finished one is read, not made again.
+
+    RunError if there is unfinished work and neither `resume` nor `overwrite` is asked for, or the configuration of
+    what is resumed has changed; Interrupted on a signal.
+    """
+    folder = JobDir(opened.run.path / name)
+    console = Console(options.quiet)
+    with opened.run.locked():
+        if folder.is_finished and not options.overwrite:
+            return _finished(name, folder, opened, options, console)
+        if options.overwrite:
+            folder.clear()
+        elif folder.is_started and not options.resume:
+            raise RunError(
+                f"{folder.path}: holds an unfinished {name}\n"
+                f"  try: graphspec {name} --resume to go on, or --overwrite to start anew"
+            )
+        _settle_config(name, folder, opened.spec.config)
+        return _run(name, folder, opened, options, console, make, finish)
+
+
+def _finished(name: str, folder: JobDir, opened: Opened, options: JobOptions, console: Console) -> dict[str, Any]:
+    if not options.resume:
+        raise RunError(
+            f"{folder.path}: the {name} of this run is finished\n"
+            f"  try: the next command, --overwrite to do it again, or graphspec compile SPEC for a new run"
+        )
+    _settle_config(name, folder, opened.spec.config)
+    console.line(f"the {name} of {opened.run.path} is complete already")
+    result: dict[str, Any] = json.loads(folder.result.read_text(encoding="utf-8"))
+    return result
+
+
+def _settle_config(name: str, folder: JobDir, config: Configuration) -> None:
+    """Write down the configuration the job runs with; RunError naming the keys that differ from an earlier one."""
+    file = folder.path / "config.json"
+    now = config.model_dump(mode="json")
+    if file.is_file():
+        changed = changed_keys(json.loads(file.read_text(encoding="utf-8")), now)
+        relevant = [key for key in changed if key.split(".")[0] in ("seed", "data", "budget", name)]
+        if relevant:
+            raise RunError(
+                f"{folder.path}: cannot go on with a changed spec: {', '.join(relevant)}\n"
+                f"  try: without these changes, or --overwrite to start anew"
+            )
+        return
+    folder.path.mkdir(parents=True, exist_ok=True)
+    write_json(file, now)
+
+
+def changed_keys(before: Any, after: Any, prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ between two nested dicts."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = dict.fromkeys([*before, *after])
+        return [k for key in keys for k in changed_keys(before.get(key), after.get(key), f"{prefix}{key}.")]
+    return [] if before == after else [prefix.removesuffix(".")]
+
+
+def _run(
+    name: str,
+    folder: JobDir,
+    opened: Opened,
+    options: JobOptions,
+    console: Console,
+    make: MakeJob,
+    finish: Finish,
+) -> dict[str, Any]:
+    config, spec = opened.spec.config, opened.spec
+    device = choose_device(options.device)
+    channels, height, width = spec.input
+    shape = (channels, height, width)
+    dataset = load_dataset(config.data, shape, spec.classes, seed=config.seed, trust_code=options.trust_code)
+    place = Workplace(opened, config, dataset, device, console, folder)
+    job = make(place)
+    settings = config.search if name == "search" else config.retrain
+    store = CheckpointStore(folder.checkpoints, settings.checkpoint.keep, console.warn)
+    log = MetricsLog(folder.path, console.warn)
+    write_json(folder.environment, environment(config.seed))
+    resume_command = f"graphspec {name} {opened.run.path} --resume"
+    with StopFlag() as stop:
+        loop = Loop(job, store, log, console, stop, config.seed, settings.checkpoint, device, resume_command)
+        if options.resume and not loop.resume():
+            console.line("no checkpoint yet: starting from the beginning")
+        loop.run()
+    for path, reason in dataset.skipped.items():
+        console.warn(f"left out {path}: {reason}")
+    result = dict(finish(place, job))
+    write_json(folder.result, result)
+    return result
+
+
+def write_network(folder: JobDir, graph: Graph, tensors: Mapping[str, Tensor]) -> None:
+    """Write a job's final graph (JSON and text) and its tensors by name."""
+    copies = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_bytes(folder.weights, safetensors.torch.save(copies))
+    write_text(folder.graph_text, text(graph))
+    write_text(folder.graph_json, to_json(graph))
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors by name; RunError if the file is missing or damaged."""
+    try:
+        return safetensors.torch.load(path.read_bytes())
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise RunError(f"{path}: cannot read the weights: {error}\n  try: run the command that writes them again") from error

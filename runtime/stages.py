@@ -1,0 +1,24 @@
+"""Where a job stands: stages of epochs of steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run of epochs with one schedule."""
+
+    name: str
+    epochs: int
+    steps_per_epoch: int
+    images_per_step: int
+
+
+@dataclass(frozen=True)
+class Position:
+    """The next step: index of the stage, epoch and step within it, all from 0."""
+
+    stage: int = 0
+    epoch: int = 0
+    step: int = 0
