@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
@@ -148,7 +149,7 @@ class FileImages:
             collate_fn=_as_it_is,
             pin_memory=pin,
             generator=torch.Generator(),  # a seed for the workers is drawn from it, not from the run's random state
-            worker_init_fn=_leave_interrupts_to_the_parent,
+            worker_init_fn=_live_and_die_with_the_parent,
             # Forking a process that runs threads (torch's, CUDA's) can hang the child.
             multiprocessing_context=_worker_context() if workers else None,
         )
@@ -193,9 +194,19 @@ def _as_it_is(decoded: Any) -> Any:
     return decoded
 
 
-def _leave_interrupts_to_the_parent(_: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the workers must live until the parent has written its checkpoint."""
+def _live_and_die_with_the_parent(_: int) -> None:
+    """Outlive Ctrl-C, which reaches every process of a terminal while the parent still needs batches, but not the
+    parent: torch's own watch looks at the process that forked the worker, which here is the fork server.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_after_the_parent, daemon=True).start()
+
+
+def _exit_after_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _worker_context() -> multiprocessing.context.BaseContext:
