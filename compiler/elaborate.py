@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from compiler.ir import INPUT, OUTPUT, Attrs, Block, Graph, Node, Phase, TensorType, attrs_of
 from compiler.ops import TypeMismatch, explain_attr_errors, infer, op, read_attrs
-from compiler.template import OUT, Reporter, Template, TemplateNode, make_template
+from compiler.template import OUT, Reporter, Template, TemplateNode, make_template, resolve_op
 from graphspec.dims import Dim, DimError
 from graphspec.errors import Diagnostic, SpecError, did_you_mean
 from graphspec.parse import parse
@@ -38,6 +38,8 @@ def elaborate(spec: Spec, problems: Iterable[Diagnostic] = ()) -> Graph:
     """The search graph of a spec, typed; SpecError with every mistake found, after those that parsing found."""
     report = Reporter(spec)
     report.found += problems
+    for shorthand in spec.ops.values():
+        resolve_op(spec, shorthand, report)
     templates = {name: make_template(spec, block, report) for name, block in spec.blocks.items()}
     builder = _Builder(spec, report, templates)
     builder.run()
@@ -120,7 +122,8 @@ class _Builder:
         history = [self.values[name][-1] for name in reversed(entry.inputs)]
         count = len(definition.type.inputs)
         if not entry.repeat and len(history) != count:
-            self.report.error(entry.path, f"block {entry.block!r} takes {count} values, {entry.name!r} gives it {len(history)}")
+            message = f"block {entry.block!r} takes {count} values, but {entry.name!r} reads {len(history)}"
+            self.report.error((*entry.path, "from"), message)
             return None
         made = []
         for index in range(entry.repeat or 1):
@@ -216,7 +219,7 @@ class _Builder:
             wanted = "[" + ", ".join(map(str, dims)) + "]"
             try:
                 if len(dims) != len(shape):
-                    raise DimError(f"{len(dims)} dimensions are not {len(shape)}")
+                    raise DimError(f"expected {len(dims)} dimensions, found {len(shape)}")
                 for dim, size in zip(dims, shape, strict=True):
                     dim.bind(size, symbols)
             except DimError as error:
@@ -259,15 +262,15 @@ class _Builder:
     def _type_error(self, node: TemplateNode, block_id: str, types: list[TensorType], error: TypeMismatch) -> None:
         """Report at the first edge whose type differs from the first one, naming both ends."""
         odd = next((i for i, t in enumerate(types) if t != types[0]), 0)
-        ends = ", ".join(f"{s.name!r}: {t}" for s, t in zip(node.sources, types, strict=True) if t in (types[0], types[odd]))
-        shown = ends if len(ends) < 200 else f"{node.sources[0].name!r}: {types[0]}, {node.sources[odd].name!r}: {types[odd]}"
-        message = f"edge from {node.sources[odd].name!r} to {node.name!r} in {block_id}: {error} ({shown})"
+        ends = ", ".join(f"{node.sources[i].name!r} gives {types[i]}" for i in dict.fromkeys((0, odd)))
+        message = f"edge from {node.sources[odd].name!r} to {node.name!r} in {block_id}: {error} ({ends})"
         self._fail(node.sources[odd].path, message)
 
     def _fail(self, path: Path, message: str) -> None:
         if path not in self.failed:
             self.failed.add(path)
-            self.report.error(path, message)
+            piece = path[:2] if path[0] == "blocks" else path
+            self.report.error(path, message, [piece, ("symbols",), ("input",), ("classes",), ("network",)])
 
 
 def _gate_scope(block: BlockSpec, block_id: str, entry: NetworkEntry) -> str:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from compiler.ir import Attrs, Edge, Graph, Node, TensorType, attrs_of
 from graphspec.errors import GraphspecError, did_you_mean
+from graphspec.findings import describe
 
 BYTES = 4  # float32
 
@@ -27,7 +28,9 @@ BYTES = 4  # float32
 class OpAttrs(BaseModel):
     """Base of all attribute models: unknown attributes are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class Reads(enum.Enum):
@@ -121,7 +124,7 @@ def _load_installed_ops() -> None:
 
 def known_ops() -> dict[str, Op]:
     """Every op by name: the built-in catalogue, then installed custom ops."""
-    import compiler.catalogue  # noqa: F401, PLC0415  (registers the built-in rows; imports this module)
+    import compiler.catalogue  # noqa: F401  (registers the built-in rows; imports this module)
 
     _load_installed_ops()
     return _ROWS
@@ -278,7 +281,17 @@ def is_scale_invariant(name: str, attrs: Attrs) -> bool:
     for step in steps(name, attrs):
         if step.op == "batch_norm":
             return True
-        if step.op not in ("conv", "depthwise_conv", "max_pool", "avg_pool", "linear", "concat", "add", "identity", "global_avg_pool"):
+        if step.op not in (
+            "conv",
+            "depthwise_conv",
+            "max_pool",
+            "avg_pool",
+            "linear",
+            "concat",
+            "add",
+            "identity",
+            "global_avg_pool",
+        ):
             return False
         if getattr(read_attrs(step.op, step.attrs), "bias", False):
             return False
@@ -288,16 +301,18 @@ def is_scale_invariant(name: str, attrs: Attrs) -> bool:
 def explain_attr_errors(name: str, error: ValidationError) -> list[tuple[str, str]]:
     """Pydantic's findings as (attribute, message) pairs with suggestions for misspelt attributes."""
     known = list(op(name).attrs.model_fields)
-    found = []
+    found, near = [], set()
     for item in error.errors():
         attr = str(item["loc"][0]) if item["loc"] else ""
         if item["type"] == "extra_forbidden":
+            hint = did_you_mean(attr, known)
+            near |= {other for other in known if hint == did_you_mean(attr, (other,))}
             allowed = f"; {name} takes {', '.join(known)}" if known else f"; {name} takes no attributes"
-            found.append((attr, f"unknown attribute {attr!r}{did_you_mean(attr, known) or allowed}"))
-        elif item["type"] == "missing":
-            found.append(("", f"{name} needs the attribute {attr!r}"))
-        else:
-            found.append((attr, f"{attr}: {item['msg'][0].lower()}{item['msg'][1:]}, found {item['input']!r}"))
+            found.append((attr, f"unknown attribute {attr!r}{hint or allowed}"))
+        elif item["type"] != "missing":
+            found.append((attr, f"{attr}: {describe(item)}"))
+    missing = [str(item["loc"][0]) for item in error.errors() if item["type"] == "missing"]
+    found += [("", f"{name} needs the attribute {attr!r}") for attr in missing if attr not in near]
     return found
 
 

@@ -7,9 +7,10 @@ nodes and misplaced gates are found here, once per block and not once per instan
 from __future__ import annotations
 
 import heapq
+import itertools
 import re
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -22,8 +23,8 @@ from graphspec.errors import Diagnostic, Place, did_you_mean
 from graphspec.spec import BlockSpec, NodeSpec, OpSpec, Path, Spec
 
 OUT = "out"
+_ANY_SIZE = Dim("1")  # stands in for a size that cannot be read
 _SIZED = re.compile(r"(?P<op>.+)_(?P<kernel>\d+)x(?P=kernel)")
-_PRIME = 2**61 - 1  # paths are counted modulo this: see `gates_on_bridges`
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,13 @@ class Reporter:
         self.spec = spec
         self.found: list[Diagnostic] = []
 
-    def error(self, path: Path, message: str) -> None:
-        """Note a mistake at this place of the spec."""
+    def error(self, path: Path, message: str, follows_from: Iterable[Path] = ()) -> None:
+        """Note a mistake at this place, or at the first override among the pieces that it follows from."""
         place: Place = self.spec.place(*path)
+        overrides = (self.spec.override_in(*piece) for piece in follows_from)
+        override = next((found for found in overrides if found is not None), None)
+        if override is not None and place.file != override.file:
+            place, message = override, f"{message} (at {place})"
         self.found.append(Diagnostic(place, message))
 
 
@@ -210,18 +215,22 @@ def resolve_op(spec: Spec, written: OpSpec, report: Reporter) -> tuple[str, dict
         if ("ops", name) in spec.broken:
             return name, attrs
         hint = did_you_mean(name, [*spec.ops, *_op_spellings()]) or "; `graphspec ops` lists all ops"
-        report.error((*written.path, "op"), f"unknown op {name!r}{hint}")
+        path = written.path if shorthand is None else shorthand.path
+        report.error((*path, "op"), f"unknown op {name!r}{hint}")
         return name, attrs
     if name in ("input", "output"):
         report.error((*written.path, "op"), f"the op {name!r} is the compiler's own; read `in`, and call a node `out`")
         return name, attrs
-    attrs = _read_sizes(row.attrs, attrs, written, report)
-    _check_attrs(name, attrs, written, report)
+    places = {attr: (*shorthand.path, attr) for attr in shorthand.attrs} if shorthand is not None else {}
+    places |= {attr: (*written.path, attr) for attr in written.attrs}
+    attrs = _read_sizes(row.attrs, attrs, places, report)
+    _check_attrs(spec, name, attrs, written, places, report)
     return name, attrs
 
 
 def _op_spellings() -> list[str]:
-    sized = [f"{name}_{k}x{k}" for name, row in known_ops().items() if "kernel" in row.attrs.model_fields for k in (3, 5)]
+    windowed = [name for name, row in known_ops().items() if "kernel" in row.attrs.model_fields]
+    sized = [f"{name}_{size}x{size}" for name in windowed for size in (1, 3, 5, 7)]
     return [*known_ops(), *sized]
 
 
@@ -231,7 +240,9 @@ def _takes_size(model: type[OpAttrs], attr: str) -> bool:
     return any(part is int or int in typing.get_args(part) for part in parts)
 
 
-def _read_sizes(model: type[OpAttrs], attrs: dict[str, Any], written: OpSpec, report: Reporter) -> dict[str, Any]:
+def _read_sizes(
+    model: type[OpAttrs], attrs: dict[str, Any], places: Mapping[str, Path], report: Reporter
+) -> dict[str, Any]:
     """Expressions among integer attributes as `Dim`."""
     read = dict(attrs)
     for attr, value in attrs.items():
@@ -239,18 +250,22 @@ def _read_sizes(model: type[OpAttrs], attrs: dict[str, Any], written: OpSpec, re
             try:
                 read[attr] = Dim.parse(value)
             except DimError as error:
-                report.error((*written.path, attr), f"{attr}: {error}")
-                del read[attr]
+                report.error(places[attr], f"{attr}: {error}")
+                read[attr] = _ANY_SIZE
     return read
 
 
-def _check_attrs(name: str, attrs: Mapping[str, Any], written: OpSpec, report: Reporter) -> None:
+def _check_attrs(
+    spec: Spec, name: str, attrs: Mapping[str, Any], written: OpSpec, places: Mapping[str, Path], report: Reporter
+) -> None:
     stand_ins = {k: 1 if isinstance(v, Dim) else v for k, v in attrs.items()}
     try:
         op(name).read_attrs(stand_ins)
     except ValidationError as error:
         for attr, message in explain_attr_errors(name, error):
-            report.error((*written.path, attr) if attr else written.path, message)
+            is_unknown = attr in places and attr not in op(name).attrs.model_fields
+            place = spec.key_place(*places[attr]) if is_unknown else spec.place(*places.get(attr, written.path))
+            report.found.append(Diagnostic(place, message))
 
 
 # -- the whole block ------------------------------------------------------------------------------------------------
@@ -281,7 +296,8 @@ def _in_order(
     if len(ordered) == len(nodes):
         return tuple(ordered)
     cycle = _cycle({n for n, count in missing.items() if count > 0}, nodes)
-    report.error(nodes[cycle[0]].path, f"these nodes read each other in a cycle: {' -> '.join([*cycle, cycle[0]])}")
+    message = f"these nodes read each other in a cycle: {' -> '.join([*cycle, cycle[0]])}"
+    report.error(nodes[cycle[0]].path, message, [nodes[name].path for name in cycle])
     return None
 
 
@@ -303,10 +319,12 @@ def _check_reachable(template: Template, report: Reporter) -> None:
             needed.update(source.name for source in node.sources)
     for node in template.nodes:
         if node.name not in needed:
-            report.error(node.path, f"node {node.name!r} does not reach {OUT!r}: nothing that {OUT!r} needs reads it")
+            message = f"node {node.name!r} does not reach {OUT!r}: nothing that {OUT!r} needs reads it"
+            report.error(node.path, message, [template.block.path])
     for name in template.inputs:
         if name not in needed:
-            report.error(template.block.path, f"block {template.block.name!r} never reads its input {name!r}")
+            message = f"block {template.block.name!r} never reads its input {name!r}"
+            report.error((*template.block.path, "type"), message, [template.block.path])
 
 
 def _check_gates(template: Template, report: Reporter) -> None:
@@ -315,24 +333,28 @@ def _check_gates(template: Template, report: Reporter) -> None:
             source.path,
             f"the edge from {source.name!r} to {node.name!r} may not have a gate: every path through the block uses "
             f"it, so closing it would cut the network; leave it ungated or add a path beside it",
+            [template.block.path],
         )
 
 
 def gates_on_bridges(template: Template) -> list[tuple[TemplateNode, Source]]:
     """Gated edges that all paths from the block's inputs to its output use.
 
-    An edge is such a bridge when (paths into its source) * (paths from its destination) equals all paths. Counts
-    grow exponentially, so they are compared modulo a 61-bit prime: a false alarm has a chance of about 1e-18.
+    Every node lies on such a path, so an edge that all of them use has every other node before or behind it: its ends
+    stand next to each other in topological order, and no other edge spans the gap between them. The inputs hang on one
+    imagined node before them.
     """
-    into: dict[str, int] = dict.fromkeys(template.inputs, 1)
-    for node in template.nodes:
-        into[node.name] = sum(into[s.name] for s in node.sources) % _PRIME
-    onward: dict[str, int] = {OUT: 1}
-    for node in reversed(template.nodes):
-        for source in node.sources:
-            onward[source.name] = (onward.get(source.name, 0) + onward.get(node.name, 0)) % _PRIME
-    total = into[OUT]
-    is_bridge: Callable[[TemplateNode, Source], bool] = (
-        lambda node, source: into[source.name] * onward[node.name] % _PRIME == total
-    )
-    return [(node, source) for node in template.nodes for source in node.sources if source.gated and is_bridge(node, source)]
+    order = {name: i for i, name in enumerate([*template.inputs, *(node.name for node in template.nodes)])}
+    changes = [0] * (len(order) + 1)  # of the number of edges that span the gap before each position
+    ends = [(-1, order[name]) for name in template.inputs]
+    ends += [(order[source.name], order[node.name]) for node in template.nodes for source in node.sources]
+    for start, end in ends:
+        changes[start + 1] += 1
+        changes[end + 1] -= 1
+    spans = list(itertools.accumulate(changes))
+    return [
+        (node, source)
+        for node in template.nodes
+        for source in node.sources
+        if source.gated and order[node.name] == order[source.name] + 1 and spans[order[node.name]] == 1
+    ]

@@ -184,6 +184,8 @@ def _read_attrs(reader: Reader, keys: Mapping[str, At]) -> dict[str, Any]:
 def _read_nodes(reader: Reader, at: At) -> dict[str, NodeSpec]:
     """The nodes of a block; a node with a mistake is left out and counts as broken."""
     found = {}
+    if not isinstance(at.tree.value, dict):
+        reader.broken.add(at.path)
     for name, entry in reader.entries(at, "a map of nodes").items():
         before = len(reader.problems)
         check_name(reader, entry, "a node")

@@ -140,7 +140,7 @@ class BlockType:
         shape = r"\[([^\[\]]*)\]"
         match = re.fullmatch(rf"\s*({shape}(?:\s*,\s*{shape})*)\s*->\s*{shape}\s*", text)
         if not match:
-            raise DimError(f"cannot read the type {text!r}: write it like \"[C, H, W] -> [2*C, H/2, W/2]\"")
+            raise DimError(f'cannot read the type {text!r}: write it like "[C, H, W] -> [2*C, H/2, W/2]"')
         inputs = tuple(_dims(part, text) for part in re.findall(shape, match[1]))
         return cls(inputs, _dims(match[4], text))
 

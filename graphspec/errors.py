@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 MAX_DIAGNOSTICS = 20
+EXCERPT_WIDTH = 160  # characters of a source line that are shown
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -39,8 +40,16 @@ class Diagnostic:
         if not self.place.excerpt:
             return head
         gutter = f"{self.place.line:>5} | "
-        caret = " " * (len(gutter) - 2) + "| " + " " * (self.place.column - 1) + "^"
-        return f"{head}\n{gutter}{self.place.excerpt}\n{caret}"
+        excerpt, column = _window(self.place.excerpt, self.place.column - 1)
+        caret = " " * (len(gutter) - 2) + "| " + " " * column + "^"
+        return f"{head}\n{gutter}{excerpt}\n{caret}"
+
+
+def _window(line: str, column: int) -> tuple[str, int]:
+    """The part of a long line around `column`, what a terminal would not print as one column each made blank."""
+    start = max(0, column - EXCERPT_WIDTH // 2) if len(line) > EXCERPT_WIDTH else 0
+    shown = line[start : start + EXCERPT_WIDTH]
+    return "".join(c if c.isprintable() else " " for c in shown), column - start
 
 
 class GraphspecError(Exception):

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from graphspec.errors import Diagnostic, Place, SpecError, did_you_mean
 from graphspec.source import Item, SpecText, Tree, UnreadableFileError, compose, read_text
@@ -34,20 +35,55 @@ class TreePlaces:
 
     root: Tree
 
+    def plain(self) -> Any:
+        """The tree without positions."""
+        return self.root.plain()
+
     def place(self, path: Path) -> Place:
         """Where the value at `path` is written, or the nearest enclosing one; for a map under a key the key."""
-        tree, found = self.root, self.root.place
+        tree, key = self._find(path)
+        return key.place if key is not None and isinstance(tree.value, dict) else tree.place
+
+    def key_place(self, path: Path) -> Place:
+        """Where the key at the end of `path` is written, or the nearest enclosing one."""
+        tree, key = self._find(path)
+        return key.place if key is not None else tree.place
+
+    def _find(self, path: Path) -> tuple[Tree, Tree | None]:
+        """The innermost value on the way along `path`, and its key if it stands under one."""
+        tree: Tree = self.root
+        key: Tree | None = None
         for part in path:
             if isinstance(tree.value, dict) and part in tree.value:
-                item = tree.value[str(part)]
-                tree = item.value
-                found = (item.key if isinstance(tree.value, dict) else tree).place
+                key, tree = tree.value[str(part)]
             elif isinstance(tree.value, list) and isinstance(part, int) and part < len(tree.value):
-                tree = tree.value[part]
-                found = tree.place
+                key, tree = None, tree.value[part]
             else:
                 break
-        return found
+        return tree, key
+
+    def override_in(self, path: Path) -> Place | None:
+        """Where the first override of something at `path` or below it is written; None if there is none."""
+        tree: Tree = self.root
+        for part in path:
+            if isinstance(tree.value, dict) and part in tree.value:
+                tree = tree.value[str(part)].value
+            elif isinstance(tree.value, list) and isinstance(part, int) and part < len(tree.value):
+                tree = tree.value[part]
+            else:
+                return None
+        return _first_override(tree)
+
+
+def _first_override(tree: Tree) -> Place | None:
+    if isinstance(tree.origin, OverrideText):
+        return tree.place
+    below: list[Tree] = []
+    if isinstance(tree.value, dict):
+        below = [item.value for item in tree.value.values()]
+    elif isinstance(tree.value, list):
+        below = tree.value
+    return next((place for place in map(_first_override, below) if place is not None), None)
 
 
 def load(path: str, overrides: Sequence[str], problems: list[Diagnostic]) -> Layered:
@@ -89,8 +125,8 @@ def _version_problem(tree: Tree) -> str:
     if not isinstance(tree.value, dict):
         return f"a spec is a map that begins with 'graphspec: {LANGUAGE_VERSION}', found {tree}"
     if "graphspec" not in tree.value:
-        hint = did_you_mean("graphspec", tree.value)
-        return f"the language version is missing{hint}; write 'graphspec: {LANGUAGE_VERSION}'"
+        found = next((f", found {name!r}" for name in tree.value if did_you_mean(name, ("graphspec",))), "")
+        return f"a spec begins with its language version: 'graphspec: {LANGUAGE_VERSION}'{found}"
     version = tree.value["graphspec"].value
     if type(version.value) is int and version.value == LANGUAGE_VERSION:
         return ""
@@ -167,9 +203,10 @@ class OverrideText:
 
     def place(self, line: int, column: int) -> Place:
         """The place for a position of this override, both counted from 0."""
-        lines = self.text.splitlines()
-        excerpt = lines[line] if line < len(lines) else ""
-        return Place("--set", self.number, column + 1 + (self.offset if line == 0 else 0), excerpt)
+        lines = self.text.splitlines() or [""]
+        if line >= len(lines):  # the end of the text
+            return Place("--set", self.number, len(lines[-1]) + 1, lines[-1])
+        return Place("--set", self.number, column + 1 + (self.offset if line == 0 else 0), lines[line])
 
 
 class _RefusedError(Exception):

@@ -16,7 +16,7 @@ ENTRY_KEYS = ("block", "repeat", "from")
 def read_network(reader: Reader, at: At, blocks: Mapping[str, BlockSpec]) -> tuple[NetworkEntry, ...]:
     """The entries of the network; entries with a mistake are left out and count as broken."""
     is_chain = isinstance(at.tree.value, list)
-    entries = _read_chain(reader, at, blocks) if is_chain else _read_map(reader, at)
+    entries = _read_chain(reader, at, blocks) if is_chain else _read_map(reader, at, blocks)
     if not entries and not any(path[0] == "network" for path in reader.broken):
         reader.broken.add(at.path)
         if isinstance(at.tree.value, (dict, list)):
@@ -83,13 +83,17 @@ def _several(value: object) -> str:
 # -- a map ----------------------------------------------------------------------------------------------------------
 
 
-def _read_map(reader: Reader, at: At) -> tuple[NetworkEntry, ...]:
+def _read_map(reader: Reader, at: At, blocks: Mapping[str, BlockSpec]) -> tuple[NetworkEntry, ...]:
     """`{cells: {block: cell, repeat: 2, from: [stem, stem]}}`: entries with names and inputs of their own."""
     entries = []
     for entry in reader.entries(at, "a network: a list of blocks, or a map of entries").values():
         before = len(reader.problems)
         check_name(reader, entry, "an entry of the network")
+        shared = blocks.get(entry.name)
         found = _read_entry(reader, entry)
+        if shared is not None and shared.share == "block" and found is not None and found.block != shared.name:
+            message = f"{entry.name!r} names the gates that all blocks {shared.name!r} share; choose another name"
+            reader.error(key_place(entry), message)
         if found is not None and len(reader.problems) == before:
             entries.append(found)
         else:

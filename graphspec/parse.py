@@ -51,8 +51,15 @@ def parse(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Parsed
         layered = load(os.fspath(path), overrides, problems)
     except SpecError as error:
         return Parsed(None, error.diagnostics)
+    spoilt = {_position(d) for d in problems}
+    before = len(problems)
     spec = _read_spec(layered, problems)
-    return Parsed(spec, SpecError(problems).diagnostics)
+    found = [d for d in problems[before:] if _position(d) not in spoilt]  # no second mistake in an unreadable value
+    return Parsed(spec, SpecError([*problems[:before], *found]).diagnostics)
+
+
+def _position(diagnostic: Diagnostic) -> tuple[str, int, int]:
+    return diagnostic.place.file, diagnostic.place.line, diagnostic.place.column
 
 
 def _read_spec(layered: Layered, problems: list[Diagnostic]) -> Spec:
@@ -62,7 +69,7 @@ def _read_spec(layered: Layered, problems: list[Diagnostic]) -> Spec:
     for needed in REQUIRED:
         if needed not in keys:
             reader.broken.add((needed,))
-            reader.error(layered.root.place, f"the spec needs the key {needed!r}")
+            reader.error(places.key_place((needed,)), f"the spec needs a value for the key {needed!r}")
     classes = _or_broken(reader, keys, "classes", reader.size) or 1
     reader.symbols = {"classes": classes}
     if "symbols" in keys:

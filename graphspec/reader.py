@@ -30,8 +30,10 @@ class At:
 
     @property
     def name(self) -> str:
-        """The last part of the path, for messages."""
-        return str(self.path[-1]) if self.path else "the spec"
+        """The last key of the path with what follows it, for messages: `input[0]`."""
+        key = next((i for i in reversed(range(len(self.path))) if isinstance(self.path[i], str)), 0)
+        name, *indices = self.path[key:] or ("the spec",)
+        return f"{name}{''.join(f'[{i}]' for i in indices)}"
 
 
 @dataclass

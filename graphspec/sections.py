@@ -12,32 +12,12 @@ from pydantic_core import ErrorDetails
 
 from graphspec.config import Configuration
 from graphspec.errors import Diagnostic, did_you_mean
+from graphspec.findings import describe
 from graphspec.layers import TreePlaces
-from graphspec.reader import At, Reader, key_place
+from graphspec.reader import At, Reader
 from graphspec.spec import Path
 
 SECTIONS = tuple(Configuration.model_fields)
-
-_EXPECTED = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "int_parsing": "a whole number",
-    "int_parsing_size": "a smaller number",
-    "float_type": "a number",
-    "float_parsing": "a number",
-    "bool_type": "true or false",
-    "bool_parsing": "true or false",
-    "string_type": "a text",
-    "tuple_type": "a list",
-    "list_type": "a list",
-    "model_type": "a map",
-    "model_attributes_type": "a map",
-    "greater_than": "more than {gt}",
-    "greater_than_equal": "at least {ge}",
-    "less_than": "less than {lt}",
-    "less_than_equal": "at most {le}",
-    "literal_error": "{expected}",
-}
 
 
 def read_sections(reader: Reader, keys: Mapping[str, At], places: TreePlaces) -> Configuration:
@@ -62,41 +42,11 @@ def _explain(item: ErrorDetails, given: Mapping[str, At], places: TreePlaces) ->
     if item["type"] == "extra_forbidden":
         known = _known_keys(loc[:-1])
         hint = did_you_mean(str(loc[-1]), known) or f"; it takes {', '.join(known)}"
-        return Diagnostic(_key_place(given, loc), f"unknown key {loc[-1]!r} in {'.'.join(map(str, loc[:-1]))}{hint}")
+        return Diagnostic(places.key_place(loc), f"unknown key {loc[-1]!r} in {'.'.join(map(str, loc[:-1]))}{hint}")
     if item["type"] == "value_error":
         message = str(item["ctx"]["error"])
         return Diagnostic(places.place(loc or _first_path_in(message, given)), message)
-    expected = _EXPECTED.get(item["type"], "").format_map(item.get("ctx", {}))
-    found = item["input"]
-    if not expected:
-        return Diagnostic(
-            places.place(loc), f"{where}: {item['msg'][:1].lower()}{item['msg'][1:]}, found {_show(found)}"
-        )
-    hint = ""
-    if item["type"] == "literal_error" and isinstance(found, str):
-        hint = did_you_mean(found, re.findall(r"'([^']*)'", expected))
-    return Diagnostic(places.place(loc), f"{where}: expected {expected}, found {_show(found)}{hint}")
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, dict):
-        return "a map"
-    if isinstance(value, list):
-        return "a list"
-    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
-    text = text.replace("null", "nothing") if value is None else text
-    return text if len(text) <= 60 else f"{text[:56]}..."
-
-
-def _key_place(given: Mapping[str, At], loc: Path) -> Any:
-    at = given[str(loc[0])]
-    for part in loc[1:]:
-        value = at.tree.value
-        if isinstance(value, dict):
-            at = At(value[str(part)].value, (*at.path, part), value[str(part)].key)
-        elif isinstance(value, list) and isinstance(part, int):
-            at = At(value[part], (*at.path, part))
-    return key_place(at)
+    return Diagnostic(places.place(loc), f"{where}: {describe(item)}")
 
 
 def _first_path_in(message: str, given: Mapping[str, At]) -> Path:

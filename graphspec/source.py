@@ -51,8 +51,9 @@ class SpecText:
 
     def place(self, line: int, column: int) -> Place:
         """The place for a position of this file, both counted from 0."""
-        excerpt = self._lines[line] if line < len(self._lines) else ""
-        return Place(self.name, line + 1, column + 1, excerpt)
+        if line >= len(self._lines):  # the end of the text, after the last line break
+            line, column = len(self._lines) - 1, len(self._lines[-1])
+        return Place(self.name, line + 1, column + 1, self._lines[line])
 
     def place_of(self, index: int) -> Place:
         """The place of the character at `index`."""

@@ -26,6 +26,15 @@ class Places(Protocol):
     def place(self, path: Path) -> Place:
         """The position of the value at `path`, or of its nearest enclosing value."""
 
+    def key_place(self, path: Path) -> Place:
+        """The position of the key at the end of `path`, or of the nearest enclosing one."""
+
+    def override_in(self, path: Path) -> Place | None:
+        """Where the first override at `path` or below it is written; None if there is none."""
+
+    def plain(self) -> Any:
+        """The whole spec as dicts, lists and scalars, `extends` and overrides merged in."""
+
 
 @dataclass(frozen=True)
 class EdgeSpec:
@@ -118,3 +127,11 @@ class Spec:
     def place(self, *path: str | int) -> Place:
         """Where the value at `path` is written."""
         return self.places.place(path)
+
+    def key_place(self, *path: str | int) -> Place:
+        """Where the key at the end of `path` is written."""
+        return self.places.key_place(path)
+
+    def override_in(self, *path: str | int) -> Place | None:
+        """Where the first override at `path` or below it is written; None if there is none."""
+        return self.places.override_in(path)
