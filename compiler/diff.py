@@ -60,7 +60,7 @@ class Diff:
         """A table per block; with `listed` also the names of all that went and came."""
         if self.same:
             return f"{self.names[0]} and {self.names[1]} have the same nodes and edges\n"
-        rows: list[tuple[str, ...]] = [("block", "nodes", "edges", "params", "multiply-adds")]
+        rows: list[tuple[str, ...]] = [("block", "nodes", "edges", "params", "FLOPs")]
         rows += [_row(b.name, b.nodes, b.edges, b.before, b.after) for b in self.blocks]
         rows.append(_row("total", self.nodes, self.edges, self.before, self.after))
         lines = [f"{self.names[0]} -> {self.names[1]}", "", *_aligned(rows)]

@@ -14,6 +14,7 @@
     tip.style.top = `${y + 18 + box.height > innerHeight ? Math.max(4, y - box.height - 10) : y + 18}px`;
   };
   const hideTip = () => { tip.hidden = true; };
+  window.gsTip = { show: showTip, hide: hideTip };
 
   // The titles serve SVG viewers; here they would show a second tooltip.
   const setUpTips = (root) => {
@@ -111,4 +112,5 @@
   };
 
   for (const view of document.querySelectorAll(".gs-view")) setUpFigure(view);
+  for (const root of document.querySelectorAll(".gs-tips")) setUpTips(root);
 })();

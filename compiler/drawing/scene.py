@@ -192,14 +192,14 @@ def _block_subtitle(view: View, block: Block, members: list[Node], wires: list[W
     gates = f" ({gated} gated)" if gated else ""
     before = sum((view.costs[n.id] for n in members), Cost())
     parts = [arrow, number_of(len(members), "node"), number_of(len(wires), "edge") + gates]
-    parts += [f"{counted(before.params)} params", f"{counted(before.flops)} multiply-adds"]
+    parts += [f"{counted(before.params)} params", f"{counted(before.flops)} FLOPs"]
     if view.kept is not None:
         after = sum((view.kept_costs.get(n.id, Cost()) for n in members), Cost())
         kept_edges = sum(not wire.pruned for wire in wires)
         kept_nodes = sum(not view.lost(n.id) for n in members)
         parts.append(
             f"kept: {number_of(kept_nodes, 'node')}, {number_of(kept_edges, 'edge')}, {counted(after.params)} params, "
-            f"{counted(after.flops)} multiply-adds"
+            f"{counted(after.flops)} FLOPs"
         )
     return " · ".join(parts)
 
@@ -236,7 +236,7 @@ def _node_tip(view: View, node: Node) -> str:
         node.id,
         f"{node.op} {attrs}".rstrip(),
         f"type {node.type}",
-        f"{cost.params:,} params, {counted(cost.flops)} multiply-adds, {counted(cost.mac_bytes, 'B')} moved",
+        f"{cost.params:,} params, {counted(cost.flops)} FLOPs, {counted(cost.mac_bytes, 'B')} moved",
         f"reads {sum(not w.closed for w in wires)} of {len(wires)}" if any(w.closed for w in wires) else "",
         "pruned" if view.lost(node.id) else "",
     ]
@@ -266,7 +266,7 @@ def _overview(view: View) -> Figure:
         number_of(len(graph.gates()), "gate"),
     ]
     params, flops = _costs(view, view.costs)
-    parts += [f"{params} params", f"{flops} multiply-adds"]
+    parts += [f"{params} params", f"{flops} FLOPs"]
     return Figure(graph.name, graph.name, " · ".join(parts), cards, tuple(wires.values()))
 
 
@@ -276,7 +276,7 @@ def _cost(before: int, after: int, view: View) -> str:
 
 
 def _costs(view: View, ids: Iterable[str]) -> tuple[str, str]:
-    """Parameters and multiply-adds of these nodes."""
+    """Parameters and FLOPs of these nodes."""
     ids = list(ids)
     before = sum((view.costs[i] for i in ids), Cost())
     after = sum((view.kept_costs[i] for i in ids if i in view.kept_costs), Cost())
@@ -287,13 +287,13 @@ def _unit_card(view: View, unit: str, nodes: list[Node]) -> Card:
     blocks = list(dict.fromkeys(view.home[n.id] for n in nodes if n.id in view.home))
     ids = [n.id for n in nodes]
     cost = sum((view.costs[i] for i in ids), Cost())
-    tip = [unit, f"{cost.params:,} params, {counted(cost.flops)} multiply-adds, {counted(cost.mac_bytes, 'B')} moved"]
+    tip = [unit, f"{cost.params:,} params, {counted(cost.flops)} FLOPs, {counted(cost.mac_bytes, 'B')} moved"]
     if not blocks:
         return Card(unit, (unit, str(nodes[0].type)), "\n".join(tip), family(view, nodes[0]))
     kinds = list(dict.fromkeys(b.kind for b in blocks))
     what = " + ".join(f"{k} {TIMES} {n}" if (n := sum(b.kind == k for b in blocks)) > 1 else k for k in kinds)
     params, flops = _costs(view, ids)
-    costs = (f"{params} params", f"{flops} MAdd")
+    costs = (f"{params} params", f"{flops} FLOPs")
     lines = (unit, what, *costs) if what != unit else (unit, *costs)
     return Card(unit, lines, "\n".join(tip), "plain", pile=len(blocks) > 1)
 

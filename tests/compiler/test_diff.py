@@ -37,7 +37,7 @@ def test_what_went_is_listed_and_counted() -> None:
     assert found.render() == (
         "tiny -> tiny\n"
         "\n"
-        "block                nodes           edges           params  multiply-adds\n"
+        "block                nodes           edges           params  FLOPs\n"
         "a                    3 -> 2 (-33 %)  5 -> 3 (-40 %)  152     5,184\n"
         "(outside of blocks)  3               2               0       0\n"
         "total                6 -> 5 (-17 %)  7 -> 5 (-29 %)  152     5,184\n"

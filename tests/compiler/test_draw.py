@@ -58,16 +58,16 @@ def dense_block(levels: int = 4, ops: int = 4) -> Graph:
 
 TXT = f"""\
 tiny
-8 nodes · 9 edges · 1 gate · 319 params · 10.4k multiply-adds
+8 nodes · 9 edges · 1 gate · 319 params · 10.4k FLOPs
 
-  #  level  node                                      reads
+  #  level  node                                       reads
   0  0      input   4x6x6
-  1  1      body    cell {TIMES} 2  304 params  10.4k MAdd  input (4x6x6)
-  2  2      head    15 params  12 MAdd                body (4x6x6)
-  3  3      output  3                                 head (3)
+  1  1      body    cell {TIMES} 2  304 params  10.4k FLOPs  input (4x6x6)
+  2  2      head    15 params  12 FLOPs                 body (4x6x6)
+  3  3      output  3                                  head (3)
 
 cell {TIMES} 2: body.block0, body.block1
-4x6x6 → 4x6x6 · 2 nodes · 3 edges (1 gated) · 152 params · 5.18k multiply-adds
+4x6x6 → 4x6x6 · 2 nodes · 3 edges (1 gated) · 152 params · 5.18k FLOPs
 
   #  level  node                    reads
   0  0      in               4x6x6
@@ -75,7 +75,7 @@ cell {TIMES} 2: body.block0, body.block1
   2  2      out              add    level0.conv_3x3 (gated), in
 
 head
-4x6x6 → 3 · 2 nodes · 2 edges · 15 params · 12 multiply-adds
+4x6x6 → 3 · 2 nodes · 2 edges · 15 params · 12 FLOPs
 
   #  level  node                   reads
   0  0      in    4x6x6
@@ -219,7 +219,7 @@ def test_before_and_after_in_one_drawing() -> None:
         (lost, "body.block0.out"),
         ("input", lost),
     ]
-    assert "kept: 1 node, 1 edge, 0 params, 0 multiply-adds" in text
+    assert "kept: 1 node, 1 edge, 0 params, 0 FLOPs" in text
     assert len(figures(view_of(graph, None, kept), "cell")) == 2  # the two blocks differ now
     assert "304 → 152 params" in draw(graph, kept=kept, format="txt")
 

@@ -1,0 +1,237 @@
+"""`graphspec report`: a run as one self-contained HTML page, also while the run is still in progress.
+
+The page needs nothing from outside: drawings and charts are inline SVG, the script is a few kilobytes. What a run has
+not come to yet is said to be missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from compiler.draw import paint_all
+from compiler.drawing.html import figure_element, page_style, script
+from compiler.drawing.scene import counted, figures, view_of
+from compiler.drawing.svg import Picture, stylesheet
+from compiler.ops import Cost
+from runtime.files import write_text
+from runtime.reporting.charts import Chart, Series, draw_chart
+from runtime.reporting.heatmap import HeatMap, heat_map
+from runtime.reporting.record import Record, RunRecord, read_run
+from runtime.reporting.tables import CostRow, commands, cost_rows, grids, settings, timing_rows
+from runtime.rundir import RunDir
+
+OPEN_FIGURES = 6  # so many blocks are shown at once, the others unfold
+
+
+def write_report(run: RunDir) -> Path:
+    """Write the report of what the run directory holds so far and return its path.
+
+    RunError if the run directory is incomplete or a file in it is damaged; an earlier report then stays.
+    """
+    write_text(run.report, render(read_run(run), run.resolved))
+    return run.report
+
+
+def render(record: RunRecord, spec: Path) -> str:
+    """The page; `spec` is the resolved spec, which the commands to reproduce name."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.globals.update(counted=counted, percent=_percent, clock=clock)
+    template = environment.from_string(_resource("page.html.j2"))
+    kept = record.kept
+    costs = cost_rows(record.graph, kept)
+    timings = timing_rows([*record.search.timings, *record.retrain.timings])
+    return template.render(
+        record=record,
+        style=Markup(stylesheet() + page_style() + _resource("report.css")),
+        script=Markup(script() + _resource("report.js")),
+        tiles=_tiles(record, costs[-1]),
+        figures=_figures(record),
+        heat=_heat(record),
+        charts=[Markup(chart) for chart in map(draw_chart, _charts(record)) if chart],
+        rate_charts=[Markup(chart) for chart in map(draw_chart, [_rate_chart(record)]) if chart],
+        costs=costs,
+        total=costs[-1],
+        widest={kind: _widest([row for row in costs if row.kind == kind]) for kind in ("stage", "block")},
+        timings=timings,
+        pruning=next((row.speed_up for row in timings if row.stage == "search" and row.epochs > 1), None),
+        parity=grids(record.parity, "Parity"),
+        latency=grids(record.latency, "Latency"),
+        results=[(name, grids(job.result)) for name, job in _jobs(record) if job.result],
+        settings=settings(record.config),
+        environments=_environments(record),
+        commands=commands(spec),
+        table=[table for stage, epochs in _stages(record) for table in grids(_without_gates(epochs), stage)],
+    )
+
+
+def clock(seconds: float) -> str:
+    """`75.3` as `1 min 15 s`."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _resource(name: str) -> str:
+    return (files("runtime.reporting") / name).read_text(encoding="utf-8")
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.4g}%"
+
+
+def _percent(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.2f}%" if whole else "0"
+
+
+def _jobs(record: RunRecord) -> list[tuple[str, Any]]:
+    return [("search", record.search), ("retrain", record.retrain)]
+
+
+def _environments(record: RunRecord) -> list[tuple[str, Any]]:
+    """Where compile, search and retrain ran; jobs that ran where compile did are not repeated."""
+    found: list[tuple[str, Record]] = [("compile", record.environment)]
+    found += [
+        (name, job.environment) for name, job in _jobs(record) if job.environment not in (None, record.environment)
+    ]
+    return [(name, grids(environment)) for name, environment in found]
+
+
+# -- summary --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One figure of the summary."""
+
+    name: str
+    value: str
+    note: str
+
+
+def _tiles(record: RunRecord, total: CostRow) -> list[Tile]:
+    tiles = [_accuracy_tile(name, records) for name, records in _stages(record)]
+    if record.retrain.result is not None:
+        tested = record.retrain.result
+        tiles.append(Tile("test accuracy", f"{tested['accuracy']:.2%}", f"{tested['test_images']:,} images"))
+    before, after = total.before, total.after
+    pairs = (
+        ("parameters", before.params, None if after is None else after.params),
+        ("FLOPs", before.flops, None if after is None else after.flops),
+        ("edges", total.edges, total.kept_edges),
+    )
+    for name, full, left in pairs:
+        if left is None:
+            tiles.append(Tile(name, counted(full), "full space"))
+        else:
+            tiles.append(
+                Tile(name, f"{counted(full)} → {counted(left)}", f"{left / max(full, 1):.1%} of the full space")
+            )
+    return tiles
+
+
+def _accuracy_tile(stage: str, records: Sequence[Record]) -> Tile:
+    last = records[-1]
+    value = "-" if last.get("accuracy") is None else f"{last['accuracy']:.2%}"
+    return Tile(f"accuracy, {stage}", value, f"validation, epoch {last['epoch']}")
+
+
+def _stages(record: RunRecord) -> list[tuple[str, list[Record]]]:
+    """Epoch records by stage, in the order they ran."""
+    found: dict[str, list[Record]] = {}
+    for epoch in [*record.search.epochs, *record.retrain.epochs]:
+        found.setdefault(str(epoch["stage"]), []).append(epoch)
+    return list(found.items())
+
+
+def _without_gates(epochs: Sequence[Record]) -> list[Record]:
+    """Epoch records without the long list of gate values."""
+    return [{key: value for key, value in record.items() if key != "gate_values"} for record in epochs]
+
+
+# -- drawings -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure of the page."""
+
+    title: str
+    svg: Markup
+    open: bool
+
+
+def _figures(record: RunRecord) -> list[Drawn]:
+    """The overview, then every distinct block, before and after."""
+    gates = record.gates.last if record.gates else None
+    pictures: list[Picture] = paint_all(figures(view_of(record.graph, gates, record.kept), None))
+    return [Drawn(p.figure.title, Markup(figure_element(p)), index <= OPEN_FIGURES) for index, p in enumerate(pictures)]
+
+
+def _heat(record: RunRecord) -> HeatMap | None:
+    return None if record.gates is None else heat_map(record.graph, record.gates)
+
+
+def _widest(rows: Sequence[CostRow]) -> Cost:
+    """The largest of every cost: what the bars of these rows are drawn against."""
+    costs = [row.before for row in rows]
+    return Cost(
+        max((c.params for c in costs), default=0),
+        max((c.flops for c in costs), default=0),
+        max((c.mac_bytes for c in costs), default=0),
+    )
+
+
+# -- curves ---------------------------------------------------------------------------------------------------------
+
+
+def _charts(record: RunRecord) -> list[Chart]:
+    """Loss, accuracy, zero gates and FLOPs over all epochs, stages after each other."""
+    epochs = [*record.search.epochs, *record.retrain.epochs]
+    marks, at = [], 1
+    for stage, records in _stages(record):
+        marks.append((float(at), stage))
+        at += len(records)
+    plain = "{:.4g}".format
+
+    def chart(title: str, show: Any, names: dict[str, str], from_zero: bool = False) -> Chart:
+        lines = tuple(Series(text, _points(epochs, key)) for key, text in names.items())
+        return Chart(title, "epoch", lines, show, tuple(marks), from_zero)
+
+    losses = {"train_loss": "training (weights)", "gate_loss": "training (gates)", "loss": "validation"}
+    return [
+        chart("Loss", plain, losses),
+        chart("Validation accuracy", _share, {"accuracy": "accuracy"}),
+        chart(
+            "Zero gates and edges left", counted, {"zero_gates": "zero gates", "edges": "edges left"}, from_zero=True
+        ),
+        chart("FLOPs per image", counted, {"flops": "FLOPs"}, from_zero=True),
+        chart("Parameters", counted, {"params": "params"}, from_zero=True),
+    ]
+
+
+def _rate_chart(record: RunRecord) -> Chart:
+    timings = [*record.search.timings, *record.retrain.timings]
+    marks = [
+        (float(index + 1), str(item["stage"]))
+        for index, item in enumerate(timings)
+        if index == 0 or timings[index - 1]["stage"] != item["stage"]
+    ]
+    lines = (Series("images/s", _points(timings, "images_per_second")),)
+    return Chart("Training speed, images per second", "epoch", lines, counted, tuple(marks), from_zero=True)
+
+
+def _points(records: Sequence[Record], key: str) -> tuple[tuple[float, float], ...]:
+    """(epoch counted over all stages, value) where there is a value."""
+    found = enumerate((record.get(key) for record in records), start=1)
+    return tuple((float(index), float(value)) for index, value in found if value is not None)
+
+
+__all__ = ["clock", "render", "write_report"]

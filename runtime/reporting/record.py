@@ -1,0 +1,168 @@
+"""What a report is made of: everything a run directory holds so far. Files that are not there yet are left out.
+
+A run in progress is read while another process writes it: every file is either whole (written atomically) or a log of
+lines, whose last line may be unfinished and is then left for the next reading.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compiler.ir import Graph
+from compiler.passes.prune_zero_edges import prune
+from compiler.text import from_json
+from graphspec.errors import PassError, RunError
+from runtime.files import guarded
+from runtime.rundir import JobDir, RunDir
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class GateHistory:
+    """Gate values at the end of the epochs of the search stage; pruned gates are zero."""
+
+    epochs: tuple[int, ...]
+    values: tuple[Mapping[str, float], ...]
+
+    def at(self, index: int, gate: str) -> float:
+        """A gate's value at the index-th recorded epoch."""
+        return self.values[index][gate]
+
+    @property
+    def last(self) -> Mapping[str, float]:
+        """The newest values."""
+        return self.values[-1]
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """What one job (search or retrain) has left so far."""
+
+    epochs: Sequence[Record]  # metrics.jsonl
+    timings: Sequence[Record]  # timings.jsonl
+    result: Record | None
+    arch: str | None  # the found architecture as written
+    graph: Graph | None
+    environment: Record | None
+    started: bool
+
+    @property
+    def status(self) -> str:
+        """`finished`, `in progress` or `not started`."""
+        return "finished" if self.result is not None else "in progress" if self.started else "not started"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run directory holds so far."""
+
+    path: Path
+    graph: Graph
+    config: Record
+    spec: str
+    environment: Record
+    search: JobRecord
+    retrain: JobRecord
+    gates: GateHistory | None
+    parity: Any  # as export/parity.json has it; None before the export
+    latency: Any
+
+    @property
+    def kept(self) -> Graph | None:
+        """What the search has left of the graph so far, with the node ids of the search space; None before it began."""
+        if self.search.graph is not None:
+            return self.search.graph
+        if self.gates is None:
+            return None
+        closed = [gate for gate in self.graph.gates() if self.gates.last[gate] == 0.0]
+        try:
+            return prune(self.graph, closed)
+        except PassError:  # for a moment nothing reaches the output: no architecture to show
+            return None
+
+
+def read_run(run: RunDir) -> RunRecord:
+    """Everything in the run directory; RunError if what compiling wrote is missing or a file is damaged."""
+    graph = _graph(run.graph_json) or _missing(run.graph_json)
+    search = _job(run.search)
+    return RunRecord(
+        path=run.path,
+        graph=graph,
+        config=_json(run.config) or _missing(run.config),
+        spec=_text(run.spec) or _missing(run.spec),
+        environment=_json(run.environment) or {},
+        search=search,
+        retrain=_job(run.retrain),
+        gates=_gates(graph, search.epochs),
+        parity=_json(run.export / "parity.json"),
+        latency=_json(run.export / "latency.json"),
+    )
+
+
+def _missing(path: Path) -> Any:
+    raise RunError(f"{path}: is missing, so there is nothing to report\n  try: graphspec compile SPEC again")
+
+
+def _job(job: JobDir) -> JobRecord:
+    return JobRecord(
+        epochs=_lines(job.metrics),
+        timings=_lines(job.timings),
+        result=_json(job.result),
+        arch=_text(job.arch),
+        graph=_graph(job.graph_json),
+        environment=_json(job.environment),
+        started=job.is_started,
+    )
+
+
+def _gates(graph: Graph, epochs: Sequence[Record]) -> GateHistory | None:
+    """The gate values in the search's epoch records, which list them in the order of the graph."""
+    gates = graph.gates()
+    found = {
+        int(record["epoch"]): dict(zip(gates, record["gate_values"], strict=True))
+        for record in epochs
+        if record["stage"] == "search" and len(record.get("gate_values", ())) == len(gates) > 0
+    }
+    return GateHistory(tuple(found), tuple(found.values())) if found else None
+
+
+def _text(path: Path) -> str | None:
+    with guarded(path, "read"):
+        try:
+            return path.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return None
+
+
+def _json(path: Path) -> Any:
+    text = _text(path)
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError as error:
+        raise _damaged(path, error) from error
+
+
+def _graph(path: Path) -> Graph | None:
+    text = _text(path)
+    return None if text is None else from_json(text)
+
+
+def _lines(path: Path) -> list[Record]:
+    """The records of a log; an unfinished last line is left out."""
+    whole = [line for line in (_text(path) or "").splitlines(keepends=True) if line.endswith("\n")]
+    try:
+        return [json.loads(line) for line in whole if line.strip()]
+    except ValueError as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> RunError:
+    return RunError(f"{path}: is damaged ({error})\n  try: remove it; the report then leaves that part out")
+
+
+__all__ = ["GateHistory", "JobRecord", "RunRecord", "read_run"]
