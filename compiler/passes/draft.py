@@ -75,7 +75,7 @@ class Draft:
 
 
 def living_blocks(blocks: Iterable[Block], graph: Graph, renamed: dict[str, str]) -> tuple[Block, ...]:
-    """The blocks whose output is still there, reduced to the inputs that their nodes still read."""
+    """The blocks that still have nodes and an output, reduced to the inputs that their nodes still read."""
 
     def final(node_id: str) -> str:
         while node_id in renamed:
@@ -84,7 +84,7 @@ def living_blocks(blocks: Iterable[Block], graph: Graph, renamed: dict[str, str]
 
     kept = []
     for block in blocks:
-        if final(block.output) not in graph:
+        if final(block.output) not in graph or not any(block.holds(node.id) for node in graph.nodes()):
             continue
         inputs = dict.fromkeys(final(i) for i in block.inputs)
         read = tuple(i for i in inputs if i in graph and any(block.holds(e.dst) for e in graph.users(i)))

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from compiler.ir import Graph, Model, Node, Phase, attrs_of
-from compiler.ops import Step, read_attrs, steps
+from compiler.ops import Step, node_tensors, read_attrs, steps
 from compiler.passes.base import Pass
 from compiler.passes.draft import Draft, Source
 from compiler.passes.infer_types import infer_types
@@ -51,7 +51,7 @@ class FoldGates(Pass):
         """The compact model that computes what the gated one does; PassError without weights or with a zero gate."""
         graph, weights = model.graph, dict(model.weights)
         factors = {(e.src, e.dst): 1.0 if e.gate is None else model.gates[e.gate] for e in graph.edges()}
-        if not weights and any(f != 1.0 for f in factors.values()):
+        if any(f != 1.0 for f in factors.values()) and _lacks_weights(model):
             raise PassError(self.name, graph.name, "there are no weights to fold the gates into", "use drop-gates")
         if 0.0 in factors.values():
             raise PassError(self.name, graph.name, "a gate is zero", "run prune-zero-edges first")
@@ -60,6 +60,10 @@ class FoldGates(Pass):
         for node in graph.nodes():
             _fold_backward(graph, node, factors, weights)
         return Model(infer_types(_with_scales(graph, factors), Phase.COMPACT), {}, weights)
+
+
+def _lacks_weights(model: Model) -> bool:
+    return not model.weights and any(node_tensors(model.graph, node).params for node in model.graph.nodes())
 
 
 def _fold_forward(graph: Graph, node: Node, factors: Factors, weights: Weights) -> None:
