@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from compiler.ir import Graph
-from compiler.lowering.fx_emit import Emitter
+from compiler.lowering.fx_emit import GATES, Emitter
+from compiler.lowering.fx_fused import FusedEmitter
 from compiler.lowering.torch_ops import BatchNorm
 from graphspec.errors import GraphspecError
 
 Lowering = Literal["fused", "reference"]
-GATES = ".gates"
 
 
 def lower(
@@ -37,8 +37,8 @@ def lower(
         scope: nn.Parameter(torch.full((len(gates),), gate_init)) for scope, gates in graph.gate_scopes().items()
     }
     _check_names(graph)
-    emitter = Emitter(graph, vectors)
-    emitter.emit_all()
+    emitter = (FusedEmitter if lowering == "fused" else Emitter)(graph, vectors, graph.nodes())
+    emitter.emit_network(recompute)
     emitter.code.lint()
     module = fx.GraphModule(emitter.named, emitter.code, class_name=_class_name(graph.name))
     initialise(module, 0)

@@ -66,11 +66,10 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise by the batch's statistics in training and by the running ones otherwise."""
+        mean, var = self.running_mean, self.running_var
         if self.training and _statistics.held:
-            return F.batch_norm(x, None, None, self.weight, self.bias, True, self.momentum, self.eps)
-        return F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
-        )
+            mean, var = mean.clone(), var.clone()
+        return F.batch_norm(x, mean, var, self.weight, self.bias, self.training, self.momentum, self.eps)
 
     def extra_repr(self) -> str:
         """Settings shown by `print`."""
@@ -108,11 +107,27 @@ class Concat(nn.Module):
 
 
 class Zero(nn.Module):
-    """Zeros of its input's shape, through which no gradient flows."""
+    """Zeros of its input's size, through which no gradient flows."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """Zeros in the type and layout of `x`."""
-        return torch.zeros_like(x)
+        """Zeros `(N, channels, H, W)` in the type of `x`."""
+        return x.new_zeros((x.shape[0], self.channels, *x.shape[2:]))
+
+
+class Scale(nn.Module):
+    """Its input times a constant."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`factor * x`."""
+        return x * self.factor
 
 
 class Mean(nn.Module):
@@ -208,7 +223,8 @@ TORCH: dict[str, Builder] = {
     "max_pool": _max_pool,
     "avg_pool": _avg_pool,
     "identity": lambda a, ins, out: nn.Identity(),
-    "zero": lambda a, ins, out: Zero(),
+    "zero": lambda a, ins, out: Zero(out[0]),
+    "scale": lambda a, ins, out: Scale(a.factor),
     "linear": _linear,
     "global_avg_pool": lambda a, ins, out: Mean((2, 3), keep=False),
     "flatten": lambda a, ins, out: nn.Flatten(),

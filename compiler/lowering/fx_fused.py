@@ -1,0 +1,206 @@
+"""The fused lowering: gated sums that share sources become one product over a stack, output gates go into weights.
+
+Within a block, all gated sums and gated projections that share sources, directly or through others, read them from
+one stack (`compiler.lowering.fx_kernels`). A sum whose sources nobody shares is one call; a projection scales its
+weight, which is small, instead of its inputs. What is left (a gated concatenation, sums without gates) is lowered as
+in the reference. Values are kept channels last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from compiler.ir import Block, Edge, Graph, Node, gate_scope
+from compiler.lowering.fx_emit import Emitter, Vectors, python_name, regions
+from compiler.lowering.fx_kernels import (
+    ABSENT,
+    LEAN,
+    OPEN,
+    Rows,
+    coefficients,
+    gated_sum,
+    gated_sums,
+    projection,
+    push,
+    scaled,
+)  # fmt: skip
+from compiler.lowering.torch_ops import Chain, torch_steps
+from compiler.ops import Reads, input_shapes, op, steps
+
+
+def channels_last(image: Tensor) -> Tensor:
+    """The images `(N, C, H, W)` with the channels of a pixel next to each other in memory."""
+    return image.contiguous(memory_format=torch.channels_last)
+
+
+@dataclass
+class _Stack:
+    """A stack being emitted: who reads it, what stands in it, and the fx value that is it by now."""
+
+    name: str
+    readers: list[Node]
+    sources: set[str]
+    slots: dict[str, int] = field(default_factory=dict)  # value -> slot
+    value: fx.Node | None = None
+
+
+class FusedEmitter(Emitter):
+    """Emits gated sums and projections through stacks."""
+
+    table = LEAN
+
+    def __init__(self, graph: Graph, vectors: Vectors, nodes: Sequence[Node], block: Block | None = None) -> None:
+        super().__init__(graph, vectors, nodes, block)
+        self.stacks = [stack for region in regions(graph, nodes) for stack in _stacks(graph, region)]
+        self.stack_of = {node.id: stack for stack in self.stacks for node in stack.readers}
+        self.sums: dict[str, fx.Node] = {}  # inputs of readers, computed ahead with those of others
+        self.before_relu: dict[str, fx.Node] = {}  # values whose ReLU is left to the stack
+
+    def bring_in(self, node: Node) -> None:
+        """Emit the network's input, brought into the layout that all values have."""
+        super().bring_in(node)
+        if len(node.shape) == 3:
+            self.values[node.id] = self.call(channels_last, (self.values[node.id],), "image")
+
+    def emit(self, node: Node) -> None:
+        """Emit one node in the best way that its gates allow."""
+        gated = any(edge.gate for edge in self.graph.inputs(node.id))
+        if not gated or (op(node.op).reads is Reads.APART and node.op != "project"):
+            super().emit(node)
+        elif node.op == "project":
+            self.values[node.id] = self.projected(node)
+        else:
+            self.values[node.id] = self.apply(node, [self.gated_total(node)])
+
+    def apply(self, node: Node, values: list[fx.Node]) -> fx.Node:
+        """The node's module; where only a stack reads the value, a final ReLU is left to the stack."""
+        parts = steps(node.op, node.attrs)
+        if len(parts) < 2 or parts[-1].op != "relu" or not self._only_in_one_stack(node):
+            return super().apply(node, values)
+        modules = list(torch_steps(node, input_shapes(self.graph, node), self.table).items())[:-1]
+        value = self.call_module(node.id, _chain(modules), values)
+        self.before_relu[node.id] = value
+        return value
+
+    def _only_in_one_stack(self, node: Node) -> bool:
+        stacks = [self.stack_of.get(edge.dst) for edge in self.graph.users(node.id)]
+        return stacks[0] is not None and all(stack is stacks[0] for stack in stacks)
+
+    # -- sums -------------------------------------------------------------------------------------------------------
+
+    def gated_total(self, node: Node) -> fx.Node:
+        """The gated sum that a node reads."""
+        if node.id not in self.stack_of:
+            edges = self.graph.inputs(node.id)
+            sources = [edge.src for edge in edges]
+            _, coefs = self.coefficients(python_name(node.id), [edges], {s: k for k, s in enumerate(sources)})
+            values = [self.values[source] for source in sources]
+            return self.call(gated_sum, (coefs, *values), f"{python_name(node.id)}_sum")
+        if node.id not in self.sums:
+            self.sum_all_ready(self.stack_of[node.id])
+        return self.sums[node.id]
+
+    def sum_all_ready(self, stack: _Stack) -> None:
+        """Emit the inputs of all readers whose sources have been computed."""
+        self.fill(stack)
+        ready = [
+            node
+            for node in stack.readers
+            if node.op != "project" and node.id not in self.sums and self._sources(node) <= stack.slots.keys()
+        ]
+        name = f"{stack.name}_{len(stack.slots)}"
+        rows, coefs = self.coefficients(name, [self.graph.inputs(node.id) for node in ready], stack.slots)
+        results = self.call(gated_sums, (stack.value, coefs, rows), f"{name}_sums")
+        stack.value = self.item(results, 0, stack.name)
+        for index, node in enumerate(ready, 1):
+            self.sums[node.id] = self.item(results, index, f"{python_name(node.id)}_sum")
+
+    def fill(self, stack: _Stack) -> None:
+        """Push what has been computed and is not in the stack yet."""
+        new = [i for i in self.values if i in stack.sources and i not in stack.slots]
+        if not new:
+            return
+        values = [self.values[i] for i in new]
+        relu = tuple(i in self.before_relu for i in new)
+        below = len(stack.sources) if stack.value is None else stack.value
+        stack.value = self.call(push, (below, relu, *values), stack.name)
+        for node_id in new:
+            stack.slots[node_id] = len(stack.slots)
+
+    def _sources(self, node: Node) -> set[str]:
+        return {edge.src for edge in self.graph.inputs(node.id)}
+
+    def coefficients(self, name: str, reads: list[list[Edge]], slots: dict[str, int]) -> tuple[Rows, fx.Node]:
+        """The matrix of gates: a row for every list of edges, a column for every slot."""
+        gates = [edge.gate for edges in reads for edge in edges if edge.gate is not None]
+        scopes = list(dict.fromkeys(map(gate_scope, gates)))
+        sizes = {scope: len(ids) for scope, ids in self.graph.gate_scopes().items()}
+        offsets = {scope: sum(sizes[s] for s in scopes[:i]) for i, scope in enumerate(scopes)}
+
+        def entry(edge: Edge) -> int:
+            return OPEN if edge.gate is None else offsets[gate_scope(edge.gate)] + self.positions[edge.gate]
+
+        columns = [{slots[edge.src]: entry(edge) for edge in edges} for edges in reads]
+        rows = tuple(tuple(row.get(k, ABSENT) for k in range(len(slots))) for row in columns)
+        vectors = (self.vector(scope) for scope in scopes)
+        return rows, self.call(coefficients, (rows, *vectors), f"{name}_coefs")
+
+    # -- projections ------------------------------------------------------------------------------------------------
+
+    def projected(self, node: Node) -> fx.Node:
+        """A gated projection: the gates scale the columns of its weight."""
+        name, edges = python_name(node.id), self.graph.inputs(node.id)
+        modules = torch_steps(node, input_shapes(self.graph, node), self.table)
+        conv = modules["conv"]
+        assert isinstance(conv, nn.Conv2d)
+        _, coefs = self.coefficients(name, [edges], {edge.src: k for k, edge in enumerate(edges)})
+        channels = tuple(self.graph.node(edge.src).shape[0] for edge in edges)
+        weight = self.attribute(f"{node.id}.conv.weight", conv.weight)
+        weight = self.call(scaled, (weight, coefs, channels), f"{name}_weight")
+        bias = None if conv.bias is None else self.attribute(f"{node.id}.conv.bias", conv.bias)
+        value = self._convolved(node, edges, weight, bias)
+        for step in ("norm", "act"):
+            if step in modules:
+                value = self.call_module(f"{node.id}.{step}", modules[step], [value])
+        return value
+
+    def _convolved(self, node: Node, edges: list[Edge], weight: fx.Node, bias: fx.Node | None) -> fx.Node:
+        name, stack = python_name(node.id), self.stack_of.get(node.id)
+        if stack is None:
+            joined = self.call(torch.cat, ([self.values[edge.src] for edge in edges], 1), f"{name}_concat")
+            return self.call(F.conv2d, (joined, weight, bias), f"{name}_conv")
+        self.fill(stack)
+        positions = tuple(stack.slots[edge.src] for edge in edges)
+        results = self.call(projection, (stack.value, weight, bias, positions), f"{name}_results")
+        stack.value = self.item(results, 0, stack.name)
+        return self.item(results, 1, f"{name}_conv")
+
+
+def _chain(modules: list[tuple[str, nn.Module]]) -> Chain:
+    chain = Chain()
+    for name, module in modules:
+        chain.add_module(name, module)
+    return chain
+
+
+def _stacks(graph: Graph, region: list[Node]) -> list[_Stack]:
+    """Readers that share sources, directly or through others, share a stack; a lone projection has one for itself."""
+    groups: list[tuple[set[str], list[Node]]] = []
+    for node in region:
+        edges = graph.inputs(node.id)
+        shapes = {graph.node(edge.src).shape for edge in edges}
+        sums = op(node.op).reads is Reads.SUM or node.op == "project"
+        if not sums or len(shapes) > 1 or not any(edge.gate for edge in edges):
+            continue
+        sources, readers = {edge.src for edge in edges}, [node]
+        for other in [group for group in groups if group[0] & sources]:
+            groups.remove(other)
+            sources, readers = sources | other[0], other[1] + readers
+        groups.append((sources, readers))
+    shared = [group for group in groups if len(group[1]) > 1 or (group[1][0].op == "project" and len(group[0]) > 1)]
+    return [_Stack(f"{python_name(readers[0].id)}_stack", readers, sources) for sources, readers in shared]

@@ -1,0 +1,436 @@
+"""The arithmetic of the fused lowering: gated sums and projections over a stack of values, and lean pools.
+
+A *stack* is one buffer with a slot for every value that several gated sums read, filled as the values are computed.
+All sums whose sources are there are one small matrix product: `sums[n] = sum over k of gate[n, k] * slot[k]`. Copies
+and additions are saved in both directions: a value is written once, into its slot, and the gradients of all readers
+are added up in one gradient buffer of the same shape. For that, the readers of a stack form a chain: each takes the
+stack and gives it on, and what comes back in the backward pass is the gradient of all later readers, to which a
+reader adds its own in place. Only slots, gates and weights are kept for the backward pass.
+
+Under `torch.compile` the same functions are written out as plain sums, which the compiler fuses by itself.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from compiler.lowering.torch_ops import TORCH, Builder
+
+Rows = tuple[tuple[int, ...], ...]
+"""For every sum and slot: the position of the gate in its vector, `OPEN` or `ABSENT`."""
+
+OPEN, ABSENT = -1, -2  # coefficients 1 and 0
+aten = torch.ops.aten
+
+
+# -- coefficients -----------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _index(rows: Rows, device: torch.device) -> Tensor:
+    return torch.tensor(rows, dtype=torch.int64, device=device)
+
+
+def coefficients(rows: Rows, *gates: Tensor) -> Tensor:
+    """`(sums, slots)`: the gate that `rows` names (counted through all vectors), 1 if `OPEN`, 0 if `ABSENT`."""
+    one = gates[0].new_ones(1)  # read from behind, at OPEN and ABSENT
+    return torch.cat([*gates, torch.zeros_like(one), one])[_index(rows, one.device)]
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+class Stack(NamedTuple):
+    """A buffer `(slots, N, ...)`, and the part of it that is filled, through which gradients flow."""
+
+    buffer: Tensor
+    filled: Tensor
+
+
+def _new_slots(count: int, like: Tensor) -> Tensor:
+    """Memory for `count` values like `(N, C, H, W)`, each kept channels last."""
+    if like.dim() == 4:
+        n, c, h, w = like.shape
+        return like.new_empty(count, n, h, w, c).permute(0, 1, 4, 2, 3)
+    return like.new_empty(count, *like.shape)
+
+
+def _flat(slots: Tensor) -> Tensor:
+    """`(K, N, C, H, W)` or `(K, N, C)` as `(K, N, H * W * C)`, without copying."""
+    return (slots.permute(0, 1, 3, 4, 2) if slots.dim() == 5 else slots).flatten(2)
+
+
+def _matrix(slots: Tensor) -> Tensor:
+    """`(K, N, C, H, W)` or `(K, N, C)` as `(K, N * H * W * C)`, without copying."""
+    return _flat(slots).flatten(1)
+
+
+def _pixels(x: Tensor) -> Tensor:
+    """`(N, C, H, W)` as `(N * H * W, C)`, without copying if it is kept channels last."""
+    return x.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _no_autocast(x: Tensor) -> torch.autocast:
+    return torch.autocast(x.device.type, enabled=False)
+
+
+# -- filling a stack --------------------------------------------------------------------------------------------------
+
+
+class _Push(Function):
+    """Write values into the next slots, some through a ReLU: `(buffer, filled, relu, *values) -> filled`."""
+
+    @staticmethod
+    def forward(ctx: Any, buffer: Tensor, filled: Tensor | None, relu: tuple[bool, ...], *values: Tensor) -> Tensor:
+        start = 0 if filled is None else len(filled)
+        memory = buffer.data  # earlier slots, which others have saved, stay as they are: no version to count
+        for slot, through_relu, value in zip(memory[start:], relu, values, strict=False):
+            if through_relu:
+                torch.clamp_min(value, 0, out=slot)
+            else:
+                slot.copy_(value)
+        ctx.start, ctx.relu = start, relu
+        ctx.save_for_backward(memory[start : start + len(values)] if any(relu) else None)
+        return memory[: start + len(values)]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        (slots,) = ctx.saved_tensors
+        grads: list[Tensor | None] = []
+        for i, through_relu in enumerate(ctx.relu):
+            value = grad[ctx.start + i]
+            if through_relu:
+                aten.threshold_backward.grad_input(value, slots[i], 0, grad_input=value)
+            grads.append(value if ctx.needs_input_grad[3 + i] else None)
+        return None, grad[: ctx.start] if ctx.start else None, None, *grads
+
+
+def push(stack: Stack | int, relu: tuple[bool, ...], *values: Tensor) -> Stack:
+    """The stack with further values `(N, C, H, W)`, those with `relu` through a ReLU.
+
+    Instead of a stack, the number of slots of a new one.
+    """
+    if torch.compiler.is_compiling():
+        fresh = torch.stack([F.relu(v) if r else v for v, r in zip(values, relu, strict=True)])
+        return Stack(fresh, fresh if isinstance(stack, int) else torch.cat([stack.filled, fresh]))
+    if isinstance(stack, int):
+        buffer = _new_slots(stack, values[0].detach())
+        return Stack(buffer, _Push.apply(buffer, None, relu, *values))
+    return Stack(stack.buffer, _Push.apply(stack.buffer, stack.filled, relu, *values))
+
+
+# -- gated sums over a stack ------------------------------------------------------------------------------------------
+
+
+def _edges(rows: Rows) -> list[tuple[int, int]]:
+    return [(n, k) for n, row in enumerate(rows) for k, position in enumerate(row) if position != ABSENT]
+
+
+def _product_span(rows: Rows, device: torch.device) -> slice | None:
+    """The slots to multiply as one matrix, or None where adding edge by edge moves less memory.
+
+    A product reads its slots and writes its sums once; an edge costs about as much as one of those. Off the CPU,
+    starting a kernel costs more than moving memory, so there it is always a product.
+    """
+    slots = [k for _, k in _edges(rows)]
+    span = slice(min(slots), max(slots) + 1)
+    return span if device.type != "cpu" or len(slots) > len(rows) + span.stop - span.start else None
+
+
+class _GatedSums(Function):
+    """`(filled, coefs (sums, slots), rows) -> filled, *sums`."""
+
+    @staticmethod
+    def forward(ctx: Any, filled: Tensor, coefs: Tensor, rows: Rows) -> tuple[Tensor, ...]:
+        ctx.rows = rows
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(filled, coefs)
+        sums = _new_slots(len(rows), filled[0])
+        factors = coefs.to(filled.dtype)
+        span = _product_span(rows, filled.device)
+        if span is None:
+            _sum_by_edge(sums, factors, filled, _edges(rows))
+        else:
+            with _no_autocast(filled):
+                torch.mm(factors[:, span], _matrix(filled)[span], out=_matrix(sums))
+        return filled.data, *(value.data for value in sums)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, total: Tensor | None, *grads: Tensor | None) -> tuple[Any, ...]:
+        filled, coefs = ctx.saved_tensors
+        span = _product_span(ctx.rows, filled.device)
+        given = _slots_of(grads, filled)
+        coefs_grad = None
+        if ctx.needs_input_grad[1]:
+            coefs_grad = torch.zeros_like(coefs)
+            if span is None:
+                for n, k in _edges(ctx.rows):
+                    coefs_grad[n, k] = _dots(given[n : n + 1], filled[k : k + 1])[0, 0]
+            else:
+                coefs_grad[:, span] = _dots(given, filled[span]).to(coefs.dtype)
+        if not ctx.needs_input_grad[0]:
+            return None, coefs_grad, None
+        if total is None:
+            total = _new_slots(len(filled), filled[0]).zero_()
+        _add_slot_grads(total, coefs.to(filled.dtype), given, ctx.rows, span)
+        return total, coefs_grad, None
+
+
+def _sum_by_edge(sums: Tensor, factors: Tensor, filled: Tensor, edges: list[tuple[int, int]]) -> None:
+    started = set()
+    for n, k in edges:
+        if n in started:
+            sums[n].addcmul_(filled[k], factors[n, k])
+        else:
+            torch.mul(filled[k], factors[n, k], out=sums[n])
+            started.add(n)
+
+
+def _slots_of(values: tuple[Tensor | None, ...], like: Tensor) -> Tensor:
+    slots = _new_slots(len(values), like[0])
+    for slot, value in zip(slots, values, strict=True):
+        if value is None:
+            slot.zero_()
+        else:
+            slot.copy_(value)
+    return slots
+
+
+def _dots(given: Tensor, slots: Tensor) -> Tensor:
+    """`sum of given[n] * slots[k]` for all n and k: image by image, and the images added in float32 or wider."""
+    images = torch.bmm(_flat(given).transpose(0, 1), _flat(slots).permute(1, 2, 0))
+    return images.sum(0, dtype=torch.promote_types(images.dtype, torch.float32))
+
+
+def _add_slot_grads(total: Tensor, factors: Tensor, given: Tensor, rows: Rows, span: slice | None) -> None:
+    if span is None:
+        for n, k in _edges(rows):
+            total[k].addcmul_(given[n], factors[n, k])
+    else:
+        _matrix(total)[span].addmm_(factors[:, span].t(), _matrix(given))
+
+
+def gated_sums(stack: Stack, coefs: Tensor, rows: Rows) -> tuple[Any, ...]:
+    """`(stack, *sums)`: for every row the sum of coefficient times slot `(N, C, H, W)`; the stack is to be used on."""
+    if torch.compiler.is_compiling():
+        factors = coefs.to(stack.filled.dtype)
+        rests = [[stack.filled[k] * factors[n, k] for m, k in _edges(rows) if m == n] for n in range(len(rows))]
+        return stack, *(functools.reduce(torch.add, terms) for terms in rests)
+    filled, *sums = _GatedSums.apply(stack.filled, coefs, rows)
+    return Stack(stack.buffer, filled), *sums
+
+
+class _GatedSum(Function):
+    """`(coefs (values,), *values) -> sum`: the same for values that lie apart."""
+
+    @staticmethod
+    def forward(ctx: Any, coefs: Tensor, *values: Tensor) -> Tensor:
+        keep = values if ctx.needs_input_grad[0] else ()
+        ctx.save_for_backward(coefs, *keep)
+        dtype = functools.reduce(torch.promote_types, [v.dtype for v in values])
+        factors = coefs.to(dtype)
+        total: Tensor = values[0].to(dtype) * factors[0]
+        for value, factor in zip(values[1:], factors[1:], strict=True):
+            total.addcmul_(value, factor)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        coefs, *values = ctx.saved_tensors
+        factors = coefs.to(grad.dtype)
+        needed = ctx.needs_input_grad[1:]
+        grads = [grad * factor if need else None for factor, need in zip(factors, needed, strict=True)]
+        if not values:
+            return None, *grads
+        given = _slots_of((grad,), grad[None])
+        dots = [_dots(given, _slots_of((v.to(grad.dtype),), grad[None]))[0, 0] for v in values]
+        return torch.stack(dots).to(coefs.dtype), *grads
+
+
+def gated_sum(coefs: Tensor, *values: Tensor) -> Tensor:
+    """The sum of coefficient times value: `coefs` is `(1, values)`."""
+    total: Tensor
+    if torch.compiler.is_compiling():
+        dtype = functools.reduce(torch.promote_types, [v.dtype for v in values])
+        terms = [value * factor for value, factor in zip(values, coefs[0].to(dtype), strict=True)]
+        total = functools.reduce(torch.Tensor.add, terms)
+    else:
+        total = _GatedSum.apply(coefs[0], *values)
+    return total
+
+
+# -- projection over a stack ------------------------------------------------------------------------------------------
+
+
+class _Projection(Function):
+    """`(filled, weight (outputs, values, channels), positions) -> filled, y`: y sums every value times its matrix."""
+
+    @staticmethod
+    def forward(ctx: Any, filled: Tensor, weight: Tensor, positions: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        ctx.positions = positions
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(filled, weight)
+        matrices = weight.to(filled.dtype)
+        _, n, _, h, w = filled.shape
+        with _no_autocast(filled):
+            y = _project(filled, matrices, positions)
+        return filled.data, y.view(n, h, w, -1).permute(0, 3, 1, 2).data
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, total: Tensor | None, grad: Tensor | None) -> tuple[Any, ...]:
+        if grad is None:
+            return total, None, None
+        filled, weight = ctx.saved_tensors
+        given = _pixels(grad)
+        weight_grad = None
+        if ctx.needs_input_grad[1]:
+            slots = _pixel_rows(filled, ctx.positions)
+            weight_grad = torch.bmm(given.t().expand(len(slots), -1, -1), slots).transpose(0, 1)
+        if not ctx.needs_input_grad[0]:
+            return None, weight_grad, None
+        first = total is None
+        if total is None:
+            total = _new_slots(len(filled), filled[0])
+            for k in set(range(len(filled))) - set(ctx.positions):
+                total[k].zero_()
+        for k, matrix in zip(ctx.positions, weight.to(filled.dtype).unbind(1), strict=True):
+            if first:
+                torch.mm(given, matrix, out=_pixels(total[k]))
+            else:
+                _pixels(total[k]).addmm_(given, matrix)
+        return total, weight_grad, None
+
+
+def _pixel_rows(filled: Tensor, positions: tuple[int, ...]) -> Tensor:
+    """Slots as matrices `(K, N * H * W, C)`: a view where they stand in a row."""
+    first, count = positions[0], len(positions)
+    in_a_row = positions == tuple(range(first, first + count))
+    slots = filled[first : first + count] if in_a_row else filled[list(positions)]
+    return slots.permute(0, 1, 3, 4, 2).flatten(1, 3)
+
+
+def _project(filled: Tensor, matrices: Tensor, positions: tuple[int, ...]) -> Tensor:
+    """`(N * H * W, outputs)`; on the CPU a chain of products, each added to the last, which spares the concatenation.
+
+    Half precision would round after every addition, and other devices pay more for starting kernels than for a copy.
+    """
+    if filled.device.type != "cpu" or filled.dtype not in (torch.float32, torch.float64):
+        joined = _pixel_rows(filled, positions).transpose(0, 1).flatten(1)
+        return joined @ matrices.flatten(1).t()
+    y = torch.mm(_pixels(filled[positions[0]]), matrices[:, 0].t())
+    for index, k in enumerate(positions[1:], 1):
+        y.addmm_(_pixels(filled[k]), matrices[:, index].t())
+    return y
+
+
+def scaled(weight: Tensor, coefs: Tensor, channels: tuple[int, ...]) -> Tensor:
+    """The 1x1 weight `(outputs, sum of channels, 1, 1)`, each input's columns times its coefficient `(1, inputs)`."""
+    counts = _index((channels,), weight.device)[0]
+    return weight * coefs[0].repeat_interleave(counts, output_size=sum(channels)).to(weight.dtype).view(1, -1, 1, 1)
+
+
+def projection(stack: Stack, weight: Tensor, bias: Tensor | None, positions: tuple[int, ...]) -> tuple[Stack, Tensor]:
+    """`(stack, y)`: the 1x1 convolution over the slots at `positions`, in the order of the weight's columns.
+
+    `weight` is `(outputs, len(positions) * C, 1, 1)`, y is `(N, outputs, H, W)`.
+    """
+    if torch.compiler.is_compiling():
+        return stack, F.conv2d(torch.cat([stack.filled[k] for k in positions], 1), weight, bias)
+    outputs = len(weight)
+    filled, y = _Projection.apply(stack.filled, weight.view(outputs, len(positions), -1), positions)
+    return Stack(stack.buffer, filled), y if bias is None else y + bias.to(y.dtype)[:, None, None]
+
+
+# -- pools that keep less for the backward pass -----------------------------------------------------------------------
+
+
+def _shape_only(grad: Tensor, shape: torch.Size) -> Tensor:
+    """In the place of a pool's input, of which the backward pass reads shape and layout only."""
+    return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
+
+
+class _MaxPool(Function):
+    """Keeps the positions of the maxima in the fewest bytes, and not the input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, window: tuple[int, int, int, int]) -> Tensor:
+        y: Tensor
+        y, positions = aten.max_pool2d_with_indices(x, *([size, size] for size in window))
+        small = torch.int16 if x.shape[2] * x.shape[3] < 2**15 else torch.int32
+        ctx.window, ctx.shape = window, x.shape
+        ctx.save_for_backward(positions.to(small))
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (positions,) = ctx.saved_tensors
+        window = [[size, size] for size in ctx.window]
+        like = _shape_only(grad, ctx.shape)
+        return aten.max_pool2d_with_indices_backward(grad, like, *window, False, positions.long()), None
+
+
+class MaxPool(nn.Module):
+    """Max pooling over `(N, C, H, W)`."""
+
+    def __init__(self, kernel: int, stride: int, padding: int, dilation: int) -> None:
+        super().__init__()
+        self.window = (kernel, stride, padding, dilation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, C, H', W')`."""
+        if torch.compiler.is_compiling():
+            return F.max_pool2d(x, *self.window)
+        y: Tensor = _MaxPool.apply(x, self.window)
+        return y
+
+
+class _AvgPool(Function):
+    """Keeps nothing: the gradient does not depend on the input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, window: tuple[int, int, int]) -> Tensor:
+        ctx.window, ctx.shape = window, x.shape
+        y: Tensor = aten.avg_pool2d(x, *([size, size] for size in window), False, False)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        like = _shape_only(grad, ctx.shape)
+        return aten.avg_pool2d_backward(grad, like, *([size, size] for size in ctx.window), False, False, None), None
+
+
+class AvgPool(nn.Module):
+    """Average pooling over `(N, C, H, W)`, padding not counted."""
+
+    def __init__(self, kernel: int, stride: int, padding: int) -> None:
+        super().__init__()
+        self.window = (kernel, stride, padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, C, H', W')`."""
+        if torch.compiler.is_compiling():
+            return F.avg_pool2d(x, *self.window, count_include_pad=False)
+        y: Tensor = _AvgPool.apply(x, self.window)
+        return y
+
+
+LEAN: dict[str, Builder] = {
+    "max_pool": lambda a, ins, out: MaxPool(a.kernel, a.stride, a.pad, a.dilation),
+    "avg_pool": lambda a, ins, out: (
+        AvgPool(a.kernel, a.stride, a.pad) if a.dilation == 1 else TORCH["avg_pool"](a, ins, out)
+    ),
+}
+"""Rows that replace those of `TORCH` in the fused lowering."""
