@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, get_args
 
+from compiler.drawing.choices import with_choices
 from compiler.drawing.dot import dot
 from compiler.drawing.html import page
 from compiler.drawing.scene import Figure, figures, view_of
@@ -47,9 +48,9 @@ def draw(
 
 
 def paint_all(shown: list[Figure]) -> list[Picture]:
-    """Every figure drawn, gate values to one scale."""
+    """Every figure drawn, choices as one card, gate values to one scale."""
     largest = max((wire.value or 0.0 for figure in shown for wire in figure.wires), default=0.0)
-    return [paint(figure, largest) for figure in shown]
+    return [paint(with_choices(figure), largest) for figure in shown]
 
 
 __all__ = ["FORMATS", "Format", "draw", "paint_all"]

@@ -24,19 +24,6 @@ FAMILIES: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
-    """A box of the drawing."""
-
-    id: str
-    lines: tuple[str, ...]  # the first is its name
-    tip: str  # what hovering tells, several lines
-    family: str = "plain"  # decides the colour of its edge
-    group: str = ""  # heading of its column, where all cards of the column agree
-    faint: bool = False  # pruned
-    pile: bool = False  # stands for several blocks
-
-
-@dataclass(frozen=True, slots=True)
 class Wire:
     """An arrow of the drawing."""
 
@@ -52,6 +39,30 @@ class Wire:
     def closed(self) -> bool:
         """Whether nothing passes: the gate is zero or the edge was pruned."""
         return self.pruned or self.value == 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """An op of a choice that is drawn as one card, and the edge behind it."""
+
+    id: str
+    name: str
+    tip: str
+    wire: Wire
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A box of the drawing."""
+
+    id: str
+    lines: tuple[str, ...]  # the first is its name
+    tip: str  # what hovering tells, several lines
+    family: str = "plain"  # decides the colour of its edge
+    group: str = ""  # heading of its column, where all cards of the column agree
+    faint: bool = False  # pruned
+    pile: bool = False  # stands for several blocks
+    options: tuple[Option, ...] = ()  # of a choice: its ops
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,4 +309,4 @@ def _unit_card(view: View, unit: str, nodes: list[Node]) -> Card:
     return Card(unit, lines, "\n".join(tip), "plain", pile=len(blocks) > 1)
 
 
-__all__ = ["Card", "Figure", "View", "Wire", "counted", "figures", "number_of", "op_text", "view_of"]
+__all__ = ["Card", "Figure", "Option", "View", "Wire", "counted", "figures", "number_of", "op_text", "view_of"]

@@ -12,7 +12,7 @@ from importlib.resources import files
 from itertools import accumulate
 
 from compiler.drawing.layout import Box, Layout, Point, lay_out, port_height, svg_path
-from compiler.drawing.scene import Card, Figure, Wire
+from compiler.drawing.scene import Card, Figure, Option, Wire
 
 MARGIN = 24.0
 NAME_WIDTH, MORE_WIDTH = 6.95, 6.05  # of one letter, in pixels, at the sizes of figure.css
@@ -20,6 +20,7 @@ LINE_HEIGHT = 14.0
 TEXT_WIDTH = 6.6  # of one letter of title and subtitle, on average and generously
 WIDEST = 4.5  # stroke of the largest gate, in pixels
 NARROWEST = 0.9
+BAR = 36.0  # of the largest gate in a row of a choice
 PILE = 8.0  # by how much the last card of a pile sticks out
 
 
@@ -58,7 +59,7 @@ def paint(figure: Figure, largest: float | None = None) -> Picture:
         f'<g transform="translate({MARGIN},{top})">',
         *headings,
         *(_wire(wire, layout.routes[wire.src, wire.dst], largest) for wire in _faint_first(figure.wires)),
-        *(_card(card, layout.boxes[card.id]) for card in figure.cards),
+        *(_card(card, layout.boxes[card.id], largest) for card in figure.cards),
         *_labels(figure, layout),
         "</g>",
         f'<g class="gs-legend" transform="translate({MARGIN},{top + layout.height + 30})">{legend}</g>'
@@ -96,6 +97,9 @@ def element(picture: Picture) -> str:
 
 
 def _size(card: Card, arrivals: int) -> tuple[float, float]:
+    if card.options:
+        names = max(len(option.name) for option in card.options) * MORE_WIDTH + BAR + 34
+        return round(max(len(card.lines[0]) * NAME_WIDTH + 22, names)), len(card.options) * LINE_HEIGHT + 28
     more = max((len(line) for line in card.lines[1:]), default=0)
     width = max(len(card.lines[0]) * NAME_WIDTH, more * MORE_WIDTH) + 22
     return round(max(width, 46.0)), max(len(card.lines) * LINE_HEIGHT + 10, port_height(arrivals))
@@ -153,13 +157,13 @@ def _line(wire: Wire, route: Sequence[Point]) -> str:
     return f'<path d="{svg_path(route)}"/>{end}'
 
 
-def _card(card: Card, box: Box) -> str:
+def _card(card: Card, box: Box, largest: float) -> str:
     looks = ["gs-node", "gs-plain-op" if card.family == "plain" else f"gs-{card.family}"]
     looks += ["gs-faint"] if card.faint else []
     size = f'width="{box.width:.1f}" height="{box.height:.1f}" rx="6"'
     behind = [f'<rect x="{box.x + d:.1f}" y="{box.y - d:.1f}" {size}/>' for d in (PILE, PILE / 2)] if card.pile else []
     stripe = f'x="{box.x:.1f}" y="{box.y + 6:.1f}" width="3" height="{box.height - 12:.1f}" rx="1.5"'
-    first = box.middle - (len(card.lines) - 1) * LINE_HEIGHT / 2 + 4
+    first = box.y + 17 if card.options else box.middle - (len(card.lines) - 1) * LINE_HEIGHT / 2 + 4
     lines = [
         f'<text class="{"gs-more" if i else "gs-name"}" x="{box.x + 12:.1f}" y="{first + i * LINE_HEIGHT:.1f}">'
         f"{escape(line)}</text>"
@@ -171,8 +175,23 @@ def _card(card: Card, box: Box) -> str:
             *behind,
             f'<rect class="gs-box" x="{box.x:.1f}" y="{box.y:.1f}" {size}/><rect class="gs-stripe" {stripe}/>',
             *lines,
+            *(_option(option, box, index, largest) for index, option in enumerate(card.options)),
             "</g>",
         ]
+    )
+
+
+def _option(option: Option, box: Box, index: int, largest: float) -> str:
+    """A row of a choice: the op's name, and its gate as a bar (a dot where no value is known, hollow where closed)."""
+    wire, y = option.wire, box.y + 32 + index * LINE_HEIGHT
+    looks = "gs-option" + (" gs-off" if wire.closed else "")
+    mark = f'<circle cx="{box.right - BAR - 12:.1f}" cy="{y - 3.5:.1f}" r="2.6"/>' if wire.gated else ""
+    if wire.value:
+        length = max(1.0, BAR * min(1.0, abs(wire.value) / largest))
+        mark += f'<rect x="{box.right - BAR - 8:.1f}" y="{y - 6:.1f}" width="{length:.1f}" height="5"/>'
+    return (
+        f'<g class="{looks}" data-id="{escape(option.id)}"><title>{escape(option.tip)}</title>'
+        f'<text class="gs-more" x="{box.x + 12:.1f}" y="{y:.1f}">{escape(option.name)}</text>{mark}</g>'
     )
 
 

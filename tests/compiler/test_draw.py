@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compiler.draw import draw
+from compiler.drawing.choices import with_choices
 from compiler.drawing.layout import Layout, lay_out
 from compiler.drawing.scene import TIMES, counted, figures, view_of
 from compiler.drawing.svg import paint, stroke
@@ -63,7 +64,7 @@ tiny
   #  level  node                                       reads
   0  0      input   4x6x6
   1  1      body    cell {TIMES} 2  304 params  10.4k FLOPs  input (4x6x6)
-  2  2      head    15 params  12 FLOPs                 body (4x6x6)
+  2  2      head    15 params  12 FLOPs                body (4x6x6)
   3  3      output  3                                  head (3)
 
 cell {TIMES} 2: body.block0, body.block1
@@ -192,6 +193,32 @@ def test_layouts_of_random_dags(data: st.DataObject) -> None:
     sizes = {name: (float(data.draw(st.integers(20, 90))), float(data.draw(st.integers(20, 90)))) for name in names}
     edges = [pair for pair in combinations(names, 2) if data.draw(st.booleans())]
     check_layout(lay_out(sizes, edges))
+
+
+def test_choices_are_one_card_with_a_row_an_op() -> None:
+    ops = {"conv": ("conv", {"kernel": 3}), "pool": ("max_pool", {"kernel": 3}), "skip": ("identity", {})}
+    nodes = {f"b.n0.s0.{name}": (op, attrs, ["input"]) for name, (op, attrs) in ops.items()}
+    gates = {f"b/n0<n0.s0.{name}": value for name, value in zip(ops, (0.0, 0.8, 0.4), strict=True)}
+    nodes["b.n0"] = ("add", {}, [(f"b.n0.s0.{name}", f"b/n0<n0.s0.{name}") for name in ops])
+    graph = graph_of(nodes, blocks=(Block("b", "cell", "b", ("input",), "b.n0"),))
+    (figure,) = figures(view_of(graph, gates, None), "b")
+    drawn = with_choices(figure)
+    (choice,) = [card for card in drawn.cards if card.options]
+    assert [(option.name, option.wire.value) for option in choice.options] == list(
+        zip(ops, gates.values(), strict=True)
+    )
+    assert choice.options[1].tip.endswith("gate b/n0<n0.s0.pool = 0.8")
+    assert [(wire.src, wire.dst, wire.gated, wire.value) for wire in drawn.wires] == [
+        ("input", choice.id, False, None),
+        (choice.id, "b.n0", True, 0.8),
+    ]
+    root = ET.fromstring(draw(graph, scope="b", gates=gates))
+    rows = {g.attrib["data-id"]: g for g in root.iter(f"{SVG}g") if "gs-option" in g.get("class", "")}
+    assert list(rows) == [f"b.n0.s0.{name}" for name in ops]
+    lengths = [sum(float(r.attrib["width"]) for r in row.iter(f"{SVG}rect")) for row in rows.values()]
+    assert lengths == pytest.approx([0.0, 36.0, 18.0])
+    assert "gs-off" in rows["b.n0.s0.conv"].attrib["class"]
+    assert with_choices(drawn) == drawn
 
 
 def test_gates_decide_width_and_look() -> None:
