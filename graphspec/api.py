@@ -10,11 +10,13 @@ torch is imported by the functions that train, and by no other.
 
 from __future__ import annotations
 
+import math
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -26,10 +28,16 @@ from graphspec.advice import advise
 from graphspec.cost_report import CostReport, cost_report
 from graphspec.errors import RunError
 from graphspec.spec import Spec
+from runtime.opened import Opened
+from runtime.rundir import RUNS, RunDir
 from runtime.rundir import Compiled as RunFiles
-from runtime.rundir import RunDir
+
+if TYPE_CHECKING:
+    from runtime.run_retrain import RetrainResult
+    from runtime.run_search import SearchResult
 
 Target = RunDir | str | os.PathLike[str] | None
+SUFFIXES = (".yaml", ".yml")  # of spec files
 
 
 @dataclass(frozen=True)
@@ -56,8 +64,9 @@ def compile(  # noqa: A001  (the verb of the command line)
     out: str | os.PathLike[str] | None = None,
     overrides: Sequence[str] = (),
     dry_run: bool = False,
+    root: Path = RUNS,
 ) -> CompiledSpec:
-    """Check a spec, count its costs and write a run directory; SpecError or RunError."""
+    """Check a spec, count its costs and write a run directory under `root` (or at `out`); SpecError or RunError."""
     spec, graph = load(path, overrides)
     costs = cost_report(graph, spec.config.search.batch_size)
     warnings = tuple(advise(spec.config))
@@ -72,22 +81,8 @@ def compile(  # noqa: A001  (the verb of the command line)
             graph_json=to_json(graph),
             graph_text=text(graph),
         )
-        run = RunDir.create(files, Path(out) if out else None)
+        run = RunDir.create(files, Path(out) if out else None, root)
     return CompiledSpec(spec, graph, costs, warnings, run)
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A run directory with its spec, configuration (overrides applied) and search graph."""
-
-    run: RunDir
-    spec: Spec
-    graph: Graph
-
-    @property
-    def spec_text(self) -> str:
-        """The resolved spec: what its hash is taken of."""
-        return self.run.resolved.read_text(encoding="utf-8")
 
 
 def open_run(target: Target = None, overrides: Sequence[str] = ()) -> Opened:
@@ -97,7 +92,7 @@ def open_run(target: Target = None, overrides: Sequence[str] = ()) -> Opened:
     """
     if not isinstance(target, RunDir):
         path = None if target is None else Path(target)
-        if path is not None and path.is_file() and path.suffix in (".yaml", ".yml"):
+        if path is not None and _is_spec(path):
             compiled = compile(path, overrides=overrides)
             assert compiled.run is not None
             return Opened(compiled.run, compiled.spec, compiled.graph)
@@ -112,27 +107,68 @@ def open_run(target: Target = None, overrides: Sequence[str] = ()) -> Opened:
     return Opened(target, spec, graph)
 
 
-def search(target: Target = None, **options: Any) -> Any:
-    """Search the space of a run; see `runtime.jobs.run_search` for options and result."""
-    from runtime.jobs import run_search  # noqa: PLC0415  (imports torch)
+def search(target: Target = None, *, overrides: Sequence[str] = (), **options: Any) -> SearchResult:
+    """Search the space of a run; `options` are those of `runtime.jobs.JobOptions`."""
+    from runtime.jobs import JobOptions
+    from runtime.run_search import run_search
 
-    return run_search(_opened(target, options), **options)
-
-
-def retrain(target: Target = None, **options: Any) -> Any:
-    """Train the found network from scratch; see `runtime.jobs.run_retrain` for options and result."""
-    from runtime.jobs import run_retrain  # noqa: PLC0415  (imports torch)
-
-    return run_retrain(_opened(target, options), **options)
+    return run_search(open_run(target, overrides), JobOptions(**options))
 
 
-def export(target: Target = None, **options: Any) -> Any:
+def retrain(target: Target = None, *, overrides: Sequence[str] = (), **options: Any) -> RetrainResult:
+    """Train the found network from scratch; `options` are those of `runtime.jobs.JobOptions`."""
+    from runtime.jobs import JobOptions
+    from runtime.run_retrain import run_retrain
+
+    return run_retrain(open_run(target, overrides), JobOptions(**options))
+
+
+SMOKE = {
+    "data.name": "fake",
+    "data.mean": "null",
+    "data.std": "null",
+    "search.batch_size": "4",
+    "search.pretrain_epochs": "1",
+    "search.epochs": "1",
+    "search.prune.every": "1",
+    "search.recalibrate_batches": "1",
+    "search.schedule.warmup": "0",
+    "search.gates.schedule.warmup": "0",
+    "retrain.batch_size": "8",
+    "retrain.epochs": "1",
+    "retrain.schedule.warmup": "0",
+}
+"""Two steps of every stage on fake data: what `--smoke` sets."""
+
+
+def smoke(target: Target = None, last: str = "search", *, overrides: Sequence[str] = (), **options: Any) -> None:
+    """Run two steps of every stage up to `last` (search or retrain) on fake data, in a folder that is removed again."""
+    opened = open_run(target, overrides) if not _is_spec(target) else None
+    source = opened.run.resolved if opened else Path(str(target))
+    spec = opened.spec if opened else load(source, overrides)[0]
+    data, steps = spec.config.data, 2 * spec.config.search.weight_steps
+    images = max(4 * steps / spec.config.search.weight_part, 8 / (1 - spec.config.search.weight_part))
+    size = math.ceil((images + 1) / (1 - data.validation)) + spec.classes
+    settings = [*overrides, *(f"{k}={v}" for k, v in SMOKE.items()), f"data.fake_size={size}"]
+    options = {**options, "resume": False, "overwrite": False}
+    with tempfile.TemporaryDirectory(prefix="graphspec-smoke-") as folder:
+        compiled = compile(source, out=Path(folder) / "run", overrides=settings, root=Path(folder))
+        search(compiled.run, **options)
+        if last == "retrain":
+            retrain(compiled.run, **options)
+
+
+def _is_spec(target: Target) -> bool:
+    return (
+        not isinstance(target, RunDir)
+        and target is not None
+        and Path(target).is_file()
+        and Path(target).suffix in SUFFIXES
+    )
+
+
+def export(target: Target = None, *, overrides: Sequence[str] = (), **options: Any) -> Any:
     """Emit the network as ONNX and check it; see `runtime.export.run_export` for options and result."""
-    from runtime.export import run_export  # noqa: PLC0415  (imports torch)
+    from runtime.export import run_export
 
-    return run_export(_opened(target, options), **options)
-
-
-def _opened(target: Target, options: dict[str, Any]) -> Opened:
-    overrides = options.pop("overrides", ())
-    return open_run(target, overrides)
+    return run_export(open_run(target, overrides), **options)

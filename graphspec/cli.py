@@ -25,7 +25,9 @@ SpecArg = Annotated[Path, typer.Argument(help="A spec file.", metavar="SPEC")]
 TargetArg = Annotated[
     Path | None, typer.Argument(help="A run directory or a spec file; default: runs/latest.", metavar="[RUN|SPEC]")
 ]
-SetOpt = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set search.epochs=5", metavar="KEY=VALUE")]
+SetOpt = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a key: --set search.epochs=5", metavar="KEY=VALUE")
+]
 SeedOpt = Annotated[int | None, typer.Option("--seed", help="Short for --set seed=N.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
 OutFileOpt = Annotated[Path | None, typer.Option("-o", "--output", help="File to write; its ending says the format.")]
@@ -48,7 +50,7 @@ def overrides_of(settings: list[str] | None, seed: int | None) -> list[str]:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version  # noqa: PLC0415  (only where it is asked for)
+        from importlib.metadata import version
 
         typer.echo(f"graphspec {version('graphspec')}")
         raise typer.Exit
@@ -56,7 +58,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when a command fails.")] = False,
 ) -> None:
     """Options of every command; `main` looks for --debug itself."""
@@ -65,14 +69,16 @@ def _options(
 @app.command("compile")
 def compile_command(
     spec: SpecArg,
-    out: Annotated[Path | None, typer.Option("--out", help="Run directory to write; default: runs/NAME-NUMBER-sSEED.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Run directory to write; default: runs/NAME-NUMBER-sSEED.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and count only; write nothing.")] = False,
     settings: SetOpt = None,
     seed: SeedOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Check a spec completely, print what it costs, write a run directory."""
-    from graphspec import api  # noqa: PLC0415  (commands import what they need: `--help` stays quick)
+    from graphspec import api
 
     compiled = api.compile(spec, out=out, overrides=overrides_of(settings, seed), dry_run=dry_run)
     for warning in compiled.warnings:
@@ -94,8 +100,8 @@ def show(
     settings: SetOpt = None,
 ) -> None:
     """Draw a search space, or before and after of a searched run (.svg, .html, .dot, .txt)."""
-    from compiler.draw import FORMATS, draw  # noqa: PLC0415
-    from graphspec.targets import picture_of  # noqa: PLC0415
+    from compiler.draw import FORMATS, draw
+    from graphspec.targets import picture_of
 
     kind = output.suffix.lstrip(".") if output else "txt"
     if kind not in FORMATS:
@@ -112,8 +118,8 @@ def diff_command(
     as_json: JsonOpt = False,
 ) -> None:
     """List what B lacks of A: nodes, edges, parameters and FLOPs per block."""
-    from compiler.diff import diff  # noqa: PLC0415
-    from graphspec.targets import graph_of  # noqa: PLC0415
+    from compiler.diff import diff
+    from graphspec.targets import graph_of
 
     found = diff(graph_of(a), graph_of(b))
     if as_json:
@@ -126,14 +132,16 @@ def diff_command(
 def opt(
     spec: SpecArg,
     passes: Annotated[str, typer.Option("-p", "--passes", help="Passes in order, e.g. prune-zero-edges,expand-parts.")],
-    print_after_all: Annotated[bool, typer.Option("--print-after-all", help="Print the graph after every pass.")] = False,
+    print_after_all: Annotated[
+        bool, typer.Option("--print-after-all", help="Print the graph after every pass.")
+    ] = False,
     settings: SetOpt = None,
 ) -> None:
     """Run passes over a spec's graph and print the result: the compiler's debugger."""
-    from compiler.ir import Model  # noqa: PLC0415
-    from compiler.pipeline import Printer, parse_pipeline  # noqa: PLC0415
-    from compiler.text import text  # noqa: PLC0415
-    from graphspec.targets import graph_of  # noqa: PLC0415
+    from compiler.ir import Model
+    from compiler.pipeline import Printer, parse_pipeline
+    from compiler.text import text
+    from graphspec.targets import graph_of
 
     graph = graph_of(spec, settings or ())
     pipeline = parse_pipeline(passes)
@@ -145,7 +153,7 @@ def opt(
 @app.command()
 def schema(output: OutFileOpt = None) -> None:
     """Print the JSON Schema of the language, for editors."""
-    from graphspec.schema import json_schema  # noqa: PLC0415
+    from graphspec.schema import json_schema
 
     _deliver(json.dumps(json_schema(), indent=2) + "\n", output)
 
@@ -153,7 +161,7 @@ def schema(output: OutFileOpt = None) -> None:
 @app.command()
 def ops(as_json: JsonOpt = False) -> None:
     """Print the catalogue of ops with their attributes."""
-    from graphspec.listings import op_listing, op_records  # noqa: PLC0415
+    from graphspec.listings import op_listing, op_records
 
     if as_json:
         print_json(op_records())
@@ -164,7 +172,7 @@ def ops(as_json: JsonOpt = False) -> None:
 @app.command()
 def rules() -> None:
     """Print the verification rules of each phase."""
-    from graphspec.listings import rule_listing  # noqa: PLC0415
+    from graphspec.listings import rule_listing
 
     typer.echo(rule_listing())
 
@@ -174,7 +182,7 @@ def _deliver(content: str, output: Path | None) -> None:
     if output is None:
         typer.echo(content, nl=not content.endswith("\n"))
         return
-    from runtime.files import write_text  # noqa: PLC0415
+    from runtime.files import write_text
 
     write_text(output, content)
     say(f"wrote {output}")
@@ -182,7 +190,7 @@ def _deliver(content: str, output: Path | None) -> None:
 
 def main() -> None:
     """Run the command line; a GraphspecError becomes one message and its exit code."""
-    import graphspec.training_commands  # noqa: F401, PLC0415  (adds search, retrain, export, ... to `app`)
+    import graphspec.training_commands  # noqa: F401  (adds search, retrain, export, ... to `app`)
 
     debug = "--debug" in sys.argv[1:]
     if debug:

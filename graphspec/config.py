@@ -16,16 +16,17 @@ _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
 def parse_count(value: Any) -> Any:
     """`"3.0M"` -> 3000000; a plain number passes through; anything else is left for pydantic to refuse."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMG]?)\s*", value) if isinstance(value, str) else None
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([kMG]?)\s*", value) if isinstance(value, str) else None
     return round(float(match[1]) * _UNITS[match[2]]) if match else value
 
 
-Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
+Positive = Annotated[int, Field(gt=0)]
+_WRITTEN_COUNT = Annotated[str, Field(pattern=r"^\s*\d{1,18}(\.\d{1,18})?\s*[kMG]?\s*$")]
+Count = Annotated[int, Field(gt=0), BeforeValidator(parse_count, json_schema_input_type=Positive | _WRITTEN_COUNT)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Rate = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Epochs = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(gt=0)]
 
 
 class Section(BaseModel):
@@ -157,6 +158,8 @@ class SearchConfig(TrainingConfig):
 
     strategy: Literal["apg_nag", "random"] = "apg_nag"
     """`random`: the control experiment, random edges kept at the budget."""
+    random_params: Count | None = None
+    """`random`: parameters of the network to draw, before any budget; `--match RUN` takes those that RUN found."""
     pretrain_epochs: Epochs = 10
     """Epochs with all gates at 1 and fixed."""
     epochs: Epochs = 20

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compiler.architecture import Architecture
+
 from compiler.elaborate import load
 from compiler.ir import Graph
 from compiler.passes.prune_zero_edges import prune
@@ -28,7 +29,7 @@ def graph_of(target: Path, overrides: Sequence[str] = ()) -> Graph:
     """The graph of a spec or graph file, or of a run: the found one where it was searched, else the whole space."""
     if target.suffix == ".json" and target.is_file():
         return from_json(target.read_text(encoding="utf-8"))
-    if target.is_dir():
+    if target.is_dir() or target.name == "latest":
         picture = picture_of(target, overrides)
         return picture.kept or picture.graph
     return load(target, overrides)[1]
@@ -36,7 +37,7 @@ def graph_of(target: Path, overrides: Sequence[str] = ()) -> Graph:
 
 def picture_of(target: Path | None, overrides: Sequence[str] = ()) -> Picture:
     """What there is to see of a spec or a run."""
-    if target is not None and not target.is_dir():
+    if target is not None and not target.is_dir() and target.name != "latest":
         return Picture(graph_of(target, overrides))
     if overrides:
         raise GraphspecError("--set changes a spec, not a run that is compiled already; give the spec file")

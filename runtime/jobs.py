@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
@@ -16,23 +16,15 @@ from compiler.ir import Graph
 from compiler.text import text, to_json
 from graphspec.config import Configuration
 from graphspec.errors import RunError
-from graphspec.spec import Spec
 from runtime.checkpoint import CheckpointStore
 from runtime.data import Dataset, load_dataset
 from runtime.files import write_bytes, write_json, write_text
 from runtime.logs import Console, MetricsLog
 from runtime.loop import Job, Loop
-from runtime.rundir import JobDir, RunDir, environment
+from runtime.opened import Opened
+from runtime.rundir import JobDir, environment
 from runtime.signals import StopFlag
 from runtime.training import choose_device
-
-
-class Opened(Protocol):
-    """A run directory with its spec and search graph, as `graphspec.api.open_run` gives it."""
-
-    run: RunDir
-    spec: Spec
-    graph: Graph
 
 
 @dataclass(frozen=True)
@@ -58,16 +50,40 @@ class Workplace:
     folder: JobDir
 
 
-MakeJob = Callable[[Workplace], Job]
-Finish = Callable[[Workplace, Job], Mapping[str, Any]]
+J = TypeVar("J", bound=Job)
+MakeJob = Callable[[Workplace], J]
+Finish = Callable[[Workplace, J], Mapping[str, Any]]
 
 
-def run_job(name: str, opened: Opened, options: JobOptions, make: MakeJob, finish: Finish) -> dict[str, Any]:
+def run_job(name: str, opened: Opened, options: JobOptions, make: MakeJob[J], finish: Finish[J]) -> dict[str, Any]:
     """Run a job to its end and write its result; the result of a finished one is read, not made again.
 
     RunError if there is unfinished work and neither `resume` nor `overwrite` is asked for, or the configuration of
     what is resumed has changed; Interrupted on a signal.
     """
+
+    def run(folder: JobDir, console: Console) -> dict[str, Any]:
+        return _run(name, folder, opened, options, console, make, finish)
+
+    return _in_folder(name, opened, options, run)
+
+
+def run_drawing(
+    name: str, opened: Opened, options: JobOptions, draw: Callable[[Opened, JobDir, Console], dict[str, Any]]
+) -> dict[str, Any]:
+    """As `run_job`, for a job without training: `draw` writes what it finds and gives the result."""
+
+    def run(folder: JobDir, console: Console) -> dict[str, Any]:
+        result = draw(opened, folder, console)
+        write_json(folder.result, result)
+        return result
+
+    return _in_folder(name, opened, options, run)
+
+
+def _in_folder(
+    name: str, opened: Opened, options: JobOptions, run: Callable[[JobDir, Console], dict[str, Any]]
+) -> dict[str, Any]:
     folder = JobDir(opened.run.path / name)
     console = Console(options.quiet)
     with opened.run.locked():
@@ -81,7 +97,7 @@ def run_job(name: str, opened: Opened, options: JobOptions, make: MakeJob, finis
                 f"  try: graphspec {name} --resume to go on, or --overwrite to start anew"
             )
         _settle_config(name, folder, opened.spec.config)
-        return _run(name, folder, opened, options, console, make, finish)
+        return run(folder, console)
 
 
 def _finished(name: str, folder: JobDir, opened: Opened, options: JobOptions, console: Console) -> dict[str, Any]:
@@ -127,8 +143,8 @@ def _run(
     opened: Opened,
     options: JobOptions,
     console: Console,
-    make: MakeJob,
-    finish: Finish,
+    make: MakeJob[J],
+    finish: Finish[J],
 ) -> dict[str, Any]:
     config, spec = opened.spec.config, opened.spec
     device = choose_device(options.device)
@@ -167,4 +183,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(path.read_bytes())
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise RunError(f"{path}: cannot read the weights: {error}\n  try: run the command that writes them again") from error
+        raise RunError(
+            f"{path}: cannot read the weights: {error}\n  try: run the command that writes them again"
+        ) from error

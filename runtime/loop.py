@@ -27,13 +27,19 @@ class Job(Protocol):
     """What the loop runs."""
 
     name: str
-    stages: tuple[Stage, ...]
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Its stages in order."""
 
     def step(self, stage: Stage, at: Position) -> Mapping[str, Tensor]:
         """One step; scalars to average over the epoch (losses are checked for NaN)."""
 
     def end_epoch(self, stage: Stage, at: Position, means: Mapping[str, float], seconds: float) -> dict[str, Any]:
         """Validate and whatever else an epoch ends with; the epoch's record. No times in it: it must be repeatable."""
+
+    def histograms(self) -> Mapping[str, Tensor]:
+        """Values whose distribution TensorBoard shows at the end of an epoch."""
 
     def describe(self, record: Mapping[str, Any]) -> str:
         """One line for people from an epoch's record."""
@@ -61,7 +67,7 @@ class Loop:
     config: CheckpointConfig
     device: torch.device
     resume_command: str
-    position: Position = Position()
+    position: Position = field(default_factory=Position)
     sums: dict[str, float] = field(default_factory=dict)
     written: int = 0  # checkpoints so far: their running number
 
@@ -129,9 +135,13 @@ class Loop:
         per_step = seconds / max(steps, 1)
         record = {"stage": stage.name, "epoch": at.epoch + 1}
         record |= self.job.end_epoch(stage, at, means, per_step)
+        for name, values in self.job.histograms().items():
+            self.metrics.histogram(name, values)
         self.metrics.write(record)
         rate = stage.images_per_step / per_step
-        self.metrics.write_timing({"stage": stage.name, "epoch": at.epoch + 1, "seconds": seconds, "images_per_second": rate})
+        self.metrics.write_timing(
+            {"stage": stage.name, "epoch": at.epoch + 1, "seconds": seconds, "images_per_second": rate}
+        )
         self.console.line(f"{self.job.describe(record)}  {seconds:.1f} s  {rate:.0f} images/s")
         self.sums = {}
         self.position = Position(at.stage, at.epoch + 1)

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from compiler.passes.training_parts import with_training_parts
+from torch import Tensor, nn
 
 from compiler.costs import total_cost
 from compiler.ir import Graph
 from compiler.lowering.fx import initialise, lower
 from compiler.lowering.torch_ops import DropPath
-from compiler.passes.training_parts import with_training_parts
 from graphspec.config import Configuration
 from runtime.checkpoint import optimizer_state, restore_optimizer_state
 from runtime.data import Dataset
@@ -27,6 +27,7 @@ from runtime.training import (
     backward,
     clip_gradients,
     evaluate,
+    network_of,
     rate_now,
     recalibrate,
     weight_optimizer,
@@ -63,6 +64,7 @@ class RetrainJob:
             classes=classes,
         )
         self.module = self._network(trained, config.seed, weights)
+        self.network = network_of(self.module, self.config)
         self.optimizer = weight_optimizer(self.module, self.config)
         rows = dataset.split(config.search.weight_part).training
         batch = self.config.batch_size
@@ -73,12 +75,13 @@ class RetrainJob:
         )
         self.stages = (Stage(RETRAIN, self.config.epochs, len(loader), batch),)
 
-    def _network(self, trained: Graph, seed: int, weights: Mapping[str, Tensor] | None) -> fx.GraphModule:
+    def _network(self, trained: Graph, seed: int, weights: Mapping[str, Tensor] | None) -> nn.Module:
         module = lower(trained, recompute=self.config.recompute)
         initialise(module, seed)
         if weights is not None:
             module.load_state_dict(dict(weights), strict=False)
-        return module.to(self.device, memory_format=torch.channels_last).train()
+        module = module.to(self.device).to(memory_format=torch.channels_last)
+        return module.train()
 
     def step(self, stage: Stage, at: Position) -> Mapping[str, Tensor]:
         """One weight step."""
@@ -99,8 +102,8 @@ class RetrainJob:
 
         def loss(x: Tensor, y: Tensor) -> Tensor:
             with autocast(self.config, self.device):
-                logits = self.module(x).flatten(1)
-            heads = logits.float().split(self.classes, dim=1)  # the auxiliary head's logits follow, if it is there
+                logits = self.network(x).flatten(1)
+            heads = torch.split(logits.float(), self.classes, dim=1)  # the auxiliary head's logits follow, if it is there
             main = F.cross_entropy(heads[0], y, label_smoothing=smoothing)
             if len(heads) == 1:
                 return main
@@ -129,6 +132,10 @@ class RetrainJob:
             "flops": cost.flops,
             "lr": rate_now(self.config.schedule, self.config.lr, stage, at),
         }
+
+    def histograms(self) -> Mapping[str, Tensor]:
+        """None."""
+        return {}
 
     def describe(self, record: Mapping[str, Any]) -> str:
         """The epoch's line."""
@@ -159,5 +166,5 @@ class RetrainJob:
 
     def weights(self) -> dict[str, Tensor]:
         """Weights and statistics of the exported network, by `<node>.<param>`."""
-        names = {name for name in lower(self.graph).state_dict()}
+        names = set(lower(self.graph).state_dict())
         return {name: tensor for name, tensor in self.module.state_dict().items() if name in names}

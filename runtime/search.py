@@ -19,8 +19,8 @@ from graphspec.config import Configuration
 from runtime.data import Dataset
 from runtime.latency import measured_latencies
 from runtime.logs import Console
-from runtime.stages import Position, Stage
 from runtime.penalties import Penalty, priced_call, set_gammas
+from runtime.stages import Position, Stage
 from runtime.supernet import Supernet
 from runtime.training import (
     Feed,
@@ -102,7 +102,7 @@ class SearchJob:
         for group in net.weights.param_groups:
             group["lr"] = rate_now(config.schedule, config.lr, stage, at)
         with training_only(params, net.gate_vectors.values()):
-            loss_fn = classification_loss(net.module, config, self.device)
+            loss_fn = classification_loss(net.network, config, self.device)
             loss = backward(loss_fn, self.weight_feed.batch(at.epoch, index), params, config)
         clip_gradients(params, config.clip)
         net.weights.step()
@@ -114,7 +114,7 @@ class SearchJob:
         for group in net.gates.param_groups:
             group["lr"] = rate_now(config.gates.schedule, config.gates.lr, stage, at)
         with training_only(vectors.values(), weight_parameters(net.module).values()):
-            loss_fn = classification_loss(net.module, config, self.device)
+            loss_fn = classification_loss(net.network, config, self.device)
             loss = backward(loss_fn, self.gate_feed.batch(at.epoch, at.step), list(vectors.values()), config)
         set_gammas(self.penalty, net.gates, vectors)
         net.gates.step()
@@ -144,6 +144,10 @@ class SearchJob:
             "lr": rate_now(self.config.schedule, self.config.lr, stage, at),
             "gate_values": self.all_gate_values(),
         }
+
+    def histograms(self) -> Mapping[str, Tensor]:
+        """All gates still there."""
+        return {"gates": torch.cat([vector.detach() for vector in self.supernet.gate_vectors.values()])}
 
     def describe(self, record: Mapping[str, Any]) -> str:
         """The epoch's line."""

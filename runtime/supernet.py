@@ -18,7 +18,7 @@ from compiler.passes.prune_zero_edges import carried_tensors, prune, take
 from graphspec.config import SearchConfig
 from runtime.apgnag import APGNAG
 from runtime.checkpoint import optimizer_state, restore_optimizer_state
-from runtime.training import weight_optimizer, weight_parameters
+from runtime.training import Network, network_of, weight_optimizer, weight_parameters
 
 MODEL, MOMENTUM, GATE_STATE = "model", "momentum", "gate_state"  # first part of the names of saved tensors
 
@@ -31,6 +31,7 @@ class Supernet:
     config: SearchConfig
     device: torch.device
     module: fx.GraphModule
+    network: Network  # what steps call: the module, or its compiled form
     weights: torch.optim.SGD
     gates: APGNAG
 
@@ -42,11 +43,9 @@ class Supernet:
         return cls._assemble(graph, config, device, module)
 
     @classmethod
-    def _assemble(
-        cls, graph: Graph, config: SearchConfig, device: torch.device, module: fx.GraphModule
-    ) -> Supernet:
+    def _assemble(cls, graph: Graph, config: SearchConfig, device: torch.device, module: fx.GraphModule) -> Supernet:
         freeze_norm_scales(module)
-        module = module.to(device, memory_format=torch.channels_last).train()
+        module = module.to(device).to(memory_format=torch.channels_last).train()
         gates = config.gates
         optimizer = APGNAG(
             gate_parameters(module, graph).values(),
@@ -56,7 +55,9 @@ class Supernet:
             clip=gates.clip,
             nonnegative=gates.nonnegative,
         )
-        return cls(graph, config, device, module, weight_optimizer(module, config), optimizer)
+        return cls(
+            graph, config, device, module, network_of(module, config), weight_optimizer(module, config), optimizer
+        )
 
     @property
     def gate_vectors(self) -> dict[str, nn.Parameter]:

@@ -18,6 +18,7 @@ from runtime.data import Loader
 from runtime.schedules import learning_rate
 from runtime.stages import Position, Stage
 
+Network = Callable[[Tensor], Tensor]  # x: (N, C, H, W) -> logits
 Batch = tuple[Tensor, Tensor]  # x: (N, C, H, W) float32, normalised; y: (N,) int64
 
 
@@ -43,6 +44,11 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise RunError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; try --device cpu")
     return device
+
+
+def network_of(module: nn.Module, config: TrainingConfig) -> Network:
+    """What training steps call: the module, or torch.compile's version of it where the configuration asks for it."""
+    return torch.compile(module) if config.compile else module
 
 
 def weight_parameters(module: nn.Module) -> dict[str, Parameter]:
@@ -81,12 +87,12 @@ def autocast(config: TrainingConfig, device: torch.device) -> AbstractContextMan
 LossFn = Callable[[Tensor, Tensor], Tensor]  # x, y -> mean loss
 
 
-def classification_loss(module: nn.Module, config: TrainingConfig, device: torch.device) -> LossFn:
-    """Cross-entropy (with label smoothing) of the module's logits, computed in float32."""
+def classification_loss(network: Network, config: TrainingConfig, device: torch.device) -> LossFn:
+    """Cross-entropy (with label smoothing) of the network's logits, computed in float32."""
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
         with autocast(config, device):
-            logits = module(x)
+            logits = network(x)
         return F.cross_entropy(logits.flatten(1).float(), y, label_smoothing=config.label_smoothing)
 
     return loss
@@ -113,9 +119,7 @@ def clip_gradients(params: Iterable[Parameter], limit: float | None) -> None:
 
 
 @torch.no_grad()
-def evaluate(
-    module: nn.Module, batches: Iterable[Batch], predict: Callable[[Tensor], Tensor] | None = None
-) -> Scores:
+def evaluate(module: nn.Module, batches: Iterable[Batch], predict: Callable[[Tensor], Tensor] | None = None) -> Scores:
     """Loss and accuracy in evaluation mode; the module is left in training mode.
 
     `predict` gives the logits (N, classes) where they are not simply what the module returns.
