@@ -85,6 +85,8 @@ def make_template(spec: Spec, block: BlockSpec, report: Reporter) -> Template | 
     nodes = _expand(spec, block, inputs, report)
     if any(path[: len(block.path)] == block.path for path in spec.broken):
         return None  # reported while parsing; what its missing pieces lead to is no news
+    if any(node.op not in known_ops() for node in nodes.values()):
+        return None  # reported here, or the shorthand was left out
     if OUT not in nodes and len(report.found) == before:
         hint = did_you_mean(OUT, nodes)
         report.error(block.path, f"block {block.name!r} has no node {OUT!r}, which is its output{hint}")

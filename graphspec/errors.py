@@ -9,7 +9,8 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-MAX_DIAGNOSTICS = 20
+MAX_DIAGNOSTICS = 20  # are shown
+MAX_PROBLEMS = 1000  # are looked for
 EXCERPT_WIDTH = 160  # characters of a source line that are shown
 
 

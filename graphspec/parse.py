@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from graphspec.blocks import SHARES, read_blocks, read_shorthands
 from graphspec.errors import Diagnostic, SpecError
+from graphspec.garbage import collector_paused
 from graphspec.layers import Layered, TreePlaces, load
 from graphspec.names import symbol_problem
 from graphspec.network import read_network
@@ -46,11 +47,16 @@ def parse_file(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> S
 
 def parse(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Parsed:
     """As `parse_file`, but gives what can be used besides what is wrong, so that elaboration can go on with it."""
-    problems: list[Diagnostic] = []
     try:
-        layered = load(os.fspath(path), overrides, problems)
+        with collector_paused():
+            return _parse(os.fspath(path), overrides)
     except SpecError as error:
         return Parsed(None, error.diagnostics)
+
+
+def _parse(path: str, overrides: Sequence[str]) -> Parsed:
+    problems: list[Diagnostic] = []
+    layered = load(path, overrides, problems)
     spoilt = {_position(d) for d in problems}
     before = len(problems)
     spec = _read_spec(layered, problems)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from graphspec.dims import Dim, DimError
-from graphspec.errors import Diagnostic, Place, did_you_mean
+from graphspec.errors import MAX_PROBLEMS, Diagnostic, Place, SpecError, did_you_mean
 from graphspec.source import Tree
 from graphspec.spec import Path
 
@@ -45,8 +45,10 @@ class Reader:
     symbols: dict[str, int] = field(default_factory=dict)
 
     def error(self, place: Place, message: str) -> None:
-        """Note a mistake."""
+        """Note a mistake; SpecError with all of them when there are so many that looking for more is no use."""
         self.problems.append(Diagnostic(place, message))
+        if len(self.problems) >= MAX_PROBLEMS:
+            raise SpecError(self.problems)
 
     # -- maps and lists ---------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import yaml
 
-from graphspec.errors import Diagnostic, GraphspecError, Place, SpecError, did_you_mean
+from graphspec.errors import MAX_PROBLEMS, Diagnostic, GraphspecError, Place, SpecError, did_you_mean
 
 MAX_BYTES = 8 * 2**20  # of one file
 MAX_SIZE = 1_000_000  # YAML nodes of one file after alias expansion; long texts count more than once
@@ -222,6 +222,8 @@ class _Composer:
 
     def take(self, event: Any) -> None:
         """Take the next event of the parser."""
+        if len(self.problems) >= MAX_PROBLEMS:
+            raise SpecError(self.problems)
         if isinstance(event, yaml.ScalarEvent):
             self._scalar(event)
         elif isinstance(event, yaml.CollectionStartEvent):
