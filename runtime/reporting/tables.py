@@ -142,7 +142,7 @@ def grids(value: Any, title: str = "") -> list[Grid]:
     deep = {k: v for k, v in value.items() if isinstance(v, Mapping) or _is_table(v)}
     plain = tuple((str(k), cell(v)) for k, v in value.items() if k not in deep)
     found = [Grid(title, (), plain)] if plain else []
-    if deep and all(_is_flat(item) for item in deep.values()):
+    if _are_rows(list(deep.values())):
         heads = tuple(dict.fromkeys(key for item in deep.values() for key in item))
         rows = tuple((str(k), *(cell(item.get(head)) for head in heads)) for k, item in deep.items())
         return [*found, Grid(title if not found else "", ("", *heads), rows)]
@@ -151,9 +151,11 @@ def grids(value: Any, title: str = "") -> list[Grid]:
     return found
 
 
-def _is_flat(value: Any) -> bool:
-    """A map without tables or maps inside: a row of a table."""
-    return isinstance(value, Mapping) and not any(isinstance(v, Mapping) or _is_table(v) for v in value.values())
+def _are_rows(values: list[Any]) -> bool:
+    """Whether these are several maps with the same plain entries: rows of one table."""
+    if len(values) < 2 or not all(isinstance(value, Mapping) and value.keys() == values[0].keys() for value in values):
+        return False
+    return not any(isinstance(item, Mapping) or _is_table(item) for value in values for item in value.values())
 
 
 def _is_table(value: Any) -> bool:

@@ -293,13 +293,15 @@ def test_charts_of_few_points() -> None:
 
 
 def test_json_of_any_shape_becomes_tables() -> None:
-    value = {"passed": True, "rows": [{"a": 1, "b": None}, {"a": 2.5}], "deep": {"x": {"y": [1, 2]}}, "empty": []}
+    deep = {"x": {"y": [1, 2]}, "z": {"y": 1234}}
+    value = {"passed": True, "rows": [{"a": 1, "b": None}, {"a": 2.5}], "deep": deep, "empty": []}
     tables = grids(value, "Parity")
     assert [(t.title, t.heads, t.rows) for t in tables] == [
         ("Parity", (), (("passed", "yes"), ("empty", ""))),
         ("Parity / rows", ("a", "b"), (("1", "-"), ("2.5", "-"))),
-        ("Parity / deep", ("", "y"), (("x", "1, 2"),)),
+        ("Parity / deep", ("", "y"), (("x", "1, 2"), ("z", "1,234"))),
     ]
+    assert [(t.title, t.rows) for t in grids({"one": {"k": "v"}})] == [("one", (("k", "v"),))]
     assert grids([1, 2])[0].rows == (("1, 2",),)
 
 
