@@ -8,6 +8,7 @@ collected and raised together as one SpecError.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,13 +17,14 @@ from pydantic import ValidationError
 
 from compiler.ir import INPUT, OUTPUT, Attrs, Block, Graph, Node, Phase, TensorType, attrs_of
 from compiler.ops import TypeMismatch, explain_attr_errors, infer, op, read_attrs
-from compiler.template import OUT, Reporter, Template, TemplateNode, make_template, resolve_op
+from compiler.template import MAX_EDGES, OUT, Reporter, Template, TemplateNode, make_template, resolve_op
 from graphspec.dims import Dim, DimError
 from graphspec.errors import Diagnostic, SpecError, did_you_mean
+from graphspec.garbage import collector_paused
 from graphspec.parse import parse
 from graphspec.spec import BlockSpec, NetworkEntry, Path, Spec
 
-MAX_NODES = 1_000_000  # nodes of the elaborated network
+MAX_NODES = 150_000  # nodes of the elaborated network
 _FREE_CHANNELS = frozenset({"concat", "flatten", "mean"})  # ops whose channels do not pass on to what they read
 
 
@@ -36,6 +38,11 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> tuple[S
 
 def elaborate(spec: Spec, problems: Iterable[Diagnostic] = ()) -> Graph:
     """The search graph of a spec, typed; SpecError with every mistake found, after those that parsing found."""
+    with collector_paused():
+        return _elaborate(spec, problems)
+
+
+def _elaborate(spec: Spec, problems: Iterable[Diagnostic]) -> Graph:
     report = Reporter(spec)
     report.found += problems
     for shorthand in spec.ops.values():
@@ -83,11 +90,21 @@ class _Builder:
         return any(path[0] in ("network", "input", "classes", "symbols") for path in self.spec.broken)
 
     def _fits(self) -> bool:
-        sizes = {name: len(t.nodes) if t else 0 for name, t in self.templates.items()}
-        total = sum((entry.repeat or 1) * sizes.get(entry.block, 0) for entry in self.spec.network)
-        if total > MAX_NODES:
-            self.report.error(("network",), f"the network would have {total} nodes; at most {MAX_NODES} are allowed")
-        return total <= MAX_NODES
+        repeats = Counter(dict.fromkeys(self.templates, 0))
+        for entry in self.spec.network:
+            repeats[entry.block] += entry.repeat or 1
+        blocks = [(template, repeats[name]) for name, template in self.templates.items() if template is not None]
+        nodes = sum(len(template.nodes) * count for template, count in blocks)
+        edges = sum(sum(len(node.sources) for node in template.nodes) * count for template, count in blocks)
+        instances = sum(repeats.values())
+        fits = max(nodes, instances) <= MAX_NODES and edges <= MAX_EDGES
+        if not fits:
+            size = f"{instances} blocks, {nodes} nodes and {edges} edges"
+            self.report.error(
+                ("network",),
+                f"the network would have {size}; at most {MAX_NODES} nodes and {MAX_EDGES} edges are allowed",
+            )
+        return fits
 
     # -- entries of the network -------------------------------------------------------------------------------------
 

@@ -20,9 +20,10 @@ from pydantic import ValidationError
 from compiler.ops import OpAttrs, UnknownOpError, explain_attr_errors, known_ops, op
 from graphspec.dims import Dim, DimError
 from graphspec.errors import Diagnostic, Place, did_you_mean
-from graphspec.spec import BlockSpec, NodeSpec, OpSpec, Path, Spec
+from graphspec.spec import BlockSpec, LevelsSpec, NodeSpec, OpSpec, Path, Spec
 
 OUT = "out"
+MAX_EDGES = 300_000  # of one block, and of the elaborated network
 _ANY_SIZE = Dim("1")  # stands in for a size that cannot be read
 _SIZED = re.compile(r"(?P<op>.+)_(?P<kernel>\d+)x(?P=kernel)")
 
@@ -82,6 +83,8 @@ def make_template(spec: Spec, block: BlockSpec, report: Reporter) -> Template | 
     """The block's template; None if anything in it is wrong (reported)."""
     before = len(report.found)
     inputs = input_names(len(block.type.inputs))
+    if block.levels is not None and not _levels_fit(block.levels, report):
+        return None
     nodes = _expand(spec, block, inputs, report)
     if any(path[: len(block.path)] == block.path for path in spec.broken):
         return None  # reported while parsing; what its missing pieces lead to is no news
@@ -109,8 +112,13 @@ def _expand(spec: Spec, block: BlockSpec, inputs: tuple[str, ...], report: Repor
     """All nodes by name, levels and choices spelt out; mistakes are reported."""
     nodes = {node.name: node for node in _level_nodes(spec, block, inputs, report)}
     names = dict.fromkeys([*nodes, *block.nodes, *_broken_names(spec, (*block.path, "nodes"))])
+    edges = 0
     for name, node in block.nodes.items():
         sources = _sources(spec, block, node, name, names, inputs, report)
+        edges += len(sources) * max(1, len(node.choose))
+        if edges > MAX_EDGES:
+            report.error(block.path, f"block {block.name!r} has more than {MAX_EDGES} edges")
+            break
         if node.choose:
             for made in _choice_nodes(spec, name, node, sources, report):
                 nodes[made.name] = made
@@ -123,6 +131,16 @@ def _expand(spec: Spec, block: BlockSpec, inputs: tuple[str, ...], report: Repor
 def _broken_names(spec: Spec, path: Path) -> list[str]:
     """Names of the pieces below `path` that were left out because of mistakes reported already."""
     return [str(p[len(path)]) for p in spec.broken if len(p) > len(path) and p[: len(path)] == path]
+
+
+def _levels_fit(levels: LevelsSpec, report: Reporter) -> bool:
+    """Whether the levels have few enough edges to be spelt out; reported if not."""
+    nodes = levels.count * len(levels.ops)
+    edges = nodes + nodes * (nodes - len(levels.ops)) // 2
+    if edges > MAX_EDGES:
+        message = f"{levels.count} levels of {len(levels.ops)} ops have {edges} edges; at most {MAX_EDGES} are allowed"
+        report.error((*levels.path, "count"), message)
+    return edges <= MAX_EDGES
 
 
 def _level_nodes(spec: Spec, block: BlockSpec, inputs: tuple[str, ...], report: Reporter) -> Iterable[TemplateNode]:

@@ -19,7 +19,7 @@ PIECES = [
     b"", b" ", b"\n", b"\t", b"\r", b":", b": ", b"- ", b"[", b"]", b"{", b"}", b",", b"&a ", b"*a",
     b"*cell_nodes", b"<<: ", b"!!int ", b"# ", b"'", b'"', b"|", b">", b"%", b"@", b"`", b"---", b"...",
     b"\xff", b"\x00", b"\xe2\x80\xa8", b"\xc3\xa9", b"null", b"true", b"on", b"-1", b"0", b"1", b"7",
-    b"99999999999", b"9" * 60, b"1e999", b".nan", b"0x10", b"007", b"2*C", b"H/0", b"C**9", b"[C, H, W]",
+    b"99999999999", b"9999", b"9" * 60, b"1e999", b".nan", b"0x10", b"007", b"2*C", b"H/0", b"C**9", b"[C, H, W]",
     b"-> [C]", b"in", b"in0", b"out", b"levels.*", b"*.*", b"class", b"extends: .", b"extends: digits.yaml",
     b"conv", b"add", b"concat", b"project", b"linear", b"flatten", b"mean", b"zero", b"kernel", b"gated",
     b"choose", b"repeat",
