@@ -33,6 +33,7 @@ from runtime.rundir import RUNS, RunDir
 from runtime.rundir import Compiled as RunFiles
 
 if TYPE_CHECKING:
+    from runtime.penalties import Penalty
     from runtime.run_retrain import RetrainResult
     from runtime.run_search import SearchResult
 
@@ -107,12 +108,22 @@ def open_run(target: Target = None, overrides: Sequence[str] = ()) -> Opened:
     return Opened(target, spec, graph)
 
 
-def search(target: Target = None, *, overrides: Sequence[str] = (), **options: Any) -> SearchResult:
-    """Search the space of a run; `options` are those of `runtime.jobs.JobOptions`."""
+def search(
+    target: Target = None,
+    *,
+    overrides: Sequence[str] = (),
+    penalty_type: type[Penalty] | None = None,
+    **options: Any,
+) -> SearchResult:
+    """Search the space of a run; `options` are those of `runtime.jobs.JobOptions`.
+
+    `penalty_type`, a subclass of `runtime.penalties.Penalty`, decides the sparsity weight of every gate.
+    """
     from runtime.jobs import JobOptions
+    from runtime.penalties import Penalty
     from runtime.run_search import run_search
 
-    return run_search(open_run(target, overrides), JobOptions(**options))
+    return run_search(open_run(target, overrides), JobOptions(**options), penalty_type or Penalty)
 
 
 def retrain(target: Target = None, *, overrides: Sequence[str] = (), **options: Any) -> RetrainResult:

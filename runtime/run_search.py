@@ -19,6 +19,7 @@ from runtime.files import write_text
 from runtime.jobs import JobOptions, Workplace, run_drawing, run_job, write_network
 from runtime.logs import Console
 from runtime.opened import Opened
+from runtime.penalties import Penalty
 from runtime.rundir import JobDir
 from runtime.search import SearchJob
 from runtime.supernet import MODEL
@@ -45,8 +46,13 @@ class SearchResult:
         return cls(**{**record, "full": Cost(**record["full"]), "found": Cost(**record["found"])})
 
 
-def run_search(opened: Opened, options: JobOptions | None = None) -> SearchResult:
-    """Search the space of a run; RunError, PassError or Interrupted if it cannot be finished."""
+def run_search(
+    opened: Opened, options: JobOptions | None = None, penalty_type: type[Penalty] = Penalty
+) -> SearchResult:
+    """Search the space of a run; RunError, PassError or Interrupted if it cannot be finished.
+
+    `penalty_type` decides the sparsity weight of every gate. It is no part of the run directory: resuming needs it again.
+    """
 
     def make(place: Workplace) -> SearchJob:
         if not opened.graph.gates():
@@ -55,7 +61,14 @@ def run_search(opened: Opened, options: JobOptions | None = None) -> SearchResul
             )
         latencies = place.folder.path / "latencies.json"
         return SearchJob(
-            opened.graph, place.config, place.dataset, place.device, opened.spec.gate_init, place.console, latencies
+            opened.graph,
+            place.config,
+            place.dataset,
+            place.device,
+            opened.spec.gate_init,
+            place.console,
+            latencies,
+            penalty_type,
         )
 
     options = options or JobOptions()

@@ -57,8 +57,10 @@ class SearchJob:
         gate_init: float,
         console: Console,
         latencies: Path,
+        penalty_type: type[Penalty] = Penalty,
     ) -> None:
         self.full, self.config, self.console, self.device = full, config.search, console, device
+        self.penalty_type = penalty_type
         self.latencies = latencies  # file of measured times; beside the run, so that a resumed search reads the same
         self.split = dataset.split(self.config.weight_part)
         batch = self.config.batch_size
@@ -84,7 +86,7 @@ class SearchJob:
         if self.config.gates.adaptive == "latency":
             calls = {priced_call(self.supernet.graph, e) for e in self.supernet.graph.edges() if e.gate is not None}
             latency = measured_latencies(sorted(calls, key=str), self.device, self.latencies)
-        return Penalty(self.supernet.graph, self.full, self.config.gates, latency)
+        return self.penalty_type(self.supernet.graph, self.full, self.config.gates, latency)
 
     # -- steps ------------------------------------------------------------------------------------------------------
 
