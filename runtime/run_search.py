@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from compiler.architecture import Architecture
-
 from compiler.costs import total_cost
 from compiler.ir import Graph
 from compiler.ops import Cost
@@ -51,7 +50,7 @@ def run_search(
 ) -> SearchResult:
     """Search the space of a run; RunError, PassError or Interrupted if it cannot be finished.
 
-    `penalty_type` decides the sparsity weight of every gate. It is no part of the run directory: resuming needs it again.
+    `penalty_type` decides the sparsity weight of every gate; it is not recorded, so resuming needs the same one.
     """
 
     def make(place: Workplace) -> SearchJob:
