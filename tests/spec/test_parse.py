@@ -185,7 +185,7 @@ def test_broken_pieces_are_left_out_and_named(tmp_path: Path) -> None:
         parse_file(tmp_path / "space.yaml")
 
 
-def test_time_grows_with_the_number_of_edges_only(tmp_path: Path) -> None:
+def test_a_block_of_20000_nodes_written_one_by_one(tmp_path: Path) -> None:
     nodes = "".join(f"      n{i}: {{op: add, from: [in, n{i + 1}]}}\n" for i in range(20_000))
     spec = parse_file(write(tmp_path, BASE.replace("      mix:", f"{nodes}      mix:")))
     assert len(spec.blocks["cell"].nodes) == 20_003

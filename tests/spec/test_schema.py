@@ -25,7 +25,8 @@ def test_the_schema_is_a_schema() -> None:
 
 
 def test_the_committed_schema_is_the_schema() -> None:
-    assert json.loads((SPECS / "graphspec.schema.json").read_text()) == SCHEMA
+    committed = json.loads((SPECS / "graphspec.schema.json").read_text())
+    assert committed == SCHEMA, "run: graphspec schema > specs/graphspec.schema.json"
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
