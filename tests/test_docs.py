@@ -1,0 +1,373 @@
+"""The documentation is true: links resolve, commands and snippets run as written, generated parts are up to date."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import typer
+import typer.main
+import yaml
+from PIL import Image
+
+import graphspec.training_commands  # noqa: F401  (adds the commands that train)
+from compiler.elaborate import load
+from graphspec.cli import app
+from graphspec.errors import GraphspecError
+from graphspec.reference import rewritten
+from tests.tiny import TINY, environment
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+SPECS = ROOT / "specs"
+HOSTS = {"arxiv.org", "doi.org", "github.com", "semver.org"}  # that the documentation may link to
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # a group, because there are several
+
+
+@dataclass(frozen=True)
+class Snippet:
+    """A fenced block: where it stands, its info string (`bash run`) and its text."""
+
+    where: str
+    info: str
+    text: str
+
+    @property
+    def language(self) -> str:
+        return self.info.partition(" ")[0]
+
+
+def snippets(*documents: Path) -> Iterator[Snippet]:
+    for path in documents:
+        text = path.read_text(encoding="utf-8")
+        for match in re.finditer(r"^```([^\n`]*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+            line = text[: match.start()].count("\n") + 1
+            yield Snippet(f"{path.relative_to(ROOT)}:{line}", match[1].strip(), match[2])
+
+
+def of_language(language: str) -> list[Snippet]:
+    return [s for s in snippets(*DOCUMENTS) if s.language == language]
+
+
+def lines(snippet: Snippet) -> list[str]:
+    return [line for line in snippet.text.replace("\\\n", " ").splitlines() if line and not line.startswith("#")]
+
+
+def named(snippet: Snippet) -> str:
+    return snippet.where
+
+
+# -- text -------------------------------------------------------------------------------------------------------------
+
+
+def prose(path: Path) -> str:
+    return re.sub(r"^```.*?^```$|`[^`\n]*`", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(path: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_links_resolve(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(path)):
+        if re.match(r"https?:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        linked = (path.parent / file).resolve() if file else path
+        assert linked.exists(), f"{target} leads nowhere"
+        assert not anchor or anchor in anchors(linked), f"{target}: no such heading"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_no_local_paths_and_no_unknown_hosts(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"(?<![\w.])/(work|home|root|tmp|Users|mnt)/", text)
+    assert {host.lower() for host in re.findall(r"https?://([^/\s)`\"']+)", text)} <= HOSTS
+
+
+@pytest.mark.parametrize("name", ["language.md", "ir.md"])
+def test_generated_parts_are_up_to_date(name: str) -> None:
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert "<!-- generated: " in text
+    assert rewritten(text) == text, "run: python -m graphspec.reference docs/*.md"
+
+
+def test_an_unknown_generated_part_is_an_error() -> None:
+    with pytest.raises(GraphspecError, match="did you mean 'settings'"):
+        rewritten("<!-- generated: setings -->\n<!-- end of setings -->\n")
+
+
+# -- messages ---------------------------------------------------------------------------------------------------------
+
+
+def spoken(node: ast.AST) -> str:
+    """The text of a string expression, `…` for what is put in."""
+    match node:
+        case ast.Constant(value=str(text)):
+            return text
+        case ast.JoinedStr(values=values):
+            return "".join(map(spoken, values))
+        case ast.BinOp(left=left, right=right):
+            return spoken(left) + spoken(right)
+    return "…"
+
+
+def sources() -> Iterator[tuple[Path, ast.Module]]:
+    for package in ("graphspec", "compiler", "runtime"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            yield path, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def said_in_code() -> str:
+    kinds = (ast.Constant, ast.JoinedStr, ast.BinOp)
+    texts = {spoken(node) for _, tree in sources() for node in ast.walk(tree) if isinstance(node, kinds)}
+    return "\n\0\n".join(texts)
+
+
+def pattern_of(message: str) -> str:
+    """A pattern for a message as the documentation writes it: `…` for anything, `\\n` for a line break."""
+    return ".*?".join(re.escape(part.replace("\\n", "\n")) for part in re.split("…+", message) if part)
+
+
+def listed_messages() -> list[str]:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    tables = re.findall(r"\| message \| reason and remedy \|\n\| --- \| --- \|\n((?:\|.*\n)+)", text)
+    cells = [row.split("|")[1] for table in tables for row in table.splitlines()]
+    return [message for cell in cells for message in re.findall(r"`([^`]+)`", cell)]
+
+
+def test_messages_in_troubleshooting_are_those_of_the_code() -> None:
+    code = said_in_code()
+    unsaid = [m for m in listed_messages() if not re.search(pattern_of(m), code)]
+    assert not unsaid, "docs/troubleshooting.md lists messages that nothing says"
+
+
+def test_every_job_error_is_in_troubleshooting() -> None:
+    patterns = [re.compile(pattern_of(message), re.DOTALL) for message in listed_messages()]
+    missing = []
+    for path, tree in sources():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "RunError":
+                message = spoken(node.args[0])
+                says_something = re.search(r"\w", message.partition("\n")[0])
+                if says_something and not any(pattern.search(message) for pattern in patterns):
+                    missing.append(f"{path.relative_to(ROOT)}:{node.lineno}: {message}")
+    assert not missing, "docs/troubleshooting.md lacks these messages"
+
+
+def test_every_error_class_is_in_troubleshooting() -> None:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    bases = {"GraphspecError"}
+    for _, tree in sources():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef) and bases & {ast.unparse(base) for base in node.bases}:
+                assert f"`{node.name}`" in text, f"docs/troubleshooting.md does not mention {node.name}"
+
+
+# -- snippets ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("snippet", of_language("bash"), ids=named)
+def test_commands_are_real(snippet: Snippet) -> None:
+    for line in lines(snippet):
+        for command in re.split(r"&&|;", line):
+            words = shlex.split(command, comments=True)
+            if words[:1] == ["graphspec"]:
+                check_command(words[1:])
+            elif words[:1] == ["make"]:
+                assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
+            elif words[:2] == ["python", "-m"]:
+                assert (ROOT / f"{words[2].replace('.', '/')}.py").is_file() or words[2] in ("pip", "venv"), command
+            elif words[:1] == ["python"]:
+                assert (ROOT / words[1]).is_file(), command
+
+
+def check_command(words: list[str]) -> None:
+    """Parse it as the command line does; unknown commands and options raise."""
+    if words[0].startswith("--"):
+        assert words[0] in {o for p in typer.main.get_command(app).params for o in p.opts}
+        return
+    assert words[0] in COMMANDS, f"there is no command {words[0]!r}"
+    COMMANDS[words[0]].make_context(words[0], words[1:])
+
+
+@pytest.mark.parametrize("snippet", of_language("python"), ids=named)
+def test_python_compiles(snippet: Snippet) -> None:
+    compile(snippet.text, snippet.where, "exec")
+
+
+@pytest.mark.parametrize("snippet", [s for s in of_language("python") if s.info == "python run"], ids=named)
+def test_python_runs(snippet: Snippet) -> None:
+    run(ROOT, sys.executable, "-c", snippet.text)
+
+
+@pytest.mark.parametrize("snippet", [s for s in of_language("bash") if s.info == "bash run"], ids=named)
+def test_commands_run(snippet: Snippet, tmp_path: Path) -> None:
+    (tmp_path / "specs").symlink_to(SPECS)
+    for line in lines(snippet):
+        graphspec_command(tmp_path, line)
+
+
+@pytest.mark.parametrize("snippet", of_language("yaml"), ids=named)
+def test_yaml_is_right(snippet: Snippet, tmp_path: Path) -> None:
+    """Whole specs and those that extend one are elaborated, fragments are read as YAML."""
+    read = yaml.safe_load(snippet.text)
+    if "graphspec" not in read:
+        return
+    shutil.copytree(SPECS, tmp_path, dirs_exist_ok=True)
+    shutil.copy(ROOT / "examples" / "own_images.yaml", tmp_path)
+    (tmp_path / "snippet.yaml").write_text(snippet.text)
+    load(tmp_path / "snippet.yaml")
+
+
+def run(folder: Path, *words: str, **more_environment: str) -> str:
+    done = subprocess.run(
+        words, cwd=folder, env=environment() | more_environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{shlex.join(words)[:200]}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def graphspec_command(folder: Path, line: str) -> str:
+    words = shlex.split(line, comments=True)
+    assert words[0] == "graphspec", line
+    return run(folder, sys.executable, "-m", *words)
+
+
+# -- whole documents --------------------------------------------------------------------------------------------------
+
+SMALLER = """\
+graphspec: 1
+extends: whole.yaml
+symbols: {width: 8}
+blocks: {normal: {levels: {count: 1}}}
+search: {pretrain_epochs: 1, epochs: 2, batch_size: 8, prune: {every: 1}}
+retrain: {epochs: 1, batch_size: 8}
+"""
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty working folder for commands that run in this process, where torch is imported already."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def follow(document: Path) -> None:
+    """Everything a document tells people to type, in order, in the working folder."""
+    for snippet in snippets(document):
+        if snippet.language == "bash":
+            for line in lines(snippet):
+                for command in line.split("&&"):
+                    words = shlex.split(command, comments=True)
+                    if words[:1] == ["graphspec"]:
+                        app(words[1:], standalone_mode=False)
+        elif snippet.language == "python":
+            exec(compile(snippet.text, snippet.where, "exec"), {})  # noqa: S102  (what the reader would do)
+
+
+def small_images(folder: Path, classes: tuple[str, ...]) -> None:
+    """Plain images, one colour for each class."""
+    for part, count in (("train", 16), ("test", 2)):
+        for number, name in enumerate(classes):
+            (folder / part / name).mkdir(parents=True)
+            for index in range(1, count + 1):
+                colour = tuple(255 if channel == number else 4 * index for channel in range(3))
+                Image.new("RGB", (40, 32), colour).save(folder / part / name / f"{index:04d}.jpg")
+
+
+def test_the_tutorial_works_as_written(in_process: Path) -> None:
+    small_images(in_process / "images", ("cat", "dog", "owl"))
+    whole = (ROOT / "examples" / "own_images.yaml").read_text(encoding="utf-8")
+    (in_process / "whole.yaml").write_text(whole)
+    (in_process / "own_images.yaml").write_text(SMALLER)
+    follow(ROOT / "docs" / "tutorial.md")
+    assert (in_process / "found.svg").stat().st_size > 0
+
+
+def test_the_readme_works_as_written(in_process: Path) -> None:
+    shutil.copytree(SPECS, in_process / "specs")
+    (in_process / "specs" / "digits.yaml").write_text(TINY)
+    follow(ROOT / "README.md")
+
+
+# -- examples ---------------------------------------------------------------------------------------------------------
+
+
+def example(name: str) -> object:
+    spec = importlib.util.spec_from_file_location(f"examples_{name}", ROOT / "examples" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_own_images_and_the_onnx_file(in_process: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = example("own_images")
+    own.draw_shapes(in_process / "images", training=16, test=2)  # type: ignore[attr-defined]
+    settings = ["search.pretrain_epochs=1", "search.epochs=1", "search.batch_size=8", "retrain.epochs=1"]
+    own.main(in_process / "images", [*settings, "symbols.width=8"])  # type: ignore[attr-defined]
+    models = [
+        Path(line.removeprefix("wrote ")) for line in capsys.readouterr().out.splitlines() if line.startswith("wrote ")
+    ]
+    images = sorted((in_process / "images" / "test").rglob("*.png"))
+    example("use_onnx").main(models[-1], images)  # type: ignore[attr-defined]
+    answers = capsys.readouterr().out.splitlines()
+    assert len(answers) == len(images)
+    assert all(answer.split()[1] in ("ellipse", "rectangle", "triangle") for answer in answers)
+
+
+def test_gamma_strategy(in_process: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    strategy = example("gamma_strategy")
+    assert strategy.span("b/level2.x<level0.y") == 2  # type: ignore[attr-defined]
+    assert strategy.span("b/mix<level0.y") == strategy.span("b/level1.x<in") == 1  # type: ignore[attr-defined]
+    (in_process / "tiny.yaml").write_text(TINY)
+    strategy.main(in_process / "tiny.yaml", ["search.pretrain_epochs=0", "search.epochs=1"])  # type: ignore[attr-defined]
+    assert "of 50 edges" in capsys.readouterr().out
+
+
+CUSTOM_OP = """
+import numpy, onnxruntime, torch
+from compiler.elaborate import load
+from compiler.ir import Model
+from compiler.lowering.fx import lower, weights_of
+from compiler.lowering.onnx import check, emit
+from compiler.pipeline import TO_COMPACT
+_, graph = load("digits_scaled.yaml")
+assert any(node.op == "channel_scale" for node in graph.nodes())
+graph = TO_COMPACT.run(Model(graph)).graph
+network = lower(graph).eval()
+for parameter in network.parameters():
+    torch.nn.init.normal_(parameter, 0.5, 0.3)
+proto = emit(Model(graph, {}, weights_of(network)))
+check(proto)
+x = torch.randn(3, 1, 8, 8)
+(found,) = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {"image": x.numpy()})
+numpy.testing.assert_allclose(found, network(x).detach().numpy(), rtol=1e-3, atol=1e-3 * abs(found).max())
+"""
+
+
+def test_custom_op(tmp_path: Path) -> None:
+    """As if installed: pip would write these two files beside the package."""
+    installed = tmp_path / "graphspec_channel_scale-0.1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: graphspec-channel-scale\nVersion: 0.1.0\n")
+    package = ROOT / "examples" / "custom_op"
+    pyproject = (package / "pyproject.toml").read_text(encoding="utf-8")
+    entry = re.search(r'^channel_scale = "(.*)"$', pyproject, re.MULTILINE)
+    assert entry is not None
+    (installed / "entry_points.txt").write_text(f"[graphspec.ops]\nchannel_scale = {entry[1]}\n")
+    path = ":".join([str(tmp_path), str(package), str(ROOT)])
+    run(package, sys.executable, "-c", CUSTOM_OP, PYTHONPATH=path)
