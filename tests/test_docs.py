@@ -20,10 +20,12 @@ import yaml
 from PIL import Image
 
 import graphspec.training_commands  # noqa: F401  (adds the commands that train)
-from compiler.elaborate import load
+from compiler.elaborate import MAX_NODES, load
+from compiler.template import MAX_EDGES
 from graphspec.cli import app
 from graphspec.errors import GraphspecError
 from graphspec.reference import rewritten
+from graphspec.source import MAX_BYTES, MAX_DEPTH, MAX_SIZE
 from tests.tiny import TINY, environment
 
 ROOT = Path(__file__).parent.parent
@@ -101,6 +103,13 @@ def test_generated_parts_are_up_to_date(name: str) -> None:
     text = (ROOT / "docs" / name).read_text(encoding="utf-8")
     assert "<!-- generated: " in text
     assert rewritten(text) == text, "run: python -m graphspec.reference docs/*.md"
+
+
+def test_limits_are_those_of_the_code() -> None:
+    text = (ROOT / "docs" / "language.md").read_text(encoding="utf-8").partition("## Limits")[2].partition("\n## ")[0]
+    for said in (f"{MAX_BYTES // 2**20} MB", f"{MAX_DEPTH} deep", f"{MAX_NODES:,} nodes", f"{MAX_EDGES:,} edges"):
+        assert said in text
+    assert MAX_SIZE == 1_000_000, "the text says a million"
 
 
 def test_an_unknown_generated_part_is_an_error() -> None:
