@@ -5,32 +5,34 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 
+from compiler.costs import node_costs
 from compiler.ir import INPUT, OUTPUT, Edge, Graph
-from compiler.ops import node_cost
+
+
+def shortest_path(graph: Graph, length: Callable[[Edge], float]) -> list[Edge]:
+    """The edges from the input to the output with the smallest sum of lengths (none below 0); linear in the edges."""
+    best: dict[str, float] = {INPUT: 0.0}
+    via: dict[str, Edge] = {}
+    for edge in graph.edges():
+        total = best.get(edge.src, math.inf) + length(edge)
+        if total < best.get(edge.dst, math.inf):
+            best[edge.dst], via[edge.dst] = total, edge
+    path: list[Edge] = []
+    node_id = OUTPUT
+    while node_id != INPUT:
+        path.append(via[node_id])
+        node_id = path[-1].src
+    return path[::-1]
 
 
 def reopened(graph: Graph, closed: Collection[str], cost: Callable[[Edge], float]) -> list[str]:
     """Gates among `closed` to keep open so that the input still reaches the output; empty if it does already.
 
-    They lie on the path whose closed edges have the smallest sum of `cost`; open edges cost nothing. Linear in the
-    edges of the graph.
+    They lie on the path whose closed edges have the smallest sum of `cost`; open edges cost nothing.
     """
-    shut = set(closed)
-    best: dict[str, float] = {INPUT: 0.0}
-    via: dict[str, Edge] = {}
-    for node in graph.nodes():
-        for edge in graph.inputs(node.id):
-            length = best.get(edge.src, math.inf) + (cost(edge) if edge.gate in shut else 0.0)
-            if length < best.get(node.id, math.inf):
-                best[node.id], via[node.id] = length, edge
-    gates: list[str] = []
-    node_id = OUTPUT
-    while node_id != INPUT:
-        edge = via[node_id]
-        if edge.gate is not None and edge.gate in shut and edge.gate not in gates:
-            gates.append(edge.gate)
-        node_id = edge.src
-    return gates[::-1]
+    shut = frozenset(closed)
+    path = shortest_path(graph, lambda edge: cost(edge) if edge.gate in shut else 0.0)
+    return list(dict.fromkeys(edge.gate for edge in path if edge.gate is not None and edge.gate in shut))
 
 
 def kept_by_strength(graph: Graph, closed: Collection[str], strength: Mapping[str, float]) -> list[str]:
@@ -39,11 +41,16 @@ def kept_by_strength(graph: Graph, closed: Collection[str], strength: Mapping[st
 
 
 def smallest_closed(graph: Graph) -> set[str]:
-    """The gates to close for the cheapest network of the space: all but those on the path of fewest multiply-adds."""
+    """The gates to close for the cheapest network of the space; ties in multiply-adds go to fewer bytes moved.
+
+    Where a path without gates leads to the output, all gates: no network of the space is cheaper. Else all but those
+    on the path whose nodes have the fewest multiply-adds. That is the cheapest network if every edge has a gate of its
+    own and every op sums its inputs; gates shared by blocks, and ungated edges beside the path, keep more alive, and
+    another path may then be cheaper.
+    """
     gates = set(graph.gates())
-
-    def flops(edge: Edge) -> float:
-        cost = node_cost(graph, graph.node(edge.dst))
-        return cost.flops + 1e-6 * cost.params + 1e-9
-
-    return gates - set(reopened(graph, gates, flops))
+    if not reopened(graph, gates, lambda edge: 1.0):
+        return gates
+    costs = {node_id: cost.flops + 1e-12 * cost.mac_bytes for node_id, cost in node_costs(graph).items()}
+    path = shortest_path(graph, lambda edge: costs[edge.dst])
+    return gates - {edge.gate for edge in path if edge.gate is not None}

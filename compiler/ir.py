@@ -104,31 +104,37 @@ class Graph:
         self.name = name
         self.phase = phase
         self.blocks: tuple[Block, ...] = tuple(blocks)
-        self._dag: nx.DiGraph[str] = nx.DiGraph()
-        self._order: tuple[Node, ...] | None = None
+        self._nodes: dict[str, Node] = {}  # in the order they were added
+        self._dag: nx.DiGraph[str] = nx.DiGraph()  # who reads whom
+        self._order: tuple[Node, ...] | None = None  # what `nodes` gives, until the next edit
+        self._edges: tuple[Edge, ...] | None = None  # what `edges` gives, until the next edit
+        self._inputs: dict[str, tuple[Edge, ...]] = {}  # what `inputs` gives, until the node gets another edge
 
     def __contains__(self, node_id: str) -> bool:
-        return node_id in self._dag
+        return node_id in self._nodes
 
     def __len__(self) -> int:
-        return self._dag.number_of_nodes()
+        return len(self._nodes)
 
     # -- reading ------------------------------------------------------------------------------------------------
 
     def node(self, node_id: str) -> Node:
         """The node of this id; KeyError if there is none."""
-        node: Node = self._dag.nodes[node_id]["node"]
-        return node
+        return self._nodes[node_id]
 
     def nodes(self) -> tuple[Node, ...]:
-        """All nodes, every node after the nodes it reads, ties in the order they were added."""
+        """All nodes, every node after the nodes it reads, ties in the order they were added; ValueError at a cycle."""
         if self._order is None:
-            self._order = tuple(self.node(i) for i in self._sorted_ids())
+            ids = self._sorted_ids()
+            if len(ids) < len(self):
+                raise ValueError(f"the graph has a cycle: {' -> '.join(self._cycle())}")
+            self._order = tuple(self._nodes[node_id] for node_id in ids)
         return self._order
 
     def _sorted_ids(self) -> list[str]:
-        rank = {node_id: i for i, node_id in enumerate(self._dag)}
-        names = list(rank)
+        """Ids in the order of `nodes`, without those on a cycle or behind one."""
+        names = list(self._nodes)
+        rank = {node_id: i for i, node_id in enumerate(names)}
         missing = {node_id: self._dag.in_degree(node_id) for node_id in rank}
         ready = [rank[i] for i, n in missing.items() if n == 0]
         heapq.heapify(ready)
@@ -140,31 +146,37 @@ class Graph:
                 missing[user] -= 1
                 if missing[user] == 0:
                     heapq.heappush(ready, rank[user])
-        if len(ids) != len(rank):
-            raise ValueError(f"the graph has a cycle: {' -> '.join(self.find_cycle())}")
         return ids
 
     def find_cycle(self) -> list[str]:
         """Node ids along one cycle, first id repeated at the end; empty if the graph is acyclic."""
         try:
-            edges = nx.find_cycle(self._dag)
-        except nx.NetworkXNoCycle:
-            return []
+            self.nodes()
+        except ValueError:
+            return self._cycle()
+        return []
+
+    def _cycle(self) -> list[str]:
+        edges = nx.find_cycle(self._dag)
         return [edges[0][0], *(edge[1] for edge in edges)]
 
-    def inputs(self, node_id: str) -> list[Edge]:
-        """Edges into a node, by slot."""
-        edges: list[Edge] = [e for _, _, e in self._dag.in_edges(node_id, data="edge")]
-        edges.sort(key=lambda e: e.slot)
-        return edges
+    def inputs(self, node_id: str) -> tuple[Edge, ...]:
+        """Edges into a node, by slot; KeyError if there is no such node."""
+        found = self._inputs.get(node_id)
+        if found is None:
+            edges: list[Edge] = [link["edge"] for link in self._dag.pred[node_id].values()]
+            found = self._inputs[node_id] = tuple(sorted(edges, key=lambda edge: edge.slot))
+        return found
 
-    def users(self, node_id: str) -> list[Edge]:
-        """Edges out of a node, in the order they were added."""
-        return [e for _, _, e in self._dag.out_edges(node_id, data="edge")]
+    def users(self, node_id: str) -> tuple[Edge, ...]:
+        """Edges out of a node, in the order they were added; KeyError if there is no such node."""
+        return tuple(link["edge"] for link in self._dag.succ[node_id].values())
 
-    def edges(self) -> list[Edge]:
+    def edges(self) -> tuple[Edge, ...]:
         """All edges, in the order of the nodes they feed, by slot."""
-        return [edge for node in self.nodes() for edge in self.inputs(node.id)]
+        if self._edges is None:
+            self._edges = tuple(edge for node in self.nodes() for edge in self.inputs(node.id))
+        return self._edges
 
     def edge_count(self) -> int:
         """Number of edges."""
@@ -193,31 +205,33 @@ class Graph:
 
     def add(self, node: Node) -> None:
         """Add a node; ValueError if the id is taken."""
-        if node.id in self._dag:
+        if node.id in self._nodes:
             raise ValueError(f"node {node.id!r} exists already")
-        self._dag.add_node(node.id, node=node)
-        self._order = None
+        self._nodes[node.id] = node
+        self._dag.add_node(node.id)
+        self._order = self._edges = None
 
     def connect(self, src: str, dst: str, gate: str | None = None) -> None:
         """Add an edge into the next free slot of `dst`; ValueError if the pair is connected already."""
         if self._dag.has_edge(src, dst):
             raise ValueError(f"{dst!r} reads {src!r} already")
         for end in (src, dst):
-            if end not in self._dag:
+            if end not in self._nodes:
                 raise ValueError(f"no node {end!r}")
         self._dag.add_edge(src, dst, edge=Edge(src, dst, self._dag.in_degree(dst), gate))
-        self._order = None
+        self._inputs.pop(dst, None)
+        self._order = self._edges = None
 
     def replace(self, node: Node) -> None:
-        """Put `node` in the place of the node with the same id."""
-        self._dag.nodes[node.id]["node"] = node
+        """Put `node` in the place of the node with the same id; KeyError if there is none."""
+        self._nodes[self._nodes[node.id].id] = node
         self._order = None
 
     def copy(self, phase: Phase | None = None) -> Graph:
         """An independent copy, optionally in another phase."""
         twin = Graph(self.name, phase or self.phase, self.blocks)
-        twin._dag = self._dag.copy()
-        twin._order = self._order
+        twin._nodes, twin._dag = dict(self._nodes), self._dag.copy()
+        twin._order, twin._edges, twin._inputs = self._order, self._edges, dict(self._inputs)
         return twin
 
     def restricted_to(self, edges: Iterable[Edge]) -> Graph:
@@ -225,10 +239,10 @@ class Graph:
         kept = set(edges)
         alive = {INPUT, OUTPUT} | {e.src for e in kept} | {e.dst for e in kept}
         graph = Graph(self.name, self.phase, self.blocks)
-        for node_id in self._dag:
+        for node_id, node in self._nodes.items():
             if node_id in alive:
-                graph.add(self.node(node_id))
-        for node_id in graph._dag:
+                graph.add(node)
+        for node_id in graph._nodes:
             for edge in self.inputs(node_id):
                 if edge in kept:
                     graph.connect(edge.src, node_id, edge.gate)

@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from compiler.ir import Attrs, Edge, Graph, Node, TensorType, attrs_of
+from compiler.ir import Attrs, Graph, Node, TensorType, attrs_of
 from graphspec.errors import GraphspecError, did_you_mean
 from graphspec.findings import describe
 
@@ -223,7 +223,7 @@ def _walk(name: str, attrs: Attrs, inputs: tuple[Shape, ...]) -> list[tuple[Step
 
 def input_shapes(graph: Graph, node: Node) -> tuple[Shape, ...]:
     """Shapes a node's first step reads: one for ops that sum, one per edge for ops that read apart."""
-    edges: list[Edge] = graph.inputs(node.id)
+    edges = graph.inputs(node.id)
     if op(node.op).reads is Reads.SUM:
         edges = edges[:1]
     return tuple(graph.node(e.src).shape for e in edges)

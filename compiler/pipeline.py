@@ -14,7 +14,7 @@ from typing import Any, Protocol, get_type_hints
 
 from compiler.costs import total_cost
 from compiler.ir import Graph, Model, Phase
-from compiler.passes import PASSES
+from compiler.passes.registry import PASSES
 from compiler.passes.base import Pass
 from compiler.passes.collapse_identities import CollapseIdentities
 from compiler.passes.drop_gates import DropGates
@@ -22,6 +22,7 @@ from compiler.passes.expand_parts import ExpandParts
 from compiler.passes.fold_batch_norm import FoldBatchNorm
 from compiler.passes.fold_gates import FoldGates
 from compiler.passes.prune_zero_edges import PruneZeroEdges
+from compiler.passes.reuse_sums import ReuseSums
 from compiler.passes.share_equal_nodes import ShareEqualNodes
 from compiler.passes.split_sums import SplitSums
 from compiler.text import text
@@ -105,7 +106,9 @@ TO_INHERIT = Pipeline((PruneZeroEdges(), FoldGates()), Phase.SEARCH, Phase.COMPA
 """The found architecture with what the search trained: computes what the pruned supernet does."""
 
 TO_EXPORT = Pipeline(
-    (ExpandParts(), SplitSums(), FoldBatchNorm(), CollapseIdentities(), ShareEqualNodes()), Phase.COMPACT, Phase.COMPACT
+    (ExpandParts(), SplitSums(), FoldBatchNorm(), CollapseIdentities(), ShareEqualNodes(), ReuseSums()),
+    Phase.COMPACT,
+    Phase.COMPACT,
 )
 """Primitive nodes ready to be emitted, arithmetic folded into the weights."""
 

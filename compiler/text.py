@@ -16,6 +16,7 @@ from graphspec.errors import GraphspecError
 
 FORMAT = "graphspec-graph"
 FORMAT_VERSION = 1
+_dump = json.JSONEncoder(ensure_ascii=True, allow_nan=False).encode
 
 
 def text(graph: Graph) -> str:
@@ -44,10 +45,6 @@ def to_json(graph: Graph) -> str:
     parts = [f"{_dump(key)}: {_dump(value)}" for key, value in head.items()]
     parts += [f"{_dump(key)}: {_lines(rows)}" for key, rows in (("blocks", blocks), ("gates", list(gates)), ("nodes", nodes))]
     return "{\n" + ",\n".join(parts) + "\n}\n"
-
-
-def _dump(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=True, allow_nan=False)
 
 
 def _lines(rows: list[Any]) -> str:
@@ -95,7 +92,11 @@ def _graph_of(record: dict[str, Any]) -> Graph:
     return graph
 
 
-
 def graph_hash(graph: Graph) -> str:
     """SHA-256 of the JSON form, as 64 hex digits."""
-    return hashlib.sha256(to_json(graph).encode()).hexdigest()
+    return json_hash(to_json(graph))
+
+
+def json_hash(graph_json: str) -> str:
+    """The hash of the graph whose JSON form this is."""
+    return hashlib.sha256(graph_json.encode()).hexdigest()

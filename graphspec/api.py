@@ -22,7 +22,7 @@ import yaml
 
 from compiler.elaborate import load as load_spec
 from compiler.ir import Graph
-from compiler.text import from_json, graph_hash, text, to_json
+from compiler.text import from_json, graph_hash, json_hash, text, to_json
 from compiler.verify import verify
 from graphspec.advice import advise
 from graphspec.cost_report import CostReport, cost_report
@@ -69,7 +69,8 @@ def compile(  # noqa: A001  (the verb of the command line)
 ) -> CompiledSpec:
     """Check a spec, count its costs and write a run directory under `root` (or at `out`); SpecError or RunError."""
     spec, graph = load(path, overrides)
-    costs = cost_report(graph, spec.config.search.batch_size)
+    graph_json = to_json(graph)
+    costs = cost_report(graph, spec.config.search.batch_size, json_hash(graph_json))
     warnings = tuple(advise(spec.config))
     run = None
     if not dry_run:
@@ -79,7 +80,7 @@ def compile(  # noqa: A001  (the verb of the command line)
             spec=spec.text,
             resolved=yaml.safe_dump(spec.places.plain(), sort_keys=False, allow_unicode=True),
             config=spec.config.model_dump_json(indent=2) + "\n",
-            graph_json=to_json(graph),
+            graph_json=graph_json,
             graph_text=text(graph),
         )
         run = RunDir.create(files, Path(out) if out else None, root)

@@ -10,7 +10,6 @@ from compiler.guards import smallest_closed
 from compiler.ir import Graph
 from compiler.ops import Cost
 from compiler.passes.prune_zero_edges import prune
-from compiler.text import graph_hash
 
 HEADS = ("", "nodes", "edges", "gates", "params", "FLOPs", "MAC bytes")
 
@@ -47,7 +46,7 @@ class CostReport:
 
     def render(self) -> str:
         """The table for people: blocks under their stage, totals, reach and memory."""
-        rows = [HEADS]
+        rows: list[tuple[str, ...]] = [HEADS]
         stages = {row.name: row for row in self.table.stages}
         for block in self.table.blocks:
             stage = block.name.partition(".block")[0]
@@ -69,11 +68,11 @@ class CostReport:
         )
 
 
-def cost_report(graph: Graph, batch_size: int) -> CostReport:
+def cost_report(graph: Graph, batch_size: int, graph_hash: str) -> CostReport:
     """All costs of a search graph."""
     smallest = total_cost(prune(graph, smallest_closed(graph)))
     memory = training_memory(graph, batch_size)
-    return CostReport(cost_table(graph), len(graph.gates()), smallest, memory, batch_size, graph_hash(graph))
+    return CostReport(cost_table(graph), len(graph.gates()), smallest, memory, batch_size, graph_hash)
 
 
 def _row_json(row: Row) -> dict[str, Any]:

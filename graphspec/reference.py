@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.ops import Op, Reads, known_ops
-from compiler.passes import PASSES
+from compiler.passes.registry import PASSES
 from compiler.verify import RULES
 from graphspec.config import Configuration, Schedule, Section
 from graphspec.errors import GraphspecError, did_you_mean

@@ -135,7 +135,7 @@ class FusedEmitter(Emitter):
     def _sources(self, node: Node) -> set[str]:
         return {edge.src for edge in self.graph.inputs(node.id)}
 
-    def coefficients(self, name: str, reads: list[list[Edge]], slots: dict[str, int]) -> tuple[Rows, fx.Node]:
+    def coefficients(self, name: str, reads: Sequence[Sequence[Edge]], slots: dict[str, int]) -> tuple[Rows, fx.Node]:
         """The matrix of gates: a row for every list of edges, a column for every slot."""
         gates = [edge.gate for edges in reads for edge in edges if edge.gate is not None]
         scopes = list(dict.fromkeys(map(gate_scope, gates)))
@@ -169,7 +169,7 @@ class FusedEmitter(Emitter):
                 value = self.call_module(f"{node.id}.{step}", modules[step], [value])
         return value
 
-    def _convolved(self, node: Node, edges: list[Edge], weight: fx.Node, bias: fx.Node | None) -> fx.Node:
+    def _convolved(self, node: Node, edges: Sequence[Edge], weight: fx.Node, bias: fx.Node | None) -> fx.Node:
         name, stack = python_name(node.id), self.stack_of.get(node.id)
         if stack is None:
             joined = self.call(torch.cat, ([self.values[edge.src] for edge in edges], 1), f"{name}_concat")

@@ -82,9 +82,10 @@ def living_blocks(blocks: Iterable[Block], graph: Graph, renamed: dict[str, str]
             node_id = renamed[node_id]
         return node_id
 
+    paths = {".".join(parts[:n]) for node in graph.nodes() for parts in (node.id.split("."),) for n in range(1, len(parts))}
     kept = []
     for block in blocks:
-        if final(block.output) not in graph or not any(block.holds(node.id) for node in graph.nodes()):
+        if final(block.output) not in graph or block.id not in paths:
             continue
         inputs = dict.fromkeys(final(i) for i in block.inputs)
         read = tuple(i for i in inputs if i in graph and any(block.holds(e.dst) for e in graph.users(i)))

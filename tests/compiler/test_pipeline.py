@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from compiler.ir import Graph, Model, Node, Phase
-from compiler.passes import PASSES
+from compiler.passes.registry import PASSES
 from compiler.passes.base import Pass
 from compiler.passes.drop_gates import DropGates
 from compiler.passes.prune_zero_edges import PruneZeroEdges
