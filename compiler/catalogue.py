@@ -135,6 +135,13 @@ class DropoutAttrs(OpAttrs):
     """Probability of zeroing a value."""
 
 
+class DropPathAttrs(OpAttrs):
+    """Drop path: active in training only."""
+
+    p: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Probability of zeroing a whole value of one image, at the end of training."""
+
+
 class ZeroAttrs(OpAttrs):
     """Zeros."""
 
@@ -416,5 +423,9 @@ register(
         flops=lambda a, ins, out: 2 * out[0] * _se_inner(a, out[0]),
     ),
     Op("dropout", "dropout, in training only", DropoutAttrs, infer=_same, training_only=True),
+    Op(
+        "drop_path", "dropout of a value as a whole, image by image, in training only", DropPathAttrs, infer=_same,
+        training_only=True,
+    ),
     Op("mean", "mean over dimensions", MeanAttrs, infer=_mean_shape),
 )  # fmt: skip

@@ -152,5 +152,6 @@ MEANING: dict[str, Callable[[Any, list[Tensor], Tensors], Tensor]] = {
     "sigmoid": lambda a, ins, p: ins[0].sigmoid(),
     "squeeze_excite": _squeeze_excite,
     "dropout": lambda a, ins, p: ins[0],
+    "drop_path": lambda a, ins, p: ins[0],
     "mean": _mean,
 }

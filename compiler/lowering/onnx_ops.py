@@ -256,6 +256,7 @@ ONNX: dict[str, Row] = {
     "avg_pool": _avg_pool,
     "identity": _same_value,
     "dropout": _same_value,
+    "drop_path": _same_value,
     "zero": _zero,
     "scale": _scale,
     "linear": _linear,

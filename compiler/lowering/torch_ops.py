@@ -180,6 +180,37 @@ class SqueezeExcite(nn.Module):
         return x * torch.sigmoid(F.conv2d(inner, self.expand_weight, self.expand_bias))
 
 
+class DropPath(nn.Module):
+    """In training, zero the value of an image as a whole with probability `p * progress`, and scale the others up.
+
+    `progress` in 0..1 is set as training goes on; it is a tensor inside, so that compiled code does not depend on it.
+    """
+
+    _progress: Tensor
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.register_buffer("_progress", torch.ones(()), persistent=False)
+
+    @property
+    def progress(self) -> float:
+        """Share of training that is done."""
+        return float(self._progress)
+
+    @progress.setter
+    def progress(self, share: float) -> None:
+        self._progress.fill_(share)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` times a mask `(N, 1, ...)` of 0 and 1 / (1 - p * progress)."""
+        if not self.training:
+            return x
+        keep = 1 - self.p * self._progress.float()
+        mask = torch.rand((x.shape[0], *[1] * (x.dim() - 1)), device=x.device) < keep
+        return x * (mask / keep).to(x.dtype)
+
+
 class Chain(nn.Sequential):
     """The parts of an op one after the other; the first takes all inputs."""
 
@@ -240,6 +271,7 @@ TORCH: dict[str, Builder] = {
     "sigmoid": lambda a, ins, out: nn.Sigmoid(),
     "squeeze_excite": _squeeze_excite,
     "dropout": lambda a, ins, out: nn.Dropout(a.p),
+    "drop_path": lambda a, ins, out: DropPath(a.p),
     "mean": lambda a, ins, out: Mean(a.dims, a.keep),
 }
 
@@ -303,4 +335,7 @@ def torch_module(node: Node, inputs: tuple[Shape, ...], table: Mapping[str, Buil
     return chain
 
 
-__all__ = ["TORCH", "BatchNorm", "Builder", "Chain", "builder_of", "frozen_statistics", "torch_module", "torch_steps"]
+__all__ = [
+    "TORCH", "BatchNorm", "Builder", "Chain", "DropPath", "builder_of", "frozen_statistics", "torch_module",
+    "torch_steps",
+]  # fmt: skip

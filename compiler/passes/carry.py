@@ -21,7 +21,7 @@ from compiler.ops import Reads, Step, node_tensors, op, read_attrs, steps
 Cut = tuple[int, tuple[int, ...]]  # keep these indices along this dimension
 
 ZERO_PRESERVING = frozenset(
-    {"concat", "add", "identity", "dropout", "scale", "max_pool", "avg_pool", "global_avg_pool", "flatten"}
+    {"concat", "add", "identity", "dropout", "drop_path", "scale", "max_pool", "avg_pool", "global_avg_pool", "flatten"}
     | {"relu", "relu6", "hard_swish", "silu", "gelu"}
 )
 

@@ -20,7 +20,7 @@ from compiler.passes.draft import Draft
 
 NEVER_NEGATIVE = frozenset({"relu", "relu6", "sigmoid", "zero"})
 KEEPS_SIGN = frozenset(
-    {"max_pool", "avg_pool", "global_avg_pool", "mean", "add", "concat", "identity", "flatten", "dropout"}
+    {"max_pool", "avg_pool", "global_avg_pool", "mean", "add", "concat", "identity", "flatten", "dropout", "drop_path"}
 )
 
 

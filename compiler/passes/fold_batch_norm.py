@@ -30,7 +30,7 @@ from compiler.passes.base import Pass
 from compiler.passes.draft import Draft
 from graphspec.errors import PassError
 
-AVERAGES = frozenset({"avg_pool", "global_avg_pool", "identity", "dropout"})
+AVERAGES = frozenset({"avg_pool", "global_avg_pool", "identity", "dropout", "drop_path"})
 AFFINE = frozenset({"conv", "depthwise_conv", "linear", "batch_norm"})
 
 Array = NDArray[Any]

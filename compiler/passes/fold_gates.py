@@ -32,7 +32,7 @@ from graphspec.errors import PassError
 
 LINEAR = frozenset({"conv", "depthwise_conv", "linear"})
 HOMOGENEOUS = frozenset(
-    {"identity", "add", "dropout", "avg_pool", "global_avg_pool", "flatten", "mean", "concat", "scale"}
+    {"identity", "add", "dropout", "drop_path", "avg_pool", "global_avg_pool", "flatten", "mean", "concat", "scale"}
 )
 POSITIVELY_HOMOGENEOUS = HOMOGENEOUS | {"relu", "max_pool"}
 SMALLEST_FOR_BATCH_NORM = 1e-4

@@ -104,13 +104,16 @@ def _feed_zeros(graph: Graph, pruned: Graph) -> Graph:
 
 
 def _padded(graph: Graph, node: Node, left: list[Source], draft: Draft) -> list[Source]:
-    """What `node` read in `graph`, the lost sources replaced by zeros that are added to the draft."""
+    """What `node` read in `graph`, the lost sources replaced by zeros that are added to the draft.
+
+    They stand beside the node, not below it, because modules below a module are taken for its parts.
+    """
     sources: list[Source] = []
     for edge in graph.inputs(node.id):
         if (edge.src, edge.gate) in left:
             sources.append((edge.src, edge.gate))
             continue
-        zero = Node(f"{node.id}.zero{edge.slot}", "zero", attrs_of({"channels": graph.node(edge.src).shape[0]}))
+        zero = Node(f"{node.id}_zero{edge.slot}", "zero", attrs_of({"channels": graph.node(edge.src).shape[0]}))
         draft.add(zero, [(left[0][0], None)])  # any living source has the right size, only the channels differ
         sources.append((zero.id, None))
     return sources

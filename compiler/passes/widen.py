@@ -102,7 +102,7 @@ class _Solver:
 
     def used(self, widths: Widths) -> float:
         """Share of the tightest budget that the network of these widths takes; over 1 does not fit."""
-        cost = total_cost(self.plan.apply(widths))
+        cost = self.plan.cost(widths)
         shares = [(cost.params, self.budget.params), (cost.flops, self.budget.flops)]
         return max(amount / limit for amount, limit in shares if limit is not None)
 
@@ -129,7 +129,7 @@ class _Solver:
         return Width(float(multiplier), graph, total_cost(graph), widths, 1 - self.used(widths))
 
     def _out_of_reach(self, multiplier: Fraction, verdict: str, hint: str) -> PassError:
-        cost = total_cost(self.plan.apply(_nearest(self.plan, multiplier)))
+        cost = self.plan.cost(_nearest(self.plan, multiplier))
         asked = [f"{n:,} {name}" for name, n in (("params", self.budget.params), ("FLOPs", self.budget.flops)) if n]
         extreme = "narrowest" if multiplier == 0 else "widest"
         side = "upwards" if multiplier == 0 else "downwards"

@@ -13,12 +13,13 @@ What is left are the free widths: each may become any multiple of its step.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from compiler.ir import INPUT, OUTPUT, Graph, Node, attrs_of
-from compiler.ops import Reads, input_shapes, op, read_attrs
+from compiler.ir import INPUT, OUTPUT, Attrs, Graph, Node, TensorType, attrs_of
+from compiler.ops import Cost, Reads, cost, infer, input_shapes, op, read_attrs
 from compiler.passes.infer_types import infer_types
 from graphspec.errors import PassError
 
@@ -44,7 +45,7 @@ class _Relations:
     written: dict[str, int] = field(default_factory=dict)  # channels of the nodes that write them
     equations: list[Equation] = field(default_factory=list)
     groups: dict[str, Sum] = field(default_factory=dict)  # groups that follow the channels a conv reads
-    divided: list[tuple[int, Sum]] = field(default_factory=list)  # sums that must be multiples of a number
+    divided: list[tuple[str, int, Sum]] = field(default_factory=list)  # node, groups, channels that these must divide
     logits: Sum = field(default_factory=dict)
 
 
@@ -57,18 +58,42 @@ class WidthPlan:
     channels: Mapping[str, WidthSum]  # node -> its written channels as a sum over free widths
     groups: Mapping[str, WidthSum]  # node -> its groups, where these follow the channels it reads
 
+    @functools.cached_property
+    def _order(self) -> list[tuple[Node, list[str]]]:
+        return [(node, [edge.src for edge in self.graph.inputs(node.id)]) for node in self.graph.nodes()]
+
     def apply(self, widths: Mapping[int, int]) -> Graph:
         """The typed graph in which every free width has become `widths[width]`."""
         graph = self.graph.copy()
         for node_id in {**self.channels, **self.groups}:
             node = graph.node(node_id)
-            attrs = dict(node.attrs)
-            if node_id in self.channels:
-                attrs["channels"] = _value(self.channels[node_id], widths)
-            if node_id in self.groups:
-                attrs["groups"] = _value(self.groups[node_id], widths)
-            graph.replace(replace(node, attrs=attrs_of(attrs)))
+            graph.replace(replace(node, attrs=self._attrs(node, widths)))
         return infer_types(graph)
+
+    def cost(self, widths: Mapping[int, int]) -> Cost:
+        """What the graph that `apply` gives costs, counted without making it."""
+        types: dict[str, TensorType] = {}
+        total = Cost()
+        for node, sources in self._order:
+            if node.op == INPUT:
+                types[INPUT] = TensorType(node.shape)
+                continue
+            attrs, read = self._attrs(node, widths), [types[source] for source in sources]
+            types[node.id] = infer(node.op, attrs, read)
+            if node.op != OUTPUT:
+                apart = read if op(node.op).reads is Reads.APART else read[:1]
+                total += cost(node.op, attrs, tuple(t.shape for t in apart), len(read))
+        return total
+
+    def _attrs(self, node: Node, widths: Mapping[int, int]) -> Attrs:
+        if node.id not in self.channels and node.id not in self.groups:
+            return node.attrs
+        attrs = dict(node.attrs)
+        if node.id in self.channels:
+            attrs["channels"] = _value(self.channels[node.id], widths)
+        if node.id in self.groups:
+            attrs["groups"] = _value(self.groups[node.id], widths)
+        return attrs_of(attrs)
 
 
 def _value(total: WidthSum, widths: Mapping[int, int]) -> int:
@@ -87,10 +112,12 @@ def plan_widths(graph: Graph, round_to: int) -> WidthPlan:
     channels = {node_id: rewritten({node_id: 1}) for node_id in relations.written}
     free = sorted({width for total in channels.values() for width in total if width})
     steps = dict.fromkeys(free, round_to)
-    for divisor, total in relations.divided:
-        for width in rewritten(total):
-            if width:
-                steps[width] = math.lcm(steps[width], divisor)
+    for node_id, divisor, read in relations.divided:
+        total = rewritten(read)
+        if total.get(0, 0) % divisor:
+            raise _undividable(node_id, divisor, total[0])
+        for width in total.keys() & steps.keys():
+            steps[width] = math.lcm(steps[width], divisor)
     groups = {node_id: rewritten(total) for node_id, total in relations.groups.items()}
     return WidthPlan(graph, steps, {n: t for n, t in channels.items() if set(t) != {0}}, groups)
 
@@ -137,7 +164,7 @@ def _bind_groups(graph: Graph, node: Node, groups: int, read: Sum, made: Sum, fo
         found.groups[node.id] = read
         found.equations.append(Equation(node.id, made, _times(read, node.shape[0] // channels)))
     else:
-        found.divided += [(groups, read), (groups, made)]
+        found.divided += [(node.id, groups, read), (node.id, groups, made)]
 
 
 def _passed_on(graph: Graph, node: Node, read: Sum) -> Sum:
@@ -254,6 +281,15 @@ def _bound(equation: Equation, width: int) -> PassError:
         f"reads values of {width} and more channels that are sums of several widths; no single width follows from "
         f"the others, so they cannot be scaled together",
         "leave the budget out for this network, or add values of the same width only",
+    )
+
+
+def _undividable(node_id: str, groups: int, constant: int) -> PassError:
+    return PassError(
+        NAME,
+        node_id,
+        f"{constant} of the channels stay (of the image or the logits), and {groups} groups do not divide them",
+        "leave the budget out for this network, or let another layer come between",
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from compiler.ir import INPUT, OUTPUT, Block, Edge, Graph, Model
+from compiler.lowering.fx import lower
 from compiler.passes.prune_zero_edges import PruneZeroEdges, carried_tensors, prune, surviving_edges, take
 from compiler.text import text
 from compiler.verify import verify
@@ -198,7 +199,7 @@ def test_a_loss_passes_channelwise_ops_and_ends_at_the_weights() -> None:
 )
 def test_zeros_stand_in_where_a_loss_would_change_the_logits(op: str, attrs: dict[str, Any]) -> None:
     model, pruned = joined({"tail": (op, attrs, ["join"])})
-    assert [e.src for e in pruned.graph.inputs("join")] == ["a", "join.zero1", "c"]
+    assert [e.src for e in pruned.graph.inputs("join")] == ["a", "join_zero1", "c"]
     assert pruned.graph.node("join") == model.graph.node("join")
     assert_same(model, pruned)
 
@@ -211,7 +212,7 @@ def test_zeros_go_when_a_weight_can_take_the_loss_later() -> None:
             "sum": ("add", {}, ["keeps", "gives"]),
         }
     )
-    assert "join.zero1" in pruned.graph
+    assert "join_zero1" in pruned.graph
     closed = replace(pruned, gates=dict(pruned.gates) | {"b/keeps<join": 0.0})
     last = PruneZeroEdges().run(closed)
     assert [e.src for e in last.graph.inputs("join")] == ["a", "c"]
@@ -297,3 +298,16 @@ def test_structure_can_be_pruned_without_weights() -> None:
     graph = random_graph(3)
     gates = random_gates(graph, 3, zeros=0.2)
     assert text(PruneZeroEdges().run(Model(graph, gates)).graph) == text(prune(graph, zero_gates(gates)))
+
+
+def test_zeros_beside_a_join_of_several_steps_run_in_torch() -> None:
+    parts: Parts = {
+        "stem": ("conv", {"kernel": 1, "channels": 4}, [INPUT]),
+        "a": ("conv", {"kernel": 1, "channels": 4}, ["stem"]),
+        "join": ("concat", {"norm": "batch", "act": "relu"}, ["stem", ("a", "b/join<a")]),
+        "pool": ("global_avg_pool", {}, ["join"]),
+        "logits": ("linear", {"channels": 3}, ["pool"]),
+    }
+    pruned = prune(graph_of(parts), {"b/join<a"})
+    assert "join_zero1" in pruned
+    assert lower(pruned).eval()(torch.zeros(2, 4, 6, 6)).shape == (2, 3)

@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from compiler.costs import total_cost
 from compiler.elaborate import load
 from compiler.guards import kept_by_strength
-from compiler.ir import INPUT, OUTPUT, Graph, Model
+from compiler.ir import INPUT, OUTPUT, Graph, Model, Node
 from compiler.lowering.fx import lower
 from compiler.ops import read_attrs
 from compiler.passes.drop_gates import DropGates
 from compiler.passes.prune_zero_edges import prune
 from compiler.passes.widen import NEAR, Widen, Width, solve_width, widen
+from compiler.passes.width_plan import plan_widths
 from compiler.verify import verify
 from graphspec.config import BudgetConfig
 from graphspec.errors import PassError
@@ -58,6 +59,10 @@ def channels(graph: Graph) -> dict[str, int]:
     return {node.id: node.shape[0] for node in graph.nodes()}
 
 
+def written_channels(node: Node) -> int | None:
+    return getattr(read_attrs(node.op, node.attrs), "channels", None)
+
+
 def check(before: Graph, after: Graph, round_to: int) -> None:
     """Everything that widening promises about the result."""
     verify(after)
@@ -68,7 +73,7 @@ def check(before: Graph, after: Graph, round_to: int) -> None:
     assert after.node(OUTPUT).shape == before.node(OUTPUT).shape
     seen: dict[int, set[int]] = {}
     for node in after.nodes():
-        written = dict(node.attrs).get("channels")
+        written = written_channels(node)
         if written is not None and written != before.node(node.id).shape[0]:
             assert written > 0
             assert written % round_to == 0
@@ -88,7 +93,7 @@ def test_shipped_specs_stay_legal_at_any_width(name: str, multiplier: float, rou
     check(before, after, round_to)
     logits = {edge.src for edge in before.inputs(OUTPUT)}
     for node in after.nodes():
-        written = dict(node.attrs).get("channels")
+        written = written_channels(node)
         if written is not None and node.id not in logits:
             step = math.lcm(round_to, 2)  # every group count in the shipped specs is 1 or 2
             assert written <= step or abs(written - multiplier * before.node(node.id).shape[0]) <= step / 2
@@ -184,6 +189,19 @@ def test_groups_divide_and_depthwise_stays_depthwise() -> None:
     assert groups == {"grouped": 3, "depthwise": 48, "doubled": 48}
 
 
+def test_groups_over_channels_that_stay_must_divide_them() -> None:
+    parts: Parts = {
+        "a": ("conv", {"kernel": 1, "channels": 5}, [INPUT]),
+        "joined": ("concat", {}, [INPUT, "a"]),
+        "grouped": ("conv", {"kernel": 1, "channels": 6, "groups": 3}, ["joined"]),
+        "pool": ("global_avg_pool", {}, ["grouped"]),
+        "logits": ("linear", {"channels": 3}, ["pool"]),
+    }
+    with pytest.raises(PassError, match="4 of the channels stay") as caught:
+        widen(graph_of(parts), 2.0, 8)
+    assert caught.value.where == "grouped"
+
+
 def test_flatten_and_means_over_channels_are_followed() -> None:
     parts: Parts = {
         "stem": ("conv", {"kernel": 1, "channels": 4}, [INPUT]),
@@ -207,7 +225,7 @@ def test_widened_zeros_fill_the_place_of_a_lost_input() -> None:
     }
     pruned = prune(graph_of(parts), {"b/joined<a"})
     found = channels(widen(pruned, 2.0, 4))
-    assert (found["stem"], found["joined.zero1"], found["norm"]) == (8, 8, 16)
+    assert (found["stem"], found["joined_zero1"], found["norm"]) == (8, 8, 16)
 
 
 @pytest.mark.parametrize(("multiplier", "round_to"), [(0.0, 8), (-1.0, 8), (math.nan, 8), (math.inf, 8), (1.0, 0)])
@@ -222,6 +240,15 @@ def test_the_pass_widens_structure_and_refuses_weights() -> None:
     assert channels(model.graph) == channels(widen(graph, 2.0, 4))
     with pytest.raises(PassError, match="weights of the old widths"):
         Widen(2.0, 4).run(Model(graph, {}, {"stem.out.conv.weight": 0}))
+
+
+@settings(deadline=None, max_examples=30, derandomize=True)
+@given(seed=st.integers(0, 10**6), width=st.integers(1, 30))
+def test_costs_are_counted_as_if_the_graph_were_made(seed: int, width: int) -> None:
+    for graph in (with_stem(seed), searched("hand_wired", seed % 3)):
+        plan = plan_widths(graph, 2)
+        widths = {c: 2 * width + 2 * i for i, c in enumerate(plan.steps)}
+        assert plan.cost(widths) == total_cost(plan.apply(widths))
 
 
 # -- budgets ----------------------------------------------------------------------------------------------------------
@@ -320,7 +347,7 @@ def test_a_budget_beyond_all_multipliers_is_refused() -> None:
         "pool": ("global_avg_pool", {}, ["stem"]),
         "logits": ("linear", {"channels": 3}, ["pool"]),
     }
-    with pytest.raises(PassError, match="widest network .* still below"):
+    with pytest.raises(PassError, match=r"widest network .* still below"):
         solve_width(graph_of(parts), BudgetConfig(params=10**9, round_to=1))
 
 

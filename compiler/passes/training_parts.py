@@ -1,0 +1,211 @@
+"""`add-training-parts`: what only training has, as nodes of a graph that is trained and never exported.
+
+Drop path (per sample, on what ops with several inputs and every `project` read), dropout before the classifier and an
+auxiliary head. Nodes of the given graph keep their ids, so weights are carried between the two graphs by name.
+
+Drop path leaves alone: `concat`, shortcuts into an `add`, what a `project` gives to an `add` (its inputs are dropped
+already), and nodes that every path of the network passes unless a shortcut goes by, because a sample that loses all
+inputs of such a node would lose its image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+
+from compiler.costs import block_of
+from compiler.ir import OUTPUT, Block, Edge, Graph, Model, Node, attrs_of
+from compiler.ops import op
+from compiler.passes.base import Pass
+from compiler.passes.draft import Draft, sources_of
+from compiler.passes.infer_types import infer_types
+from graphspec.errors import PassError
+
+NAME = "add-training-parts"
+POOL_KERNEL, POOL_STRIDE, NARROW, WIDE = 5, 3, 128, 768  # of the auxiliary head
+
+Inserted = dict[tuple[str, int], list[tuple[str, float]]]  # node, slot -> ops with a probability, put on that input
+
+
+def with_training_parts(graph: Graph, *, drop_path: float, dropout: float, auxiliary: bool, classes: int) -> Graph:
+    """The typed graph that is trained; `drop_path` and `dropout` are probabilities, 0 leaves the part out.
+
+    With `auxiliary`, the output is 2 * classes values: the logits, then the auxiliary head's. PassError if the
+    network has no place for a part.
+    """
+    for part, p in (("drop_path", drop_path), ("dropout", dropout)):
+        if not 0 <= p < 1:
+            raise PassError(NAME, graph.name, f"{part} is {p}", "give a probability, at least 0 and below 1")
+    inserted: Inserted = {}
+    if drop_path > 0:
+        _add_drop_path(graph, inserted, drop_path)
+    if dropout > 0:
+        _add_dropout(graph, inserted, dropout)
+    draft = _with_inserted(graph, inserted)
+    if auxiliary:
+        _add_auxiliary_head(graph, draft, classes)
+    return infer_types(draft.graph())
+
+
+@dataclass(frozen=True)
+class AddTrainingParts(Pass):
+    """Add drop path, dropout and an auxiliary head, for training only."""
+
+    name = NAME
+    drop_path: float = 0.0
+    dropout: float = 0.0
+    auxiliary: bool = False
+
+    def run(self, model: Model) -> Model:
+        """The model with the parts that are asked for; those that have weights start without."""
+        classes = model.graph.node(OUTPUT).shape[0]
+        graph = with_training_parts(
+            model.graph, drop_path=self.drop_path, dropout=self.dropout, auxiliary=self.auxiliary, classes=classes
+        )
+        return replace(model, graph=graph)
+
+
+def _with_inserted(graph: Graph, inserted: Inserted) -> Draft:
+    """A draft of the graph with a node on each of these inputs; a gate stays on the edge into the reader.
+
+    The new nodes stand beside the reader, not below it, because modules below a module are taken for its parts.
+    """
+    draft = Draft(graph, empty=True)
+    taken = _paths(node.id for node in graph.nodes())
+    for node in graph.nodes():
+        sources = sources_of(graph, node.id)
+        for slot, (source, gate) in enumerate(sources):
+            for op_name, p in inserted.get((node.id, slot), ()):
+                node_id = _free_id(taken, f"{node.id}_{op_name}{slot}")
+                draft.add(Node(node_id, op_name, attrs_of({"p": p})), [(source, None)])
+                source = node_id
+            sources[slot] = (source, gate)
+        draft.add(node, sources)
+    return draft
+
+
+def _paths(ids: Iterable[str]) -> set[str]:
+    """The ids and everything they stand below."""
+    return {id_[:end] for id_ in ids for end in (*(i for i, c in enumerate(id_) if c == "."), len(id_))}
+
+
+def _free_id(taken: Collection[str], wanted: str) -> str:
+    while wanted in taken:
+        wanted += "_"
+    return wanted
+
+
+# -- drop path --------------------------------------------------------------------------------------------------------
+
+
+def _add_drop_path(graph: Graph, inserted: Inserted, largest: float) -> None:
+    """Probabilities grow linearly over the blocks that have such inputs, in the network's order, up to `largest`."""
+    home, passed_by_all = block_of(graph), _passed_by_all(graph)
+    dropped: dict[str, list[Edge]] = {block.id: [] for block in graph.blocks}
+    for node in graph.nodes():
+        if node.id in home:
+            dropped[home[node.id].id] += _droppable(graph, node, home[node.id], node.id in passed_by_all)
+    blocks = [edges for edges in dropped.values() if edges]
+    for depth, edges in enumerate(blocks, start=1):
+        for edge in edges:
+            inserted.setdefault((edge.dst, edge.slot), []).append(("drop_path", largest * depth / len(blocks)))
+
+
+def _droppable(graph: Graph, node: Node, block: Block, passed_by_all: bool) -> list[Edge]:
+    edges = graph.inputs(node.id)
+    if node.op == "concat" or (len(edges) < 2 and node.op != "project"):
+        return []
+    shortcuts = [edge for edge in edges if _is_shortcut(graph, edge, block)] if node.op == "add" else []
+    if passed_by_all and not shortcuts:
+        return []
+    return [e for e in edges if e not in shortcuts and not (node.op == "add" and graph.node(e.src).op == "project")]
+
+
+def _is_shortcut(graph: Graph, edge: Edge, block: Block) -> bool:
+    return not block.holds(edge.src) or graph.node(edge.src).op == "identity"
+
+
+def _passed_by_all(graph: Graph) -> set[str]:
+    """Nodes on every path from the input to the output: no edge goes past them in the topological order."""
+    position = {node.id: i for i, node in enumerate(graph.nodes())}
+    furthest = 0  # the furthest node that an edge from before the current node reaches
+    found = set()
+    for node_id, i in position.items():
+        if furthest <= i:
+            found.add(node_id)
+        furthest = max([furthest, *(position[edge.dst] for edge in graph.users(node_id))])
+    return found
+
+
+# -- dropout ----------------------------------------------------------------------------------------------------------
+
+
+def _add_dropout(graph: Graph, inserted: Inserted, p: float) -> None:
+    """Dropout on what the classifier reads: the last linear layer, or where there is none the last layer at all."""
+    layers = [node for node in graph.nodes() if op(node.op).sets_channels]
+    if not layers:
+        raise PassError(NAME, graph.name, "there is no layer to put dropout before", "set retrain.dropout to 0")
+    classifier = next((node for node in reversed(layers) if node.op == "linear"), layers[-1])
+    for slot in range(len(graph.inputs(classifier.id))):
+        inserted.setdefault((classifier.id, slot), []).append(("dropout", p))
+
+
+# -- auxiliary head ---------------------------------------------------------------------------------------------------
+
+
+def _add_auxiliary_head(graph: Graph, draft: Draft, classes: int) -> None:
+    """Batch norm and relu, average pool, conv 1x1 to 128, conv 2x2 to 768, mean, linear; joined to the logits."""
+    logits = graph.node(OUTPUT)
+    if logits.type is None or logits.type.numel != classes:
+        raise PassError(NAME, OUTPUT, f"gives {logits.type}, not {classes} logits", "pass the number of logits")
+    source = _last_reduction(graph)
+    prefix = _free_id(_paths(draft.nodes), "auxiliary")
+    previous = source.id
+
+    def add(name: str, op_name: str, **attrs: int | str) -> str:
+        nonlocal previous
+        node = Node(f"{prefix}.{name}", op_name, attrs_of(attrs))
+        draft.add(node, [(previous, None)])
+        previous = node.id
+        return previous
+
+    side = min(source.shape[1:])
+    kernel = min(POOL_KERNEL, side)
+    stride = _pool_stride(side, kernel)
+    left = (side - kernel) // stride + 1
+    add("norm", "batch_norm", act="relu")
+    add("pool", "avg_pool", kernel=kernel, stride=stride, padding=0)
+    add("narrow", "conv", kernel=1, channels=NARROW)
+    add("wide", "conv", kernel=min(2, left), padding=0, channels=WIDE)
+    add("mean", "global_avg_pool")
+    second = add("logits", "linear", channels=classes)
+    previous = draft.reads[OUTPUT][0][0]
+    first = add("main", "flatten")
+    joined = Node(f"{prefix}.joined", "concat")
+    draft.add(joined, [(first, None), (second, None)])
+    draft.reads[OUTPUT] = [(joined.id, None)]
+
+
+def _pool_stride(side: int, kernel: int) -> int:
+    """3, or the largest smaller stride that leaves 2x2 windows for the 2x2 convolution; 1 if none does."""
+    return next((s for s in range(POOL_STRIDE, 1, -1) if (side - kernel) // s >= 1), 1)
+
+
+def _last_reduction(graph: Graph) -> Node:
+    """The output of the last block that gives a smaller image than it takes."""
+    for block in reversed(graph.blocks):
+        output = graph.node(block.output)
+        taken = [graph.node(i).shape for i in block.inputs]
+        if len(output.shape) == 3 and any(len(s) == 3 and _pixels(output.shape) < _pixels(s) for s in taken):
+            return output
+    raise PassError(
+        NAME, graph.name, "no block reduces the size of the image, so an auxiliary head has no place",
+        "set retrain.auxiliary_weight to 0",
+    )  # fmt: skip
+
+
+def _pixels(shape: tuple[int, ...]) -> int:
+    return shape[1] * shape[2]
+
+
+__all__ = ["AddTrainingParts", "with_training_parts"]
