@@ -33,6 +33,7 @@ from runtime.rundir import RUNS, RunDir
 from runtime.rundir import Compiled as RunFiles
 
 if TYPE_CHECKING:
+    from runtime.export import ExportResult
     from runtime.penalties import Penalty
     from runtime.run_retrain import RetrainResult
     from runtime.run_search import SearchResult
@@ -179,8 +180,8 @@ def _is_spec(target: Target) -> bool:
     )
 
 
-def export(target: Target = None, *, overrides: Sequence[str] = (), **options: Any) -> Any:
-    """Emit the network as ONNX and check it; see `runtime.export.run_export` for options and result."""
-    from runtime.export import run_export
+def export(target: Target = None, *, overrides: Sequence[str] = (), **options: Any) -> ExportResult:
+    """Emit the network as ONNX and check it; `options` are those of `runtime.export.ExportOptions`."""
+    from runtime.export import ExportOptions, run_export
 
-    return run_export(open_run(target, overrides), **options)
+    return run_export(open_run(target, overrides), ExportOptions(**options))

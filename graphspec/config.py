@@ -219,6 +219,8 @@ class ExportConfig(Section):
     """Give probabilities instead of logits."""
     tolerance: Rate = 1e-4
     """Largest difference from torch, relative to the largest logit."""
+    accuracy_tolerance: NonNegative = 1.0
+    """Points of test accuracy that the `--fp16` and `--int8` forms may lose."""
 
 
 class Configuration(Section):

@@ -49,9 +49,7 @@ def emit(
 
     Weights must be float32 numpy arrays (others are cast).
     """
-    newest = min(NEWEST_OPSET, onnx.defs.onnx_opset_version())
-    if not OLDEST_OPSET <= opset <= newest:
-        raise GraphspecError(f"opset {opset} cannot be written\n  try: {OLDEST_OPSET} to {newest}")
+    check_opset(opset)
     if preprocessing is not None:
         model = normalise_input(model, preprocessing.mean, preprocessing.std)
     model = TO_EXPORT.run(model)
@@ -71,6 +69,13 @@ def emit(
     )
     helper.set_model_props(proto, dict(metadata or {}))
     return proto
+
+
+def check_opset(opset: int) -> None:
+    """GraphspecError if models of this operator set cannot be written."""
+    newest = min(NEWEST_OPSET, onnx.defs.onnx_opset_version())
+    if not OLDEST_OPSET <= opset <= newest:
+        raise GraphspecError(f"opset {opset} cannot be written\n  try: {OLDEST_OPSET} to {newest}")
 
 
 def _check_names(graph: Graph, input_name: str, output_name: str) -> None:
