@@ -10,6 +10,7 @@ torch is imported by the functions that train, and by no other.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import tempfile
@@ -20,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from compiler.architecture import Architecture
+from compiler.derive import derive as derive_architecture
 from compiler.elaborate import load as load_spec
 from compiler.ir import Graph
 from compiler.text import from_json, graph_hash, json_hash, text, to_json
@@ -28,6 +31,7 @@ from graphspec.advice import advise
 from graphspec.cost_report import CostReport, cost_report
 from graphspec.errors import RunError
 from graphspec.spec import Spec
+from runtime.files import write_text
 from runtime.opened import Opened
 from runtime.rundir import RUNS, RunDir
 from runtime.rundir import Compiled as RunFiles
@@ -185,3 +189,35 @@ def export(target: Target = None, *, overrides: Sequence[str] = (), **options: A
     from runtime.export import ExportOptions, run_export
 
     return run_export(open_run(target, overrides), ExportOptions(**options))
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A found block re-stacked in another network: a run directory ready for retrain, and what was done."""
+
+    run: RunDir
+    notes: tuple[str, ...]
+
+
+def derive(
+    architecture: str | os.PathLike[str],
+    into: str | os.PathLike[str],
+    *,
+    block: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Derived:
+    """Bring the blocks of an arch.yaml into the network of another spec; ArchitectureError if they do not fit."""
+    path = Path(architecture)
+    try:
+        document = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{path}: cannot be read: {error}\n  try: the search/arch.yaml of a run") from error
+    found = Architecture.from_yaml(document, str(path))
+    _, graph = load(into, overrides)
+    derive_architecture(found, graph, block)  # refuses before anything is written
+    compiled = compile(into, overrides=overrides)
+    assert compiled.run is not None
+    spec_hash = hashlib.sha256(compiled.run.resolved.read_bytes()).hexdigest()
+    derived = derive_architecture(found, compiled.graph, block, spec_hash=spec_hash)
+    write_text(compiled.run.search.arch, derived.to_yaml())
+    return Derived(compiled.run, derived.notes)

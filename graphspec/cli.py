@@ -191,7 +191,8 @@ def _deliver(content: str, output: Path | None) -> None:
 def main() -> None:
     """Run the command line; a GraphspecError becomes one message and its exit code."""
     import graphspec.export_command
-    import graphspec.training_commands  # noqa: F401  (these add export, search and retrain to `app`)
+    import graphspec.run_commands
+    import graphspec.training_commands  # noqa: F401  (these add their commands to `app`)
 
     debug = "--debug" in sys.argv[1:]
     if debug:

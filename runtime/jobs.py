@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +16,15 @@ from torch import Tensor
 from compiler.ir import Graph
 from compiler.text import text, to_json
 from graphspec.config import Configuration
-from graphspec.errors import RunError
+from graphspec.errors import GraphspecError, RunError
 from runtime.checkpoint import CheckpointStore
 from runtime.data import Dataset, load_dataset
 from runtime.files import write_bytes, write_json, write_text
 from runtime.logs import Console, MetricsLog
 from runtime.loop import Job, Loop
 from runtime.opened import Opened
-from runtime.rundir import JobDir, environment
+from runtime.report import write_report
+from runtime.rundir import JobDir, RunDir, environment
 from runtime.signals import StopFlag
 from runtime.training import choose_device
 
@@ -49,6 +51,8 @@ class Workplace:
     console: Console
     folder: JobDir
 
+
+REPORT_SECONDS = 30.0
 
 J = TypeVar("J", bound=Job)
 MakeJob = Callable[[Workplace], J]
@@ -159,7 +163,10 @@ def _run(
     write_json(folder.environment, environment(config.seed))
     resume_command = f"graphspec {name} {opened.run.path} --resume"
     with StopFlag() as stop:
-        loop = Loop(job, store, log, console, stop, config.seed, settings.checkpoint, device, resume_command)
+        report = LiveReport(opened.run, console)
+        loop = Loop(
+            job, store, log, console, stop, config.seed, settings.checkpoint, device, resume_command, report.refresh
+        )
         if options.resume and not loop.resume():
             console.line("no checkpoint yet: starting from the beginning")
         loop.run()
@@ -167,7 +174,30 @@ def _run(
         console.warn(f"left out {path}: {reason}")
     result = dict(finish(place, job))
     write_json(folder.result, result)
+    report.write()
     return result
+
+
+@dataclass
+class LiveReport:
+    """The run's report, written anew while the job runs, at most every `REPORT_SECONDS`."""
+
+    run: RunDir
+    console: Console
+    written: float = 0.0
+
+    def refresh(self) -> None:
+        """Write it if the last one is old enough."""
+        if time.monotonic() - self.written > REPORT_SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        """Write it; a report that cannot be written is a warning, the job goes on."""
+        try:
+            write_report(self.run)
+        except GraphspecError as error:
+            self.console.warn(f"no report: {error}")
+        self.written = time.monotonic()
 
 
 def write_network(folder: JobDir, graph: Graph, tensors: Mapping[str, Tensor]) -> None:

@@ -7,7 +7,7 @@ step), so a checkpoint holds tensors and counters only, and a resumed job ends b
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -67,6 +67,7 @@ class Loop:
     config: CheckpointConfig
     device: torch.device
     resume_command: str
+    after_epoch: Callable[[], None]
     position: Position = field(default_factory=Position)
     sums: dict[str, float] = field(default_factory=dict)
     written: int = 0  # checkpoints so far: their running number
@@ -93,6 +94,7 @@ class Loop:
                 continue
             saved_at = self._epoch(stage, saved_at)
             self._save()
+            self.after_epoch()
             saved_at = time.monotonic()
 
     def _epoch(self, stage: Stage, saved_at: float) -> float:

@@ -47,6 +47,7 @@ class Found:
 
     graph: Graph
     width: float
+    width_note: str  # one line for people
     weights: Mapping[str, Tensor] | None
     architecture: Architecture
 
@@ -61,7 +62,7 @@ def found_network(opened: Opened) -> Found:
     if config.retrain.inherit:
         return _inherited(opened, architecture)
     width = solve_width(compact, config.budget)
-    return Found(width.graph, width.multiplier, None, architecture)
+    return Found(width.graph, float(width.multiplier), width.describe(), None, architecture)
 
 
 def _inherited(opened: Opened, architecture: Architecture) -> Found:
@@ -82,7 +83,7 @@ def _inherited(opened: Opened, architecture: Architecture) -> Found:
     }
     arrays = {name: tensor.numpy() for name, tensor in tensors.items() if not name.endswith(".gates")}
     folded = FoldGates().run(Model(graph, gates, arrays))
-    return Found(folded.graph, 1.0, folded.weights, architecture)
+    return Found(folded.graph, 1.0, "weights and widths as the search left them", folded.weights, architecture)
 
 
 def run_retrain(opened: Opened, options: JobOptions | None = None) -> RetrainResult:
@@ -90,8 +91,7 @@ def run_retrain(opened: Opened, options: JobOptions | None = None) -> RetrainRes
     found = found_network(opened)
 
     def make(place: Workplace) -> RetrainJob:
-        cost = total_cost(found.graph)
-        place.console.line(f"width x{found.width:.3f}: {cost.params:,} params, {cost.flops:,} FLOPs")
+        place.console.line(found.width_note)
         return RetrainJob(found.graph, place.config, place.dataset, place.device, opened.spec.classes, found.weights)
 
     def finish(place: Workplace, job: RetrainJob) -> dict[str, Any]:

@@ -183,7 +183,8 @@ class SearchJob:
         closed = {gate for gate in zero if last or self.zero_looks[gate] >= patience}
         kept = self._guarded(closed)
         if closed - kept:
-            self._prune(closed - kept, seconds, kept)
+            self._prune(closed - kept, seconds)
+        self._reopen(kept)
 
     def _guarded(self, closed: set[str]) -> set[str]:
         """Gates to keep although they are zero: an op must not lose all inputs in one step, nor the output its path.
@@ -207,10 +208,9 @@ class SearchJob:
             self.console.line(f"kept {', '.join(mend)} although zero: without it nothing reaches the output")
         return kept | set(mend)
 
-    def _prune(self, closed: set[str], seconds: float, kept: set[str]) -> None:
+    def _prune(self, closed: set[str], seconds: float) -> None:
         before = self.supernet
         self.supernet = before.pruned(closed)
-        self._reopen(kept)
         self.zero_looks = {g: n for g, n in self.zero_looks.items() if g in set(self.supernet.graph.gates())}
         self.penalty = self._new_penalty()
         after = self.supernet

@@ -1,0 +1,54 @@
+"""Commands around a run: init, report, derive. Importing this file adds them to the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from graphspec.cli import SeedOpt, SetOpt, TargetArg, app, overrides_of, say
+
+
+@app.command()
+def init(
+    name: Annotated[str, typer.Argument(help="A shipped spec, e.g. digits; without it, they are listed.")] = "",
+    folder: Annotated[Path, typer.Option("--into", help="Folder to copy it to.")] = Path(),
+) -> None:
+    """Copy a commented starter spec (and what it extends) into this folder."""
+    from graphspec.starters import copy_starter, starters
+
+    if not name:
+        for shipped, summary in starters().items():
+            typer.echo(f"{shipped:<22} {summary}")
+        return
+    for path in copy_starter(name, folder):
+        say(f"wrote {path}")
+    say(f"next: graphspec compile {folder / name}.yaml")
+
+
+@app.command()
+def report(target: TargetArg = None) -> None:
+    """Write one self-contained HTML page about a run, also while it is running."""
+    from runtime.report import write_report
+    from runtime.rundir import RunDir
+
+    path = write_report(RunDir.latest() if target is None else RunDir.open(target))
+    say(f"wrote {path}")
+
+
+@app.command("derive")
+def derive_command(
+    architecture: Annotated[Path, typer.Argument(help="The arch.yaml of a search.", metavar="ARCH")],
+    into: Annotated[Path, typer.Option("--into", help="Spec of the network to re-stack the found block in.", metavar="SPEC")],
+    block: Annotated[str | None, typer.Option("--block", help="Block of a full-space result, e.g. stage0.block3.")] = None,
+    settings: SetOpt = None,
+    seed: SeedOpt = None,
+) -> None:
+    """Re-stack a found block in another network; writes a run directory ready for retrain."""
+    from graphspec import api
+
+    derived = api.derive(architecture, into, block=block, overrides=overrides_of(settings, seed))
+    for note in derived.notes:
+        say(note)
+    say(f"wrote {derived.run.path}; next: graphspec retrain")
