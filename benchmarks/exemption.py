@@ -24,7 +24,7 @@ from compiler.text import from_json
 from graphspec.errors import PassError
 
 SPEC = ROOT / "specs" / "digits.yaml"
-SETTINGS = ("budget.params=null", "retrain.epochs=10")
+SETTINGS = ("budget.params=null", "budget.flops=null", "retrain.epochs=10")
 
 
 @dataclass(frozen=True)
