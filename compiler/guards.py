@@ -10,10 +10,16 @@ from compiler.ir import INPUT, OUTPUT, Edge, Graph
 
 
 def shortest_path(graph: Graph, length: Callable[[Edge], float]) -> list[Edge]:
-    """The edges from the input to the output with the smallest sum of lengths (none below 0); linear in the edges."""
+    """The edges from the input to the output with the smallest sum of lengths (none below 0); linear in the edges.
+
+    A path through a `zero` node carries nothing and does not count; elaboration sees to it that there is another.
+    """
+    silent = {node.id for node in graph.nodes() if node.op == "zero"}
     best: dict[str, float] = {INPUT: 0.0}
     via: dict[str, Edge] = {}
     for edge in graph.edges():
+        if edge.src in silent:
+            continue
         total = best.get(edge.src, math.inf) + length(edge)
         if total < best.get(edge.dst, math.inf):
             best[edge.dst], via[edge.dst] = total, edge

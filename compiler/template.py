@@ -102,6 +102,7 @@ def make_template(spec: Spec, block: BlockSpec, report: Reporter) -> Template | 
     _check_reachable(template, report)
     if len(report.found) == before:
         _check_gates(template, report)
+        _check_zeros(template, report)
     return template if len(report.found) == before else None
 
 
@@ -355,6 +356,17 @@ def _check_gates(template: Template, report: Reporter) -> None:
             f"it, so closing it would cut the network; leave it ungated or add a path beside it",
             [template.block.path],
         )
+
+
+def _check_zeros(template: Template, report: Reporter) -> None:
+    """Some path from the inputs to `out` must not pass a `zero` op."""
+    carrying = set(template.inputs)
+    for node in template.nodes:
+        if node.op != "zero" and any(source.name in carrying for source in node.sources):
+            carrying.add(node.name)
+    if OUT not in carrying:
+        message = f"every path to {OUT!r} passes an op `zero`, so the block gives a constant; add a path without one"
+        report.error(template.nodes[-1].path, message, [template.block.path])
 
 
 def gates_on_bridges(template: Template) -> list[tuple[TemplateNode, Source]]:
