@@ -1,0 +1,248 @@
+"""The catalogue: every op's shapes as torch computes them, its attributes' messages, and that its rows are complete."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import nn
+
+from compiler.ir import Node, TensorType, attrs_of
+from compiler.lowering.onnx_ops import ONNX
+from compiler.lowering.torch_ops import TORCH, torch_module
+from compiler.ops import (
+    Op,
+    OpAttrs,
+    Reads,
+    TypeMismatch,
+    UnknownOpError,
+    explain_attr_errors,
+    infer,
+    is_scale_invariant,
+    known_ops,
+    op,
+    parts,
+    read_attrs,
+    register,
+    steps,
+    tensors,
+)
+from graphspec.listings import op_listing, op_records
+
+NEEDED = (
+    "conv depthwise_conv sep_conv max_pool avg_pool identity zero linear global_avg_pool flatten add concat project "
+    "batch_norm relu relu6 hard_swish silu gelu sigmoid squeeze_excite dropout layer_norm mean"
+).split()
+REQUIRED: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("conv", "depthwise_conv", "sep_conv", "max_pool", "avg_pool"), {"kernel": 3}),
+    "mean": {"dims": (2, 3)},
+    "scale": {"factor": 2.0},
+}
+NAMES = [name for name in known_ops() if name not in ("input", "output")]
+
+
+def shape(name: str, *inputs: tuple[int, ...], **attrs: Any) -> tuple[int, ...]:
+    return infer(name, attrs_of(attrs), [TensorType(i) for i in inputs]).shape
+
+
+def test_the_language_has_its_ops() -> None:
+    assert set(NEEDED) <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_op_has_all_its_rows(name: str) -> None:
+    attrs = attrs_of(REQUIRED.get(name, {}))
+    for step in steps(name, attrs):
+        assert op(step.op).infer is not None, f"{step.op} has no shape rule"
+        assert step.op in TORCH, f"{step.op} has no row for torch"
+        assert step.op in ONNX, f"{step.op} has no row for ONNX"
+    assert op(name).doc
+    assert all(field.description for field in op(name).attrs.model_fields.values()), "an attribute has no docstring"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shape_and_tensors_are_those_of_the_torch_module(name: str) -> None:
+    vector = name == "linear"
+    source = TensorType((6,) if vector else (6, 7, 5))
+    node = Node("n", name, attrs_of(REQUIRED.get(name, {})))
+    module = torch_module(node, (source.shape,))
+    made = module.eval()(torch.rand(2, *source.shape) + 0.1)
+    assert tuple(made.shape) == (2, *infer(name, node.attrs, [source]).shape)
+    found = tensors(name, node.attrs, (source.shape,))
+    assert {k: tuple(p.shape) for k, p in module.named_parameters()} == found.params
+    assert {k: tuple(t.shape) for k, t in module.state_dict().items()} == found.params | found.buffers
+
+
+sizes = st.integers(1, 40)
+
+
+@settings(deadline=None, max_examples=200, derandomize=True)
+@given(sizes, sizes, st.integers(1, 7), st.integers(1, 4), st.integers(1, 3), st.none() | st.integers(0, 6))
+def test_windows_have_the_size_that_torch_gives(
+    height: int, width: int, kernel: int, stride: int, dilation: int, padding: int | None
+) -> None:
+    attrs = {"kernel": kernel, "stride": stride, "dilation": dilation, "padding": padding}
+    pad = dilation * (kernel - 1) // 2 if padding is None else padding
+    module = nn.Conv2d(1, 1, kernel, stride, pad, dilation)
+    try:
+        expected = tuple(module(torch.zeros(1, 1, height, width)).shape[1:])
+    except RuntimeError:
+        with pytest.raises(TypeMismatch, match=f"kernel {kernel} does not fit into {height}x{width}"):
+            shape("conv", (1, height, width), **attrs)
+    else:
+        for name in ("conv", "depthwise_conv", "sep_conv"):
+            assert shape(name, (1, height, width), **attrs) == expected
+
+
+@settings(deadline=None, max_examples=100, derandomize=True)
+@given(sizes, st.integers(1, 7), st.integers(1, 4), st.none() | st.integers(0, 3))
+def test_pools_have_the_size_that_torch_gives(size: int, kernel: int, stride: int, padding: int | None) -> None:
+    pad = (kernel - 1) // 2 if padding is None else padding
+    for name, module in (("max_pool", nn.MaxPool2d), ("avg_pool", nn.AvgPool2d)):
+        try:
+            expected = tuple(module(kernel, stride, pad)(torch.zeros(1, 2, size, size)).shape[1:])
+        except RuntimeError:
+            with pytest.raises(TypeMismatch):
+                shape(name, (2, size, size), kernel=kernel, stride=stride, padding=padding)
+        else:
+            assert shape(name, (2, size, size), kernel=kernel, stride=stride, padding=padding) == expected
+
+
+def test_odd_sizes_round_as_in_torch() -> None:
+    assert shape("conv", (3, 7, 7), kernel=3, stride=2) == (3, 4, 4)
+    assert shape("max_pool", (3, 7, 7), kernel=2, stride=2, padding=0) == (3, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "attrs", "inputs", "message"),
+    [
+        ("relu", {}, [(3, 4, 4), (3, 4, 5)], "relu adds its inputs, which must have one type; found 3x4x4 and 3x4x5"),
+        ("concat", {}, [(3, 4, 4), (3, 2, 4)], "concat joins channels, so all other sizes must agree"),
+        ("project", {}, [(3, 4, 4), (3, 2, 4)], "concat joins channels"),
+        ("conv", {"kernel": 3}, [(9,)], r"conv takes an image \[C, H, W\], found \[9\]"),
+        ("conv", {"kernel": 3, "groups": 2}, [(3, 4, 4)], "groups 2 needs input channels divisible by it, found 3"),
+        ("conv", {"kernel": 1, "groups": 2, "channels": 3}, [(4, 4, 4)], "needs output channels divisible by it, found 3"),
+        ("linear", {}, [(3, 2, 2)], "linear takes a vector"),
+        ("max_pool", {"kernel": 2, "padding": 2}, [(3, 4, 4)], "padding may be at most half of its kernel"),
+        ("mean", {"dims": (2, 3)}, [(4,)], "a value with 1 dimensions besides the batch"),
+        ("global_avg_pool", {}, [(4,)], "takes an image"),
+        ("squeeze_excite", {}, [(4,)], "takes an image"),
+    ],
+)
+def test_types_that_do_not_fit(name: str, attrs: dict[str, Any], inputs: list[tuple[int, ...]], message: str) -> None:
+    with pytest.raises(TypeMismatch, match=message):
+        shape(name, *inputs, **attrs)
+
+
+def test_shapes_of_ops_without_windows() -> None:
+    assert shape("linear", (5,), channels=3) == (3,)
+    assert shape("linear", (5, 1, 1)) == (5,)
+    assert shape("flatten", (2, 3, 4)) == (24,)
+    assert shape("concat", (2, 3, 3), (5, 3, 3)) == (7, 3, 3)
+    assert shape("project", (2, 3, 3), (5, 3, 3), channels=6) == (6, 3, 3)
+    assert shape("zero", (2, 3, 3), channels=4) == (4, 3, 3)
+    assert shape("mean", (2, 3, 4), dims=(1,)) == (3, 4)
+    assert shape("mean", (2, 3, 4), dims=(2, 3), keep=True) == (2, 1, 1)
+    assert shape("mean", (2, 3, 4), dims=(1, 2, 3)) == (1,)
+
+
+@pytest.mark.parametrize(
+    ("name", "attrs", "attr", "message"),
+    [
+        ("conv", {}, "", "conv needs the attribute 'kernel'"),
+        ("conv", {"kernl": 3}, "kernl", "unknown attribute 'kernl'; did you mean 'kernel'?"),
+        ("relu", {"slope": 1}, "slope", "unknown attribute 'slope'; relu takes no attributes"),
+        ("dropout", {"rate": 1}, "rate", "unknown attribute 'rate'; dropout takes p"),
+        ("conv", {"kernel": 0}, "kernel", "kernel: "),
+        ("conv", {"kernel": 2.5}, "kernel", "kernel: "),
+        ("conv", {"kernel": True}, "kernel", "kernel: "),
+        ("conv", {"kernel": 3, "act": "rleu"}, "act", "act: "),
+        ("batch_norm", {"eps": float("nan")}, "eps", "eps: "),
+        ("dropout", {"p": 1.0}, "p", "p: "),
+        ("mean", {"dims": (0,)}, "dims", "dims: "),
+    ],
+)
+def test_wrong_attributes_are_explained(name: str, attrs: dict[str, Any], attr: str, message: str) -> None:
+    with pytest.raises(ValidationError) as raised:
+        op(name).read_attrs(attrs)
+    found = explain_attr_errors(name, raised.value)
+    assert len(found) == 1
+    assert found[0][0] == attr
+    assert found[0][1].startswith(message)
+
+
+def test_parts_of_a_node_follow_its_attributes() -> None:
+    def names(name: str, **attrs: Any) -> list[str]:
+        return [step.name for step in parts(name, attrs_of(attrs))]
+
+    assert names("conv", kernel=3) == ["conv", "norm", "act"]
+    assert names("conv", kernel=3, norm="none") == ["conv", "act"]
+    assert names("conv", kernel=3, norm="none", act="none") == []
+    assert names("sep_conv", kernel=3, act="none") == ["depthwise", "pointwise", "norm"]
+    assert names("project", norm="none", act="none") == ["concat", "conv"]
+    assert names("max_pool", kernel=3, norm="batch") == ["pool", "norm"]
+    assert names("add", act="relu") == ["sum", "act"]
+    assert names("linear") == []
+    assert names("batch_norm", act="relu") == ["norm", "act"]
+
+
+@pytest.mark.parametrize("bias", [None, True, False])
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_a_bias_is_there_where_no_norm_follows_unless_said_otherwise(bias: bool | None, norm: str) -> None:
+    found = tensors("conv", attrs_of({"kernel": 3, "norm": norm, "bias": bias}), ((4, 5, 5),)).params
+    assert ("conv.bias" in found) == (bias if bias is not None else norm == "none")
+
+
+@pytest.mark.parametrize(
+    ("name", "attrs", "expected"),
+    [
+        ("conv", {"kernel": 3}, True),
+        ("conv", {"kernel": 3, "bias": True}, False),
+        ("conv", {"kernel": 3, "norm": "none"}, False),
+        ("sep_conv", {"kernel": 3}, True),
+        ("project", {}, True),
+        ("max_pool", {"kernel": 3, "norm": "batch"}, True),
+        ("max_pool", {"kernel": 3}, False),
+        ("relu", {}, False),
+        ("batch_norm", {}, True),
+    ],
+)
+def test_scale_invariance_is_that_of_batch_norm_after_linear_steps(name: str, attrs: dict[str, Any], expected: bool) -> None:
+    assert is_scale_invariant(name, attrs_of(attrs)) == expected
+
+
+def test_reading_of_inputs() -> None:
+    assert {name for name, row in known_ops().items() if row.reads is Reads.APART} == {"concat", "project"}
+
+
+def test_unknown_ops_are_named_with_a_suggestion() -> None:
+    with pytest.raises(UnknownOpError, match="unknown op 'sep_cov'; did you mean 'sep_conv'"):
+        op("sep_cov")
+
+
+def test_a_name_is_registered_once() -> None:
+    row = op("relu")
+    register(row)  # the same row again is no mistake
+    with pytest.raises(ValueError, match="an op called 'relu' is registered already"):
+        register(Op("relu", "another", OpAttrs))
+    assert op("relu") is row
+
+
+def test_attributes_are_read_once() -> None:
+    attrs = attrs_of({"kernel": 3})
+    assert read_attrs("conv", attrs) is read_attrs("conv", attrs)
+
+
+def test_the_listing_has_every_op_and_attribute() -> None:
+    listing = op_listing()
+    for record in op_records():
+        assert f"\n{record['name']} " in f"\n{listing}"
+        for attr in record["attributes"]:
+            assert f"    {attr['name']} " in listing
+    assert "concat           inputs joined along the channels  (reads apart)" in listing
+    assert "[required]" in listing
+    assert [r["name"] for r in op_records()] == NAMES
