@@ -3,8 +3,8 @@
     python examples/own_images.py FOLDER [KEY=VALUE ...]
 
 FOLDER holds train/ and test/ (or val/), each with one folder of images per class. Where FOLDER does not exist, a small
-set of drawn shapes is put there first, so that there is something to try. The settings are those of own_images.yaml;
-`KEY=VALUE` changes one, as `--set` does on the command line.
+set of drawn shapes is put there first, so that there is something to try. The settings are those of
+specs/own_images.yaml; `KEY=VALUE` changes one, as `--set` does on the command line.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 import graphspec
 
-SPEC = Path(__file__).with_name("own_images.yaml")
+SPEC = Path(__file__).parent.parent / "specs" / "own_images.yaml"
 SHAPES = ("ellipse", "rectangle", "triangle")
 
 

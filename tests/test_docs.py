@@ -9,7 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,9 @@ import typer.main
 import yaml
 from PIL import Image
 
-import graphspec.training_commands  # noqa: F401  (adds the commands that train)
+import graphspec.export_command
+import graphspec.run_commands
+import graphspec.training_commands  # noqa: F401  (these add their commands to `app`)
 from compiler.elaborate import MAX_NODES, load
 from compiler.template import MAX_EDGES
 from graphspec.cli import app
@@ -235,7 +237,6 @@ def test_yaml_is_right(snippet: Snippet, tmp_path: Path) -> None:
     if "graphspec" not in read:
         return
     shutil.copytree(SPECS, tmp_path, dirs_exist_ok=True)
-    shutil.copy(ROOT / "examples" / "own_images.yaml", tmp_path)
     (tmp_path / "snippet.yaml").write_text(snippet.text)
     load(tmp_path / "snippet.yaml")
 
@@ -273,8 +274,8 @@ def in_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def follow(document: Path) -> None:
-    """Everything a document tells people to type, in order, in the working folder."""
+def follow(document: Path, after: Mapping[str, Callable[[], object]]) -> None:
+    """Everything a document tells people to type, in order, in the working folder; `after` some commands do more."""
     for snippet in snippets(document):
         if snippet.language == "bash":
             for line in lines(snippet):
@@ -282,6 +283,7 @@ def follow(document: Path) -> None:
                     words = shlex.split(command, comments=True)
                     if words[:1] == ["graphspec"]:
                         app(words[1:], standalone_mode=False)
+                        after.get(shlex.join(words), lambda: None)()
         elif snippet.language == "python":
             exec(compile(snippet.text, snippet.where, "exec"), {})  # noqa: S102  (what the reader would do)
 
@@ -298,17 +300,19 @@ def small_images(folder: Path, classes: tuple[str, ...]) -> None:
 
 def test_the_tutorial_works_as_written(in_process: Path) -> None:
     small_images(in_process / "images", ("cat", "dog", "owl"))
-    whole = (ROOT / "examples" / "own_images.yaml").read_text(encoding="utf-8")
-    (in_process / "whole.yaml").write_text(whole)
-    (in_process / "own_images.yaml").write_text(SMALLER)
-    follow(ROOT / "docs" / "tutorial.md")
+
+    def shrink() -> None:
+        (in_process / "own_images.yaml").rename("whole.yaml")
+        (in_process / "own_images.yaml").write_text(SMALLER)
+
+    follow(ROOT / "docs" / "tutorial.md", {"graphspec init own_images": shrink})
     assert (in_process / "found.svg").stat().st_size > 0
 
 
 def test_the_readme_works_as_written(in_process: Path) -> None:
     shutil.copytree(SPECS, in_process / "specs")
     (in_process / "specs" / "digits.yaml").write_text(TINY)
-    follow(ROOT / "README.md")
+    follow(ROOT / "README.md", {})
 
 
 # -- examples ---------------------------------------------------------------------------------------------------------
