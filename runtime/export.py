@@ -210,7 +210,8 @@ class _Export:
         parity.check()
         protos: dict[Kind, onnx.ModelProto] = {"fp32": proto, **self._small_forms(proto)}
         networks = {"fp32": network} | {k: self._stage(k, p) for k, p in protos.items() if k != "fp32"}
-        scores = accuracies(networks, torch_network, self.form, self.dataset)
+        with self.console.progress("test images", len(self.dataset.test.labels)) as bar:
+            scores = accuracies(networks, torch_network, self.form, self.dataset, bar.advance)
         for kind, form in protos.items():
             helper.set_model_props(form, self._metadata(scores[kind], parity))
             save(form, self._staged(kind))
@@ -334,10 +335,11 @@ class _Export:
         torch_score = scores["torch"]
         self.console.line(f"test accuracy on {torch_score.images} images: torch {torch_score.accuracy:.2%}")
         for file in files:
-            allowed = "" if file.kind == "fp32" else f" (may lose {self.settings.accuracy_tolerance:g} points)"
+            small = "" if file.kind == "fp32" else f" (x{file.bytes / files[0].bytes:.2f}), "
+            allowed = "" if file.kind == "fp32" else f"may lose {self.settings.accuracy_tolerance:g} points"
             self.console.line(
-                f"  onnxruntime {file.kind}: {file.accuracy:.2%}{allowed}, same class as torch for "
-                f"{file.agreement:.2%}; {file.bytes:,} bytes, {file.nodes} nodes"
+                f"  onnxruntime {file.kind}: {file.accuracy:.2%}, same class as torch for {file.agreement:.2%}; "
+                f"{file.nodes} nodes, {file.bytes:,} bytes{small}{allowed}"
             )
         expected = self.trained.accuracy
         if expected is not None and abs(expected - torch_score.accuracy) > NOTABLE:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from graphspec.errors import RunError
 
 Array = NDArray[Any]
-WARM_UP, LEAST_RUNS, SECONDS = 5, 20, 0.3
+WARM_UP, LEAST_RUNS, SECONDS = 10, 5, 0.3
 ERRORS_ONLY = 3  # of onnxruntime's log levels
 
 
@@ -78,14 +78,20 @@ class Latency:
 
 
 def seconds_of_runs(run: Callable[[], object], budget: float = SECONDS) -> list[float]:
-    """Seconds of each run after warm-up, until `budget` seconds and a least number of runs are reached."""
-    for _ in range(WARM_UP):
-        run()
+    """Seconds of each run after warm-up, over about `budget` seconds and at least `LEAST_RUNS` runs."""
+    _timed(run, 1, WARM_UP, budget)
+    return _timed(run, LEAST_RUNS, None, budget)
+
+
+def _timed(run: Callable[[], object], least: int, most: int | None, budget: float) -> list[float]:
+    """Seconds of each run, until the budget is used up or there are `most` runs, but of `least` runs at least."""
     seconds: list[float] = []
-    while len(seconds) < LEAST_RUNS or sum(seconds) < budget:
+    total = 0.0
+    while len(seconds) < least or (total < budget and len(seconds) != most):
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)
+        total += seconds[-1]
     return seconds
 
 

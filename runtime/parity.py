@@ -168,9 +168,13 @@ class Accuracy:
 
 
 def accuracies(
-    networks: Mapping[str, Network], torch_network: Reference, form: ImageForm, dataset: Dataset
+    networks: Mapping[str, Network],
+    torch_network: Reference,
+    form: ImageForm,
+    dataset: Dataset,
+    advance: Callable[[int], object] = lambda images: None,
 ) -> dict[str, Accuracy]:
-    """Of `torch` and every network by name, in one pass over the test images."""
+    """Of `torch` and every network by name, in one pass over the test images; `advance` is told of so many more."""
     right, same, count = dict.fromkeys(("torch", *networks), 0), dict.fromkeys(("torch", *networks), 0), 0
     for pixels, labels in raw_batches(dataset.test, torch.arange(len(dataset.test.labels)), TEST_BATCH):
         x, image = form.both(pixels)
@@ -180,4 +184,5 @@ def accuracies(
             right[name] += int((answer == labels.numpy()).sum())
             same[name] += int((answer == answers["torch"]).sum())
         count += len(labels)
+        advance(len(labels))
     return {name: Accuracy(right[name] / count, same[name] / count, count) for name in right}
