@@ -271,6 +271,8 @@ retrain: {epochs: 1, batch_size: 8}
 def in_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An empty working folder for commands that run in this process, where torch is imported already."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("runtime.export.THREADS", (1,))  # fewer timings of the exported model
+    monkeypatch.setattr("runtime.export.LATENCY_BATCHES", (1,))
     return tmp_path
 
 
