@@ -45,7 +45,9 @@ def _kind(schema: Mapping[str, Any]) -> str:
         return f"list of {_KINDS[schema['items']['type']]}s"
     if "pattern" in schema:
         return "text such as `60k`, `3.0M`"
-    return _KINDS[schema["type"]] + "".join(f" {sign} {schema[key]:.15g}" for key, sign in _SIGNS.items() if key in schema)
+    return _KINDS[schema["type"]] + "".join(
+        f" {sign} {schema[key]:.15g}" for key, sign in _SIGNS.items() if key in schema
+    )
 
 
 def _value(value: Any) -> str:
