@@ -16,7 +16,7 @@ LANGUAGE_MODULES = {
     "sections", "source", "spec",
 }  # fmt: skip
 TOP_MODULES = {
-    "", "__main__", "advice", "api", "cli", "cost_report", "listings", "reference", "schema", "targets",
+    "", "__main__", "advice", "api", "cli", "cost_report", "export_command", "listings", "reference", "schema", "targets",
     "training_commands",
 }  # fmt: skip
 COMPILER_MODULES = {
@@ -30,7 +30,7 @@ HEAVY = {
     "networkx": ("compiler/ir.py",),
     "onnx": ("compiler/lowering/onnx", "runtime/"),
     "onnxruntime": ("runtime/",),
-    "typer": ("graphspec/cli.py", "graphspec/training_commands.py"),
+    "typer": ("graphspec/cli.py", "graphspec/export_command.py", "graphspec/training_commands.py"),
 }
 
 
