@@ -14,7 +14,6 @@ from typing import Any, Protocol, get_type_hints
 
 from compiler.costs import total_cost
 from compiler.ir import Graph, Model, Phase
-from compiler.passes.registry import PASSES
 from compiler.passes.base import Pass
 from compiler.passes.collapse_identities import CollapseIdentities
 from compiler.passes.drop_gates import DropGates
@@ -22,6 +21,7 @@ from compiler.passes.expand_parts import ExpandParts
 from compiler.passes.fold_batch_norm import FoldBatchNorm
 from compiler.passes.fold_gates import FoldGates
 from compiler.passes.prune_zero_edges import PruneZeroEdges
+from compiler.passes.registry import PASSES
 from compiler.passes.reuse_sums import ReuseSums
 from compiler.passes.share_equal_nodes import ShareEqualNodes
 from compiler.passes.split_sums import SplitSums

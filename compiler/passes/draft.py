@@ -82,7 +82,8 @@ def living_blocks(blocks: Iterable[Block], graph: Graph, renamed: dict[str, str]
             node_id = renamed[node_id]
         return node_id
 
-    paths = {".".join(parts[:n]) for node in graph.nodes() for parts in (node.id.split("."),) for n in range(1, len(parts))}
+    segments = [node.id.split(".") for node in graph.nodes()]
+    paths = {".".join(parts[:length]) for parts in segments for length in range(1, len(parts))}
     kept = []
     for block in blocks:
         if final(block.output) not in graph or block.id not in paths:

@@ -60,6 +60,7 @@ ALONE: dict[str, Cases] = {
     "sigmoid": [{}],
     "squeeze_excite": [{}, {"reduction": 2}],
     "dropout": [{}],
+    "drop_path": [{}],
     "mean": [
         {"dims": [2, 3]}, {"dims": [1], "keep": True}, {"dims": [2]}, {"dims": [1, 2, 3]},
         {"dims": [1, 2, 3], "keep": True},

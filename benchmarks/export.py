@@ -1,0 +1,278 @@
+"""Our ONNX files beside torch.onnx.export's: latency in onnxruntime, nodes, bytes, export time, torch eager, minimum.
+
+    python -m benchmarks.export [--json FILE] [--rounds N] [NETWORK ...]
+
+Both files hold the same network with the same weights, and run in sessions with default optimisation, in turns, for
+one and two threads. A ratio of latencies is the median over the rounds, so that a busy machine slows both alike. Needs
+the `bench` extra. Exits 1 if a bar is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import logging
+import random
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+from benchmarks.common import interleave, machine
+from compiler.costs import total_cost
+from compiler.elaborate import load
+from compiler.ir import INPUT, OUTPUT, Graph, Model, Node
+from compiler.lowering.fx import load_weights, lower, weights_of
+from compiler.lowering.onnx import check, emit
+from compiler.ops import Reads, op, steps
+from compiler.passes.prune_zero_edges import prune
+from compiler.pipeline import TO_COMPACT
+from graphspec.errors import PassError
+
+SPECS = Path(__file__).parents[1] / "specs"
+NETWORKS = {  # name -> spec and parameters to prune to
+    "digits": ("digits.yaml", 28_000),
+    "cifar10_small": ("cifar10_small.yaml", 160_000),
+    "dso_nas_24_blocks": ("dso_nas_cifar10_full.yaml", 3_000_000),
+}
+SECONDS_PER_ROUND = 0.03
+Runner = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One promise: `value` must be at most (or at least) `limit`."""
+
+    network: str
+    name: str
+    value: float
+    limit: float
+    at_least: bool = False
+
+    @property
+    def met(self) -> bool:
+        """Whether the promise is kept."""
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+    def line(self) -> str:
+        """A line of the report."""
+        sign = ">=" if self.at_least else "<="
+        return f"  {'ok  ' if self.met else 'MISS'} {self.name:<44} {self.value:>10.3f}  {sign} {self.limit:g}"
+
+
+# -- the networks ---------------------------------------------------------------------------------------------------
+
+
+def randomly_pruned(spec: Path, params: int, seed: int = 0) -> Model:
+    """The compact model left when random gates go until at most `params` parameters stay; reductions keep theirs."""
+    graph = load(spec)[1]
+    rng = random.Random(seed)
+    rank = {gate: 2.0 if "reduce" in gate else rng.random() for gate in graph.gates()}
+    order = sorted(graph.gates(), key=rank.__getitem__)
+    low, high = 0, len(order)  # closing `high` gates is enough
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _params_without(graph, order[:middle]) <= params else (middle, high)
+    compact = TO_COMPACT.run(Model(prune(graph, order[:high]))).graph
+    return Model(compact, {}, _lively_weights(compact, seed))
+
+
+def _params_without(graph: Graph, closed: list[str]) -> int:
+    try:
+        return total_cost(prune(graph, closed)).params
+    except PassError:  # nothing is left
+        return 0
+
+
+def _lively_weights(graph: Graph, seed: int) -> dict[str, Any]:
+    """Starting weights with batch-norm statistics as if trained: folding must have something to fold."""
+    rng = np.random.default_rng(seed)
+    weights = weights_of(lower(graph))
+    for name, value in weights.items():
+        if name.endswith(("running_mean", "norm.bias")):
+            weights[name] = rng.normal(0.0, 0.1, value.shape).astype(np.float32)
+        elif name.endswith(("running_var", "norm.weight")):
+            weights[name] = rng.uniform(0.5, 1.5, value.shape).astype(np.float32)
+    return weights
+
+
+# -- the least number of nodes --------------------------------------------------------------------------------------
+
+
+def analytic_minimum(graph: Graph) -> Counter[str]:
+    """The fewest operations that a compact graph can be written in, by kind, counted without running a pass.
+
+    Every convolution, linear layer, pool, activation and mean is one; batch norm is one unless the step before it in
+    its node is a convolution or linear layer; a sum or join of several values is one, equal ones counted once, as are
+    equal pools of equal values.
+    """
+    count: Counter[str] = Counter()
+    seen: set[object] = set()
+    for node in graph.nodes():
+        if node.op in (INPUT, OUTPUT):
+            continue
+        sources = tuple(edge.src for edge in graph.inputs(node.id))
+        if len(sources) > 1:
+            _count_once(count, seen, "join" if op(node.op).reads is Reads.APART else "sum", sources)
+        _count_steps(count, seen, node, sources)
+    return count
+
+
+def _count_once(count: Counter[str], seen: set[object], kind: str, sources: tuple[str, ...], *how: object) -> None:
+    key = (kind, how, sources if kind == "join" else tuple(sorted(sources)))
+    if key not in seen:
+        seen.add(key)
+        count[kind] += 1
+
+
+def _count_steps(count: Counter[str], seen: set[object], node: Node, sources: tuple[str, ...]) -> None:
+    before = ""
+    for step in steps(node.op, node.attrs):
+        if step.op in ("max_pool", "avg_pool"):
+            _count_once(count, seen, step.op, sources, step.attrs)
+        elif step.op == "batch_norm" and before in ("conv", "depthwise_conv", "linear"):
+            pass
+        elif step.op not in ("add", "concat", "identity", "dropout"):
+            count[step.op] += 1
+        before = step.op
+
+
+# -- measuring ------------------------------------------------------------------------------------------------------
+
+
+def dynamo_bytes(module: torch.nn.Module, shape: tuple[int, ...]) -> bytes:
+    """The file of torch.onnx.export, optimised, with a dynamic batch."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module, (torch.randn(2, *shape),), dynamo=True, optimize=True, verbose=False,
+            dynamic_shapes=({0: torch.export.Dim("N")},),
+        )  # fmt: skip
+        assert program is not None
+        path = Path(folder) / "dynamo.onnx"
+        program.save(path)
+        return path.read_bytes()
+
+
+def timed(function: Callable[[], Any], repeats: int = 1) -> tuple[Any, float]:
+    """The last result, and the shortest time in seconds."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        result = function()
+        times.append(time.perf_counter() - start)
+    return result, min(times)
+
+
+def session_runner(file: bytes, threads: int, image: Any) -> Runner:
+    """Runs an ONNX file once on `image` (N, C, H, W)."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: image}
+    return lambda: session.run(None, feed)[0]
+
+
+def eager_runner(module: torch.nn.Module, image: Any) -> Runner:
+    """Runs the torch network once on `image` (N, C, H, W)."""
+    tensor = torch.from_numpy(image)
+
+    def run() -> Any:
+        with torch.inference_mode():
+            return module(tensor).numpy()
+
+    return run
+
+
+def duel(ours: Runner, other: Runner, rounds: int) -> tuple[float, float, float]:
+    """Median seconds of each, and how many times faster ours is: in every round both run equally often."""
+    runs = max(1, round(SECONDS_PER_ROUND / timed(other, 5)[1]))
+
+    def often(run: Runner) -> Callable[[], None]:
+        def step() -> None:
+            for _ in range(runs):
+                run()
+
+        return step
+
+    found = interleave({"ours": often(ours), "other": often(other)}, rounds)
+    return found["ours"].median / runs, found["other"].median / runs, found["ours"].speedup_over(found["other"])
+
+
+def latency_bars(name: str, files: dict[str, bytes], module: torch.nn.Module, image: Any, rounds: int) -> list[Bar]:
+    """Latency at batch 1 for one thread and two; `files` are `ours` and `dynamo`."""
+    bars = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        eager = eager_runner(module, image)
+        sessions = {which: session_runner(file, threads, image) for which, file in files.items()}
+        for which, run in sessions.items():
+            assert np.abs(run() - eager()).max() <= 1e-4 * np.abs(eager()).max(), f"{which} computes something else"
+        ours, theirs, speedup = duel(sessions["ours"], sessions["dynamo"], rounds)
+        _, slow, speedup_over_eager = duel(sessions["ours"], eager, rounds)
+        times = f"ours {ours * 1e3:.3f} ms, dynamo {theirs * 1e3:.3f} ms, torch eager {slow * 1e3:.3f} ms"
+        print(f"  {threads} thread(s): {times}")
+        bars.append(Bar(name, f"latency / dynamo's, {threads} thread(s)", 1 / speedup, 1.0))
+        bars.append(Bar(name, f"torch eager / ours, {threads} thread(s)", speedup_over_eager, 1.5, at_least=True))
+    return bars
+
+
+def measure(name: str, rounds: int) -> list[Bar]:
+    """All bars of one network."""
+    spec, params = NETWORKS[name]
+    model = randomly_pruned(SPECS / spec, params)
+    module = lower(model.graph).eval()
+    load_weights(module, model.weights)
+    shape = model.graph.node(INPUT).shape
+    ours, our_seconds = timed(lambda: emit(model).SerializeToString(), 3)
+    theirs, their_seconds = timed(lambda: dynamo_bytes(module, shape))
+    proto, other = onnx.load_from_string(ours), onnx.load_from_string(theirs)
+    check(proto)
+    least = analytic_minimum(model.graph)
+    print(f"{name}: {total_cost(model.graph).params:,} parameters, {total_cost(model.graph).flops:,} multiply-adds")
+    print(f"  nodes {len(proto.graph.node)} (dynamo {len(other.graph.node)}, least {least.total()}: {dict(least)})")
+    print(f"  bytes {len(ours):,} (dynamo {len(theirs):,}); export {our_seconds:.3f} s (dynamo {their_seconds:.2f} s)")
+    image = np.random.default_rng(0).standard_normal((1, *shape)).astype(np.float32)
+    return [
+        *latency_bars(name, {"ours": ours, "dynamo": theirs}, module, image, rounds),
+        Bar(name, "nodes / dynamo's", len(proto.graph.node) / len(other.graph.node), 1.0),
+        Bar(name, "nodes / analytic minimum", len(proto.graph.node) / least.total(), 1.05),
+        Bar(name, "bytes / dynamo's", len(ours) / len(theirs), 1.0),
+        Bar(name, "dynamo's export time / ours", their_seconds / our_seconds, 5.0, True),
+    ]
+
+
+def main() -> int:
+    """Measure the networks named on the command line (all by default)."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="*", choices=[[], *NETWORKS], help="which networks (default: all)")
+    parser.add_argument("--rounds", type=int, default=60, help="interleaved rounds of latency measurement")
+    parser.add_argument("--json", type=Path, help="also write the bars to this file")
+    arguments = parser.parse_args()
+    logging.disable(logging.WARNING)
+    bars = []
+    for name in arguments.networks or NETWORKS:
+        found = measure(name, arguments.rounds)
+        print("\n".join(bar.line() for bar in found), flush=True)
+        bars += found
+    if arguments.json:
+        arguments.json.write_text(
+            json.dumps(machine() | {"bars": [asdict(bar) | {"met": bar.met} for bar in bars]}, indent=2) + "\n"
+        )
+    return 0 if all(bar.met for bar in bars) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
