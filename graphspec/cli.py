@@ -12,7 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
+import graphspec
 from graphspec.errors import GraphspecError
+from graphspec.shadowing import refuse_shadowed
 
 app = typer.Typer(
     help="Declare a search space in YAML, search it, ship the network that was found as ONNX.",
@@ -50,9 +52,7 @@ def overrides_of(settings: list[str] | None, seed: int | None) -> list[str]:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        typer.echo(f"graphspec {version('graphspec')}")
+        typer.echo(f"graphspec {graphspec.__version__}")
         raise typer.Exit
 
 
@@ -198,6 +198,7 @@ def main() -> None:
     if debug:
         sys.argv.remove("--debug")
     try:
+        refuse_shadowed()
         app()
     except GraphspecError as error:
         if debug:
