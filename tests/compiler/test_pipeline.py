@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import pytest
 
 from compiler.ir import Graph, Model, Node, Phase
-from compiler.passes.registry import PASSES
 from compiler.passes.base import Pass
 from compiler.passes.drop_gates import DropGates
 from compiler.passes.prune_zero_edges import PruneZeroEdges
+from compiler.passes.registry import PASSES
 from compiler.pipeline import TO_COMPACT, TO_EXPORT, Pipeline, Printer, parse_pipeline
 from compiler.verify import violations
 from graphspec.errors import PassError, RuleError
