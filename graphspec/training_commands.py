@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from graphspec.cli import JsonOpt, SeedOpt, SetOpt, TargetArg, app, overrides_of, print_json
+from graphspec.cli import JsonOpt, SeedOpt, SetOpt, TargetArg, app, overrides_of, print_json, say
 from graphspec.errors import RunError
 
 ResumeOpt = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")]
@@ -83,7 +83,8 @@ def _train(job: str, target: Any, overrides: list[str], smoke: bool, as_json: bo
     from graphspec import api
 
     if smoke:
-        api.smoke(target, job, overrides=overrides, **options)
+        api.smoke(target, job, overrides=overrides, **{**options, "quiet": True})
+        say(f"smoke run passed: two steps of every stage up to {job} on fake data; nothing was kept")
         return
     result = (api.search if job == "search" else api.retrain)(target, overrides=overrides, **options)
     if as_json:
