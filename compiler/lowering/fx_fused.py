@@ -19,7 +19,6 @@ from compiler.ir import Block, Edge, Graph, Node, gate_scope
 from compiler.lowering.fx_emit import Emitter, Vectors, python_name, regions
 from compiler.lowering.fx_kernels import (
     ABSENT,
-    LEAN,
     OPEN,
     Rows,
     coefficients,
@@ -29,6 +28,7 @@ from compiler.lowering.fx_kernels import (
     push,
     scaled,
 )  # fmt: skip
+from compiler.lowering.torch_lean import LEAN
 from compiler.lowering.torch_ops import Chain, torch_steps
 from compiler.ops import Reads, input_shapes, op, steps
 

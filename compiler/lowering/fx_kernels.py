@@ -1,4 +1,4 @@
-"""The arithmetic of the fused lowering: gated sums and projections over a stack of values, and lean pools.
+"""The arithmetic of the fused lowering: gated sums and projections over a stack of values.
 
 A *stack* is one buffer with a slot for every value that several gated sums read, filled as the values are computed.
 All sums whose sources are there are one small matrix product: `sums[n] = sum over k of gate[n, k] * slot[k]`. Copies
@@ -13,15 +13,14 @@ Under `torch.compile` the same functions are written out as plain sums, which th
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-
-from compiler.lowering.torch_ops import TORCH, Builder
 
 Rows = tuple[tuple[int, ...], ...]
 """For every sum and slot: the position of the gate in its vector, `OPEN` or `ABSENT`."""
@@ -168,7 +167,7 @@ class _GatedSums(Function):
     def backward(ctx: Any, total: Tensor | None, *grads: Tensor | None) -> tuple[Any, ...]:
         filled, coefs = ctx.saved_tensors
         span = _product_span(ctx.rows, filled.device)
-        given = _slots_of(grads, filled)
+        given = _slots_of(grads, filled[0])
         coefs_grad = None
         if ctx.needs_input_grad[1]:
             coefs_grad = torch.zeros_like(coefs)
@@ -195,14 +194,12 @@ def _sum_by_edge(sums: Tensor, factors: Tensor, filled: Tensor, edges: list[tupl
             started.add(n)
 
 
-def _slots_of(values: tuple[Tensor | None, ...], like: Tensor) -> Tensor:
-    slots = _new_slots(len(values), like[0])
-    for slot, value in zip(slots, values, strict=True):
-        if value is None:
-            slot.zero_()
-        else:
-            slot.copy_(value)
-    return slots
+def _slots_of(values: Sequence[Tensor | None], like: Tensor) -> Tensor:
+    """Copies of values like `(N, C, H, W)` in slots; zeros for None."""
+    given = [torch.zeros_like(like) if value is None else value for value in values]
+    if like.dim() == 4:
+        return torch.stack([value.permute(0, 2, 3, 1) for value in given]).permute(0, 1, 4, 2, 3)
+    return torch.stack(given)
 
 
 def _dots(given: Tensor, slots: Tensor) -> Tensor:
@@ -252,8 +249,8 @@ class _GatedSum(Function):
         grads = [grad * factor if need else None for factor, need in zip(factors, needed, strict=True)]
         if not values:
             return None, *grads
-        given = _slots_of((grad,), grad[None])
-        dots = [_dots(given, _slots_of((v.to(grad.dtype),), grad[None]))[0, 0] for v in values]
+        given = _slots_of([grad], grad)
+        dots = [_dots(given, _slots_of([value.to(grad.dtype)], grad))[0, 0] for value in values]
         return torch.stack(dots).to(coefs.dtype), *grads
 
 
@@ -350,87 +347,3 @@ def projection(stack: Stack, weight: Tensor, bias: Tensor | None, positions: tup
     outputs = len(weight)
     filled, y = _Projection.apply(stack.filled, weight.view(outputs, len(positions), -1), positions)
     return Stack(stack.buffer, filled), y if bias is None else y + bias.to(y.dtype)[:, None, None]
-
-
-# -- pools that keep less for the backward pass -----------------------------------------------------------------------
-
-
-def _shape_only(grad: Tensor, shape: torch.Size) -> Tensor:
-    """In the place of a pool's input, of which the backward pass reads shape and layout only."""
-    return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
-
-
-class _MaxPool(Function):
-    """Keeps the positions of the maxima in the fewest bytes, and not the input."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, window: tuple[int, int, int, int]) -> Tensor:
-        y: Tensor
-        y, positions = aten.max_pool2d_with_indices(x, *([size, size] for size in window))
-        small = torch.int16 if x.shape[2] * x.shape[3] < 2**15 else torch.int32
-        ctx.window, ctx.shape = window, x.shape
-        ctx.save_for_backward(positions.to(small))
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (positions,) = ctx.saved_tensors
-        window = [[size, size] for size in ctx.window]
-        like = _shape_only(grad, ctx.shape)
-        return aten.max_pool2d_with_indices_backward(grad, like, *window, False, positions.long()), None
-
-
-class MaxPool(nn.Module):
-    """Max pooling over `(N, C, H, W)`."""
-
-    def __init__(self, kernel: int, stride: int, padding: int, dilation: int) -> None:
-        super().__init__()
-        self.window = (kernel, stride, padding, dilation)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(N, C, H', W')`."""
-        if torch.compiler.is_compiling():
-            return F.max_pool2d(x, *self.window)
-        y: Tensor = _MaxPool.apply(x, self.window)
-        return y
-
-
-class _AvgPool(Function):
-    """Keeps nothing: the gradient does not depend on the input."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, window: tuple[int, int, int]) -> Tensor:
-        ctx.window, ctx.shape = window, x.shape
-        y: Tensor = aten.avg_pool2d(x, *([size, size] for size in window), False, False)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        like = _shape_only(grad, ctx.shape)
-        return aten.avg_pool2d_backward(grad, like, *([size, size] for size in ctx.window), False, False, None), None
-
-
-class AvgPool(nn.Module):
-    """Average pooling over `(N, C, H, W)`, padding not counted."""
-
-    def __init__(self, kernel: int, stride: int, padding: int) -> None:
-        super().__init__()
-        self.window = (kernel, stride, padding)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(N, C, H', W')`."""
-        if torch.compiler.is_compiling():
-            return F.avg_pool2d(x, *self.window, count_include_pad=False)
-        y: Tensor = _AvgPool.apply(x, self.window)
-        return y
-
-
-LEAN: dict[str, Builder] = {
-    "max_pool": lambda a, ins, out: MaxPool(a.kernel, a.stride, a.pad, a.dilation),
-    "avg_pool": lambda a, ins, out: (
-        AvgPool(a.kernel, a.stride, a.pad) if a.dilation == 1 else TORCH["avg_pool"](a, ins, out)
-    ),
-}
-"""Rows that replace those of `TORCH` in the fused lowering."""
