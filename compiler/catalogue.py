@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from compiler.ir import AttrValue, attrs_of
-from compiler.ops import Op, OpAttrs, Reads, Shape, Step, TypeMismatch, register
+from compiler.ops import Op, OpAttrs, Reads, Shape, Step, TypeMismatchError, register
 
 Positive = Annotated[int, Field(gt=0)]
 Activation = Literal["none", "relu", "relu6", "hard_swish", "silu", "gelu", "sigmoid"]
@@ -177,7 +177,7 @@ class SqueezeExciteAttrs(OpAttrs):
 
 def _image(op: str, shape: Shape) -> Shape:
     if len(shape) != 3:
-        raise TypeMismatch(f"{op} takes an image [C, H, W], found [{', '.join(map(str, shape))}]")
+        raise TypeMismatchError(f"{op} takes an image [C, H, W], found [{', '.join(map(str, shape))}]")
     return shape
 
 
@@ -193,7 +193,7 @@ def _windowed(op: str, a: Window, shape: Shape, channels: int) -> Shape:
     _, height, width = _image(op, shape)
     out = (channels, _slid(height, a), _slid(width, a))
     if min(out) < 1:
-        raise TypeMismatch(f"{op} with kernel {a.kernel} does not fit into {height}x{width} with padding {a.pad}")
+        raise TypeMismatchError(f"{op} with kernel {a.kernel} does not fit into {height}x{width} with padding {a.pad}")
     return out
 
 
@@ -202,20 +202,21 @@ def _conv_shape(a: ConvAttrs, ins: list[Shape]) -> Shape:
     channels = a.channels or channels_in
     for what, n in (("input", channels_in), ("output", channels)):
         if n % a.groups:
-            raise TypeMismatch(f"conv with groups {a.groups} needs {what} channels divisible by it, found {n}")
+            raise TypeMismatchError(f"conv with groups {a.groups} needs {what} channels divisible by it, found {n}")
     return _windowed("conv", a, ins[0], channels)
 
 
 def _pool_shape(a: PoolAttrs, ins: list[Shape]) -> Shape:
     if 2 * a.pad > a.kernel:
-        raise TypeMismatch(f"a pool's padding may be at most half of its kernel; found {a.pad} and {a.kernel}")
+        raise TypeMismatchError(f"a pool's padding may be at most half of its kernel; found {a.pad} and {a.kernel}")
     return _windowed("a pool", a, ins[0], ins[0][0])
 
 
 def _linear_shape(a: LinearAttrs, ins: list[Shape]) -> Shape:
     if len(ins[0]) != 1 and ins[0][1:] != (1, 1):
-        raise TypeMismatch(
-            f"linear takes a vector [C], found [{', '.join(map(str, ins[0]))}]; put global_avg_pool or flatten before it"
+        raise TypeMismatchError(
+            f"linear takes a vector [C], found [{', '.join(map(str, ins[0]))}]; "
+            f"put global_avg_pool or flatten before it"
         )
     return (a.channels or ins[0][0],)
 
@@ -223,7 +224,7 @@ def _linear_shape(a: LinearAttrs, ins: list[Shape]) -> Shape:
 def _concat_shape(a: OpAttrs, ins: list[Shape]) -> Shape:
     for other in ins[1:]:
         if other[1:] != ins[0][1:]:
-            raise TypeMismatch(
+            raise TypeMismatchError(
                 "concat joins channels, so all other sizes must agree; found "
                 + " and ".join("x".join(map(str, s)) for s in (ins[0], other))
             )
@@ -233,7 +234,9 @@ def _concat_shape(a: OpAttrs, ins: list[Shape]) -> Shape:
 def _mean_shape(a: MeanAttrs, ins: list[Shape]) -> Shape:
     dims = {d - 1 for d in a.dims}
     if max(dims, default=0) >= len(ins[0]):
-        raise TypeMismatch(f"mean over dims {list(a.dims)} of a value with {len(ins[0])} dimensions besides the batch")
+        raise TypeMismatchError(
+            f"mean over dims {list(a.dims)} of a value with {len(ins[0])} dimensions besides the batch"
+        )
     kept = [1 if i in dims else n for i, n in enumerate(ins[0]) if a.keep or i not in dims]
     return tuple(kept) or (1,)
 
@@ -297,9 +300,7 @@ def _conv_parts(a: ConvAttrs) -> tuple[Step, ...]:
     if a.norm == "none" and a.act == "none":
         return ()
     bias = a.norm == "none" if a.bias is None else a.bias
-    conv = _step(
-        "conv", "conv", channels=a.channels, groups=a.groups, bias=bias, norm="none", act="none", **_window(a)
-    )
+    conv = _step("conv", "conv", channels=a.channels, groups=a.groups, bias=bias, norm="none", act="none", **_window(a))
     return (conv, *_finish(a.norm, a.act))
 
 
@@ -325,9 +326,7 @@ def _depthwise_parts(a: DepthwiseAttrs) -> tuple[Step, ...]:
 def _sep_conv_parts(a: SepConvAttrs) -> tuple[Step, ...]:
     return (
         _step("depthwise", "depthwise_conv", bias=False, norm="none", act="none", **_window(a)),
-        _step(
-            "pointwise", "conv", channels=a.channels, kernel=1, bias=a.norm == "none", norm="none", act="none"
-        ),
+        _step("pointwise", "conv", channels=a.channels, kernel=1, bias=a.norm == "none", norm="none", act="none"),
         *_finish(a.norm, a.act),
     )
 

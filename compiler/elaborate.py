@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from compiler.ir import INPUT, OUTPUT, Attrs, Block, Graph, Node, Phase, TensorType, attrs_of
-from compiler.ops import TypeMismatch, explain_attr_errors, infer, op, read_attrs
+from compiler.ops import TypeMismatchError, explain_attr_errors, infer, op, read_attrs
 from compiler.template import MAX_EDGES, OUT, Reporter, Template, TemplateNode, make_template, resolve_op
 from graphspec.dims import Dim, DimError
 from graphspec.errors import Diagnostic, SpecError, did_you_mean
@@ -265,7 +265,7 @@ class _Builder:
             for attr, message in explain_attr_errors(node.op, error):
                 self._fail((*node.path, attr), f"{node.name!r} in {block_id}: {message}")
             return False
-        except TypeMismatch as error:
+        except TypeMismatchError as error:
             self._type_error(node, block_id, types, error)
             return False
         node_id = f"{block_id}.{node.name}"
@@ -276,7 +276,7 @@ class _Builder:
         values[node.name] = node_id
         return True
 
-    def _type_error(self, node: TemplateNode, block_id: str, types: list[TensorType], error: TypeMismatch) -> None:
+    def _type_error(self, node: TemplateNode, block_id: str, types: list[TensorType], error: TypeMismatchError) -> None:
         """Report at the first edge whose type differs from the first one, naming both ends."""
         odd = next((i for i, t in enumerate(types) if t != types[0]), 0)
         ends = ", ".join(f"{node.sources[i].name!r} gives {types[i]}" for i in dict.fromkeys((0, odd)))

@@ -64,7 +64,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """`src` feeds input number `slot` of `dst`, multiplied by `gate` (`<scope>/<dst><<src>`; many edges may share it)."""
+    """`src` feeds input number `slot` of `dst`, multiplied by `gate` (`<scope>/<dst><<src>`, which edges may share)."""
 
     src: str
     dst: str

@@ -1,4 +1,4 @@
-"""What an op is: its attributes, how it reads its inputs, its shape rule, parameters and cost, or the parts it is made of.
+"""What an op is: its attributes, how it reads its inputs, its shape rule, parameters and cost, or its parts.
 
 An op is either *primitive* (its row says shapes, parameters and multiply-adds, and each backend table has a row for
 it) or *made of parts*: a chain of primitive ops, from which everything else follows. `sep_conv` is depthwise conv,
@@ -40,7 +40,7 @@ class Reads(enum.Enum):
     APART = "apart"  # each is taken on its own, in slot order; one may be dropped (concat, project)
 
 
-class TypeMismatch(GraphspecError):
+class TypeMismatchError(GraphspecError):
     """The types an op reads do not fit it; the message says what was found and expected."""
 
 
@@ -66,7 +66,7 @@ class Op:
 
     Primitive ops give `infer` (and `params`, `buffers`, `flops` where they have any); ops with parts give `parts`,
     which may answer `()` when the attributes make the op primitive (a conv without norm and activation).
-    Shape rules get the shapes of all inputs (already one for ops that sum) and raise `TypeMismatch`.
+    Shape rules get the shapes of all inputs (already one for ops that sum) and raise `TypeMismatchError`.
     """
 
     name: str
@@ -119,6 +119,11 @@ def _load_installed_ops() -> None:
                 f"the entry point {entry.name!r} ({entry.value}) must be a compiler.ops.Op called {entry.name!r}, "
                 f"not {row!r}"
             )
+        if row.name in _ROWS:
+            raise GraphspecError(
+                f"the custom op {entry.name!r} ({entry.value}) has the name of an op that is there already\n"
+                f"  try: rename it, or uninstall one of the packages that offer it"
+            )
         register(row)
 
 
@@ -144,9 +149,25 @@ def read_attrs(name: str, attrs: Attrs) -> Any:
     return op(name).read_attrs(dict(attrs))
 
 
+@functools.lru_cache(maxsize=65536)
 def parts(name: str, attrs: Attrs) -> tuple[Step, ...]:
-    """The chain of primitive ops a node stands for; empty if the node is primitive itself."""
-    return op(name).parts(read_attrs(name, attrs))
+    """The chain of primitive ops a node stands for; empty if the node is primitive itself.
+
+    GraphspecError if a custom op is made of ops that have parts themselves, or has neither parts nor a shape rule.
+    """
+    found = op(name).parts(read_attrs(name, attrs))
+    for step in found:
+        if op(step.op).parts(read_attrs(step.op, step.attrs)):
+            raise GraphspecError(
+                f"the part {step.name!r} of the op {name!r} is made of parts itself\n"
+                f"  try: primitive ops only; for {step.op}, norm and act `none` and steps of their own for both"
+            )
+    for primitive in [step.op for step in found] or [name]:
+        if op(primitive).infer is None:
+            raise GraphspecError(
+                f"the op {primitive!r} has neither parts nor a shape rule\n  try: give its Op `infer` or `parts`"
+            )
+    return found
 
 
 def steps(name: str, attrs: Attrs) -> tuple[Step, ...]:
@@ -155,7 +176,7 @@ def steps(name: str, attrs: Attrs) -> tuple[Step, ...]:
 
 
 def infer(name: str, attrs: Attrs, inputs: list[TensorType]) -> TensorType:
-    """The type a node gives for the types it reads; TypeMismatch with what was found and expected."""
+    """The type a node gives for the types it reads; TypeMismatchError with what was found and expected."""
     if op(name).reads is Reads.SUM and inputs:
         inputs = [_common_type(name, inputs)]
     return _infer_chain(name, attrs, tuple(inputs))
@@ -164,7 +185,7 @@ def infer(name: str, attrs: Attrs, inputs: list[TensorType]) -> TensorType:
 def _common_type(name: str, inputs: list[TensorType]) -> TensorType:
     for other in inputs[1:]:
         if other != inputs[0]:
-            raise TypeMismatch(f"{name} adds its inputs, which must have one type; found {inputs[0]} and {other}")
+            raise TypeMismatchError(f"{name} adds its inputs, which must have one type; found {inputs[0]} and {other}")
     return inputs[0]
 
 
@@ -173,10 +194,10 @@ def _infer_chain(name: str, attrs: Attrs, inputs: tuple[TensorType, ...]) -> Ten
     shapes = [t.shape for t in inputs]
     for step in steps(name, attrs):
         row = op(step.op)
-        assert row.infer is not None, f"primitive op {step.op!r} has no shape rule"
+        assert row.infer is not None
         shapes = [row.infer(read_attrs(step.op, step.attrs), shapes)]
         if min(shapes[0], default=1) < 1:
-            raise TypeMismatch(
+            raise TypeMismatchError(
                 f"{name} would give {TensorType(shapes[0])} from {inputs[0]}: every size must be at least 1"
             )
     return TensorType(shapes[0])
@@ -317,7 +338,7 @@ def explain_attr_errors(name: str, error: ValidationError) -> list[tuple[str, st
 
 
 __all__ = [
-    "Cost", "NodeTensors", "Op", "OpAttrs", "Reads", "Step", "TypeMismatch", "UnknownOpError", "attrs_of", "cost",
+    "Cost", "NodeTensors", "Op", "OpAttrs", "Reads", "Step", "TypeMismatchError", "UnknownOpError", "attrs_of", "cost",
     "explain_attr_errors", "infer", "input_shapes", "is_scale_invariant", "known_ops", "node_cost", "node_tensors",
     "op", "parts", "read_attrs", "register", "steps", "tensors",
 ]  # fmt: skip

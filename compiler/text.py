@@ -43,7 +43,9 @@ def to_json(graph: Graph) -> str:
     head: dict[str, Any] = {"format": FORMAT, "version": FORMAT_VERSION, "name": graph.name, "phase": graph.phase.value}
     blocks = [[b.id, b.kind, b.stage, list(b.inputs), b.output] for b in graph.blocks]
     parts = [f"{_dump(key)}: {_dump(value)}" for key, value in head.items()]
-    parts += [f"{_dump(key)}: {_lines(rows)}" for key, rows in (("blocks", blocks), ("gates", list(gates)), ("nodes", nodes))]
+    parts += [
+        f"{_dump(key)}: {_lines(rows)}" for key, rows in (("blocks", blocks), ("gates", list(gates)), ("nodes", nodes))
+    ]
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
@@ -71,7 +73,8 @@ def from_json(source: str) -> Graph:
         raise GraphFormatError(f"this is no {FORMAT} file ({error}); `graphspec compile` writes them") from error
     if record.get("version") != FORMAT_VERSION:
         raise GraphFormatError(
-            f"the graph has format version {record.get('version')!r}, this graphspec reads {FORMAT_VERSION}; compile again"
+            f"the graph has format version {record.get('version')!r}, this graphspec reads {FORMAT_VERSION}; "
+            f"compile again"
         )
     try:
         graph = _graph_of(record)

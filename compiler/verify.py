@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from compiler.ir import INPUT, OUTPUT, Graph, Phase
-from compiler.ops import TypeMismatch, UnknownOpError, infer, op
+from compiler.ops import TypeMismatchError, UnknownOpError, infer, op
 from graphspec.errors import RuleError
 
 Violations = Iterator[tuple[str, str, str]]
@@ -104,7 +104,7 @@ def types_follow_the_ops(graph: Graph) -> Violations:
         types = [t for e in graph.inputs(node.id) if (t := graph.node(e.src).type) is not None]
         try:
             found = infer(node.op, node.attrs, types)
-        except TypeMismatch as error:
+        except TypeMismatchError as error:
             yield node.id, str(error), "change the op's attributes or what it reads"
         else:
             if found != node.type:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_API = ("compile", "export", "load", "open_run", "retrain", "search")
+_API = ("compile", "export", "load", "open_run", "retrain", "search", "smoke")
 __all__ = [*_API]
+__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

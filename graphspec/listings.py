@@ -11,7 +11,12 @@ from compiler.verify import RULES
 def _attrs(row: Op) -> list[dict[str, Any]]:
     fields = row.attrs.model_fields
     return [
-        {"name": name, "required": f.is_required(), "default": None if f.is_required() else f.default, "help": f.description}
+        {
+            "name": name,
+            "required": f.is_required(),
+            "default": None if f.is_required() else f.default,
+            "help": f.description,
+        }
         for name, f in fields.items()
     ]
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compiler.architecture import Architecture
-
 from compiler.elaborate import load
 from compiler.ir import Graph
 from compiler.passes.prune_zero_edges import prune

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from compiler.ir import INPUT, Graph, Model, Phase
-from compiler.ops import TypeMismatch, infer
+from compiler.ops import TypeMismatchError, infer
 from compiler.passes.base import Pass
 from graphspec.errors import PassError
 
@@ -20,7 +20,7 @@ def infer_types(graph: Graph, phase: Phase | None = None) -> Graph:
         types = [t for edge in graph.inputs(node.id) if (t := typed.node(edge.src).type) is not None]
         try:
             typed.replace(replace(node, type=infer(node.op, node.attrs, types)))
-        except TypeMismatch as error:
+        except TypeMismatchError as error:
             sources = ", ".join(f"{e.src}: {typed.node(e.src).type}" for e in graph.inputs(node.id))
             raise PassError(InferTypes.name, node.id, f"{error} (reads {sources})") from error
     return typed

@@ -18,7 +18,7 @@ from compiler.ops import (
     Op,
     OpAttrs,
     Reads,
-    TypeMismatch,
+    TypeMismatchError,
     UnknownOpError,
     explain_attr_errors,
     infer,
@@ -33,12 +33,14 @@ from compiler.ops import (
 )
 from graphspec.listings import op_listing, op_records
 
-NEEDED = (
-    "conv depthwise_conv sep_conv max_pool avg_pool identity zero linear global_avg_pool flatten add concat project "
-    "batch_norm relu relu6 hard_swish silu gelu sigmoid squeeze_excite dropout layer_norm mean"
-).split()
+NEEDED = {
+    "conv", "depthwise_conv", "sep_conv", "max_pool", "avg_pool", "identity", "zero", "linear", "global_avg_pool",
+    "flatten", "add", "concat", "project", "batch_norm", "relu", "relu6", "hard_swish", "silu", "gelu", "sigmoid",
+    "squeeze_excite", "dropout", "layer_norm", "mean",
+}  # fmt: skip
+WINDOWED = ("conv", "depthwise_conv", "sep_conv", "max_pool", "avg_pool")
 REQUIRED: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("conv", "depthwise_conv", "sep_conv", "max_pool", "avg_pool"), {"kernel": 3}),
+    **{name: {"kernel": 3} for name in WINDOWED},
     "mean": {"dims": (2, 3)},
     "scale": {"factor": 2.0},
 }
@@ -50,7 +52,7 @@ def shape(name: str, *inputs: tuple[int, ...], **attrs: Any) -> tuple[int, ...]:
 
 
 def test_the_language_has_its_ops() -> None:
-    assert set(NEEDED) <= set(NAMES)
+    assert set(NAMES) >= NEEDED
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -91,7 +93,7 @@ def test_windows_have_the_size_that_torch_gives(
     try:
         expected = tuple(module(torch.zeros(1, 1, height, width)).shape[1:])
     except RuntimeError:
-        with pytest.raises(TypeMismatch, match=f"kernel {kernel} does not fit into {height}x{width}"):
+        with pytest.raises(TypeMismatchError, match=f"kernel {kernel} does not fit into {height}x{width}"):
             shape("conv", (1, height, width), **attrs)
     else:
         for name in ("conv", "depthwise_conv", "sep_conv"):
@@ -106,7 +108,7 @@ def test_pools_have_the_size_that_torch_gives(size: int, kernel: int, stride: in
         try:
             expected = tuple(module(kernel, stride, pad)(torch.zeros(1, 2, size, size)).shape[1:])
         except RuntimeError:
-            with pytest.raises(TypeMismatch):
+            with pytest.raises(TypeMismatchError):
                 shape(name, (2, size, size), kernel=kernel, stride=stride, padding=padding)
         else:
             assert shape(name, (2, size, size), kernel=kernel, stride=stride, padding=padding) == expected
@@ -125,7 +127,12 @@ def test_odd_sizes_round_as_in_torch() -> None:
         ("project", {}, [(3, 4, 4), (3, 2, 4)], "concat joins channels"),
         ("conv", {"kernel": 3}, [(9,)], r"conv takes an image \[C, H, W\], found \[9\]"),
         ("conv", {"kernel": 3, "groups": 2}, [(3, 4, 4)], "groups 2 needs input channels divisible by it, found 3"),
-        ("conv", {"kernel": 1, "groups": 2, "channels": 3}, [(4, 4, 4)], "needs output channels divisible by it, found 3"),
+        (
+            "conv",
+            {"kernel": 1, "groups": 2, "channels": 3},
+            [(4, 4, 4)],
+            "needs output channels divisible by it, found 3",
+        ),
         ("linear", {}, [(3, 2, 2)], "linear takes a vector"),
         ("max_pool", {"kernel": 2, "padding": 2}, [(3, 4, 4)], "padding may be at most half of its kernel"),
         ("mean", {"dims": (2, 3)}, [(4,)], "a value with 1 dimensions besides the batch"),
@@ -134,7 +141,7 @@ def test_odd_sizes_round_as_in_torch() -> None:
     ],
 )
 def test_types_that_do_not_fit(name: str, attrs: dict[str, Any], inputs: list[tuple[int, ...]], message: str) -> None:
-    with pytest.raises(TypeMismatch, match=message):
+    with pytest.raises(TypeMismatchError, match=message):
         shape(name, *inputs, **attrs)
 
 
@@ -211,7 +218,9 @@ def test_a_bias_is_there_where_no_norm_follows_unless_said_otherwise(bias: bool 
         ("batch_norm", {}, True),
     ],
 )
-def test_scale_invariance_is_that_of_batch_norm_after_linear_steps(name: str, attrs: dict[str, Any], expected: bool) -> None:
+def test_scale_invariance_is_that_of_batch_norm_after_linear_steps(
+    name: str, attrs: dict[str, Any], expected: bool
+) -> None:
     assert is_scale_invariant(name, attrs_of(attrs)) == expected
 
 

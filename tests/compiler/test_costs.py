@@ -34,7 +34,9 @@ def counted(module: nn.Module, *shapes: tuple[int, ...]) -> tuple[int, int]:
     return sum(p.numel() for p in module.parameters()), flops // 2
 
 
-def conv(cin: int, cout: int, kernel: int, stride: int = 1, dilation: int = 1, groups: int = 1, bias: bool = False) -> Any:
+def conv(
+    cin: int, cout: int, kernel: int, stride: int = 1, dilation: int = 1, groups: int = 1, bias: bool = False
+) -> Any:
     padding = dilation * (kernel - 1) // 2
     return nn.Conv2d(cin, cout, kernel, stride, padding, dilation, groups, bias=bias)
 
@@ -72,7 +74,11 @@ class SqueezeExcite(nn.Module):
 
 OPS: list[tuple[str, dict[str, Any], nn.Module]] = [
     ("conv", {"kernel": 3, "channels": 12}, conv_bn(8, 12, 3)),
-    ("conv", {"kernel": 5, "stride": 2, "dilation": 2, "groups": 4, "channels": 4}, conv_bn(8, 4, 5, 2, dilation=2, groups=4)),
+    (
+        "conv",
+        {"kernel": 5, "stride": 2, "dilation": 2, "groups": 4, "channels": 4},
+        conv_bn(8, 4, 5, 2, dilation=2, groups=4),
+    ),
     ("conv", {"kernel": 1, "norm": "none", "act": "none"}, conv(8, 8, 1, bias=True)),
     ("conv", {"kernel": 3, "norm": "none", "act": "none", "bias": False}, conv(8, 8, 3)),
     ("conv", {"kernel": 3, "bias": True}, nn.Sequential(conv(8, 8, 3, bias=True), nn.BatchNorm2d(8), nn.ReLU())),

@@ -72,14 +72,19 @@ def test_the_papers_spaces_have_their_gates(spec: str, overrides: tuple[str, ...
 
 def test_every_level_reads_the_input_and_all_earlier_levels(tmp_path: Path) -> None:
     levels = "    levels: {count: 3, ops: [sep_conv_3x3, max_pool_3x3]}\n"
-    graph = elaborated(tmp_path, one_block(SAME, "out: {op: project, from: levels.*, gated: true}", levels), "[b, head]")
+    graph = elaborated(
+        tmp_path, one_block(SAME, "out: {op: project, from: levels.*, gated: true}", levels), "[b, head]"
+    )
     ops = ("sep_conv_3x3", "max_pool_3x3")
     for level in range(3):
         for name in ops:
             node = f"b.level{level}.{name}"
             earlier = [f"b.level{i}.{o}" for i in range(level) for o in ops]
             assert [e.src for e in graph.inputs(node)] == [INPUT, *earlier]
-            assert all(e.gate == f"b/level{level}.{name}<{e.src.removeprefix('b.').replace(INPUT, 'in')}" for e in graph.inputs(node))
+            assert all(
+                e.gate == f"b/level{level}.{name}<{e.src.removeprefix('b.').replace(INPUT, 'in')}"
+                for e in graph.inputs(node)
+            )
     assert len(graph.inputs("b.out")) == 6
     assert len(graph.gates()) == 2 * 1 + 2 * 3 + 2 * 5 + 6
 
@@ -104,7 +109,12 @@ def test_share_scopes(tmp_path: Path, share: str, scopes: set[str]) -> None:
     network = "{s: {block: b, repeat: 2, from: in}, t: {block: b, repeat: 1, from: s}, head: {block: head, from: t}}"
     graph = elaborated(tmp_path, block, network, "[4, 8, 8]", f"gates: {{share: {share}}}\n")
     assert set(graph.gate_scopes()) == scopes
-    assert [(b.id, b.stage) for b in graph.blocks] == [("s.block0", "s"), ("s.block1", "s"), ("t.block0", "t"), ("head", "head")]
+    assert [(b.id, b.stage) for b in graph.blocks] == [
+        ("s.block0", "s"),
+        ("s.block1", "s"),
+        ("t.block0", "t"),
+        ("head", "head"),
+    ]
     gated = [e.gate for e in graph.edges() if e.gate]
     assert len(gated) == 3
 
@@ -168,7 +178,9 @@ out: {op: add, from: [pick, in]}"""
 def test_a_darts_block_reads_the_two_values_before(tmp_path: Path) -> None:
     kind = "[C, H, W], [C, H, W] -> [C, H, W]"
     nodes = "n: {choose: [conv_3x3, identity], from: [in0, in1]}\nout: {op: add, from: [n, in0]}"
-    network = "{x: {block: b, from: [in, in]}, cells: {block: b, repeat: 3, from: [x, in]}, head: {block: head, from: cells}}"
+    network = (
+        "{x: {block: b, from: [in, in]}, cells: {block: b, repeat: 3, from: [x, in]}, head: {block: head, from: cells}}"
+    )
     graph = elaborated(tmp_path, one_block(kind, nodes), network)
     assert [b.inputs for b in graph.blocks[:4]] == [
         (INPUT, INPUT),
@@ -186,9 +198,8 @@ def test_the_darts_cell_has_as_many_edges_as_the_original() -> None:
 
 
 def test_a_network_as_a_map_may_skip_entries(tmp_path: Path) -> None:
-    blocks = one_block(SAME, "out: {op: conv_3x3, from: in}") + (
-        '  join:\n    type: "[C, H, W], [B, H, W] -> [C, H, W]"\n    nodes:\n      out: {op: project, from: [in0, in1]}\n'
-    )
+    join = one_block("[C, H, W], [B, H, W] -> [C, H, W]", "out: {op: project, from: [in0, in1]}")
+    blocks = one_block(SAME, "out: {op: conv_3x3, from: in}") + join.replace("  b:", "  join:", 1)
     network = "{far: {block: join, from: [near, in]}, near: {block: b, from: in}, head: {block: head, from: far}}"
     graph = elaborated(tmp_path, blocks, network)
     assert [block.id for block in graph.blocks] == ["near", "far", "head"]
@@ -233,8 +244,8 @@ def test_a_mistake_in_a_repeated_block_is_reported_once_at_its_definition(tmp_pa
     nodes = "a: {op: conv, kernel: 3, stride: 2, from: in}\nout: {op: add, from: [in, a]}"
     found = mistakes(tmp_path, one_block(SAME, nodes), "[{b: 5}, {b: 3}, head]")
     assert found == [
-        "10: edge from 'a' to 'out' in stage0.block0: add adds its inputs, which must have one type; found 4x8x8 and 4x4x4 "
-        "('in' gives 4x8x8, 'a' gives 4x4x4)"
+        "10: edge from 'a' to 'out' in stage0.block0: add adds its inputs, which must have one type; found 4x8x8 "
+        "and 4x4x4 ('in' gives 4x8x8, 'a' gives 4x4x4)"
     ]
 
 
@@ -283,8 +294,14 @@ def test_a_gate_beside_another_path_is_fine(tmp_path: Path, gated: str) -> None:
     [
         ("[b]", "the network gives 4x8x8, but `classes` asks for 3 values"),
         ("[head, b]", "b: block 'b' takes [C, H, W], but 'head.out' gives [3]: expected 3 dimensions, found 1"),
-        ("{x: {block: b, from: y}, y: {block: b, from: x}, head: {block: head, from: y}}", "read each other in a cycle: 'x', 'y'"),
-        ("{x: {block: b, from: in}, head: {block: head, from: in}}", "nothing reads 'x'; the network's output is 'head'"),
+        (
+            "{x: {block: b, from: y}, y: {block: b, from: x}, head: {block: head, from: y}}",
+            "read each other in a cycle: 'x', 'y'",
+        ),
+        (
+            "{x: {block: b, from: in}, head: {block: head, from: in}}",
+            "nothing reads 'x'; the network's output is 'head'",
+        ),
         ("{x: {block: b, from: [in, in]}, head: {block: head, from: x}}", "block 'b' takes 1 values, but 'x' reads 2"),
         ("{x: {block: b, from: inn}, head: {block: head, from: x}}", "unknown network entry 'inn'; did you mean 'in'?"),
         ("[{b: 200000}, head]", "at most 150000 nodes"),

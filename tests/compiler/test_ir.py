@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -16,7 +17,7 @@ def chain(*ids: str) -> Graph:
     graph = Graph("chain")
     for node_id in ids:
         graph.add(Node(node_id, "identity"))
-    for src, dst in zip(ids, ids[1:], strict=False):
+    for src, dst in itertools.pairwise(ids):
         graph.connect(src, dst)
     return graph
 

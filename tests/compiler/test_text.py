@@ -96,7 +96,7 @@ def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
     write_spec(tmp_path)
     written = []
     for seed in ("0", "1"):
-        code = "from compiler.elaborate import load; from compiler.text import to_json; print(to_json(load('tiny.yaml')[1]))"
+        code = "import graphspec; from compiler.text import to_json; print(to_json(graphspec.load('tiny.yaml')[1]))"
         environ = {**environment(), "PYTHONHASHSEED": seed}
         done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environ, capture_output=True, check=True)
         written.append(done.stdout)
