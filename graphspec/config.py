@@ -112,7 +112,7 @@ class PruneConfig(Section):
     every: Epochs = 5
     """Look every this many epochs; 0: only at the end."""
     patience: Positive = 2
-    """An edge goes after being zero at this many looks in a row."""
+    """An edge goes after being zero at this many looks in a row; the look at the end of the search takes every zero."""
 
 
 class CheckpointConfig(Section):
@@ -142,7 +142,7 @@ class TrainingConfig(Section):
     label_smoothing: Fraction = 0.0
     """Label smoothing of the training loss."""
     accumulate: Positive = 1
-    """Split each batch into this many parts to save memory."""
+    """Split each batch into this many parts to save memory; batch norm then sees one part at a time."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16` runs the network under autocast; gates and their updates stay float32."""
     compile: bool = False

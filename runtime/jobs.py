@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -93,15 +94,35 @@ def _in_folder(
     with opened.run.locked():
         if folder.is_finished and not options.overwrite:
             return _finished(name, folder, opened, options, console)
-        if options.overwrite:
+        if options.overwrite or not _has_results(folder):
             folder.clear()
-        elif folder.is_started and not options.resume:
+        elif not options.resume:
             raise RunError(
                 f"{folder.path}: holds an unfinished {name}\n"
-                f"  try: graphspec {name} --resume to go on, or --overwrite to start anew"
+                f"  try: {resume_command(name, opened, options)}   to go on, or --overwrite to start anew"
             )
         _settle_config(name, folder, opened.spec.config)
         return run(folder, console)
+
+
+def _has_results(folder: JobDir) -> bool:
+    """Whether starting anew would lose something; a job that failed before its first checkpoint left nothing."""
+    return any(folder.checkpoints.glob("*.json")) or folder.arch.exists()
+
+
+def resume_command(name: str, opened: Opened, options: JobOptions) -> str:
+    """What to type to go on with a job that runs now, with the settings that were not compiled into its run."""
+    compiled = json.loads(opened.run.config.read_text(encoding="utf-8"))
+    now = opened.spec.config.model_dump(mode="json")
+    command = ["graphspec", name, str(opened.run.path), "--resume"]
+    for key in changed_keys(compiled, now):
+        value: Any = now
+        for part in key.split("."):
+            value = value[part]
+        command += ["--set", f"{key}={json.dumps(value)}"]
+    command += ["--device", options.device] if options.device != "auto" else []
+    command += ["--trust-code"] if options.trust_code else []
+    return shlex.join(command)
 
 
 def _finished(name: str, folder: JobDir, opened: Opened, options: JobOptions, console: Console) -> dict[str, Any]:
@@ -161,12 +182,10 @@ def _run(
     store = CheckpointStore(folder.checkpoints, settings.checkpoint.keep, console.warn)
     log = MetricsLog(folder.path, console.warn)
     write_json(folder.environment, environment(config.seed))
-    resume_command = f"graphspec {name} {opened.run.path} --resume"
+    command = resume_command(name, opened, options)
     with StopFlag() as stop:
         report = LiveReport(opened.run, console)
-        loop = Loop(
-            job, store, log, console, stop, config.seed, settings.checkpoint, device, resume_command, report.refresh
-        )
+        loop = Loop(job, store, log, console, stop, config.seed, settings.checkpoint, command, report.refresh)
         if options.resume and not loop.resume():
             console.line("no checkpoint yet: starting from the beginning")
         loop.run()

@@ -6,6 +6,7 @@ step), so a checkpoint holds tensors and counters only, and a resumed job ends b
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -33,7 +34,10 @@ class Job(Protocol):
         """Its stages in order."""
 
     def step(self, stage: Stage, at: Position) -> Mapping[str, Tensor]:
-        """One step; scalars to average over the epoch (losses are checked for NaN)."""
+        """One step; scalars to average over the epoch. The loop stops the job if one of them is not finite."""
+
+    def rates(self, stage: Stage, at: Position) -> Mapping[str, float]:
+        """The learning rates of a step, each by the key of its setting."""
 
     def end_epoch(self, stage: Stage, at: Position, means: Mapping[str, float], seconds: float) -> dict[str, Any]:
         """Validate and whatever else an epoch ends with; the epoch's record. No times in it: it must be repeatable."""
@@ -65,12 +69,12 @@ class Loop:
     stop: StopFlag
     seed: int
     config: CheckpointConfig
-    device: torch.device
     resume_command: str
     after_epoch: Callable[[], None]
     position: Position = field(default_factory=Position)
     sums: dict[str, float] = field(default_factory=dict)
     written: int = 0  # checkpoints so far: their running number
+    saved_at: float = field(default_factory=time.monotonic)  # when the last one was written
 
     def resume(self) -> bool:
         """Continue from the newest whole checkpoint; False if there is none."""
@@ -85,49 +89,61 @@ class Loop:
         return True
 
     def run(self) -> None:
-        """Run what is left; Interrupted (after a checkpoint) on a signal, RunError if the loss is not finite."""
-        saved_at = time.monotonic()
+        """Run what is left; Interrupted (after a checkpoint) on a signal, RunError if a number is not finite."""
         while self.position.stage < len(self.job.stages):
             stage = self.job.stages[self.position.stage]
-            if self.position.epoch >= stage.epochs or stage.steps_per_epoch == 0:
+            if self.position.epoch >= stage.epochs:
                 self.position = Position(self.position.stage + 1)
                 continue
-            saved_at = self._epoch(stage, saved_at)
-            self._save()
+            self._epoch(stage)
+            self._save(stage)
+            self._heed_signal()
             self.after_epoch()
-            saved_at = time.monotonic()
 
-    def _epoch(self, stage: Stage, saved_at: float) -> float:
+    def _epoch(self, stage: Stage) -> None:
         started, first = time.perf_counter(), self.position.step
         name = f"{stage.name} {self.position.epoch + 1}/{stage.epochs}"
         with self.console.progress(name, stage.steps_per_epoch, first) as bar:
             while self.position.step < stage.steps_per_epoch:
                 self._step(stage)
                 bar.advance()
-                if self.stop.requested:
-                    self._save()
-                    raise self.stop.interrupted(self.resume_command)
-                if self.config.minutes and time.monotonic() - saved_at > 60 * self.config.minutes:
-                    self._save()
-                    saved_at = time.monotonic()
-        self._end_epoch(stage, time.perf_counter() - started, stage.steps_per_epoch - first)
-        return saved_at
+                waited = time.monotonic() - self.saved_at
+                if self.stop.requested or (self.config.minutes and waited > 60 * self.config.minutes):
+                    self._save(stage)
+                self._heed_signal()
+        seconds = time.perf_counter() - started
+        self._checked_tensors(stage)  # before pruning and validation look at them
+        self._end_epoch(stage, seconds, stage.steps_per_epoch - first)
+
+    def _heed_signal(self) -> None:
+        """Stop if a signal came; a checkpoint is written already."""
+        if self.stop.requested:
+            raise self.stop.interrupted(self.resume_command)
 
     def _step(self, stage: Stage) -> None:
         at = self.position
         torch.manual_seed(mix(self.seed, f"{self.job.name}.step", at.stage, at.epoch, at.step))
         for key, value in self.job.step(stage, at).items():
             number = float(value)
-            if number != number or number in (float("inf"), float("-inf")):
-                self._diverged(stage, key, number)
+            if not math.isfinite(number):
+                raise self._diverged(stage, at, f"{key} became {number}")
             self.sums[key] = self.sums.get(key, 0.0) + number
         self.position = Position(at.stage, at.epoch, at.step + 1)
 
-    def _diverged(self, stage: Stage, key: str, number: float) -> None:
-        at, kept = self.position, self.store.latest_path
-        raise RunError(
-            f"{key} became {number} at step {at.step} of epoch {at.epoch + 1} ({stage.name}); "
-            f"the last good checkpoint is {kept or 'none yet'}\n"
+    def _checked_tensors(self, stage: Stage) -> dict[str, Tensor]:
+        """The job's tensors; RunError if one is not finite, so that every checkpoint is a good one."""
+        tensors = self.job.tensors()
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                last = Position(self.position.stage, self.position.epoch, max(self.position.step - 1, 0))
+                raise self._diverged(stage, last, f"{name} became infinite or not a number")
+        return tensors
+
+    def _diverged(self, stage: Stage, at: Position, what: str) -> RunError:
+        rates = ", ".join(f"{key} {rate:g}" for key, rate in self.job.rates(stage, at).items())
+        return RunError(
+            f"{what} at step {at.step + 1} of epoch {at.epoch + 1} ({stage.name}); learning rate: {rates}; "
+            f"the last good checkpoint is {self.store.latest_path or 'none yet'}\n"
             f"  try: a lower {self.job.name}.lr, or {self.job.name}.clip=5, and start anew with --overwrite"
         )
 
@@ -148,7 +164,8 @@ class Loop:
         self.sums = {}
         self.position = Position(at.stage, at.epoch + 1)
 
-    def _save(self) -> None:
+    def _save(self, stage: Stage) -> None:
+        tensors = self._checked_tensors(stage)
         self.written += 1
         state = {
             "job": self.job.state(),
@@ -156,4 +173,5 @@ class Loop:
             "sums": self.sums,
             "metrics": self.metrics.position(),
         }
-        self.store.save(self.written, self.job.tensors(), state)
+        self.store.save(self.written, tensors, state)
+        self.saved_at = time.monotonic()

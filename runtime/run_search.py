@@ -7,20 +7,24 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import safetensors.torch
+
 from compiler.architecture import Architecture
 from compiler.costs import total_cost
+from compiler.guards import smallest_closed
 from compiler.ir import Graph
 from compiler.ops import Cost
 from compiler.passes.prune_zero_edges import prune
 from compiler.random_architecture import random_closed
 from graphspec.errors import RunError
-from runtime.files import write_text
+from runtime.files import write_bytes, write_json, write_text
 from runtime.jobs import JobOptions, Workplace, run_drawing, run_job, write_network
 from runtime.logs import Console
 from runtime.opened import Opened
 from runtime.penalties import Penalty
 from runtime.rundir import JobDir
 from runtime.search import SearchJob
+from runtime.split import Split
 from runtime.supernet import MODEL
 
 
@@ -59,7 +63,7 @@ def run_search(
                 "the network has no gates: there is nothing to search; put `gated: true` on edges, or retrain it"
             )
         latencies = place.folder.path / "latencies.json"
-        return SearchJob(
+        job = SearchJob(
             opened.graph,
             place.config,
             place.dataset,
@@ -69,11 +73,20 @@ def run_search(
             latencies,
             penalty_type,
         )
+        _record_split(place.folder, job.split)
+        return job
 
     options = options or JobOptions()
     if opened.spec.config.search.strategy == "random":
         return SearchResult.of(run_drawing("search", opened, options, _draw))
     return SearchResult.of(run_job("search", opened, options, make, _finish))
+
+
+def _record_split(folder: JobDir, split: Split) -> None:
+    """Write down which training images went to which part: sizes and digest to read, row numbers to check."""
+    parts = split.tensors()
+    write_json(folder.path / "split.json", {name: len(rows) for name, rows in parts.items()} | {"digest": split.digest})
+    write_bytes(folder.path / "split.safetensors", safetensors.torch.save(parts))
 
 
 def _finish(place: Workplace, job: SearchJob) -> dict[str, Any]:
@@ -83,7 +96,7 @@ def _finish(place: Workplace, job: SearchJob) -> dict[str, Any]:
     write_network(place.folder, net.graph, tensors)
     metrics = {"accuracy": scores.accuracy, "full_accuracy": job.full_accuracy, "validation_images": scores.count}
     result = _write(place.opened, place.folder, net.graph, net.gate_values(), metrics)
-    _tell(result, place.console)
+    _tell(result, place.opened.graph, place.console)
     return asdict(result)
 
 
@@ -99,7 +112,7 @@ def _draw(opened: Opened, folder: JobDir, console: Console) -> dict[str, Any]:
     result = _write(opened, folder, graph, dict.fromkeys(graph.gates(), 1.0), {})
     console.line(
         f"drew a random network: {result.found.params:,} params, {result.found.flops:,} FLOPs\n"
-        f"wrote {result.architecture}; next: graphspec retrain"
+        f"wrote {result.architecture}; next: graphspec retrain {result.run}"
     )
     return asdict(result)
 
@@ -133,10 +146,15 @@ def _write(
     )
 
 
-def _tell(result: SearchResult, console: Console) -> None:
+def _tell(result: SearchResult, full_graph: Graph, console: Console) -> None:
     if result.kept_gates == result.gates:
         console.warn(
             "no gate became zero, so nothing was pruned; raise search.gates.gamma, search.gates.lr or search.epochs"
+        )
+    elif result.kept_gates <= result.gates - len(smallest_closed(full_graph)):
+        console.warn(
+            f"every edge that may go was pruned, {result.kept_gates} of {result.gates} gates are left; "
+            f"lower search.gates.gamma, search.gates.lr or search.epochs"
         )
     full = "" if result.full_accuracy is None else f" (full supernet {result.full_accuracy:.2%})"
     console.line(
@@ -144,5 +162,5 @@ def _tell(result: SearchResult, console: Console) -> None:
         f"params {result.full.params:,} -> {result.found.params:,}, "
         f"FLOPs {result.full.flops:,} -> {result.found.flops:,}\n"
         f"validation accuracy of the pruned supernet {result.accuracy:.2%}{full}\n"
-        f"wrote {result.architecture}; next: graphspec retrain"
+        f"wrote {result.architecture}; next: graphspec retrain {result.run}"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from compiler.ir import Graph
 from compiler.passes.prune_zero_edges import surviving_edges
 from compiler.text import from_json, to_json
 from graphspec.config import Configuration
+from graphspec.errors import RunError
 from runtime.data import Dataset
 from runtime.latency import measured_latencies
 from runtime.logs import Console
@@ -32,10 +33,11 @@ from runtime.training import (
     rate_now,
     recalibrate,
     training_only,
-    weight_parameters,
 )
 
 PRETRAIN, SEARCH = "pretrain", "search"
+LEAST_REOPENED = 1e-3
+"""What a gate that has to stay is set to at least when it was zero."""
 
 
 class SearchJob:
@@ -70,6 +72,7 @@ class SearchJob:
         self.supernet = Supernet.start(full, self.config, device, config.seed, gate_init)
         self.zero_looks: dict[str, int] = {}  # how many looks in a row found a gate at zero
         self.full_accuracy: float | None = None  # validation accuracy at the end of pretraining
+        self.unpruned_seconds: float | None = None  # of a step before the last pruning, until the epoch after it ends
         self.penalty = self._new_penalty()
         self.stages = self._stages()
 
@@ -100,9 +103,9 @@ class SearchJob:
 
     def _weight_step(self, stage: Stage, at: Position, index: int) -> Tensor:
         net, config = self.supernet, self.config
-        params = list(weight_parameters(net.module).values())
+        params = list(net.weight_params.values())
         for group in net.weights.param_groups:
-            group["lr"] = rate_now(config.schedule, config.lr, stage, at)
+            group["lr"] = self._weight_rate(stage, at)
         with training_only(params, net.gate_vectors.values()):
             loss_fn = classification_loss(net.network, config, self.device)
             loss = backward(loss_fn, self.weight_feed.batch(at.epoch, index), params, config)
@@ -114,13 +117,24 @@ class SearchJob:
         net, config = self.supernet, self.config
         vectors = net.gate_vectors
         for group in net.gates.param_groups:
-            group["lr"] = rate_now(config.gates.schedule, config.gates.lr, stage, at)
-        with training_only(vectors.values(), weight_parameters(net.module).values()):
+            group["lr"] = self._gate_rate(stage, at)
+        with training_only(vectors.values(), net.weight_params.values()):
             loss_fn = classification_loss(net.network, config, self.device)
             loss = backward(loss_fn, self.gate_feed.batch(at.epoch, at.step), list(vectors.values()), config)
         set_gammas(self.penalty, net.gates, vectors)
         net.gates.step()
         return loss
+
+    def _weight_rate(self, stage: Stage, at: Position) -> float:
+        return rate_now(self.config.schedule, self.config.lr, stage, at)
+
+    def _gate_rate(self, stage: Stage, at: Position) -> float:
+        return rate_now(self.config.gates.schedule, self.config.gates.lr, stage, at)
+
+    def rates(self, stage: Stage, at: Position) -> Mapping[str, float]:
+        """The learning rates of a step, each by the key of its setting."""
+        rates = {"search.lr": self._weight_rate(stage, at)}
+        return rates | ({"search.gates.lr": self._gate_rate(stage, at)} if stage.name == SEARCH else {})
 
     # -- epochs -----------------------------------------------------------------------------------------------------
 
@@ -128,6 +142,7 @@ class SearchJob:
         """Validate; in the search stage also look for zero gates and prune."""
         last = at.epoch + 1 == stage.epochs
         if stage.name == SEARCH:
+            self._tell_gain(seconds)
             self._look(last, seconds, at.epoch + 1)
         scores = self.validate()
         if stage.name == PRETRAIN and last:
@@ -143,7 +158,7 @@ class SearchJob:
             "edges": len(surviving_edges(self.supernet.graph, closed)),
             "params": cost.params,
             "flops": cost.flops,
-            "lr": rate_now(self.config.schedule, self.config.lr, stage, at),
+            "lr": self._weight_rate(stage, at),
             "gate_values": self.all_gate_values(),
         }
 
@@ -182,6 +197,7 @@ class SearchJob:
         self.zero_looks = {gate: self.zero_looks.get(gate, 0) + 1 for gate in zero}
         closed = {gate for gate in zero if last or self.zero_looks[gate] >= patience}
         kept = self._guarded(closed)
+        self.zero_looks = {gate: looks for gate, looks in self.zero_looks.items() if gate not in kept}
         if closed - kept:
             self._prune(closed - kept, seconds)
         self._reopen(kept)
@@ -203,9 +219,11 @@ class SearchJob:
             feeds_living = any(e.dst in living and e.gate not in closed for e in graph.users(node.id))
             if prox[best] > 0 and feeds_living:
                 kept.add(best)
+        if kept:
+            self.console.line(f"kept {_listed(kept)} although zero: the last inputs of an op do not go in one step")
         mend = kept_by_strength(graph, closed - kept, prox)
         if mend:
-            self.console.line(f"kept {', '.join(mend)} although zero: without it nothing reaches the output")
+            self.console.line(f"kept {_listed(mend)} although zero: without it nothing reaches the output")
         return kept | set(mend)
 
     def _prune(self, closed: set[str], seconds: float) -> None:
@@ -214,6 +232,7 @@ class SearchJob:
         self.zero_looks = {g: n for g, n in self.zero_looks.items() if g in set(self.supernet.graph.gates())}
         self.penalty = self._new_penalty()
         after = self.supernet
+        self.unpruned_seconds = seconds
         self.console.line(
             f"pruned {before.graph.edge_count() - after.graph.edge_count()} edges, "
             f"{after.graph.edge_count()} left; FLOPs {total_cost(after.graph).flops / 1e6:.2f} M "
@@ -222,14 +241,22 @@ class SearchJob:
         for block in emptied_blocks(before.graph, after.graph):
             self.console.line(f"block {block} lost all its edges: it is the identity now")
 
-    def _reopen(self, kept: set[str]) -> None:
-        """Give gates that were kept although zero their proximal point (at least a small positive value) back."""
-        with torch.no_grad():
-            scopes = self.supernet.graph.gate_scopes()
-            for scope, vector in self.supernet.gate_vectors.items():
-                for row, gate in enumerate(scopes[scope]):
-                    if gate in kept and vector[row] == 0:
-                        vector[row] = max(float(self.supernet.gates.proximal_point(vector)[row]), 1e-3)
+    def _tell_gain(self, seconds: float) -> None:
+        """Say what the last pruning has brought; only an epoch after it has shown how long a step takes now."""
+        if self.unpruned_seconds is not None:
+            self.console.line(f"since pruning a step takes {seconds:.3f} s (before: {self.unpruned_seconds:.3f} s)")
+            self.unpruned_seconds = None
+
+    @torch.no_grad()
+    def _reopen(self, kept: Collection[str]) -> None:
+        """Give gates that were kept although zero their proximal point, or at least `LEAST_REOPENED`."""
+        net, scopes = self.supernet, self.supernet.graph.gate_scopes()
+        for scope, vector in net.gate_vectors.items():
+            prox, is_zero = net.gates.proximal_point(vector), net.gates.is_zero(vector).tolist()
+            for row, gate in enumerate(scopes[scope]):
+                if gate in kept and is_zero[row]:
+                    prox[row] = prox[row].clamp(min=LEAST_REOPENED)
+                    vector[row] = prox[row]
 
     # -- resume -----------------------------------------------------------------------------------------------------
 
@@ -247,7 +274,12 @@ class SearchJob:
         }
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Become the search that gave these."""
+        """Become the search that gave these; RunError if it had other images."""
+        if state["split"] != self.split.digest:
+            raise RunError(
+                "the training images are not those that the search began with\n"
+                "  try: the data set as it was (data.root), or --overwrite to start anew"
+            )
         graph = from_json(state["graph"])
         self.supernet = Supernet.restore(graph, self.config, self.device, tensors)
         self.zero_looks = dict(state["zero_looks"])
@@ -258,6 +290,12 @@ class SearchJob:
 def emptied_blocks(before: Graph, after: Graph) -> list[str]:
     """Blocks that became the identity between the two graphs."""
     return sorted(_identity_blocks(after) - _identity_blocks(before))
+
+
+def _listed(gates: Collection[str], most: int = 3) -> str:
+    names = sorted(gates)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _identity_blocks(graph: Graph) -> set[str]:

@@ -32,6 +32,8 @@ class Supernet:
     device: torch.device
     module: fx.GraphModule
     network: Network  # what steps call: the module, or its compiled form
+    weight_params: dict[str, nn.Parameter]  # by name
+    gate_vectors: dict[str, nn.Parameter]  # by share scope
     weights: torch.optim.SGD
     gates: APGNAG
 
@@ -46,9 +48,9 @@ class Supernet:
     def _assemble(cls, graph: Graph, config: SearchConfig, device: torch.device, module: fx.GraphModule) -> Supernet:
         freeze_norm_scales(module)
         module = module.to(device).to(memory_format=torch.channels_last).train()
-        gates = config.gates
+        gates, vectors = config.gates, gate_parameters(module, graph)
         optimizer = APGNAG(
-            gate_parameters(module, graph).values(),
+            vectors.values(),
             lr=gates.lr,
             gamma=gates.gamma,
             momentum=gates.momentum,
@@ -56,13 +58,16 @@ class Supernet:
             nonnegative=gates.nonnegative,
         )
         return cls(
-            graph, config, device, module, network_of(module, config), weight_optimizer(module, config), optimizer
+            graph=graph,
+            config=config,
+            device=device,
+            module=module,
+            network=network_of(module, config),
+            weight_params=weight_parameters(module),
+            gate_vectors=vectors,
+            weights=weight_optimizer(module, config),
+            gates=optimizer,
         )
-
-    @property
-    def gate_vectors(self) -> dict[str, nn.Parameter]:
-        """The gate vector of every share scope."""
-        return gate_parameters(self.module, self.graph)
 
     def gate_values(self) -> dict[str, float]:
         """The value of every gate."""
@@ -85,7 +90,7 @@ class Supernet:
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, statistics, gates, momenta and gate states by name."""
-        momenta = optimizer_state(self.weights, weight_parameters(self.module).items())
+        momenta = optimizer_state(self.weights, self.weight_params.items())
         gates = optimizer_state(self.gates, self.gate_vectors.items())
         return {
             **{f"{MODEL}/{name}": tensor for name, tensor in self.module.state_dict().items()},
@@ -96,7 +101,7 @@ class Supernet:
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `tensors` of a supernet of the same graph gave."""
         self.module.load_state_dict({n: tensors[f"{MODEL}/{n}"] for n in self.module.state_dict()})
-        restore_optimizer_state(self.weights, weight_parameters(self.module).items(), _below(tensors, MOMENTUM))
+        restore_optimizer_state(self.weights, self.weight_params.items(), _below(tensors, MOMENTUM))
         restore_optimizer_state(self.gates, self.gate_vectors.items(), _below(tensors, GATE_STATE))
 
     @classmethod
