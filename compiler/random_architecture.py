@@ -25,7 +25,7 @@ def random_closed(graph: Graph, params: int, seed: int) -> set[str]:
     if _params(graph, order) > params:
         raise GraphspecError(
             f"no random network of {params:,} parameters: closing every gate that may be closed leaves "
-            f"{_params(graph, order):,}\n  try: a larger budget.params"
+            f"{_params(graph, order):,}\n  try: a larger search.random_params"
         )
     while low < high:
         middle = (low + high) // 2

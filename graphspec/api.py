@@ -30,6 +30,7 @@ from compiler.verify import verify
 from graphspec.advice import advise
 from graphspec.cost_report import CostReport, cost_report
 from graphspec.errors import RunError
+from graphspec.garbage import collector_paused
 from graphspec.spec import Spec
 from runtime.files import write_text
 from runtime.opened import Opened
@@ -57,6 +58,7 @@ class CompiledSpec:
     run: RunDir | None
 
 
+@collector_paused()
 def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> tuple[Spec, Graph]:
     """Parse and elaborate a spec file; SpecError with every mistake in it."""
     spec, graph = load_spec(path, overrides)
@@ -64,6 +66,7 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> tuple[S
     return spec, graph
 
 
+@collector_paused()
 def compile(  # noqa: A001  (the verb of the command line)
     path: str | os.PathLike[str],
     *,
@@ -170,7 +173,8 @@ def smoke(target: Target = None, last: str = "search", *, overrides: Sequence[st
     options = {**options, "resume": False, "overwrite": False}
     with tempfile.TemporaryDirectory(prefix="graphspec-smoke-") as folder:
         compiled = compile(source, out=Path(folder) / "run", overrides=settings, root=Path(folder))
-        search(compiled.run, **options)
+        if last == "search" or compiled.graph.gates():  # without gates there is nothing to search before retraining
+            search(compiled.run, **options)
         if last == "retrain":
             retrain(compiled.run, **options)
 

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import islice
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from compiler.passes.training_parts import with_training_parts
 from torch import Tensor, nn
 
 from compiler.costs import total_cost
 from compiler.ir import Graph
-from compiler.lowering.fx import initialise, lower
+from compiler.lowering.fx import initialise, load_weights, lower, weights_of
 from compiler.lowering.torch_ops import DropPath
+from compiler.passes.training_parts import with_training_parts
+from compiler.text import graph_hash
 from graphspec.config import Configuration
+from graphspec.errors import RunError
 from runtime.checkpoint import optimizer_state, restore_optimizer_state
 from runtime.data import Dataset
 from runtime.stages import Position, Stage
 from runtime.training import (
+    Batch,
     Feed,
     LossFn,
     Scores,
@@ -29,7 +31,6 @@ from runtime.training import (
     evaluate,
     network_of,
     rate_now,
-    recalibrate,
     weight_optimizer,
     weight_parameters,
 )
@@ -53,8 +54,9 @@ class RetrainJob:
         dataset: Dataset,
         device: torch.device,
         classes: int,
-        weights: Mapping[str, Tensor] | None = None,
+        weights: Mapping[str, Any] | None = None,
     ) -> None:
+        """`weights` (arrays by `<node>.<param>`, all of `graph`) to start from; None: from scratch."""
         self.graph, self.config, self.device, self.classes = graph, config.retrain, device, classes
         trained = with_training_parts(
             graph,
@@ -63,23 +65,22 @@ class RetrainJob:
             auxiliary=self.config.auxiliary_weight > 0,
             classes=classes,
         )
+        self.own = frozenset(lower(graph).state_dict())  # tensors of `graph`; all others are of training-only parts
         self.module = self._network(trained, config.seed, weights)
         self.network = network_of(self.module, self.config)
         self.optimizer = weight_optimizer(self.module, self.config)
-        rows = dataset.split(config.search.weight_part).training
-        batch = self.config.batch_size
-        loader = dataset.training_loader(rows, batch, RETRAIN, cutout=self.config.cutout, device=device)
+        split, batch = dataset.split(config.search.weight_part), self.config.batch_size
+        loader = dataset.training_loader(split.training, batch, RETRAIN, cutout=self.config.cutout, device=device)
         self.feed = Feed(loader)
-        self.validation = dataset.evaluation_loader(
-            dataset.split(config.search.weight_part).validation, max(batch, 256), device=device
-        )
+        self.validation = dataset.evaluation_loader(split.validation, max(batch, 256), device=device)
         self.stages = (Stage(RETRAIN, self.config.epochs, len(loader), batch),)
 
-    def _network(self, trained: Graph, seed: int, weights: Mapping[str, Tensor] | None) -> nn.Module:
+    def _network(self, trained: Graph, seed: int, weights: Mapping[str, Any] | None) -> nn.Module:
         module = lower(trained, recompute=self.config.recompute)
         initialise(module, seed)
         if weights is not None:
-            module.load_state_dict(dict(weights), strict=False)
+            fresh = {name: array for name, array in weights_of(module).items() if name not in self.own}
+            load_weights(module, {**fresh, **weights})
         module = module.to(self.device).to(memory_format=torch.channels_last)
         return module.train()
 
@@ -97,13 +98,19 @@ class RetrainJob:
         self.optimizer.step()
         return {"train_loss": loss}
 
+    def rates(self, stage: Stage, at: Position) -> Mapping[str, float]:
+        """The learning rate of a step."""
+        return {"retrain.lr": rate_now(self.config.schedule, self.config.lr, stage, at)}
+
     def _loss(self) -> LossFn:
         smoothing, weight = self.config.label_smoothing, self.config.auxiliary_weight
 
         def loss(x: Tensor, y: Tensor) -> Tensor:
             with autocast(self.config, self.device):
                 logits = self.network(x).flatten(1)
-            heads = torch.split(logits.float(), self.classes, dim=1)  # the auxiliary head's logits follow, if it is there
+            heads = torch.split(
+                logits.float(), self.classes, dim=1
+            )  # the auxiliary head's logits follow, if it is there
             main = F.cross_entropy(heads[0], y, label_smoothing=smoothing)
             if len(heads) == 1:
                 return main
@@ -116,9 +123,9 @@ class RetrainJob:
         logits: Tensor = self.module(x).flatten(1)
         return logits[:, : self.classes]
 
-    def scores(self, loader_batches: Any) -> Scores:
+    def scores(self, batches: Iterable[Batch]) -> Scores:
         """Loss and accuracy over batches, in evaluation mode."""
-        return evaluate(self.module, loader_batches, self.predict)
+        return evaluate(self.module, batches, self.predict)
 
     def end_epoch(self, stage: Stage, at: Position, means: Mapping[str, float], seconds: float) -> dict[str, Any]:
         """Validate."""
@@ -144,10 +151,6 @@ class RetrainJob:
             f"validation {record['loss']:.3f} accuracy {record['accuracy']:.2%}"
         )
 
-    def recalibrate(self, batches: int) -> None:
-        """Re-estimate batch norm's statistics on training batches."""
-        recalibrate(self.module, islice(self.feed.loader.batches(0), batches))
-
     def tensors(self) -> dict[str, Tensor]:
         """Weights, statistics and momenta by name."""
         found = {f"model/{name}": tensor for name, tensor in self.module.state_dict().items()}
@@ -155,16 +158,20 @@ class RetrainJob:
         return found | {f"optimizer/{name}": tensor for name, tensor in momenta.items()}
 
     def state(self) -> dict[str, Any]:
-        """Nothing besides: all else follows from the position."""
-        return {}
+        """Which network is trained; all else follows from the position."""
+        return {"graph": graph_hash(self.graph)}
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Become the job that gave these."""
+        """Become the job that gave these; RunError if it trained another network."""
+        if state["graph"] != graph_hash(self.graph):
+            raise RunError(
+                "cannot go on: the network that was found is another one than the checkpoint's, so the search has run "
+                "again since\n  try: --overwrite to start anew"
+            )
         self.module.load_state_dict({name: tensors[f"model/{name}"] for name in self.module.state_dict()})
         momenta = {n.removeprefix("optimizer/"): t for n, t in tensors.items() if n.startswith("optimizer/")}
         restore_optimizer_state(self.optimizer, weight_parameters(self.module).items(), momenta)
 
     def weights(self) -> dict[str, Tensor]:
         """Weights and statistics of the exported network, by `<node>.<param>`."""
-        names = set(lower(self.graph).state_dict())
-        return {name: tensor for name, tensor in self.module.state_dict().items() if name in names}
+        return {name: tensor for name, tensor in self.module.state_dict().items() if name in self.own}

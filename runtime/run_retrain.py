@@ -7,18 +7,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from compiler.architecture import Architecture
-from compiler.passes.widen import solve_width
-from torch import Tensor
-
 from compiler.costs import total_cost
 from compiler.ir import Graph, Model
+from compiler.lowering.fx import gate_values, weights_of
 from compiler.ops import Cost
-from compiler.passes.fold_gates import FoldGates
-from compiler.text import from_json
+from compiler.passes.widen import solve_width
+from compiler.pipeline import TO_COMPACT, TO_INHERIT
 from graphspec.errors import RunError
-from runtime.jobs import JobOptions, Workplace, read_weights, run_job, write_network
+from runtime.files import guarded
+from runtime.jobs import JobOptions, Workplace, run_job, write_network
 from runtime.opened import Opened
 from runtime.retrain import RetrainJob
+from runtime.trained import saved_network
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class RetrainResult:
     test_images: int
     validation_accuracy: float
     supernet_accuracy: float | None  # validation accuracy of the full supernet, where there was a search
+    pruned_accuracy: float | None  # and of the pruned one
     width: float  # the width multiplier
     full: Cost
     found: Cost
@@ -48,42 +49,54 @@ class Found:
     graph: Graph
     width: float
     width_note: str  # one line for people
-    weights: Mapping[str, Tensor] | None
-    architecture: Architecture
+    weights: Mapping[str, Any] | None  # arrays by `<node>.<param>`
+    metrics: Mapping[str, float | int | None]  # of the search; empty where there was none
 
 
 def found_network(opened: Opened) -> Found:
-    """The compact network of a searched run; RunError if it was not searched, or the budget cannot be met."""
-    folder, config = opened.run.search, opened.spec.config
-    if not folder.arch.is_file():
-        raise RunError(f"{opened.run.path}: nothing was found yet\n  try: graphspec search {opened.run.path} first")
-    architecture = Architecture.from_yaml(folder.arch.read_text(encoding="utf-8"), str(folder.arch))
-    compact = architecture.compact(opened.graph)
+    """The compact network of a run: what its search found, or all of it where there are no gates to search.
+
+    RunError if it was not searched, PassError if the budget cannot be met.
+    """
+    config, architecture = opened.spec.config, _architecture(opened)
+    metrics = architecture.metrics if architecture else {}
     if config.retrain.inherit:
-        return _inherited(opened, architecture)
+        return _inherited(opened, metrics)
+    compact = architecture.compact(opened.graph) if architecture else TO_COMPACT.run(Model(opened.graph)).graph
     width = solve_width(compact, config.budget)
-    return Found(width.graph, float(width.multiplier), width.describe(), None, architecture)
+    return Found(width.graph, width.multiplier, width.describe(), None, metrics)
 
 
-def _inherited(opened: Opened, architecture: Architecture) -> Found:
-    """The searched network with its weights, gates folded into them; the width stays."""
+def _architecture(opened: Opened) -> Architecture | None:
+    """What the search found; None for a network without gates, RunError if it was not searched yet."""
+    file = opened.run.search.arch
+    if not opened.graph.gates():
+        return None
+    if not file.is_file():
+        raise RunError(f"{opened.run.path}: nothing was found yet\n  try: graphspec search {opened.run.path} first")
+    with guarded(file, "read"):
+        return Architecture.from_yaml(file.read_text(encoding="utf-8"), str(file))
+
+
+def _inherited(opened: Opened, metrics: Mapping[str, float | int | None]) -> Found:
+    """The searched network with its weights, gates folded into them; the widths stay, so they must fit the budget."""
     folder, budget = opened.run.search, opened.spec.config.budget
-    if budget.params or budget.flops:
+    if not folder.weights.is_file():
         raise RunError(
-            "retrain.inherit keeps the search's widths, a budget changes them: choose one "
-            "(--set budget.params=null --set budget.flops=null, or without --inherit)"
+            f"{opened.run.path}: there are no weights to inherit: the network was not trained by a search\n"
+            f"  try: without --inherit (or retrain.inherit), from scratch"
         )
-    graph = from_json(folder.graph_json.read_text(encoding="utf-8"))
-    tensors = read_weights(folder.weights)
-    scopes = graph.gate_scopes()
-    gates = {
-        gate: value
-        for scope, names in scopes.items()
-        for gate, value in zip(names, tensors[f"{scope}.gates"].tolist(), strict=True)
-    }
-    arrays = {name: tensor.numpy() for name, tensor in tensors.items() if not name.endswith(".gates")}
-    folded = FoldGates().run(Model(graph, gates, arrays))
-    return Found(folded.graph, 1.0, "weights and widths as the search left them", folded.weights, architecture)
+    module, graph = saved_network(folder)
+    model = TO_INHERIT.run(Model(graph, gate_values(module, graph), weights_of(module)))
+    cost = total_cost(model.graph)
+    for name, amount, limit in (("params", cost.params, budget.params), ("flops", cost.flops, budget.flops)):
+        if limit is not None and amount > limit:
+            raise RunError(
+                f"{opened.run.path}: retrain.inherit keeps the search's widths, and the network's {amount:,} {name} "
+                f"are over the budget of {limit:,}\n  try: --set budget.{name}=null, or without --inherit"
+            )
+    note = f"weights and widths as the search left them: {cost.params:,} params, {cost.flops:,} FLOPs"
+    return Found(model.graph, 1.0, note, model.weights, metrics)
 
 
 def run_retrain(opened: Opened, options: JobOptions | None = None) -> RetrainResult:
@@ -105,24 +118,29 @@ def _finish(place: Workplace, job: RetrainJob, found: Found) -> RetrainResult:
     batch = max(place.config.retrain.batch_size, 256)
     test = job.scores(place.dataset.evaluation_loader(None, batch, device=place.device).batches(0))
     validation = job.scores(job.validation.batches(0))
-    full_accuracy = found.architecture.metrics.get("full_accuracy")
     result = RetrainResult(
         run=str(place.opened.run.path),
         accuracy=test.accuracy,
         loss=test.loss,
         test_images=test.count,
         validation_accuracy=validation.accuracy,
-        supernet_accuracy=None if full_accuracy is None else float(full_accuracy),
+        supernet_accuracy=found.metrics.get("full_accuracy"),
+        pruned_accuracy=found.metrics.get("accuracy"),
         width=found.width,
         full=total_cost(place.opened.graph),
         found=total_cost(job.graph),
     )
-    supernet = "" if result.supernet_accuracy is None else f", full supernet {result.supernet_accuracy:.2%}"
-    place.console.line(
-        f"test accuracy {result.accuracy:.2%} on {result.test_images} images "
-        f"(validation {result.validation_accuracy:.2%}{supernet})\n"
-        f"params {result.full.params:,} -> {result.found.params:,}, "
-        f"FLOPs {result.full.flops:,} -> {result.found.flops:,}\n"
-        f"wrote {place.folder.weights}; next: graphspec export --onnx"
-    )
+    place.console.line(f"{_verdict(result)}\nwrote {place.folder.weights}; next: graphspec export --onnx")
     return result
+
+
+def _verdict(result: RetrainResult) -> str:
+    """Accuracies and costs beside those of the supernet, for people."""
+    supernets = (("full supernet", result.supernet_accuracy), ("pruned supernet", result.pruned_accuracy))
+    beside = "".join(f", {name} {accuracy:.2%}" for name, accuracy in supernets if accuracy is not None)
+    return (
+        f"test accuracy {result.accuracy:.2%} on {result.test_images} images "
+        f"(validation {result.validation_accuracy:.2%}{beside})\n"
+        f"params {result.full.params:,} -> {result.found.params:,} ({result.found.params / result.full.params:.1%}), "
+        f"FLOPs {result.full.flops:,} -> {result.found.flops:,} ({result.found.flops / result.full.flops:.1%})"
+    )

@@ -85,18 +85,24 @@ def load_trained(opened: Opened, source: Source, dataset: Dataset, tell: Callabl
     to the last step; `tell` is told so.
     """
     folder = finished_job(opened, source)
+    module, graph = saved_network(folder)
+    if source == "retrain":
+        accuracy = float(_read(folder.result)["accuracy"])
+        return Trained(source, module.eval(), Model(graph, {}, weights_of(module)), accuracy)
+    _recalibrate(module, opened, dataset, tell)
+    gated = Model(graph, gate_values(module, graph), weights_of(module))
+    return Trained(source, module.eval(), TO_INHERIT.run(gated), None)
+
+
+def saved_network(folder: JobDir) -> tuple[nn.Module, Graph]:
+    """The network that a job left, with its weights and the gates it has; RunError or GraphspecError if damaged."""
     with guarded(folder.graph_json, "read"):
         graph = from_json(folder.graph_json.read_text(encoding="utf-8"))
     tensors = read_weights(folder.weights)
     module = lower(graph)
     load_weights(module, tensors)
-    if source == "retrain":
-        accuracy = float(_read(folder.result)["accuracy"])
-        return Trained(source, module.eval(), Model(graph, {}, weights_of(module)), accuracy)
     _load_gates(module, graph, tensors, folder)
-    _recalibrate(module, opened, dataset, tell)
-    gated = Model(graph, gate_values(module, graph), weights_of(module))
-    return Trained(source, module.eval(), TO_INHERIT.run(gated), None)
+    return module, graph
 
 
 def _load_gates(module: nn.Module, graph: Graph, tensors: Mapping[str, Tensor], folder: JobDir) -> None:
