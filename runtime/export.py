@@ -48,7 +48,7 @@ from runtime.trained import Source, Trained, finished_job, load_trained
 Kind = Literal["fp32", "fp16", "int8"]
 MODEL, PARITY, LATENCY = "model.onnx", "parity.json", "latency.json"  # in the run's export folder
 PACKAGES = ("graphspec", "numpy", "onnx", "onnxruntime", "torch")
-CALIBRATION_IMAGES, CALIBRATION_BATCH = 512, 32
+CALIBRATION_IMAGES, CALIBRATION_BATCH = 256, 32
 THREADS, LATENCY_BATCHES = (1, 2), (1, 64)
 NOTABLE = 0.005  # difference of accuracies that is worth a warning
 

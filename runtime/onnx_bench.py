@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from graphspec.errors import RunError
 
 Array = NDArray[Any]
-WARM_UP, LEAST_RUNS, SECONDS = 10, 5, 0.3
+WARM_UP, LEAST_RUNS, SECONDS = 10, 3, 0.3
 ERRORS_ONLY = 3  # of onnxruntime's log levels
 
 
