@@ -257,6 +257,7 @@ class _Export:
             forms["fp16"] = half(proto)
         if self.options.int8:
             path = self._staged("int8")
+            self.console.line("int8: calibrating on training images (minutes for a network of a thousand nodes)")
             int8(proto, path, self._calibration())
             forms["int8"] = onnx.load(path)
         return forms
