@@ -5,7 +5,7 @@ Passes that remove or rewire nodes edit a `Draft`; `Graph` itself only grows. A 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from compiler.ir import INPUT, OUTPUT, Block, Graph, Node, Phase
@@ -97,3 +97,18 @@ def living_blocks(blocks: Iterable[Block], graph: Graph, renamed: dict[str, str]
 def sources_of(graph: Graph, node_id: str) -> list[Source]:
     """What a node reads, by slot."""
     return [(edge.src, edge.gate) for edge in graph.inputs(node_id)]
+
+
+def taken_paths(ids: Iterable[str]) -> set[str]:
+    """The ids and everything they stand below: what a new node must not be called, nor stand below if it is a node.
+
+    In the network that torch runs, a module below another is one of its parts.
+    """
+    return {id_[:end] for id_ in ids for end in (*(i for i, c in enumerate(id_) if c == "."), len(id_))}
+
+
+def free_id(taken: Collection[str], wanted: str) -> str:
+    """`wanted`, with as many underscores as it takes to be free."""
+    while wanted in taken:
+        wanted += "_"
+    return wanted

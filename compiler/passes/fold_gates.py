@@ -26,7 +26,7 @@ import numpy as np
 from compiler.ir import Graph, Model, Node, Phase, attrs_of
 from compiler.ops import Step, node_tensors, read_attrs, steps
 from compiler.passes.base import Pass
-from compiler.passes.draft import Draft, Source
+from compiler.passes.draft import Draft, Source, free_id, taken_paths
 from compiler.passes.infer_types import infer_types
 from graphspec.errors import PassError
 
@@ -141,15 +141,18 @@ def _prefix(node: Node, step: Step) -> str:
 
 
 def _with_scales(graph: Graph, factors: Factors) -> Graph:
-    """The graph without gates, a `scale` node for each (value, factor) that is left (4)."""
-    draft = Draft(graph, empty=True)
+    """The graph without gates, a `scale` node for each (value, factor) that is left (4).
+
+    It stands beside the node that reads it, not below: what is below a node are its parts.
+    """
+    draft, taken = Draft(graph, empty=True), taken_paths(node.id for node in graph.nodes())
     made: dict[tuple[str, float], str] = {}
     for node in graph.nodes():
         sources: list[Source] = []
         for edge in graph.inputs(node.id):
             source, factor = edge.src, factors[edge.src, edge.dst]
             if factor != 1.0 and (source, factor) not in made:
-                made[source, factor] = f"{node.id}.gate{edge.slot}"
+                made[source, factor] = free_id(taken, f"{node.id}_gate{edge.slot}")
                 draft.add(Node(made[source, factor], "scale", attrs_of({"factor": factor})), [(source, None)])
             sources.append((made.get((source, factor), source), None))
         draft.add(node, sources)

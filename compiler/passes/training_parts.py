@@ -10,14 +10,13 @@ inputs of such a node would lose its image.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from compiler.costs import block_of
 from compiler.ir import OUTPUT, Block, Edge, Graph, Model, Node, attrs_of
 from compiler.ops import op
 from compiler.passes.base import Pass
-from compiler.passes.draft import Draft, sources_of
+from compiler.passes.draft import Draft, free_id, sources_of, taken_paths
 from compiler.passes.infer_types import infer_types
 from graphspec.errors import PassError
 
@@ -71,28 +70,17 @@ def _with_inserted(graph: Graph, inserted: Inserted) -> Draft:
     The new nodes stand beside the reader, not below it, because modules below a module are taken for its parts.
     """
     draft = Draft(graph, empty=True)
-    taken = _paths(node.id for node in graph.nodes())
+    taken = taken_paths(node.id for node in graph.nodes())
     for node in graph.nodes():
         sources = sources_of(graph, node.id)
         for slot, (source, gate) in enumerate(sources):
             for op_name, p in inserted.get((node.id, slot), ()):
-                node_id = _free_id(taken, f"{node.id}_{op_name}{slot}")
+                node_id = free_id(taken, f"{node.id}_{op_name}{slot}")
                 draft.add(Node(node_id, op_name, attrs_of({"p": p})), [(source, None)])
                 source = node_id
             sources[slot] = (source, gate)
         draft.add(node, sources)
     return draft
-
-
-def _paths(ids: Iterable[str]) -> set[str]:
-    """The ids and everything they stand below."""
-    return {id_[:end] for id_ in ids for end in (*(i for i, c in enumerate(id_) if c == "."), len(id_))}
-
-
-def _free_id(taken: Collection[str], wanted: str) -> str:
-    while wanted in taken:
-        wanted += "_"
-    return wanted
 
 
 # -- drop path --------------------------------------------------------------------------------------------------------
@@ -159,7 +147,7 @@ def _add_auxiliary_head(graph: Graph, draft: Draft, classes: int) -> None:
     if logits.type is None or logits.type.numel != classes:
         raise PassError(NAME, OUTPUT, f"gives {logits.type}, not {classes} logits", "pass the number of logits")
     source = _last_reduction(graph)
-    prefix = _free_id(_paths(draft.nodes), "auxiliary")
+    prefix = free_id(taken_paths(draft.nodes), "auxiliary")
     previous = source.id
 
     def add(name: str, op_name: str, **attrs: int | str) -> str:
