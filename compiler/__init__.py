@@ -1,0 +1,1 @@
+"""The compiler: graph IR, elaboration, passes, lowerings to torch.fx and ONNX, drawing."""

@@ -40,8 +40,12 @@ def report(target: TargetArg = None) -> None:
 @app.command("derive")
 def derive_command(
     architecture: Annotated[Path, typer.Argument(help="The arch.yaml of a search.", metavar="ARCH")],
-    into: Annotated[Path, typer.Option("--into", help="Spec of the network to re-stack the found block in.", metavar="SPEC")],
-    block: Annotated[str | None, typer.Option("--block", help="Block of a full-space result, e.g. stage0.block3.")] = None,
+    into: Annotated[
+        Path, typer.Option("--into", help="Spec of the network to re-stack the found block in.", metavar="SPEC")
+    ],
+    block: Annotated[
+        str | None, typer.Option("--block", help="Block of a full-space result, e.g. stage0.block3.")
+    ] = None,
     settings: SetOpt = None,
     seed: SeedOpt = None,
 ) -> None:

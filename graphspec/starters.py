@@ -26,7 +26,9 @@ def starters() -> dict[str, str]:
 
 
 def _summary(path: Path) -> str:
-    lines = (line.lstrip("# ").rstrip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
+    lines = (
+        line.lstrip("# ").rstrip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")
+    )
     return next((line for line in lines if line and "yaml-language-server" not in line), "")
 
 

@@ -1,0 +1,1 @@
+"""The runtime: search, training, data, checkpoints, run directories, reports."""

@@ -1,0 +1,1 @@
+"""Lowerings: IR to torch.fx and to ONNX."""

@@ -1,0 +1,169 @@
+"""Measuring on a shared machine: interleaved variants, ratios within a round, memory in child processes.
+
+Absolute times drift with what else the machine does; variants that take turns in one process see the same drift, so
+the ratio of two of them in the same round is what to trust.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+Step = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one variant took: seconds of wall clock, CPU seconds and page faults of every round."""
+
+    seconds: tuple[float, ...]
+    cpu_seconds: tuple[float, ...]
+    page_faults: tuple[int, ...]
+
+    @property
+    def median(self) -> float:
+        """Median seconds."""
+        return statistics.median(self.seconds)
+
+    def speedup_over(self, other: Timing) -> float:
+        """Median over the rounds of the other's time divided by this one's."""
+        return statistics.median(b / a for a, b in zip(self.seconds, other.seconds, strict=True))
+
+
+def interleave(variants: Mapping[str, Step], rounds: int, warmup: int = 2) -> dict[str, Timing]:
+    """Run every variant once a round, in an order that turns around from round to round."""
+    samples: dict[str, list[tuple[float, float, int]]] = {name: [] for name in variants}
+    for name in variants:
+        for _ in range(warmup):
+            variants[name]()
+    for index in range(rounds):
+        for name in list(variants)[:: 1 if index % 2 == 0 else -1]:
+            samples[name].append(_measure(variants[name]))
+    return {name: Timing(*zip(*found, strict=True)) for name, found in samples.items()}
+
+
+def _measure(step: Step) -> tuple[float, float, int]:
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    cpu, start = time.process_time(), time.perf_counter()
+    step()
+    seconds = time.perf_counter() - start
+    return seconds, time.process_time() - cpu, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+def _status(key: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"/proc/self/status has no {key}")
+
+
+def peak_growth(step: Step, times: int = 3) -> float:
+    """By how many MiB the resident memory of this process grows at most while the step runs; needs Linux."""
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = _status("VmRSS")
+    for _ in range(times):
+        step()
+    return _status("VmHWM") - before
+
+
+def in_child(module: str, arguments: Sequence[str]) -> Any:
+    """The JSON that `python -m module *arguments` prints as its last line; a fresh process has fresh memory."""
+    command = [sys.executable, "-m", module, *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr}")
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+# -- what runs --------------------------------------------------------------------------------------------------------
+
+
+def dispatched_ops(step: Step) -> int:
+    """How many operators a step sends to the backend."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Count(TorchDispatchMode):
+        total = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            Count.total += 1
+            return func(*args, **(kwargs or {}))
+
+    with Count():
+        step()
+    return Count.total
+
+
+def seconds_by_group(step: Step, group_of: Callable[[list[str]], str]) -> dict[str, float]:
+    """Self CPU seconds of a step by group; `group_of` gets the names of an event and of those around it, inner first."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        step()
+    groups: dict[str, float] = {}
+    for event in profiler.events():
+        names, around = [event.name], event.cpu_parent
+        while around is not None:
+            names.append(around.name)
+            around = around.cpu_parent
+        group = group_of(names)
+        groups[group] = groups.get(group, 0.0) + event.self_cpu_time_total / 1e6
+    return groups
+
+
+# -- reporting --------------------------------------------------------------------------------------------------------
+
+
+def machine() -> dict[str, Any]:
+    """Where and with what a benchmark ran."""
+    import torch
+
+    model = next(
+        (x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), ""
+    )
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "cpu": model or platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "command": " ".join(["python", *map(str, sys.argv)]),
+    }
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table; floats get three significant digits, None is blank."""
+
+    def cell(value: object) -> str:
+        if value is None:
+            return ""
+        return (
+            f"{value:.3g}"
+            if isinstance(value, float) and abs(value) < 100
+            else f"{value:.0f}"
+            if isinstance(value, float)
+            else str(value)
+        )
+
+    lines = [list(header), ["---"] * len(header), *([cell(v) for v in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def as_json(timing: Timing) -> dict[str, Any]:
+    """A timing for `--json`."""
+    return asdict(timing) | {"median": timing.median, "min": min(timing.seconds), "max": max(timing.seconds)}

@@ -1,0 +1,286 @@
+"""The supernet's step by lowering, layout, precision and size: `python -m benchmarks.supernet`.
+
+A weight step and a gate step are what the search does: batch, forward, backward, optimizer. Variants take turns in
+one process; peak memory is measured in a child process per variant. Run with nothing else on the machine, and trust
+the ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import record_function
+
+from benchmarks.common import (
+    as_json,
+    dispatched_ops,
+    in_child,
+    interleave,
+    machine,
+    peak_growth,
+    seconds_by_group,
+    table,
+)
+from compiler.elaborate import load
+from compiler.ir import Block, Edge, Graph
+from compiler.passes.prune_zero_edges import prune
+from graphspec.config import SearchConfig
+from runtime.supernet import Supernet
+from runtime.training import backward, classification_loss, training_only, weight_parameters
+
+Row = dict[str, Any]
+KINDS = ("weight", "gate")
+BATCH, IMAGES = 64, 1024
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run the supernet."""
+
+    name: str
+    lowering: str = "fused"
+    channels_last: bool = True
+    pruned: float = 0.0  # share of the gated edges taken away
+    recompute: bool = False
+    precision: str = "fp32"
+    compiled: bool = False
+
+
+VARIANTS = (
+    Variant("per-edge, default layout", "reference", channels_last=False),
+    Variant("per-edge", "reference"),
+    Variant("fused"),
+    Variant("fused, recompute", recompute=True),
+    Variant("per-edge, 90 % pruned", "reference", pruned=0.9),
+    Variant("fused, 90 % pruned", pruned=0.9),
+)
+EXTRA = (
+    Variant("per-edge, bf16", "reference", precision="bf16"),
+    Variant("fused, bf16", precision="bf16"),
+    Variant("per-edge, compiled", "reference", compiled=True),
+    Variant("fused, compiled", compiled=True),
+)
+BASE, DEFAULT_LAYOUT, FUSED, PRUNED = "per-edge", "per-edge, default layout", "fused", "fused, 90 % pruned"
+
+
+# -- the network ------------------------------------------------------------------------------------------------------
+
+
+def thinned(graph: Graph, share: float, seed: int = 0) -> Graph:
+    """The graph with this share of every block's gated edges gone; what stays lies on paths through the block."""
+    rng = random.Random(seed)
+    closed: set[str] = set()
+    for block in graph.blocks:
+        own = [e for n in graph.nodes() if block.holds(n.id) for e in graph.inputs(n.id)]
+        gated = [e for e in own if e.gate is not None]
+        wanted = round(len(gated) * (1 - share))
+        kept: set[Edge] = set()
+        while wanted >= 3 and len(kept) < wanted:  # a small block, as a reduction, is left whole
+            path = _path_through(graph, block, rng.choice(gated), rng)
+            if len(kept | path) <= wanted:
+                kept |= path
+        if kept:
+            closed |= {e.gate for e in gated if e.gate is not None and e not in kept}
+    return prune(graph, closed)
+
+
+def _path_through(graph: Graph, block: Block, edge: Edge, rng: random.Random) -> set[Edge]:
+    path, first, last = {edge}, edge.src, edge.dst
+    while block.holds(first):
+        step = rng.choice(graph.inputs(first))
+        path.add(step)
+        first = step.src
+    while last != block.output:
+        step = rng.choice([e for e in graph.users(last) if block.holds(e.dst)])
+        path.add(step)
+        last = step.dst
+    return {e for e in path if e.gate is not None}
+
+
+# -- one step ---------------------------------------------------------------------------------------------------------
+
+
+def make_step(variant: Variant, kind: str, graph: Graph, config: SearchConfig) -> Callable[[], None]:
+    """A weight or gate step of a fresh supernet, its batch included."""
+    config = config.model_copy(
+        update={
+            "lowering": variant.lowering,
+            "recompute": variant.recompute,
+            "precision": variant.precision,
+            "compile": variant.compiled,
+        }
+    )
+    if variant.pruned:
+        graph = thinned(graph, variant.pruned)
+    net = Supernet.start(graph, config, torch.device("cpu"), seed=0, gate_init=1.0)
+    if not variant.channels_last:
+        net.module.to(memory_format=torch.contiguous_format)
+    layout = torch.channels_last if variant.channels_last else torch.contiguous_format
+    weights, gates = list(weight_parameters(net.module).values()), list(net.gate_vectors.values())
+    chosen, frozen, optimizer = (weights, gates, net.weights) if kind == "weight" else (gates, weights, net.gates)
+    batch = _batches(graph, layout)
+    loss_fn = classification_loss(net.network, config, torch.device("cpu"))
+
+    def step() -> None:
+        with record_function("step: data"):
+            images = batch()
+        with training_only(chosen, frozen):
+            backward(loss_fn, images, chosen, config)
+        with record_function("step: optimizer"):
+            optimizer.step()
+
+    return step
+
+
+def _batches(graph: Graph, layout: torch.memory_format) -> Callable[[], tuple[Tensor, Tensor]]:
+    """Random batches from uint8 images in memory, normalised."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (IMAGES, *graph.node("input").shape), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(0, 10, (IMAGES,), generator=generator)
+
+    def batch() -> tuple[Tensor, Tensor]:
+        rows = torch.randperm(IMAGES, generator=generator)[:BATCH]
+        return images[rows].to(memory_format=layout).float().sub_(127.5).div_(64.0), labels[rows]
+
+    return batch
+
+
+# -- where the time goes ----------------------------------------------------------------------------------------------
+
+GROUPS = ("convolutions", "pooling", "norm", "gates", "optimizer", "data", "other")
+GATE_FUNCTIONS = {"_Push", "_GatedSums", "_GatedSum"}
+GATE_OPS = {
+    f"aten::{op}" for op in ("mul", "add", "add_", "sum", "addcmul_", "unbind", "select", "stack", "cat", "index")
+}
+WORDS = {
+    "convolutions": ("conv",),
+    "pooling": ("pool",),
+    "norm": ("batch_norm", "relu", "clamp_min", "threshold"),
+}
+
+
+def group_of(names: list[str]) -> str:
+    """The part of a step that an operator belongs to; `names` are its own and those of what it runs in."""
+    functions = {name.removesuffix("Backward") for name in names}
+    for group in ("data", "optimizer"):
+        if f"step: {group}" in functions:
+            return group
+    if "_Projection" in functions:
+        return "convolutions"
+    if functions & GATE_FUNCTIONS:
+        return "gates"
+    for group, words in WORDS.items():
+        if any(word in name for word in words for name in names[:2]):
+            return group
+    return "gates" if names[0] in GATE_OPS else "other"
+
+
+# -- the report -------------------------------------------------------------------------------------------------------
+
+
+def measure(
+    kind: str, variants: Sequence[Variant], graph: Graph, config: SearchConfig, args: argparse.Namespace
+) -> list[Row]:
+    """One row per variant."""
+    steps = {v.name: make_step(v, kind, graph, config) for v in variants}
+    timings = interleave(steps, args.rounds)
+    rows = []
+    for variant in variants:
+        timing, step = timings[variant.name], steps[variant.name]
+        child = ["--spec", args.spec, "--peak", variant.name, "--kind", kind]
+        rows.append(
+            {
+                "variant": variant.name,
+                "step": kind,
+                **as_json(timing),
+                "speedup": timing.speedup_over(timings[BASE]),
+                "speedup_default_layout": timing.speedup_over(timings[DEFAULT_LAYOUT]),
+                "speedup_fused": timing.speedup_over(timings[FUSED]),
+                "peak_mib": in_child("benchmarks.supernet", child),
+                "ops": None if variant.compiled else dispatched_ops(step),
+                "groups": seconds_by_group(step, group_of),
+            }
+        )
+    return rows
+
+
+def bars(rows: Sequence[Row]) -> list[Row]:
+    """The figures that the fused lowering is held to."""
+    found = []
+    for kind in sorted({row["step"] for row in rows}):
+        by_name = {row["variant"]: row for row in rows if row["step"] == kind}
+        fused, pruned = by_name[FUSED], by_name[PRUNED]
+        found += [
+            {"bar": f"{kind} step: speed against per-edge", "asked": ">= 1.2", "found": fused["speedup"]},
+            {
+                "bar": f"{kind} step: against the default layout",
+                "asked": ">= 2.3",
+                "found": fused["speedup_default_layout"],
+            },
+            {
+                "bar": f"{kind} step: peak memory against per-edge",
+                "asked": "<= 0.7",
+                "found": fused["peak_mib"] / by_name[BASE]["peak_mib"],
+            },
+            {"bar": f"{kind} step: time with 90 % pruned", "asked": "<= 0.5", "found": 1 / pruned["speedup_fused"]},
+        ]
+    return found
+
+
+def report(rows: Sequence[Row]) -> str:
+    """Two tables a step and one of bars."""
+    parts = []
+    for kind in KINDS:
+        own = [row for row in rows if row["step"] == kind]
+        times = [
+            [
+                row["variant"],
+                *(1000 * row[k] for k in ("median", "min", "max")),
+                row["speedup"],
+                row["speedup_default_layout"],
+                row["peak_mib"],
+                row["ops"],
+            ]
+            for row in own
+        ]
+        header = ["median ms", "min", "max", "speed", "speed against default layout", "peak MiB", "operators"]
+        parts += [table([f"{kind} step", *header], times)]
+        groups = [[row["variant"], *(1000 * row["groups"].get(group, 0.0) for group in GROUPS)] for row in own]
+        parts += [table([f"{kind} step: where the CPU milliseconds go", *GROUPS], groups)]
+    parts += [table(["bar", "asked", "found"], [list(bar.values()) for bar in bars(rows)])]
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--spec", default="specs/cifar10_small.yaml")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--all", action="store_true", help="also bf16 and torch.compile (minutes of compiling)")
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+    parser.add_argument("--peak", help=argparse.SUPPRESS)  # child: print the peak memory of this variant
+    parser.add_argument("--kind", choices=KINDS, help="only this kind of step")
+    args = parser.parse_args()
+    spec, graph = load(args.spec)
+    config = spec.config.search
+    if args.peak:
+        variant = next(v for v in (*VARIANTS, *EXTRA) if v.name == args.peak)
+        print(json.dumps(peak_growth(make_step(variant, args.kind, graph, config))))
+        return
+    variants = (*VARIANTS, *EXTRA) if args.all else VARIANTS
+    rows = [row for kind in KINDS if args.kind in (None, kind) for row in measure(kind, variants, graph, config, args)]
+    if args.json:
+        print(json.dumps({"machine": machine(), "rows": rows, "bars": bars(rows)}, indent=1))
+    else:
+        print(report(rows), f"{machine()}", sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()
