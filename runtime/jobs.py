@@ -80,6 +80,7 @@ def run_drawing(
 
     def run(folder: JobDir, console: Console) -> dict[str, Any]:
         result = draw(opened, folder, console)
+        _write_config(folder, opened.spec.config)
         write_json(folder.result, result)
         return result
 
@@ -101,7 +102,7 @@ def _in_folder(
                 f"{folder.path}: holds an unfinished {name}\n"
                 f"  try: {resume_command(name, opened, options)}   to go on, or --overwrite to start anew"
             )
-        _settle_config(name, folder, opened.spec.config)
+        _check_config(name, folder, opened.spec.config)
         return run(folder, console)
 
 
@@ -131,27 +132,32 @@ def _finished(name: str, folder: JobDir, opened: Opened, options: JobOptions, co
             f"{folder.path}: the {name} of this run is finished\n"
             f"  try: the next command, --overwrite to do it again, or graphspec compile SPEC for a new run"
         )
-    _settle_config(name, folder, opened.spec.config)
+    _check_config(name, folder, opened.spec.config)
     console.line(f"the {name} of {opened.run.path} is complete already")
     result: dict[str, Any] = json.loads(folder.result.read_text(encoding="utf-8"))
     return result
 
 
-def _settle_config(name: str, folder: JobDir, config: Configuration) -> None:
-    """Write down the configuration the job runs with; RunError naming the keys that differ from an earlier one."""
+def _check_config(name: str, folder: JobDir, config: Configuration) -> None:
+    """RunError naming the keys of the job that differ from those an earlier part of it ran with."""
     file = folder.path / "config.json"
-    now = config.model_dump(mode="json")
-    if file.is_file():
-        changed = changed_keys(json.loads(file.read_text(encoding="utf-8")), now)
-        relevant = [key for key in changed if key.split(".")[0] in ("seed", "data", "budget", name)]
-        if relevant:
-            raise RunError(
-                f"{folder.path}: cannot go on with a changed spec: {', '.join(relevant)}\n"
-                f"  try: without these changes, or --overwrite to start anew"
-            )
+    if not file.is_file():
         return
-    folder.path.mkdir(parents=True, exist_ok=True)
-    write_json(file, now)
+    changed = changed_keys(json.loads(file.read_text(encoding="utf-8")), config.model_dump(mode="json"))
+    relevant = [key for key in changed if key.split(".")[0] in ("seed", "data", "budget", name)]
+    if relevant:
+        raise RunError(
+            f"{folder.path}: cannot go on with a changed spec: {', '.join(relevant)}\n"
+            f"  try: without these changes, or --overwrite to start anew"
+        )
+
+
+def _write_config(folder: JobDir, config: Configuration) -> None:
+    """Write down what the job runs with; called when nothing is wrong with it, so that a mistake leaves no folder."""
+    file = folder.path / "config.json"
+    if not file.is_file():
+        folder.path.mkdir(parents=True, exist_ok=True)
+        write_json(file, config.model_dump(mode="json"))
 
 
 def changed_keys(before: Any, after: Any, prefix: str = "") -> list[str]:
@@ -178,6 +184,7 @@ def _run(
     dataset = load_dataset(config.data, shape, spec.classes, seed=config.seed, trust_code=options.trust_code)
     place = Workplace(opened, config, dataset, device, console, folder)
     job = make(place)
+    _write_config(folder, config)
     settings = config.search if name == "search" else config.retrain
     store = CheckpointStore(folder.checkpoints, settings.checkpoint.keep, console.warn)
     log = MetricsLog(folder.path, console.warn)

@@ -1,0 +1,207 @@
+"""Commands around a run, as a user gives them: init, show before and after, diff, derive, report."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import graphspec.export_command
+import graphspec.run_commands
+import graphspec.training_commands  # noqa: F401  (these add their commands)
+from compiler.elaborate import load
+from compiler.random_architecture import random_closed
+from graphspec import api
+from graphspec.cli import main
+from graphspec.errors import RunError
+from graphspec.starters import starters
+from runtime.rundir import RunDir
+from tests.tiny import TINY
+
+FAST = """\
+data: {name: fake, fake_size: 64}
+search: {strategy: random, random_params: 4k}
+retrain: {epochs: 1, batch_size: 16}
+"""
+SPEC = TINY[: TINY.index("data:")] + FAST
+WIDER = SPEC.replace("name: tiny", "name: wider").replace("width: 8", "width: 12")
+WIDER = WIDER.replace("{normal: 2}, reduce, {normal: 1}", "{normal: 1}, reduce, {normal: 3}")
+
+
+class Shell:
+    """Runs commands in this process, in a folder of their own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: str, code: int = 0) -> tuple[str, str]:
+        self.monkeypatch.setattr(sys, "argv", ["graphspec", *arguments])
+        self.capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = self.capsys.readouterr()
+        assert (stop.value.code or 0) == code, err
+        return out, err
+
+
+@pytest.fixture
+def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Shell:
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.yaml").write_text(SPEC)
+    Path("wider.yaml").write_text(WIDER)
+    return Shell(monkeypatch, capsys)
+
+
+# -- init -------------------------------------------------------------------------------------------------------------
+
+
+def test_init_lists_what_there_is(shell: Shell) -> None:
+    out, _ = shell("init")
+    names = [line.split()[0] for line in out.splitlines()]
+    assert names == list(starters())
+    assert "digits" in names
+    assert all(len(line.split()) > 3 for line in out.splitlines())  # each with a summary
+
+
+@pytest.mark.parametrize("name", list(starters()))
+def test_init_copies_what_then_compiles(shell: Shell, name: str) -> None:
+    shell("init", name, "--into", "mine")
+    assert Path("mine/graphspec.schema.json").is_file()
+    assert load(f"mine/{name}.yaml")[1].nodes()
+
+
+def test_init_overwrites_nothing_and_knows_its_names(shell: Shell) -> None:
+    shell("init", "digits")
+    Path("digits.yaml").write_text("mine")
+    _, err = shell("init", "digits", code=1)
+    assert "exists already" in err
+    assert Path("digits.yaml").read_text() == "mine"
+    _, err = shell("init", "digts", "--into", "other", code=1)
+    assert "digits" in err
+    assert not Path("other").exists()
+
+
+# -- show and diff ----------------------------------------------------------------------------------------------------
+
+
+def test_show_draws_before_and_after(shell: Shell) -> None:
+    shell("search", "tiny.yaml", "-q")
+    run = RunDir.latest()
+    for kind in ("svg", "html", "dot", "txt"):
+        shell("show", "-o", f"after.{kind}")
+        shell("show", "tiny.yaml", "-o", f"before.{kind}")
+        assert Path(f"after.{kind}").read_text() != Path(f"before.{kind}").read_text()
+    out, _ = shell("show", str(run.path), "--block", "stage0.block0")
+    assert "level0.sep_conv_3x3" in out
+
+
+def test_show_refuses_what_it_cannot_draw(shell: Shell) -> None:
+    assert "try a file that ends in" in shell("show", "tiny.yaml", "-o", "x.png", code=1)[1]
+    assert "no run yet" in shell("show", code=1)[1]
+    assert "nowhere" in shell("show", "nowhere.yaml", code=1)[1]
+    shell("compile", "tiny.yaml")
+    assert "--set changes a spec" in shell("show", "--set", "seed=1", code=1)[1]
+
+
+def test_diff_lists_what_went(shell: Shell) -> None:
+    shell("search", "tiny.yaml", "-q")
+    result = json.loads(RunDir.latest().search.result.read_text())
+    out, _ = shell("diff", "tiny.yaml", "runs/latest", "--json")
+    found = json.loads(out)
+    text = json.dumps(found)
+    assert str(result["full"]["params"]) in text
+    assert str(result["found"]["params"]) in text
+    rendered, _ = shell("diff", "tiny.yaml", "runs/latest")
+    assert re.search(r"stage\d\.block\d", rendered)
+    same = json.loads(shell("diff", "tiny.yaml", "tiny.yaml", "--json")[0])
+    assert same != found
+
+
+# -- derive -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", ["block", "none"])
+def test_a_derived_network_is_retrained(shell: Shell, share: str) -> None:
+    for name in ("tiny.yaml", "wider.yaml"):
+        path = Path(name)
+        path.write_text(f"{path.read_text()}gates: {{share: {share}}}\n")
+    shell("search", "tiny.yaml", "-q")
+    arch = RunDir.latest().search.arch
+    chosen = [] if share == "block" else ["--block", "stage0.block1"]
+    if chosen:
+        _, err = shell("derive", str(arch), "--into", "wider.yaml", code=1)
+        assert "--block" in err
+        assert RunDir.latest().search.arch == arch  # no half-made run
+    _, err = shell("derive", str(arch), "--into", "wider.yaml", *chosen)
+    assert "graphspec retrain" in err
+    run = RunDir.latest()
+    assert run.path.name.startswith("wider")
+    kept = yaml.safe_load(run.search.arch.read_text())["edges"]
+    before = yaml.safe_load(arch.read_text())["edges"]
+    source = "normal" if share == "block" else "stage0.block1"
+    assert all(scope["kept"] == before[source]["kept"] for scope in kept.values() if scope["kind"] == "normal")
+    shell("show")
+    out, _ = shell("retrain", "-q", "--json")
+    result = json.loads(out)
+    costs = yaml.safe_load(run.search.arch.read_text())["costs"]
+    assert result["found"]["params"] == costs["found"]["params"]
+    assert result["supernet_accuracy"] is None
+    assert "no weights to inherit" in shell("retrain", "--inherit", "--overwrite", code=1)[1]
+
+
+def test_derive_says_what_is_wrong_and_leaves_nothing(shell: Shell) -> None:
+    assert "cannot be read" in shell("derive", "nowhere.yaml", "--into", "tiny.yaml", code=1)[1]
+    assert "no architecture" in shell("derive", "tiny.yaml", "--into", "tiny.yaml", code=1)[1]
+    assert not Path("runs").exists()
+
+
+# -- random control ---------------------------------------------------------------------------------------------------
+
+
+def test_a_random_network_matches_the_size_of_another_run(shell: Shell) -> None:
+    shell("search", "tiny.yaml", "-q")
+    first = RunDir.latest()
+    size = json.loads(first.search.result.read_text())["found"]["params"]
+    out, _ = shell("search", "tiny.yaml", "--strategy", "random", "--match", str(first.path), "--seed", "5", "--json")
+    drawn = json.loads(out)
+    graph = load("tiny.yaml")[1]
+    closed = random_closed(graph, size, 5)
+    assert drawn["found"]["params"] <= size
+    assert drawn["gates"] - drawn["kept_gates"] >= len(closed) > 0
+    assert "no finished search" in shell("search", "wider.yaml", "--match", _compiled("wider.yaml"), code=1)[1]
+
+
+def test_a_mistake_leaves_no_unfinished_search(shell: Shell) -> None:
+    shell("compile", "tiny.yaml", "--set", "search.random_params=10")
+    assert "no random network of 10 parameters" in shell("search", code=1)[1]
+    shell("search", "--set", "search.random_params=4k", "-q")
+
+
+def _compiled(spec: str) -> str:
+    run = api.compile(spec).run
+    if run is None:
+        raise RunError("not compiled")
+    return str(run.path)
+
+
+# -- report -----------------------------------------------------------------------------------------------------------
+
+
+def test_report_covers_a_run_at_every_point(shell: Shell) -> None:
+    shell("compile", "tiny.yaml")
+    sizes = []
+    for step in ("compiled", "search", "retrain"):
+        if step != "compiled":
+            shell(step, "-q")
+        shell("report")
+        page = RunDir.latest().report.read_text()
+        assert "tiny" in page
+        assert not re.search(r"(src|href)=.https?://", page)  # self-contained
+        sizes.append(len(page))
+    assert sizes == sorted(sizes)
+    assert "test accuracy" in page
+    assert "no such run" in shell("report", "runs/nowhere", code=1)[1]
