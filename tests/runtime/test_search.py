@@ -1,22 +1,50 @@
-"""`graphspec search` as a user runs it, on a network of a few thousand weights."""
+"""`graphspec search` as a user runs it, on a network of a few thousand weights.
+
+A process of its own is started only where a process is the point; elsewhere the Python API does the same.
+"""
 
 from __future__ import annotations
 
 import json
 import random
+import resource
 import signal
 import subprocess
 import time
+from collections.abc import Callable, Iterator
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
 import safetensors.torch
+import torch
 import yaml
 
 from compiler.text import from_json
+from graphspec import api
+from graphspec.errors import GraphspecError, RunError
 from tests.tiny import TINY, command, environment, graphspec, write_spec
 
-FINAL = ("arch.yaml", "graph.json", "graph.txt", "weights.safetensors", "metrics.jsonl", "result.json")
+FINAL = ("arch.yaml", "graph.json", "graph.txt", "weights.safetensors", "metrics.jsonl", "result.json", "split.json")
+SHORT = ("search.pretrain_epochs=1", "search.epochs=1")
+OFTEN = ("--set", "search.checkpoint.minutes=0.002")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Sums depend on the number of threads; the processes started here have one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def search(folder: Path, *settings: str, text: str = TINY, quiet: bool = True) -> Path:
+    """Search the tiny space in a new run under `folder`; the search's part of the run."""
+    write_spec(folder, text)
+    with chdir(folder):
+        api.search("tiny.yaml", overrides=settings, quiet=quiet)
+    return folder / "runs" / "latest" / "search"
 
 
 def final_files(folder: Path) -> dict[str, bytes]:
@@ -27,8 +55,7 @@ def final_files(folder: Path) -> dict[str, bytes]:
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a finished search of the tiny spec; tests must not change it."""
     folder = tmp_path_factory.mktemp("searched")
-    graphspec(folder, "compile", str(write_spec(folder)))
-    graphspec(folder, "search")
+    search(folder)
     return folder
 
 
@@ -58,122 +85,181 @@ def test_search_prunes_and_writes_what_it_found(searched: Path) -> None:
     assert list((run / "search" / "tensorboard").iterdir())
 
 
+def test_the_split_is_recorded(searched: Path) -> None:
+    folder = searched / "runs" / "latest" / "search"
+    record = json.loads((folder / "split.json").read_text())
+    parts = safetensors.torch.load((folder / "split.safetensors").read_bytes())
+    assert {name: len(rows) for name, rows in parts.items()} | {"digest": record["digest"]} == record
+    assert torch.cat(list(parts.values())).sort().values.tolist() == list(range(1437))
+
+
 def test_the_same_seed_gives_the_same_files(searched: Path, tmp_path: Path) -> None:
-    graphspec(tmp_path, "compile", str(write_spec(tmp_path)))
-    graphspec(tmp_path, "search")
+    search(tmp_path)
     assert final_files(tmp_path) == final_files(searched)
 
 
-def test_another_seed_gives_other_weights(searched: Path, tmp_path: Path) -> None:
-    graphspec(tmp_path, "search", str(write_spec(tmp_path)), "--seed", "1", "--set", "search.epochs=1")
-    assert final_files(tmp_path)["weights.safetensors"] != final_files(searched)["weights.safetensors"]
+def test_another_seed_gives_other_weights_and_another_split(searched: Path, tmp_path: Path) -> None:
+    search(tmp_path, "seed=1", *SHORT)
+    files, others = final_files(tmp_path), final_files(searched)
+    assert files["weights.safetensors"] != others["weights.safetensors"]
+    assert files["split.json"] != others["split.json"]
 
 
-def test_a_search_killed_at_random_moments_ends_bit_identical(searched: Path, tmp_path: Path) -> None:
-    graphspec(tmp_path, "compile", str(write_spec(tmp_path)))
-    rng = random.Random(20)
+Moment = Callable[["subprocess.Popen[str]", Path], None]
+
+
+def while_writing(process: subprocess.Popen[str], checkpoints: Path) -> None:
+    """Until a checkpoint is being written."""
+    while process.poll() is None and not list(checkpoints.glob(".*.tmp")):
+        time.sleep(0.0005)
+
+
+def at_a_prune(process: subprocess.Popen[str], checkpoints: Path) -> None:
+    """Until edges have been pruned and the checkpoint after it is still to come."""
+    assert process.stderr is not None
+    while not (line := process.stderr.readline()).startswith("pruned") and line:
+        pass
+
+
+def a_random_moment_later(process: subprocess.Popen[str], checkpoints: Path) -> None:
+    """Until a random moment after the next checkpoint."""
+    before = set(checkpoints.glob("*.json"))
+    while process.poll() is None and not set(checkpoints.glob("*.json")) - before:
+        time.sleep(0.005)
+    time.sleep(random.Random(20).random() * 0.3)
+
+
+def test_a_search_killed_at_bad_moments_ends_bit_identical(searched: Path, tmp_path: Path) -> None:
+    with chdir(tmp_path):
+        api.compile(write_spec(tmp_path))
     checkpoints = tmp_path / "runs" / "latest" / "search" / "checkpoints"
+    moments: tuple[Moment, ...] = (while_writing, at_a_prune, a_random_moment_later, at_a_prune)
     kills = 0
-    for wanted in (1, 3, 4, 5):  # let it come to this checkpoint, then kill it a random moment later
+    for moment in moments:
         process = subprocess.Popen(
-            command("search", "--resume", "--set", "search.checkpoint.minutes=0.002"),
-            cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL,
+            command("search", "--resume", *OFTEN),
+            cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        while process.poll() is None and not any(int(p.stem) >= wanted for p in checkpoints.glob("*.json")):
-            time.sleep(0.005)
-        time.sleep(rng.random() * 0.3)
+        moment(process, checkpoints)
         process.send_signal(signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
-    assert kills >= 2
-    graphspec(tmp_path, "search", "--resume", "--set", "search.checkpoint.minutes=0.002")
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+    assert kills >= 3
+    graphspec(tmp_path, "search", "--resume", *OFTEN)
     assert final_files(tmp_path) == final_files(searched)
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, signum: int, code: int) -> None:
-    graphspec(tmp_path, "compile", str(write_spec(tmp_path)), "--set", "search.epochs=500")
+def limit_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, 16_384))
+
+
+def test_after_a_signal_and_a_full_disk_the_checkpoint_is_there(tmp_path: Path) -> None:
+    with chdir(tmp_path):
+        api.compile(write_spec(tmp_path))
     checkpoints = tmp_path / "runs" / "latest" / "search" / "checkpoints"
-    process = subprocess.Popen(command("search"), cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
+    settings = ("--set", "search.epochs=500")
+    process = subprocess.Popen(
+        command("search", *settings), cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
+    )
     while process.poll() is None and not list(checkpoints.glob("*.json")):
         time.sleep(0.01)
-    process.send_signal(signum)
+    process.send_signal(signal.SIGTERM)
     _, errors = process.communicate()
-    assert process.returncode == code, errors
-    assert "--resume" in errors
+    assert process.returncode == 143, errors
+    assert "graphspec search runs/tiny-001-s0 --resume --set search.epochs=500" in errors
     assert "Traceback" not in errors
-    assert list(checkpoints.glob("*.json"))
+    before = {path.name: path.read_bytes() for path in checkpoints.iterdir()}
+    assert before
+    full = subprocess.run(
+        command("search", "--resume", *settings, "--quiet"), cwd=tmp_path, env=environment(), preexec_fn=limit_files,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert full.returncode == 1, full.stderr
+    assert "cannot write" in full.stderr
+    assert "free some space" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert {path.name: path.read_bytes() for path in checkpoints.iterdir()} == before
 
 
-def test_resuming_a_finished_search_says_so(searched: Path) -> None:
+def test_resuming_a_finished_search_says_so(searched: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = final_files(searched)
-    assert "complete already" in graphspec(searched, "search", "--resume").stderr
+    with chdir(searched):
+        api.search(resume=True)
+    assert "complete already" in capsys.readouterr().err
     assert final_files(searched) == before
 
 
-def test_resuming_with_a_changed_spec_names_the_keys(searched: Path) -> None:
-    done = graphspec(searched, "search", "--resume", "--set", "search.gates.gamma=0.5", code=1)
-    assert "search.gates.gamma" in done.stderr
+@pytest.mark.parametrize(
+    ("setting", "resume", "said"),
+    [
+        ("search.gates.gamma=0.5", True, "search.gates.gamma"),
+        ("seed=0", False, "--overwrite"),
+        ("symbols.width=12", False, "another graph"),
+    ],
+)
+def test_a_finished_search_is_left_alone(searched: Path, setting: str, resume: bool, said: str) -> None:
+    with chdir(searched), pytest.raises(GraphspecError, match=said):
+        api.search(overrides=[setting], resume=resume)
 
 
-def test_a_finished_search_is_not_overwritten_by_accident(searched: Path) -> None:
-    assert "--overwrite" in graphspec(searched, "search", code=1).stderr
-
-
-def test_overrides_that_change_the_graph_are_refused(searched: Path) -> None:
-    assert "another graph" in graphspec(searched, "search", "--set", "symbols.width=12", code=1).stderr
+def test_a_search_that_failed_at_once_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    with chdir(tmp_path):
+        api.compile(write_spec(tmp_path))
+        with pytest.raises(RunError, match="no-such-folder"):
+            api.search(overrides=["data.name=mnist", "data.root=no-such-folder"])
+        api.search(overrides=SHORT, quiet=True)
+    assert (tmp_path / "runs" / "latest" / "search" / "arch.yaml").is_file()
 
 
 def test_search_without_a_run_says_what_to_do(tmp_path: Path) -> None:
-    assert "graphspec compile" in graphspec(tmp_path, "search", code=1).stderr
+    with chdir(tmp_path), pytest.raises(RunError, match="graphspec compile"):
+        api.search()
 
 
 def test_an_infinite_loss_stops_the_search(tmp_path: Path) -> None:
-    spec = write_spec(tmp_path)
-    done = graphspec(tmp_path, "search", str(spec), "--set", "search.lr=1e30", code=1)
-    assert "became" in done.stderr
-    assert "step" in done.stderr
-    assert "search.lr" in done.stderr
+    with pytest.raises(RunError, match=r"at step \d+ of epoch 1 \(pretrain\); learning rate: search.lr .*checkpoint"):
+        search(tmp_path, "search.lr=1e30")
 
 
 def test_a_network_without_gates_is_an_error(tmp_path: Path) -> None:
     text = TINY.replace("{count: 2, ops", "{count: 2, gated: false, gate_input: false, ops").replace(
         ", gated: true", ""
     )
-    assert "no gates" in graphspec(tmp_path, "search", str(write_spec(tmp_path, text)), code=1).stderr
+    with pytest.raises(RunError, match="no gates"):
+        search(tmp_path, text=text)
 
 
-def test_nothing_pruned_is_a_warning(tmp_path: Path) -> None:
-    done = graphspec(
-        tmp_path, "search", str(write_spec(tmp_path)), "--set", "search.gates.gamma=0", "--set", "search.epochs=1"
-    )
-    assert "nothing was pruned" in done.stderr
+def test_nothing_pruned_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    search(tmp_path, "search.gates.gamma=0", *SHORT)
+    assert "nothing was pruned; raise search.gates.gamma" in capsys.readouterr().err
 
 
-def test_too_high_a_penalty_keeps_a_path_and_says_so(tmp_path: Path) -> None:
+def test_too_high_a_penalty_keeps_a_path_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = ["search.gates.gamma=50", "search.gates.exempt_last_input=false", "search.epochs=2"]
-    done = graphspec(tmp_path, "search", str(write_spec(tmp_path)), *(a for s in settings for a in ("--set", s)))
-    assert "kept" in done.stderr
-    graph = from_json((tmp_path / "runs" / "latest" / "search" / "graph.json").read_text())
+    folder = search(tmp_path, *settings, quiet=False)
+    graph = from_json((folder / "graph.json").read_text())
     assert "reduce.out" in graph
-    assert "identity now" in done.stderr
+    assert len(graph.gates()) == 1
+    told = capsys.readouterr().err
+    assert "although zero: without it nothing reaches the output" in told
+    assert "stage0.block1 lost all its edges: it is the identity now" in told
+    assert "every edge that may go was pruned, 1 of 38 gates are left; lower search.gates.gamma" in told
+    assert "since pruning a step takes" in told
+    assert "(before: " in told
 
 
 def test_smoke_leaves_nothing_behind(tmp_path: Path) -> None:
-    spec = write_spec(tmp_path)
-    graphspec(tmp_path, "search", str(spec), "--smoke")
+    with chdir(tmp_path):
+        api.smoke(write_spec(tmp_path), quiet=True)
     assert [p.name for p in tmp_path.iterdir()] == ["tiny.yaml"]
 
 
-@pytest.mark.parametrize("settings", [
-    ["search.lowering=reference"], ["search.precision=bf16"], ["search.accumulate=3"], ["search.recompute=true"],
-    ["search.weight_steps=4"], ["search.gates.adaptive=flops"], ["search.gates.adaptive=mac"],
-    ["search.gates.adaptive=latency"], ["search.gates.nonnegative=false"], ["gates.share=block"],
-], ids=lambda s: s[0])  # fmt: skip
-def test_every_setting_runs(tmp_path: Path, settings: list[str]) -> None:
-    from graphspec import api
-
-    spec = write_spec(tmp_path)
-    overrides = [*settings, "search.pretrain_epochs=1", "search.epochs=2"]
-    compiled = api.compile(spec, out=tmp_path / "run", overrides=overrides, root=tmp_path)
-    result = api.search(compiled.run, overrides=overrides, quiet=True)
-    assert result.accuracy > 0.15
+@pytest.mark.parametrize("setting", [
+    "search.lowering=reference", "search.precision=bf16", "search.accumulate=3", "search.recompute=true",
+    "search.weight_steps=4", "search.gates.adaptive=flops", "search.gates.adaptive=mac",
+    "search.gates.adaptive=latency", "search.gates.nonnegative=false", "gates.share=block",
+])  # fmt: skip
+def test_every_setting_runs(tmp_path: Path, setting: str) -> None:
+    folder = search(tmp_path, setting, *SHORT, "search.batch_size=16")
+    assert json.loads((folder / "result.json").read_text())["accuracy"] > 0.15
+    assert (folder / "latencies.json").is_file() == setting.endswith("latency")
