@@ -110,7 +110,7 @@ def dispatched_ops(step: Step) -> int:
 
 
 def seconds_by_group(step: Step, group_of: Callable[[list[str]], str]) -> dict[str, float]:
-    """Self CPU seconds of a step by group; `group_of` gets the names of an event and of those around it, inner first."""
+    """Self CPU seconds of a step by group; `group_of` gets the names of an event and those around it, inner first."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU]) as profiler:

@@ -57,7 +57,7 @@ def evaluate(
         if node.id != INPUT:
             inputs = _inputs(graph, node, values, gates or {}, edges)
             if inputs:
-                values[node.id] = _apply(node, inputs, params)
+                values[node.id] = apply(node, inputs, params)
     return values[OUTPUT].numpy()
 
 
@@ -80,7 +80,8 @@ def _inputs(
     ]
 
 
-def _apply(node: Node, inputs: list[Tensor], params: Tensors) -> Tensor:
+def apply(node: Node, inputs: list[Tensor], params: Tensors) -> Tensor:
+    """A node's value from its inputs, summed already where the op sums; `params` are by `<node>.<param>`."""
     for step in steps(node.op, node.attrs):
         prefix = f"{node.id}.{step.name}." if step.name else f"{node.id}."
         own = {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}

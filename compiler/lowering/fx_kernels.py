@@ -32,9 +32,15 @@ aten = torch.ops.aten
 # -- coefficients -----------------------------------------------------------------------------------------------------
 
 
-@functools.cache
 def _index(rows: Rows, device: torch.device) -> Tensor:
+    return _new_index(rows, device) if torch.compiler.is_compiling() else _kept_index(rows, device)
+
+
+def _new_index(rows: Rows, device: torch.device) -> Tensor:
     return torch.tensor(rows, dtype=torch.int64, device=device)
+
+
+_kept_index = functools.cache(_new_index)  # copying to a device waits for it
 
 
 def coefficients(rows: Rows, *gates: Tensor) -> Tensor:
@@ -120,10 +126,10 @@ def push(stack: Stack | int, relu: tuple[bool, ...], *values: Tensor) -> Stack:
     if torch.compiler.is_compiling():
         fresh = torch.stack([F.relu(v) if r else v for v, r in zip(values, relu, strict=True)])
         return Stack(fresh, fresh if isinstance(stack, int) else torch.cat([stack.filled, fresh]))
-    if isinstance(stack, int):
-        buffer = _new_slots(stack, values[0].detach())
-        return Stack(buffer, _Push.apply(buffer, None, relu, *values))
-    return Stack(stack.buffer, _Push.apply(stack.buffer, stack.filled, relu, *values))
+    buffer = _new_slots(stack, values[0].detach()) if isinstance(stack, int) else stack.buffer
+    filled = None if isinstance(stack, int) else stack.filled
+    alike = (value.to(buffer.dtype) for value in values)  # autocast leaves pools in float32 and convolutions in bf16
+    return Stack(buffer, _Push.apply(buffer, filled, relu, *alike))
 
 
 # -- gated sums over a stack ------------------------------------------------------------------------------------------
