@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from compiler.lowering.torch_ops import TORCH, Builder
-from compiler.ops import Shape
+from compiler.lowering.torch_ops import TORCH, Builder, Conv
 
 aten = torch.ops.aten
 
@@ -29,30 +28,32 @@ class _FrozenConv(Function):
     """A convolution whose weight is fixed, as in a gate step: keeps the weight and not the input."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, conv: nn.Conv2d) -> Tensor:
-        ctx.window = conv.stride, conv.padding, conv.dilation, False, (0, 0), conv.groups
-        ctx.shape = x.shape
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, window: tuple[Any, ...]) -> Tensor:
+        ctx.window, ctx.shape = window, x.shape
         ctx.save_for_backward(weight)
-        return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+        return F.conv2d(x, weight, bias, *window)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (weight,) = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.window
         like, weight = _shape_only(grad, ctx.shape), weight.to(grad.dtype)
-        grads = aten.convolution_backward(grad, like, weight, None, *ctx.window, [True, False, False])
+        window = (stride, padding, dilation, False, (0, 0), groups)
+        grads = aten.convolution_backward(grad, like, weight, None, *window, [True, False, False])
         return grads[0], None, None, None
 
 
-class Conv(nn.Conv2d):
+class LeanConv(Conv):
     """A 2-d convolution."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(N, channels, H', W')`."""
+    def convolve(self, x: Tensor, stride: Any, padding: Any) -> Tensor:
+        """The convolution of `x: (N, C, H, W)`."""
         trained = self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
         if trained or not x.requires_grad or torch.compiler.is_compiling():
-            return super().forward(x)
-        y: Tensor = _FrozenConv.apply(x, self.weight, self.bias, self)
+            return super().convolve(x, stride, padding)
+        window = (stride, padding, self.dilation, self.groups)
+        y: Tensor = _FrozenConv.apply(x, self.weight, self.bias, window)
         return y
 
 
@@ -123,13 +124,9 @@ class AvgPool(nn.Module):
         return y
 
 
-def _conv(a: Any, ins: tuple[Shape, ...], out: Shape, groups: int) -> nn.Module:
-    return Conv(ins[0][0], out[0], a.kernel, a.stride, a.pad, a.dilation, groups=groups, bias=a.bias is not False)
-
-
 LEAN: dict[str, Builder] = {
-    "conv": lambda a, ins, out: _conv(a, ins, out, a.groups),
-    "depthwise_conv": lambda a, ins, out: _conv(a, ins, out, ins[0][0]),
+    "conv": lambda a, ins, out: LeanConv(ins[0][0], out[0], a, a.groups, a.bias is not False),
+    "depthwise_conv": lambda a, ins, out: LeanConv(ins[0][0], out[0], a, out[0], a.bias is not False),
     "max_pool": lambda a, ins, out: MaxPool(a.kernel, a.stride, a.pad, a.dilation),
     "avg_pool": lambda a, ins, out: (
         AvgPool(a.kernel, a.stride, a.pad) if a.dilation == 1 else TORCH["avg_pool"](a, ins, out)

@@ -45,6 +45,32 @@ def frozen_statistics() -> Iterator[None]:
         _statistics.held = before
 
 
+class Conv(nn.Conv2d):
+    """A 2-d convolution, which with a 1x1 kernel and a stride leaves out the unread pixels before it multiplies.
+
+    oneDNN does the same inside, but up to at least 3.13 its gradient of the weight writes past the end of its memory
+    where the images are channels last and have fewer than 16 channels.
+    """
+
+    def __init__(self, inputs: int, outputs: int, window: Any, groups: int, bias: bool) -> None:
+        super().__init__(
+            inputs, outputs, window.kernel, window.stride, window.pad, window.dilation, groups=groups, bias=bias
+        )
+        self.kernel, self.step, self.border = window.kernel, window.stride, window.pad
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, channels, H', W')`."""
+        if self.kernel > 1 or self.step == 1:
+            return self.convolve(x, self.stride, self.padding)
+        x = F.pad(x, [self.border] * 4) if self.border else x
+        x = x[:, :, :: self.step, :: self.step]
+        return self.convolve(x, (1, 1), (0, 0))
+
+    def convolve(self, x: Tensor, stride: Any, padding: Any) -> Tensor:
+        """The convolution of `x: (N, C, H, W)` as torch computes it."""
+        return F.conv2d(x, self.weight, self.bias, stride, padding, self.dilation, self.groups)
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation over every channel of `(N, C)` or `(N, C, H, W)`.
 
@@ -224,12 +250,6 @@ class Chain(nn.Sequential):
 # -- the rows: (attributes, input shapes, output shape) -> module -----------------------------------------------------
 
 
-def _conv(a: Any, ins: tuple[Shape, ...], out: Shape, groups: int) -> nn.Module:
-    return nn.Conv2d(
-        ins[0][0], out[0], a.kernel, a.stride, a.pad, a.dilation, groups=groups, bias=a.bias is not False
-    )  # fmt: skip
-
-
 def _max_pool(a: Any, ins: tuple[Shape, ...], out: Shape) -> nn.Module:
     return nn.MaxPool2d(a.kernel, a.stride, a.pad, a.dilation)
 
@@ -249,8 +269,8 @@ def _squeeze_excite(a: Any, ins: tuple[Shape, ...], out: Shape) -> nn.Module:
 
 
 TORCH: dict[str, Builder] = {
-    "conv": lambda a, ins, out: _conv(a, ins, out, a.groups),
-    "depthwise_conv": lambda a, ins, out: _conv(a, ins, out, ins[0][0]),
+    "conv": lambda a, ins, out: Conv(ins[0][0], out[0], a, a.groups, a.bias is not False),
+    "depthwise_conv": lambda a, ins, out: Conv(ins[0][0], out[0], a, out[0], a.bias is not False),
     "max_pool": _max_pool,
     "avg_pool": _avg_pool,
     "identity": lambda a, ins, out: nn.Identity(),
@@ -336,6 +356,6 @@ def torch_module(node: Node, inputs: tuple[Shape, ...], table: Mapping[str, Buil
 
 
 __all__ = [
-    "TORCH", "BatchNorm", "Builder", "Chain", "DropPath", "builder_of", "frozen_statistics", "torch_module",
+    "TORCH", "BatchNorm", "Builder", "Chain", "Conv", "DropPath", "builder_of", "frozen_statistics", "torch_module",
     "torch_steps",
 ]  # fmt: skip

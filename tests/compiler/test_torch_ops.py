@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from compiler import ops
@@ -23,6 +24,8 @@ CASES: tuple[tuple[str, dict[str, Any], tuple[Shape, ...]], ...] = (
     ("conv", {"kernel": 3, "channels": 4, "stride": 2}, (IMAGE,)),
     ("conv", {"kernel": 3, "groups": 2, "dilation": 2, "norm": "none", "act": "gelu"}, (IMAGE,)),
     ("conv", {"kernel": 2, "norm": "none", "act": "none", "bias": False}, (IMAGE,)),
+    ("conv", {"kernel": 1, "stride": 2, "channels": 4}, (IMAGE,)),
+    ("conv", {"kernel": 1, "stride": 3, "padding": 2, "norm": "none", "act": "none"}, (IMAGE,)),
     ("depthwise_conv", {"kernel": 5}, (IMAGE,)),
     ("depthwise_conv", {"kernel": 3, "stride": 2, "norm": "none", "act": "none"}, (IMAGE,)),
     ("sep_conv", {"kernel": 3, "channels": 5}, (IMAGE,)),
@@ -119,6 +122,23 @@ def test_inputs_are_left_as_they_were(name: str, attrs: dict[str, Any], shapes: 
     values = values_for(shapes)
     filled(torch_module(node_of(name, attrs, shapes), shapes)).train()(*values)
     assert all(map(torch.equal, values, values_for(shapes)))
+
+
+@pytest.mark.parametrize("table", [TORCH, LEAN], ids=["torch", "lean"])
+def test_no_1x1_convolution_with_a_stride_reaches_torch(table: dict[str, Any]) -> None:
+    """Its gradient can overwrite memory; see `compiler.lowering.torch_ops.Conv`."""
+    strides = []
+
+    class Note(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if "convolution" in str(func):
+                strides.append((args[1].shape[-1], args[3]))
+            return func(*args, **(kwargs or {}))
+
+    node = node_of("conv", {"kernel": 1, "stride": 2}, (IMAGE,))
+    with Note():
+        torch_module(node, (IMAGE,), table)(torch.randn(2, *IMAGE))
+    assert strides == [(1, [1, 1])]
 
 
 # -- lean rows --------------------------------------------------------------------------------------------------------
