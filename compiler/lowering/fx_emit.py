@@ -30,11 +30,13 @@ def python_name(node_id: str) -> str:
 
 def recomputed(block: nn.Module, *values: Tensor) -> Tensor:
     """The block's value, of which only the inputs are kept for the backward pass."""
-    value: Tensor = (
-        checkpoint(block, *values, use_reentrant=False, context_fn=_pass_contexts)
-        if torch.is_grad_enabled()
-        else block(*values)
-    )
+    value: Tensor
+    if not torch.is_grad_enabled():
+        value = block(*values)
+    elif torch.compiler.is_compiling():  # compiled code updates statistics outside of what it recomputes
+        value = checkpoint(block, *values, use_reentrant=False)
+    else:
+        value = checkpoint(block, *values, use_reentrant=False, context_fn=_pass_contexts)
     return value
 
 
