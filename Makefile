@@ -36,7 +36,7 @@ types: $(READY) ## Check types (mypy strict)
 	$(BIN)/mypy
 
 unit: $(READY) ## Run the tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 format: $(READY) ## Format the code
 	$(BIN)/ruff format .

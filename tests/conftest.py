@@ -24,3 +24,8 @@ def golden(request: pytest.FixtureRequest) -> Callable[[Path, str], None]:
         assert text == path.read_text(encoding="utf-8"), f"{path} differs; if that is right, pytest --update-golden"
 
     return check
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The one long test starts first, so that two workers end together."""
+    items.sort(key=lambda item: item.path.name != "test_main_job.py")
