@@ -15,8 +15,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import networkx as nx
-
 AttrValue = int | float | str | bool | None | tuple[int, ...] | tuple[float, ...]
 Attrs = tuple[tuple[str, AttrValue], ...]
 
@@ -105,7 +103,8 @@ class Graph:
         self.phase = phase
         self.blocks: tuple[Block, ...] = tuple(blocks)
         self._nodes: dict[str, Node] = {}  # in the order they were added
-        self._dag: nx.DiGraph[str] = nx.DiGraph()  # who reads whom
+        self._into: dict[str, dict[str, Edge]] = {}  # destination -> source -> edge, in the order of slots
+        self._out_of: dict[str, dict[str, Edge]] = {}  # source -> destination -> edge
         self._order: tuple[Node, ...] | None = None  # what `nodes` gives, until the next edit
         self._edges: tuple[Edge, ...] | None = None  # what `edges` gives, until the next edit
         self._inputs: dict[str, tuple[Edge, ...]] = {}  # what `inputs` gives, until the node gets another edge
@@ -135,14 +134,14 @@ class Graph:
         """Ids in the order of `nodes`, without those on a cycle or behind one."""
         names = list(self._nodes)
         rank = {node_id: i for i, node_id in enumerate(names)}
-        missing = {node_id: self._dag.in_degree(node_id) for node_id in rank}
+        missing = {node_id: len(self._into[node_id]) for node_id in rank}
         ready = [rank[i] for i, n in missing.items() if n == 0]
         heapq.heapify(ready)
         ids: list[str] = []
         while ready:
             node_id = names[heapq.heappop(ready)]
             ids.append(node_id)
-            for user in self._dag.successors(node_id):
+            for user in self._out_of[node_id]:
                 missing[user] -= 1
                 if missing[user] == 0:
                     heapq.heappush(ready, rank[user])
@@ -157,20 +156,21 @@ class Graph:
         return []
 
     def _cycle(self) -> list[str]:
-        edges = nx.find_cycle(self._dag)
+        import networkx as nx  # a fifth of a second, and needed only to name a cycle
+
+        edges = nx.find_cycle(nx.DiGraph((e.src, e.dst) for users in self._out_of.values() for e in users.values()))
         return [edges[0][0], *(edge[1] for edge in edges)]
 
     def inputs(self, node_id: str) -> tuple[Edge, ...]:
         """Edges into a node, by slot; KeyError if there is no such node."""
         found = self._inputs.get(node_id)
         if found is None:
-            edges: list[Edge] = [link["edge"] for link in self._dag.pred[node_id].values()]
-            found = self._inputs[node_id] = tuple(sorted(edges, key=lambda edge: edge.slot))
+            found = self._inputs[node_id] = tuple(self._into[node_id].values())
         return found
 
     def users(self, node_id: str) -> tuple[Edge, ...]:
         """Edges out of a node, in the order they were added; KeyError if there is no such node."""
-        return tuple(link["edge"] for link in self._dag.succ[node_id].values())
+        return tuple(self._out_of[node_id].values())
 
     def edges(self) -> tuple[Edge, ...]:
         """All edges, in the order of the nodes they feed, by slot."""
@@ -180,7 +180,7 @@ class Graph:
 
     def edge_count(self) -> int:
         """Number of edges."""
-        return self._dag.number_of_edges()
+        return sum(map(len, self._into.values()))
 
     def gates(self) -> list[str]:
         """Gate ids without repetition, in the order of their first edge."""
@@ -195,11 +195,11 @@ class Graph:
 
     def ancestors(self, node_id: str) -> set[str]:
         """Ids of all nodes that reach this one."""
-        return set(nx.ancestors(self._dag, node_id))
+        return _reached(node_id, self._into)
 
     def descendants(self, node_id: str) -> set[str]:
         """Ids of all nodes that this one reaches."""
-        return set(nx.descendants(self._dag, node_id))
+        return _reached(node_id, self._out_of)
 
     # -- editing ------------------------------------------------------------------------------------------------
 
@@ -208,17 +208,18 @@ class Graph:
         if node.id in self._nodes:
             raise ValueError(f"node {node.id!r} exists already")
         self._nodes[node.id] = node
-        self._dag.add_node(node.id)
+        self._into[node.id], self._out_of[node.id] = {}, {}
         self._order = self._edges = None
 
     def connect(self, src: str, dst: str, gate: str | None = None) -> None:
         """Add an edge into the next free slot of `dst`; ValueError if the pair is connected already."""
-        if self._dag.has_edge(src, dst):
-            raise ValueError(f"{dst!r} reads {src!r} already")
         for end in (src, dst):
             if end not in self._nodes:
                 raise ValueError(f"no node {end!r}")
-        self._dag.add_edge(src, dst, edge=Edge(src, dst, self._dag.in_degree(dst), gate))
+        if src in self._into[dst]:
+            raise ValueError(f"{dst!r} reads {src!r} already")
+        edge = Edge(src, dst, len(self._into[dst]), gate)
+        self._into[dst][src] = self._out_of[src][dst] = edge
         self._inputs.pop(dst, None)
         self._order = self._edges = None
 
@@ -230,7 +231,9 @@ class Graph:
     def copy(self, phase: Phase | None = None) -> Graph:
         """An independent copy, optionally in another phase."""
         twin = Graph(self.name, phase or self.phase, self.blocks)
-        twin._nodes, twin._dag = dict(self._nodes), self._dag.copy()
+        twin._nodes = dict(self._nodes)
+        twin._into = {node_id: dict(edges) for node_id, edges in self._into.items()}
+        twin._out_of = {node_id: dict(edges) for node_id, edges in self._out_of.items()}
         twin._order, twin._edges, twin._inputs = self._order, self._edges, dict(self._inputs)
         return twin
 
@@ -247,6 +250,17 @@ class Graph:
                 if edge in kept:
                     graph.connect(edge.src, node_id, edge.gate)
         return graph
+
+
+def _reached(start: str, links: Mapping[str, Mapping[str, Edge]]) -> set[str]:
+    """Everything that links lead to from `start`, which is left out."""
+    found: set[str] = set()
+    waiting = [start]
+    while waiting:
+        new = links[waiting.pop()].keys() - found
+        found |= new
+        waiting += new
+    return found - {start}
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def with_an_unknown_op() -> Graph:
 
 def with_a_gap_in_the_slots() -> Graph:
     graph = good()
-    graph._dag.edges["a", "b"]["edge"] = Edge("a", "b", 1)  # no method of Graph makes such an edge
+    graph._into["b"]["a"] = Edge("a", "b", 1)  # no method of Graph makes such an edge
     graph._inputs.clear()
     return graph
 
