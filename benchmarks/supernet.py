@@ -29,7 +29,7 @@ from benchmarks.common import (
     table,
 )
 from compiler.elaborate import load
-from compiler.ir import Block, Edge, Graph
+from compiler.ir import Block, Graph
 from compiler.passes.prune_zero_edges import prune
 from graphspec.config import SearchConfig
 from runtime.supernet import Supernet
@@ -74,34 +74,31 @@ BASE, DEFAULT_LAYOUT, FUSED, PRUNED = "per-edge", "per-edge, default layout", "f
 
 
 def thinned(graph: Graph, share: float, seed: int = 0) -> Graph:
-    """The graph with this share of every block's gated edges gone; what stays lies on paths through the block."""
+    """The graph with this share of every block's gated edges gone; what stays are random paths through the block."""
     rng = random.Random(seed)
     closed: set[str] = set()
     for block in graph.blocks:
-        own = [e for n in graph.nodes() if block.holds(n.id) for e in graph.inputs(n.id)]
-        gated = [e for e in own if e.gate is not None]
-        wanted = round(len(gated) * (1 - share))
-        kept: set[Edge] = set()
-        while wanted >= 3 and len(kept) < wanted:  # a small block, as a reduction, is left whole
-            path = _path_through(graph, block, rng.choice(gated), rng)
+        gates = {e.gate for n in graph.nodes() if block.holds(n.id) for e in graph.inputs(n.id) if e.gate is not None}
+        wanted = round(len(gates) * (1 - share))
+        kept: set[str] = set()
+        while len(kept) < wanted:
+            path = _random_path(graph, block, rng)
             if len(kept | path) <= wanted:
                 kept |= path
-        if kept:
-            closed |= {e.gate for e in gated if e.gate is not None and e not in kept}
+        if kept:  # a block with few gates, such as a reduction, is left whole
+            closed |= gates - kept
     return prune(graph, closed)
 
 
-def _path_through(graph: Graph, block: Block, edge: Edge, rng: random.Random) -> set[Edge]:
-    path, first, last = {edge}, edge.src, edge.dst
-    while block.holds(first):
-        step = rng.choice(graph.inputs(first))
-        path.add(step)
-        first = step.src
-    while last != block.output:
-        step = rng.choice([e for e in graph.users(last) if block.holds(e.dst)])
-        path.add(step)
-        last = step.dst
-    return {e for e in path if e.gate is not None}
+def _random_path(graph: Graph, block: Block, rng: random.Random) -> set[str]:
+    """The gates on a random walk from an input of the block to its output."""
+    gates, at = set(), rng.choice(block.inputs)
+    while at != block.output:
+        edge = rng.choice([e for e in graph.users(at) if block.holds(e.dst)])
+        at = edge.dst
+        if edge.gate is not None:
+            gates.add(edge.gate)
+    return gates
 
 
 # -- one step ---------------------------------------------------------------------------------------------------------
