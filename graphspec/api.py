@@ -16,8 +16,9 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import yaml
 
@@ -36,6 +37,7 @@ from runtime.files import write_text
 from runtime.opened import Opened
 from runtime.rundir import RUNS, RunDir
 from runtime.rundir import Compiled as RunFiles
+from runtime.study import Study, checked_seeds, copy_search, found_params, found_sizes
 
 if TYPE_CHECKING:
     from runtime.export import ExportResult
@@ -117,30 +119,110 @@ def open_run(target: Target = None, overrides: Sequence[str] = ()) -> Opened:
     return Opened(target, spec, graph)
 
 
+@overload
 def search(
     target: Target = None,
     *,
+    seeds: None = None,
+    match: str | os.PathLike[str] | None = None,
     overrides: Sequence[str] = (),
     penalty_type: type[Penalty] | None = None,
     **options: Any,
-) -> SearchResult:
+) -> SearchResult: ...
+@overload
+def search(
+    target: Target = None,
+    *,
+    seeds: Sequence[int],
+    match: str | os.PathLike[str] | None = None,
+    overrides: Sequence[str] = (),
+    penalty_type: type[Penalty] | None = None,
+    **options: Any,
+) -> Study[SearchResult]: ...
+def search(
+    target: Target = None,
+    *,
+    seeds: Sequence[int] | None = None,
+    match: str | os.PathLike[str] | None = None,
+    overrides: Sequence[str] = (),
+    penalty_type: type[Penalty] | None = None,
+    **options: Any,
+) -> SearchResult | Study[SearchResult]:
     """Search the space of a run; `options` are those of `runtime.jobs.JobOptions`.
 
-    `penalty_type`, a subclass of `runtime.penalties.Penalty`, decides the sparsity weight of every gate.
+    With `seeds`, once for each, in runs below the run. `match` is the run whose size the random strategy draws at (with
+    `seeds` and a run of several seeds, that of the same seed). `penalty_type`, a subclass of
+    `runtime.penalties.Penalty`, decides the sparsity weight of every gate.
     """
     from runtime.jobs import JobOptions
     from runtime.penalties import Penalty
-    from runtime.run_search import run_search
+    from runtime.run_search import SearchResult, run_search
+    from runtime.run_study import StudyJob, refuse_study
 
-    return run_search(open_run(target, overrides), JobOptions(**options), penalty_type or Penalty)
+    job = JobOptions(**options)
+    if seeds is None:
+        opened = open_run(target, matched(target, overrides, match))
+        refuse_study(opened, "search")
+        return run_search(opened, job, penalty_type or Penalty)
+    chosen = _checked(seeds, overrides)
+    _check_match(target, overrides, match)
+    run_one = partial(run_search, penalty_type=penalty_type or Penalty)
+    path = None if match is None else Path(match)
+    sizes = {} if path is None else found_sizes(RunDir.open(path), chosen)
+    return StudyJob("search", open_run(target, overrides), chosen, job, run_one, SearchResult.of, path, sizes).run()
 
 
-def retrain(target: Target = None, *, overrides: Sequence[str] = (), **options: Any) -> RetrainResult:
-    """Train the found network from scratch; `options` are those of `runtime.jobs.JobOptions`."""
+@overload
+def retrain(
+    target: Target = None, *, seeds: None = None, overrides: Sequence[str] = (), **options: Any
+) -> RetrainResult: ...
+@overload
+def retrain(
+    target: Target = None, *, seeds: Sequence[int], overrides: Sequence[str] = (), **options: Any
+) -> Study[RetrainResult]: ...
+def retrain(
+    target: Target = None, *, seeds: Sequence[int] | None = None, overrides: Sequence[str] = (), **options: Any
+) -> RetrainResult | Study[RetrainResult]:
+    """Train the found network from scratch; `options` are those of `runtime.jobs.JobOptions`.
+
+    With `seeds`, once for each: what the search of the same seed found, or the one network that the run found.
+    """
     from runtime.jobs import JobOptions
-    from runtime.run_retrain import run_retrain
+    from runtime.run_retrain import RetrainResult, run_retrain
+    from runtime.run_study import StudyJob, refuse_study
 
-    return run_retrain(open_run(target, overrides), JobOptions(**options))
+    job = JobOptions(**options)
+    if seeds is None:
+        opened = open_run(target, overrides)
+        refuse_study(opened, "retrain")
+        return run_retrain(opened, job)
+    chosen = _checked(seeds, overrides)
+    return StudyJob("retrain", open_run(target, overrides), chosen, job, run_retrain, RetrainResult.of).run()
+
+
+def _checked(seeds: Sequence[int], overrides: Sequence[str]) -> tuple[int, ...]:
+    if any(override.partition("=")[0].strip() == "seed" for override in overrides):
+        raise RunError("one seed (--seed, --set seed=N) and several (--seeds) are asked for\n  try: one of the two")
+    return checked_seeds(seeds)
+
+
+def matched(target: Target, overrides: Sequence[str], match: str | os.PathLike[str] | None) -> list[str]:
+    """The overrides, with the size that the run `match` found; RunError if it found none or nothing is drawn."""
+    _check_match(target, overrides, match)
+    size = [] if match is None else [f"search.random_params={found_params(RunDir.open(Path(match)))}"]
+    return [*overrides, *size]
+
+
+def _check_match(target: Target, overrides: Sequence[str], match: str | os.PathLike[str] | None) -> None:
+    """RunError if `match` would be of no use."""
+    if match is None:
+        return
+    spec = load(Path(str(target)), overrides)[0] if _is_spec(target) else open_run(target, overrides).spec
+    if spec.config.search.strategy != "random":
+        raise RunError(
+            f"--match {Path(match)}: only a random network is drawn at a size, and search.strategy is "
+            f"{spec.config.search.strategy}\n  try: --strategy random"
+        )
 
 
 SMOKE = {
@@ -161,8 +243,13 @@ SMOKE = {
 """Two steps of every stage on fake data: what `--smoke` sets."""
 
 
-def smoke(target: Target = None, last: str = "search", *, overrides: Sequence[str] = (), **options: Any) -> None:
-    """Run two steps of every stage up to `last` (search or retrain) on fake data, in a folder that is removed again."""
+def smoke(
+    target: Target = None, last: str = "search", *, overrides: Sequence[str] = (), **options: Any
+) -> tuple[str, ...]:
+    """Run two steps of every stage up to `last` (search or retrain) on fake data, in a folder that is removed again.
+
+    Where the run has found or been given a network, only that one is retrained. Gives the jobs that ran.
+    """
     opened = open_run(target, overrides) if not _is_spec(target) else None
     source = opened.run.resolved if opened else Path(str(target))
     spec = opened.spec if opened else load(source, overrides)[0]
@@ -173,10 +260,16 @@ def smoke(target: Target = None, last: str = "search", *, overrides: Sequence[st
     options = {**options, "resume": False, "overwrite": False}
     with tempfile.TemporaryDirectory(prefix="graphspec-smoke-") as folder:
         compiled = compile(source, out=Path(folder) / "run", overrides=settings, root=Path(folder))
-        if last == "search" or compiled.graph.gates():  # without gates there is nothing to search before retraining
+        assert compiled.run is not None
+        if last == "retrain" and opened:
+            copy_search(opened.run.search, compiled.run.search)
+        # without gates, or with a network found before, there is nothing to search before retraining
+        searches = last == "search" or (bool(compiled.graph.gates()) and not compiled.run.search.arch.is_file())
+        if searches:
             search(compiled.run, **options)
         if last == "retrain":
             retrain(compiled.run, **options)
+    return (*(("search",) if searches else ()), *(("retrain",) if last == "retrain" else ()))
 
 
 def _is_spec(target: Target) -> bool:
@@ -191,8 +284,11 @@ def _is_spec(target: Target) -> bool:
 def export(target: Target = None, *, overrides: Sequence[str] = (), **options: Any) -> ExportResult:
     """Emit the network as ONNX and check it; `options` are those of `runtime.export.ExportOptions`."""
     from runtime.export import ExportOptions, run_export
+    from runtime.run_study import refuse_study
 
-    return run_export(open_run(target, overrides), ExportOptions(**options))
+    opened = open_run(target, overrides)
+    refuse_study(opened, "export")
+    return run_export(opened, ExportOptions(**options))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +19,9 @@ QuietOpt = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings on
 SmokeOpt = Annotated[
     bool, typer.Option("--smoke", help="Two steps of every stage on fake data in a folder of its own, then remove it.")
 ]
+SeedsOpt = Annotated[
+    str | None, typer.Option("--seeds", help="Run once for each of several seeds, e.g. 0,1,2.", metavar="LIST")
+]
 
 
 @app.command()
@@ -33,17 +35,26 @@ def search(
     compile_: Annotated[bool, typer.Option("--compile", help="Run torch.compile on the network.")] = False,
     settings: SetOpt = None,
     seed: SeedOpt = None,
+    seeds: SeedsOpt = None,
     device: DeviceOpt = "auto",
     trust_code: TrustOpt = False,
     quiet: QuietOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
     """Pretrain the supernet, search with APG-NAG, prune zero edges; write what was found."""
+    from graphspec import api
+
     overrides = overrides_of(settings, seed)
     overrides += [f"search.strategy={strategy}"] if strategy else []
-    overrides += [f"search.random_params={_found_params(match)}"] if match else []
     overrides += ["search.compile=true"] if compile_ else []
-    _train("search", target, overrides, smoke, as_json, _options(resume, overwrite, device, trust_code, quiet))
+    options = _options(resume, overwrite, device, trust_code, quiet)
+    chosen = _seeds(seeds, smoke)
+    if smoke:
+        _smoke(target, "search", api.matched(target, overrides, match), options)
+    elif chosen is None:
+        _print(api.search(target, overrides=overrides, match=match, **options), as_json)
+    else:
+        _print(api.search(target, overrides=overrides, match=match, seeds=chosen, **options), as_json)
 
 
 @app.command()
@@ -55,37 +66,46 @@ def retrain(
     inherit: Annotated[bool, typer.Option("--inherit", help="Start from the search's weights, gates folded.")] = False,
     settings: SetOpt = None,
     seed: SeedOpt = None,
+    seeds: SeedsOpt = None,
     device: DeviceOpt = "auto",
     trust_code: TrustOpt = False,
     quiet: QuietOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
     """Train the found network from scratch, within the budget; report its test accuracy."""
+    from graphspec import api
+
     overrides = overrides_of(settings, seed) + (["retrain.inherit=true"] if inherit else [])
-    _train("retrain", target, overrides, smoke, as_json, _options(resume, overwrite, device, trust_code, quiet))
-
-
-def _found_params(path: Path) -> int:
-    """Parameters of the network that a run's search found, before its width was set."""
-    from runtime.rundir import RunDir
-
-    result = RunDir.open(path).search.result
-    if not result.is_file():
-        raise RunError(f"--match {path}: this run has no finished search; try: graphspec search {path}")
-    return int(json.loads(result.read_text(encoding="utf-8"))["found"]["params"])
+    options = _options(resume, overwrite, device, trust_code, quiet)
+    chosen = _seeds(seeds, smoke)
+    if smoke:
+        _smoke(target, "retrain", overrides, options)
+    elif chosen is None:
+        _print(api.retrain(target, overrides=overrides, **options), as_json)
+    else:
+        _print(api.retrain(target, overrides=overrides, seeds=chosen, **options), as_json)
 
 
 def _options(resume: bool, overwrite: bool, device: str, trust_code: bool, quiet: bool) -> dict[str, Any]:
     return {"resume": resume, "overwrite": overwrite, "device": device, "trust_code": trust_code, "quiet": quiet}
 
 
-def _train(job: str, target: Any, overrides: list[str], smoke: bool, as_json: bool, options: dict[str, Any]) -> None:
+def _seeds(text: str | None, smoke: bool) -> tuple[int, ...] | None:
+    """The seeds asked for; RunError if the list is wrong."""
+    from runtime.study import parse_seeds
+
+    if text is not None and smoke:
+        raise RunError("--smoke runs once and keeps nothing, so it takes no --seeds\n  try: one of the two")
+    return None if text is None else parse_seeds(text)
+
+
+def _smoke(target: Any, last: str, overrides: list[str], options: dict[str, Any]) -> None:
     from graphspec import api
 
-    if smoke:
-        api.smoke(target, job, overrides=overrides, **{**options, "quiet": True})
-        say(f"smoke run passed: two steps of every stage up to {job} on fake data; nothing was kept")
-        return
-    result = (api.search if job == "search" else api.retrain)(target, overrides=overrides, **options)
+    ran = api.smoke(target, last, overrides=overrides, **{**options, "quiet": True})
+    say(f"smoke run passed: two steps of every stage of {' and '.join(ran)} on fake data; nothing was kept")
+
+
+def _print(result: Any, as_json: bool) -> None:
     if as_json:
         print_json(asdict(result))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,6 +54,7 @@ class Workplace:
 
 
 REPORT_SECONDS = 30.0
+HARMLESS = ("data.workers", "data.download")  # with checkpoint.*: settings that no result depends on
 
 J = TypeVar("J", bound=Job)
 MakeJob = Callable[[Workplace], J]
@@ -95,27 +96,27 @@ def _in_folder(
     with opened.run.locked():
         if folder.is_finished and not options.overwrite:
             return _finished(name, folder, opened, options, console)
-        if options.overwrite or not _has_results(folder):
+        if options.overwrite or not has_results(folder):
             folder.clear()
         elif not options.resume:
             raise RunError(
                 f"{folder.path}: holds an unfinished {name}\n"
                 f"  try: {resume_command(name, opened, options)}   to go on, or --overwrite to start anew"
             )
-        _check_config(name, folder, opened.spec.config)
+        check_config(name, folder, opened.spec.config)
         return run(folder, console)
 
 
-def _has_results(folder: JobDir) -> bool:
+def has_results(folder: JobDir) -> bool:
     """Whether starting anew would lose something; a job that failed before its first checkpoint left nothing."""
     return any(folder.checkpoints.glob("*.json")) or folder.arch.exists()
 
 
-def resume_command(name: str, opened: Opened, options: JobOptions) -> str:
+def resume_command(name: str, opened: Opened, options: JobOptions, more: Sequence[str] = ()) -> str:
     """What to type to go on with a job that runs now, with the settings that were not compiled into its run."""
     compiled = json.loads(opened.run.config.read_text(encoding="utf-8"))
     now = opened.spec.config.model_dump(mode="json")
-    command = ["graphspec", name, str(opened.run.path), "--resume"]
+    command = ["graphspec", name, str(opened.run.path), *more, "--resume"]
     for key in changed_keys(compiled, now):
         value: Any = now
         for part in key.split("."):
@@ -132,19 +133,20 @@ def _finished(name: str, folder: JobDir, opened: Opened, options: JobOptions, co
             f"{folder.path}: the {name} of this run is finished\n"
             f"  try: the next command, --overwrite to do it again, or graphspec compile SPEC for a new run"
         )
-    _check_config(name, folder, opened.spec.config)
+    check_config(name, folder, opened.spec.config)
     console.line(f"the {name} of {opened.run.path} is complete already")
     result: dict[str, Any] = json.loads(folder.result.read_text(encoding="utf-8"))
     return result
 
 
-def _check_config(name: str, folder: JobDir, config: Configuration) -> None:
+def check_config(name: str, folder: JobDir, config: Configuration) -> None:
     """RunError naming the keys of the job that differ from those an earlier part of it ran with."""
     file = folder.path / "config.json"
     if not file.is_file():
         return
     changed = changed_keys(json.loads(file.read_text(encoding="utf-8")), config.model_dump(mode="json"))
     relevant = [key for key in changed if key.split(".")[0] in ("seed", "data", "budget", name)]
+    relevant = [key for key in relevant if key not in HARMLESS and not key.startswith(f"{name}.checkpoint.")]
     if relevant:
         raise RunError(
             f"{folder.path}: cannot go on with a changed spec: {', '.join(relevant)}\n"

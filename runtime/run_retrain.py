@@ -130,7 +130,9 @@ def _finish(place: Workplace, job: RetrainJob, found: Found) -> RetrainResult:
         full=total_cost(place.opened.graph),
         found=total_cost(job.graph),
     )
-    place.console.line(f"{_verdict(result)}\nwrote {place.folder.weights}; next: graphspec export --onnx")
+    place.console.line(
+        f"{_verdict(result)}\nwrote {place.folder.weights}; next: graphspec export {place.opened.run.path} --onnx"
+    )
     return result
 
 

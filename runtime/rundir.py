@@ -155,6 +155,22 @@ class RunDir:
         return self.path / "report.html"
 
     @property
+    def summary(self) -> Path:
+        """What the runs of several seeds reached together."""
+        return self.path / "seeds.json"
+
+    def seed_run(self, seed: int) -> RunDir:
+        """The run of one seed of several; it need not be there."""
+        return RunDir(self.path / "seeds" / str(seed))
+
+    def seed_runs(self) -> dict[int, RunDir]:
+        """The runs of several seeds below this one, by seed."""
+        folder = self.path / "seeds"
+        with guarded(folder, "read"):
+            names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+        return {seed: self.seed_run(seed) for seed in sorted(int(name) for name in names if name.isdecimal())}
+
+    @property
     def search(self) -> JobDir:
         """What the search leaves."""
         return JobDir(self.path / "search")
@@ -170,7 +186,7 @@ class RunDir:
         return self.path / "export"
 
     @staticmethod
-    def create(compiled: Compiled, out: Path | None = None, root: Path = RUNS) -> RunDir:
+    def create(compiled: Compiled, out: Path | None = None, root: Path = RUNS, *, name_latest: bool = True) -> RunDir:
         """Write a run directory at `out`, or at the next free `<root>/<name>-<number>-s<seed>`, and name it the latest.
 
         A kill at any moment leaves `<root>/latest` as it was or naming a complete run. RunError if `out` is not empty
@@ -186,7 +202,8 @@ class RunDir:
         write_text(run.graph_text, compiled.graph_text)
         write_json(run.environment, environment(compiled.seed))
         write_text(run.graph_json, compiled.graph_json)
-        _name_latest(run, root)
+        if name_latest:
+            _name_latest(run, root)
         return run
 
     @staticmethod
@@ -261,7 +278,7 @@ def _claim(out: Path) -> Path:
         raise RunError(f"{out}: is not empty, and graphspec did not make it\n  try: another folder, or an empty one")
     _check_marker(out)
     run = RunDir(out)
-    if run.search.is_started or run.retrain.is_started or run.export.exists():
+    if run.search.is_started or run.retrain.is_started or run.export.exists() or run.seed_runs():
         raise RunError(f"{out}: holds the results of an earlier job\n  try: another folder, or remove this one")
     return out
 

@@ -108,7 +108,7 @@ class SearchJob:
             group["lr"] = self._weight_rate(stage, at)
         with training_only(params, net.gate_vectors.values()):
             loss_fn = classification_loss(net.network, config, self.device)
-            loss = backward(loss_fn, self.weight_feed.batch(at.epoch, index), params, config)
+            loss = backward(loss_fn, self.weight_feed.batch(self._epoch(stage, at), index), params, config)
         clip_gradients(params, config.clip)
         net.weights.step()
         return loss
@@ -120,10 +120,15 @@ class SearchJob:
             group["lr"] = self._gate_rate(stage, at)
         with training_only(vectors.values(), net.weight_params.values()):
             loss_fn = classification_loss(net.network, config, self.device)
-            loss = backward(loss_fn, self.gate_feed.batch(at.epoch, at.step), list(vectors.values()), config)
+            batch = self.gate_feed.batch(self._epoch(stage, at), at.step)
+            loss = backward(loss_fn, batch, list(vectors.values()), config)
         set_gammas(self.penalty, net.gates, vectors)
         net.gates.step()
         return loss
+
+    def _epoch(self, stage: Stage, at: Position) -> int:
+        """The epoch's number over both stages: loaders shuffle by it, and no two epochs may see the same order."""
+        return at.epoch + (self.config.pretrain_epochs if stage.name == SEARCH else 0)
 
     def _weight_rate(self, stage: Stage, at: Position) -> float:
         return rate_now(self.config.schedule, self.config.lr, stage, at)

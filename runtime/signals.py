@@ -18,6 +18,7 @@ class Interrupted(GraphspecError):  # noqa: N818  the user asked for it: it is n
     """A signal stopped the job after a checkpoint; `exit_code` is 128 + the signal's number, as a shell has it."""
 
     def __init__(self, signum: int, resume_command: str) -> None:
+        self.signum = signum
         self.exit_code = 128 + signum
         name = signal.Signals(signum).name
         super().__init__(f"stopped by {name} after writing a checkpoint\n  go on with: {resume_command}")

@@ -150,6 +150,8 @@ def test_a_derived_network_is_retrained(shell: Shell, share: str) -> None:
     costs = yaml.safe_load(run.search.arch.read_text())["costs"]
     assert result["found"]["params"] == costs["found"]["params"]
     assert result["supernet_accuracy"] is None
+    _, err = shell("retrain", "--smoke")
+    assert "every stage of retrain on fake data" in err  # the derived network: the wider space was never searched
     assert "no weights to inherit" in shell("retrain", "--inherit", "--overwrite", code=1)[1]
 
 
@@ -173,6 +175,11 @@ def test_a_random_network_matches_the_size_of_another_run(shell: Shell) -> None:
     assert drawn["found"]["params"] <= size
     assert drawn["gates"] - drawn["kept_gates"] >= len(closed) > 0
     assert "no finished search" in shell("search", "wider.yaml", "--match", _compiled("wider.yaml"), code=1)[1]
+    plain = ("search", "wider.yaml", "--match", str(first.path), "--strategy", "apg_nag")
+    before = list(Path("runs").iterdir())
+    for more in ([], ["--smoke"], ["--seeds", "0,1"]):
+        assert "only a random network is drawn at a size" in shell(*plain, *more, code=1)[1]
+    assert list(Path("runs").iterdir()) == before
 
 
 def test_a_mistake_leaves_no_unfinished_search(shell: Shell) -> None:

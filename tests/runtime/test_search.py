@@ -23,6 +23,8 @@ import yaml
 from compiler.text import from_json
 from graphspec import api
 from graphspec.errors import GraphspecError, RunError
+from runtime.run_search import SearchResult
+from runtime.training import Feed
 from tests.tiny import TINY, command, environment, graphspec, write_spec
 
 FINAL = ("arch.yaml", "graph.json", "graph.txt", "weights.safetensors", "metrics.jsonl", "result.json", "split.json")
@@ -246,6 +248,32 @@ def test_too_high_a_penalty_keeps_a_path_and_says_so(tmp_path: Path, capsys: pyt
     assert "every edge that may go was pruned, 1 of 38 gates are left; lower search.gates.gamma" in told
     assert "since pruning a step takes" in told
     assert "(before: " in told
+
+
+def test_no_two_epochs_see_the_images_in_one_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loaders' epochs count on from pretraining to the search."""
+    epochs: list[tuple[str, int]] = []
+
+    def noted(self: Feed, epoch: int, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        epochs.append((self.loader.purpose, epoch))
+        return batch(self, epoch, index)
+
+    batch = Feed.batch
+    monkeypatch.setattr(Feed, "batch", noted)
+    search(tmp_path, "search.pretrain_epochs=2", "search.epochs=2")
+    assert list(dict.fromkeys(epochs)) == [
+        ("weights", 0), ("weights", 1), ("weights", 2), ("gates", 2), ("weights", 3), ("gates", 3),
+    ]  # fmt: skip
+
+
+def test_resume_takes_settings_that_change_no_result(tmp_path: Path) -> None:
+    folder = search(tmp_path, *SHORT)
+    harmless = ["data.workers=5", "data.download=true", "search.checkpoint.keep=7", "search.checkpoint.minutes=3"]
+    with chdir(tmp_path):
+        again = api.search(overrides=[*SHORT, *harmless], resume=True, quiet=True)
+        assert again == SearchResult.of(json.loads((folder / "result.json").read_text()))
+        with pytest.raises(RunError, match=r"changed spec: search\.clip"):
+            api.search(overrides=[*SHORT, *harmless, "search.clip=3"], resume=True, quiet=True)
 
 
 def test_smoke_leaves_nothing_behind(tmp_path: Path) -> None:
