@@ -123,7 +123,7 @@ def make_step(variant: Variant, kind: str, graph: Graph, config: SearchConfig) -
     weights, gates = list(weight_parameters(net.module).values()), list(net.gate_vectors.values())
     chosen, frozen, optimizer = (weights, gates, net.weights) if kind == "weight" else (gates, weights, net.gates)
     batch = _batches(graph, layout)
-    loss_fn = classification_loss(net.network, config, torch.device("cpu"))
+    loss_fn = classification_loss(net.weight_network, config, torch.device("cpu"))
 
     def step() -> None:
         with record_function("step: data"):

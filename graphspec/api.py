@@ -34,6 +34,7 @@ from graphspec.errors import RunError
 from graphspec.garbage import collector_paused
 from graphspec.spec import Spec
 from runtime.files import write_text
+from runtime.launch import refuse_processes
 from runtime.opened import Opened
 from runtime.rundir import RUNS, RunDir
 from runtime.rundir import Compiled as RunFiles
@@ -105,6 +106,7 @@ def open_run(target: Target = None, overrides: Sequence[str] = ()) -> Opened:
     if not isinstance(target, RunDir):
         path = None if target is None else Path(target)
         if path is not None and _is_spec(path):
+            refuse_processes("compiling", f"graphspec compile {path}, then torchrun with the run")
             compiled = compile(path, overrides=overrides)
             assert compiled.run is not None
             return Opened(compiled.run, compiled.spec, compiled.graph)
@@ -201,6 +203,7 @@ def retrain(
 
 
 def _checked(seeds: Sequence[int], overrides: Sequence[str]) -> tuple[int, ...]:
+    refuse_processes("--seeds", "a run of its own for each seed: graphspec compile SPEC --seed N")
     if any(override.partition("=")[0].strip() == "seed" for override in overrides):
         raise RunError("one seed (--seed, --set seed=N) and several (--seeds) are asked for\n  try: one of the two")
     return checked_seeds(seeds)
@@ -250,6 +253,7 @@ def smoke(
 
     Where the run has found or been given a network, only that one is retrained. Gives the jobs that ran.
     """
+    refuse_processes("--smoke", "it without torchrun")
     opened = open_run(target, overrides) if not _is_spec(target) else None
     source = opened.run.resolved if opened else Path(str(target))
     spec = opened.spec if opened else load(source, overrides)[0]

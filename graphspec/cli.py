@@ -188,6 +188,14 @@ def _deliver(content: str, output: Path | None) -> None:
     say(f"wrote {output}")
 
 
+def _of_rank(message: str) -> str:
+    """The message, with the process that says it where several do a job."""
+    from runtime.launch import Launch
+
+    rank = Launch.here().rank
+    return f"rank {rank}: {message}" if rank else message
+
+
 def main() -> None:
     """Run the command line; a GraphspecError becomes one message and its exit code."""
     import graphspec.export_command
@@ -203,7 +211,9 @@ def main() -> None:
     except GraphspecError as error:
         if debug:
             raise
-        message = str(error)
+        if error.told:
+            raise SystemExit(error.exit_code) from None
+        message = _of_rank(str(error))
         say(message if message.startswith(("error", "--set:")) or ": error: " in message else f"error: {message}")
         raise SystemExit(error.exit_code) from None
     except (BrokenPipeError, KeyboardInterrupt):

@@ -147,6 +147,8 @@ class TrainingConfig(Section):
     """`bf16` runs the network under autocast; gates and their updates stay float32."""
     compile: bool = False
     """Run torch.compile on the network."""
+    sync_batch_norm: bool = True
+    """Several processes: batch norm's statistics run over the whole batch; `false` normalises each process's slice."""
     recompute: bool = False
     """Recompute activations block by block in the backward pass to save memory."""
     checkpoint: CheckpointConfig = CheckpointConfig()

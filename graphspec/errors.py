@@ -57,6 +57,7 @@ class GraphspecError(Exception):
     """The user's input or the job is at fault: printed without a traceback, exit code 1."""
 
     exit_code = 1
+    told = False  # another process of the job has said it already
 
 
 class SpecError(GraphspecError):

@@ -10,6 +10,7 @@ import typer
 
 from graphspec.cli import JsonOpt, SeedOpt, SetOpt, TargetArg, app, overrides_of, print_json, say
 from graphspec.errors import RunError
+from runtime.launch import Launch
 
 ResumeOpt = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")]
 OverwriteOpt = Annotated[bool, typer.Option("--overwrite", help="Start anew over an earlier attempt.")]
@@ -107,5 +108,5 @@ def _smoke(target: Any, last: str, overrides: list[str], options: dict[str, Any]
 
 
 def _print(result: Any, as_json: bool) -> None:
-    if as_json:
+    if as_json and Launch.here().is_main:
         print_json(asdict(result))

@@ -20,9 +20,19 @@ from runtime.seeds import generator, mix
 from runtime.sources import Fetched, Images, Request
 from runtime.split import Split, split_images
 
-__all__ = ["Dataset", "Loader", "Split", "load_dataset"]
+__all__ = ["Dataset", "Loader", "Place", "Split", "load_dataset"]
 
-CPU = torch.device("cpu")
+
+@dataclass(frozen=True)
+class Place:
+    """Where batches go: a device, and which of how many processes that share each of them."""
+
+    device: torch.device = torch.device("cpu")  # noqa: RUF009  a device is a value
+    rank: int = 0
+    world_size: int = 1
+
+
+HERE = Place()
 NO_AUGMENTATION = Augment()
 
 _STATISTICS_SAMPLE = 4096  # images of a streamed set that mean and standard deviation are computed on
@@ -47,18 +57,16 @@ class Loader:
     purpose: str = "evaluation"  # loaders of one seed with different purposes shuffle and augment differently
     seed: int = 0
     augment: Augment = NO_AUGMENTATION
-    device: torch.device = CPU
-    rank: int = 0
-    world_size: int = 1
+    place: Place = HERE
 
     def __post_init__(self) -> None:
         if len(self.rows) == 0:
             raise RunError(f"there are no images for {self.purpose}")
-        batch = min(self.batch_size, len(self.rows))
-        if self.training and batch % self.world_size:
+        batch, size = min(self.batch_size, len(self.rows)), self.place.world_size
+        if self.training and batch % size:
             raise RunError(
-                f"{self.purpose}: a batch of {batch} images cannot be shared evenly by {self.world_size} processes; "
-                f"make batch_size a multiple of {self.world_size} (there are {len(self.rows)} images)"
+                f"{self.purpose}: a batch of {batch} images cannot be shared evenly by {size} processes; "
+                f"make batch_size a multiple of {size} (there are {len(self.rows)} images)"
             )
 
     def __len__(self) -> int:
@@ -76,7 +84,7 @@ class Loader:
         mine = ((batch, *self._slice(batch)) for batch in range(start, len(self)))
         plan = [(batch, first, end) for batch, first, end in mine if first < end]
         requests = (self._request(order, epoch, *step) for step in plan)
-        for step, fetched in zip(plan, self.images.fetch(requests, self.device), strict=True):
+        for step, fetched in zip(plan, self.images.fetch(requests, self.place.device), strict=True):
             yield self._finish(fetched, order, epoch, *step)
 
     def _order(self, epoch: int) -> Tensor:
@@ -87,8 +95,8 @@ class Loader:
     def _slice(self, batch: int) -> tuple[int, int]:
         """First and end of this process's images among all of the epoch."""
         first = batch * self.batch_size
-        size = min(self.batch_size, len(self.rows) - first)
-        return first + size * self.rank // self.world_size, first + size * (self.rank + 1) // self.world_size
+        size, place = min(self.batch_size, len(self.rows) - first), self.place
+        return first + size * place.rank // place.world_size, first + size * (place.rank + 1) // place.world_size
 
     def _request(self, order: Tensor, epoch: int, batch: int, first: int, end: int) -> Request:
         if not (self.training and self.images.streams):
@@ -109,9 +117,9 @@ class Loader:
         draws = draws.take(slice(first - offset, end - offset))
         if fetched.kept is not None:
             rows, draws = rows[fetched.kept], draws.take(fetched.kept)
-        draws = draws.to(self.device)
+        draws = draws.to(self.place.device)
         pixels = crop_and_flip(fetched.pixels, fetched.rows, augment.crop_padding, draws)
-        return to_float(pixels, self.normalise, draws, augment.cutout), self.images.labels[rows].to(self.device)
+        return to_float(pixels, self.normalise, draws, augment.cutout), self.images.labels[rows].to(self.place.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,11 +159,9 @@ class Dataset:
         rows: Tensor,
         batch_size: int,
         purpose: str,
+        place: Place = HERE,
         *,
         cutout: int = 0,
-        device: torch.device = CPU,
-        rank: int = 0,
-        world_size: int = 1,
     ) -> Loader:
         """Shuffled, augmented batches of these training images; see `Loader`."""
         return Loader(
@@ -167,26 +173,14 @@ class Dataset:
             purpose=purpose,
             seed=self.seed,
             augment=replace(self.augment, cutout=cutout),
-            device=device,
-            rank=rank,
-            world_size=world_size,
+            place=place,
         )
 
-    def evaluation_loader(
-        self,
-        rows: Tensor | None,
-        batch_size: int,
-        *,
-        device: torch.device = CPU,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> Loader:
+    def evaluation_loader(self, rows: Tensor | None, batch_size: int, place: Place = HERE) -> Loader:
         """Unchanged batches of these training images (the validation part), or of the test images where None."""
         images = self.train if rows is not None else self.test
         chosen = rows if rows is not None else torch.arange(len(self.test.labels))
-        return Loader(
-            images, chosen, self.normalise, batch_size, training=False, device=device, rank=rank, world_size=world_size
-        )
+        return Loader(images, chosen, self.normalise, batch_size, training=False, place=place)
 
 
 def load_dataset(
@@ -226,7 +220,7 @@ def channel_statistics(images: Images, rows: Tensor, seed: int) -> tuple[tuple[f
         rows = rows[sample[:_STATISTICS_SAMPLE]]
     requests = (Request(chunk) for chunk in torch.split(rows, _STATISTICS_CHUNK))
     counts = torch.zeros(())
-    for fetched in images.fetch(requests, CPU):
+    for fetched in images.fetch(requests, HERE.device):
         pixels = fetched.pixels.index_select(0, fetched.rows)
         by_channel = pixels.view(-1, pixels.shape[-1]).T.contiguous()
         chunk = torch.stack([torch.bincount(channel, minlength=256) for channel in by_channel])

@@ -24,7 +24,7 @@ from compiler.lowering.onnx import Preprocessing, check_opset, emit, save
 from compiler.text import graph_hash
 from graphspec.config import ExportConfig
 from graphspec.errors import RunError
-from runtime.data import CPU, Dataset, load_dataset
+from runtime.data import HERE, Dataset, load_dataset
 from runtime.files import guarded, sync, write_json
 from runtime.latency import device_name
 from runtime.logs import Console
@@ -167,7 +167,7 @@ def _write_reports(folder: Path, result: ExportResult, *, others_go: bool) -> No
     write_json(folder / PARITY, record)
     with guarded(folder):
         if latencies:
-            write_json(folder / LATENCY, {"device": device_name(CPU), "latencies": latencies})
+            write_json(folder / LATENCY, {"device": device_name(HERE.device), "latencies": latencies})
         else:
             (folder / LATENCY).unlink(missing_ok=True)
         for kind in ("fp16", "int8"):

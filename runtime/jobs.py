@@ -6,7 +6,8 @@ import json
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from graphspec.errors import GraphspecError, RunError
 from runtime.checkpoint import CheckpointStore
 from runtime.data import Dataset, load_dataset
 from runtime.files import write_bytes, write_json, write_text
+from runtime.launch import Launch, refuse_processes
 from runtime.logs import Console, MetricsLog
 from runtime.loop import Job, Loop
 from runtime.opened import Opened
@@ -28,6 +30,7 @@ from runtime.report import write_report
 from runtime.rundir import JobDir, RunDir, environment
 from runtime.signals import StopFlag
 from runtime.training import choose_device
+from runtime.world import ALONE, World, losses_explained
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Workplace:
     device: torch.device
     console: Console
     folder: JobDir
+    world: World
 
 
 REPORT_SECONDS = 30.0
@@ -65,37 +69,68 @@ def run_job(name: str, opened: Opened, options: JobOptions, make: MakeJob[J], fi
     """Run a job to its end and write its result; the result of a finished one is read, not made again.
 
     RunError if there is unfinished work and neither `resume` nor `overwrite` is asked for, or the configuration of
-    what is resumed has changed; Interrupted on a signal.
+    what is resumed has changed; Interrupted on a signal. Where torchrun has started several processes they share the
+    job, and processes that it has started anew resume.
     """
-
-    def run(folder: JobDir, console: Console) -> dict[str, Any]:
-        return _run(name, folder, opened, options, console, make, finish)
-
-    return _in_folder(name, opened, options, run)
+    if Launch.here().restarts:
+        options = replace(options, resume=True, overwrite=False)
+    device = choose_device(options.device)
+    attempt = _Attempt(name, opened, options, World.join(device))
+    return attempt.run(lambda: _train(attempt, device, make, finish))
 
 
 def run_drawing(
     name: str, opened: Opened, options: JobOptions, draw: Callable[[Opened, JobDir, Console], dict[str, Any]]
 ) -> dict[str, Any]:
     """As `run_job`, for a job without training: `draw` writes what it finds and gives the result."""
+    refuse_processes(f"{name} without training", f"graphspec {name} without torchrun")
+    attempt = _Attempt(name, opened, options, ALONE)
 
-    def run(folder: JobDir, console: Console) -> dict[str, Any]:
-        result = draw(opened, folder, console)
-        _write_config(folder, opened.spec.config)
-        write_json(folder.result, result)
+    def run() -> dict[str, Any]:
+        result = draw(opened, attempt.folder, attempt.console)
+        _write_config(attempt.folder, opened.spec.config)
+        write_json(attempt.folder.result, result)
         return result
 
-    return _in_folder(name, opened, options, run)
+    return attempt.run(run)
 
 
-def _in_folder(
-    name: str, opened: Opened, options: JobOptions, run: Callable[[JobDir, Console], dict[str, Any]]
-) -> dict[str, Any]:
-    folder = JobDir(opened.run.path / name)
-    console = Console(options.quiet)
-    with opened.run.locked():
+@dataclass(frozen=True)
+class _Attempt:
+    """One go at a job."""
+
+    name: str
+    opened: Opened
+    options: JobOptions
+    world: World
+
+    @property
+    def folder(self) -> JobDir:
+        """Where the job leaves what it makes."""
+        return JobDir(self.opened.run.path / self.name)
+
+    @property
+    def console(self) -> Console:
+        """Where it speaks; of several processes one does."""
+        return Console(self.options.quiet, silent=not self.world.is_main)
+
+    def run(self, job: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Do the job with the run locked, unless it is finished already; the result."""
+        with ExitStack() as stack:
+
+            def prepare() -> dict[str, Any] | None:
+                stack.enter_context(self.opened.run.locked())
+                return self._prepared()
+
+            done: dict[str, Any] | None = self.world.decided(prepare)
+            with losses_explained(self.world, resume_command(self.name, self.opened, self.options)):
+                return job() if done is None else done
+
+    def _prepared(self) -> dict[str, Any] | None:
+        """Make the folder ready for what is asked for; the result of a job that is finished already."""
+        name, folder, opened, options = self.name, self.folder, self.opened, self.options
         if folder.is_finished and not options.overwrite:
-            return _finished(name, folder, opened, options, console)
+            return _finished(name, folder, opened, options, self.console)
         if options.overwrite or not has_results(folder):
             folder.clear()
         elif not options.resume:
@@ -104,7 +139,7 @@ def _in_folder(
                 f"  try: {resume_command(name, opened, options)}   to go on, or --overwrite to start anew"
             )
         check_config(name, folder, opened.spec.config)
-        return run(folder, console)
+        return None
 
 
 def has_results(folder: JobDir) -> bool:
@@ -116,7 +151,7 @@ def resume_command(name: str, opened: Opened, options: JobOptions, more: Sequenc
     """What to type to go on with a job that runs now, with the settings that were not compiled into its run."""
     compiled = json.loads(opened.run.config.read_text(encoding="utf-8"))
     now = opened.spec.config.model_dump(mode="json")
-    command = ["graphspec", name, str(opened.run.path), *more, "--resume"]
+    command = [*Launch.here().prefix, "graphspec", name, str(opened.run.path), *more, "--resume"]
     for key in changed_keys(compiled, now):
         value: Any = now
         for part in key.split("."):
@@ -170,40 +205,45 @@ def changed_keys(before: Any, after: Any, prefix: str = "") -> list[str]:
     return [] if before == after else [prefix.removesuffix(".")]
 
 
-def _run(
-    name: str,
-    folder: JobDir,
-    opened: Opened,
-    options: JobOptions,
-    console: Console,
-    make: MakeJob[J],
-    finish: Finish[J],
-) -> dict[str, Any]:
+def _train(attempt: _Attempt, device: torch.device, make: MakeJob[J], finish: Finish[J]) -> dict[str, Any]:
+    opened, options, folder, console, world = (
+        attempt.opened,
+        attempt.options,
+        attempt.folder,
+        attempt.console,
+        attempt.world,
+    )
     config, spec = opened.spec.config, opened.spec
-    device = choose_device(options.device)
     channels, height, width = spec.input
     shape = (channels, height, width)
     dataset = load_dataset(config.data, shape, spec.classes, seed=config.seed, trust_code=options.trust_code)
-    place = Workplace(opened, config, dataset, device, console, folder)
+    place = Workplace(opened, config, dataset, device, console, folder, world)
     job = make(place)
-    _write_config(folder, config)
-    settings = config.search if name == "search" else config.retrain
+    if world.is_main:
+        _write_config(folder, config)
+        write_json(folder.environment, environment(config.seed) | {"processes": world.size})
+    settings = config.search if attempt.name == "search" else config.retrain
     store = CheckpointStore(folder.checkpoints, settings.checkpoint.keep, console.warn)
-    log = MetricsLog(folder.path, console.warn)
-    write_json(folder.environment, environment(config.seed))
-    command = resume_command(name, opened, options)
-    with StopFlag() as stop:
-        report = LiveReport(opened.run, console)
-        loop = Loop(job, store, log, console, stop, config.seed, settings.checkpoint, command, report.refresh)
+    log = MetricsLog(folder.path if world.is_main else None, console.warn)
+    command = resume_command(attempt.name, opened, options)
+    report = LiveReport(opened.run, console, is_kept=world.is_main)
+    with StopFlag(speaks=world.is_main) as stop:
+        loop = Loop(job, world, store, log, console, stop, config.seed, settings.checkpoint, command, report.refresh)
         if options.resume and not loop.resume():
             console.line("no checkpoint yet: starting from the beginning")
         loop.run()
-    for path, reason in dataset.skipped.items():
-        console.warn(f"left out {path}: {reason}")
+    _tell_skipped(dataset, console, world)
     result = dict(finish(place, job))
-    write_json(folder.result, result)
+    if world.is_main:
+        write_json(folder.result, result)
     report.write()
     return result
+
+
+def _tell_skipped(dataset: Dataset, console: Console, world: World) -> None:
+    """Name the images that any process has left out."""
+    for path, reason in {path: why for found in world.gathered(dataset.skipped) for path, why in found.items()}.items():
+        console.warn(f"left out {path}: {reason}")
 
 
 @dataclass
@@ -212,6 +252,7 @@ class LiveReport:
 
     run: RunDir
     console: Console
+    is_kept: bool = True  # otherwise another process writes it
     written: float = 0.0
 
     def refresh(self) -> None:
@@ -221,6 +262,8 @@ class LiveReport:
 
     def write(self) -> None:
         """Write it; a report that cannot be written is a warning, the job goes on."""
+        if not self.is_kept:
+            return
         try:
             write_report(self.run)
         except GraphspecError as error:

@@ -132,12 +132,12 @@ class Bar:
 class Console:
     """What people read, on stderr: plain lines, and on a terminal a progress bar with the time left.
 
-    `quiet` leaves only warnings.
+    `quiet` leaves only warnings, `silent` nothing.
     """
 
-    def __init__(self, quiet: bool = False, stream: TextIO | None = None) -> None:
-        self._rich = rich.console.Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
-        self._quiet = quiet
+    def __init__(self, quiet: bool = False, stream: TextIO | None = None, *, silent: bool = False) -> None:
+        self._rich = rich.console.Console(file=stream or sys.stderr, highlight=False, soft_wrap=True, quiet=silent)
+        self._quiet = quiet or silent
 
     def line(self, text: str) -> None:
         """Print a line."""

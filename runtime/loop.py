@@ -1,4 +1,4 @@
-"""The one training loop: stages of epochs of steps, checkpoints, resume, signals, logs.
+"""The one training loop: stages of epochs of steps, checkpoints, resume, signals, logs; in one process or in many.
 
 Search and retrain are jobs that this loop runs. A job's random choices are functions of its position (stage, epoch,
 step), so a checkpoint holds tensors and counters only, and a resumed job ends bit-identical on CPU.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -20,8 +20,9 @@ from graphspec.errors import RunError
 from runtime.checkpoint import CheckpointStore
 from runtime.logs import Console, MetricsLog
 from runtime.seeds import mix
-from runtime.signals import StopFlag
+from runtime.signals import Interrupted, StopFlag
 from runtime.stages import Position, Stage
+from runtime.world import World
 
 
 class Job(Protocol):
@@ -48,6 +49,9 @@ class Job(Protocol):
     def describe(self, record: Mapping[str, Any]) -> str:
         """One line for people from an epoch's record."""
 
+    def parameters(self) -> Iterable[Tensor]:
+        """What training changes and is the same in all processes: weights and gates."""
+
     def tensors(self) -> dict[str, Tensor]:
         """Everything numeric a resumed job needs."""
 
@@ -60,9 +64,13 @@ class Job(Protocol):
 
 @dataclass
 class Loop:
-    """Runs a job to its end; `resume_command` is what to type after an interruption."""
+    """Runs a job to its end; `resume_command` is what to type after an interruption.
+
+    Of several processes the main one alone reads and writes checkpoints; where one is told to stop, all do.
+    """
 
     job: Job
+    world: World
     store: CheckpointStore
     metrics: MetricsLog
     console: Console
@@ -78,13 +86,20 @@ class Loop:
 
     def resume(self) -> bool:
         """Continue from the newest whole checkpoint; False if there is none."""
-        checkpoint = self.store.load_latest()
-        if checkpoint is None:
+        tensors: dict[str, Tensor] = {}
+
+        def newest() -> dict[str, Any] | None:
+            checkpoint = self.store.load_latest()
+            tensors.update(checkpoint.tensors if checkpoint else {})
+            return {"number": checkpoint.number, "state": checkpoint.state} if checkpoint else None
+
+        found = self.world.decided(newest)
+        if found is None:
             return False
-        state = checkpoint.state
-        self.job.restore(checkpoint.tensors, state["job"])
+        state = found["state"]
+        self.job.restore(self.world.from_main(tensors), state["job"])
         self.position, self.sums = Position(**state["position"]), dict(state["sums"])
-        self.written = checkpoint.number
+        self.written = found["number"]
         self.metrics.rewind(state["metrics"])
         return True
 
@@ -97,7 +112,7 @@ class Loop:
                 continue
             self._epoch(stage)
             self._save(stage)
-            self._heed_signal()
+            self._heed(self._signal())
             self.after_epoch()
 
     def _epoch(self, stage: Stage) -> None:
@@ -105,30 +120,40 @@ class Loop:
         name = f"{stage.name} {self.position.epoch + 1}/{stage.epochs}"
         with self.console.progress(name, stage.steps_per_epoch, first) as bar:
             while self.position.step < stage.steps_per_epoch:
-                self._step(stage)
+                signum = self._step(stage)
                 bar.advance()
                 waited = time.monotonic() - self.saved_at
-                if self.stop.requested or (self.config.minutes and waited > 60 * self.config.minutes):
+                if signum or (self.config.minutes and waited > 60 * self.config.minutes):
                     self._save(stage)
-                self._heed_signal()
+                self._heed(signum)
         seconds = time.perf_counter() - started
         self._checked_tensors(stage)  # before pruning and validation look at them
         self._end_epoch(stage, seconds, stage.steps_per_epoch - first)
 
-    def _heed_signal(self) -> None:
-        """Stop if a signal came; a checkpoint is written already."""
-        if self.stop.requested:
-            raise self.stop.interrupted(self.resume_command)
+    def _signal(self) -> int:
+        """The signal that a process got, 0 if none did."""
+        return int(self.world.tables([self.stop.signum or 0]).max())
 
-    def _step(self, stage: Stage) -> None:
+    def _heed(self, signum: int) -> None:
+        """Stop if a signal came; a checkpoint is written already."""
+        if signum:
+            stop = Interrupted(signum, self.resume_command)
+            stop.told = not self.world.is_main
+            raise stop
+
+    def _step(self, stage: Stage) -> int:
+        """Take a step; the signal that a process got in the meantime, 0 if none did."""
         at = self.position
         torch.manual_seed(mix(self.seed, f"{self.job.name}.step", at.stage, at.epoch, at.step))
-        for key, value in self.job.step(stage, at).items():
-            number = float(value)
+        losses = self.job.step(stage, at)
+        table = self.world.tables([*map(float, losses.values()), self.stop.signum or 0])
+        *means, _ = table.mean(0).tolist()
+        for key, number in zip(losses, means, strict=True):
             if not math.isfinite(number):
                 raise self._diverged(stage, at, f"{key} became {number}")
             self.sums[key] = self.sums.get(key, 0.0) + number
         self.position = Position(at.stage, at.epoch, at.step + 1)
+        return int(table[:, -1].max())
 
     def _checked_tensors(self, stage: Stage) -> dict[str, Tensor]:
         """The job's tensors; RunError if one is not finite, so that every checkpoint is a good one."""
@@ -153,6 +178,7 @@ class Loop:
         per_step = seconds / max(steps, 1)
         record = {"stage": stage.name, "epoch": at.epoch + 1}
         record |= self.job.end_epoch(stage, at, means, per_step)
+        self.world.check_same(f"by the end of epoch {at.epoch + 1} of {stage.name}", self.job.parameters())
         for name, values in self.job.histograms().items():
             self.metrics.histogram(name, values)
         self.metrics.write(record)
@@ -173,5 +199,6 @@ class Loop:
             "sums": self.sums,
             "metrics": self.metrics.position(),
         }
-        self.store.save(self.written, tensors, state)
+        if self.world.is_main:
+            self.store.save(self.written, tensors, state)
         self.saved_at = time.monotonic()

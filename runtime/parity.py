@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from graphspec.errors import RunError
 from runtime.augment import Draws, Normalise, to_float
-from runtime.data import CPU, Dataset
+from runtime.data import HERE, Dataset
 from runtime.seeds import generator
 from runtime.sources import Images, Request
 
@@ -146,7 +146,7 @@ def compare(network: Network, torch_network: Reference, form: ImageForm, dataset
 def raw_batches(images: Images, rows: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Pixels (N, H, W, C) uint8 and labels (N,) of these images, in order; unreadable ones are left out."""
     chunks = torch.split(rows, batch)
-    for chunk, fetched in zip(chunks, images.fetch((Request(c) for c in chunks), CPU), strict=True):
+    for chunk, fetched in zip(chunks, images.fetch((Request(c) for c in chunks), HERE.device), strict=True):
         kept = chunk if fetched.kept is None else chunk[fetched.kept]
         yield fetched.pixels.index_select(0, fetched.rows), images.labels[kept]
 

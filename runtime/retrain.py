@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from compiler.costs import total_cost
 from compiler.ir import Graph
 from compiler.lowering.fx import initialise, load_weights, lower, weights_of
-from compiler.lowering.torch_ops import DropPath
+from compiler.lowering.torch_batch import DropPath, share_batches
 from compiler.passes.training_parts import with_training_parts
 from compiler.text import graph_hash
 from graphspec.config import Configuration
 from graphspec.errors import RunError
 from runtime.checkpoint import optimizer_state, restore_optimizer_state
-from runtime.data import Dataset
+from runtime.data import Dataset, Place
 from runtime.stages import Position, Stage
 from runtime.training import (
     Batch,
@@ -34,6 +34,7 @@ from runtime.training import (
     weight_optimizer,
     weight_parameters,
 )
+from runtime.world import ALONE, World
 
 RETRAIN = "retrain"
 
@@ -55,9 +56,11 @@ class RetrainJob:
         device: torch.device,
         classes: int,
         weights: Mapping[str, Any] | None = None,
+        world: World = ALONE,
     ) -> None:
         """`weights` (arrays by `<node>.<param>`, all of `graph`) to start from; None: from scratch."""
         self.graph, self.config, self.device, self.classes = graph, config.retrain, device, classes
+        self.world = world
         trained = with_training_parts(
             graph,
             drop_path=self.config.drop_path,
@@ -67,12 +70,14 @@ class RetrainJob:
         )
         self.own = frozenset(lower(graph).state_dict())  # tensors of `graph`; all others are of training-only parts
         self.module = self._network(trained, config.seed, weights)
-        self.network = network_of(self.module, self.config)
+        self.network = world.replicated(network_of(self.module, self.config))
         self.optimizer = weight_optimizer(self.module, self.config)
         split, batch = dataset.split(config.search.weight_part), self.config.batch_size
-        loader = dataset.training_loader(split.training, batch, RETRAIN, cutout=self.config.cutout, device=device)
+        place = Place(device, world.rank, world.size)
+        loader = dataset.training_loader(split.training, batch, RETRAIN, place, cutout=self.config.cutout)
         self.feed = Feed(loader)
-        self.validation = dataset.evaluation_loader(split.validation, max(batch, 256), device=device)
+        self.validation = dataset.evaluation_loader(split.validation, max(batch, 256), place)
+        self.test = dataset.evaluation_loader(None, max(batch, 256), place)
         self.stages = (Stage(RETRAIN, self.config.epochs, len(loader), batch),)
 
     def _network(self, trained: Graph, seed: int, weights: Mapping[str, Any] | None) -> nn.Module:
@@ -81,6 +86,7 @@ class RetrainJob:
         if weights is not None:
             fresh = {name: array for name, array in weights_of(module).items() if name not in self.own}
             load_weights(module, {**fresh, **weights})
+        share_batches(module, self.world.rank, self.world.size, statistics=self.config.sync_batch_norm)
         module = module.to(self.device).to(memory_format=torch.channels_last)
         return module.train()
 
@@ -125,10 +131,12 @@ class RetrainJob:
 
     def scores(self, batches: Iterable[Batch]) -> Scores:
         """Loss and accuracy over batches, in evaluation mode."""
-        return evaluate(self.module, batches, self.predict)
+        return evaluate(self.module, batches, self.predict, self.world)
 
     def end_epoch(self, stage: Stage, at: Position, means: Mapping[str, float], seconds: float) -> dict[str, Any]:
         """Validate."""
+        if not self.config.sync_batch_norm:
+            self.world.average_statistics(self.module)
         scores = self.scores(self.validation.batches(0))
         cost = total_cost(self.graph)
         return {
@@ -150,6 +158,10 @@ class RetrainJob:
             f"{record['stage']} {record['epoch']:>3}  loss {record['train_loss']:.3f}  "
             f"validation {record['loss']:.3f} accuracy {record['accuracy']:.2%}"
         )
+
+    def parameters(self) -> Iterable[Tensor]:
+        """All weights."""
+        return weight_parameters(self.module).values()
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, statistics and momenta by name."""

@@ -105,7 +105,15 @@ def run_retrain(opened: Opened, options: JobOptions | None = None) -> RetrainRes
 
     def make(place: Workplace) -> RetrainJob:
         place.console.line(found.width_note)
-        return RetrainJob(found.graph, place.config, place.dataset, place.device, opened.spec.classes, found.weights)
+        return RetrainJob(
+            found.graph,
+            place.config,
+            place.dataset,
+            place.device,
+            opened.spec.classes,
+            found.weights,
+            place.world,
+        )
 
     def finish(place: Workplace, job: RetrainJob) -> dict[str, Any]:
         return asdict(_finish(place, job, found))
@@ -114,9 +122,9 @@ def run_retrain(opened: Opened, options: JobOptions | None = None) -> RetrainRes
 
 
 def _finish(place: Workplace, job: RetrainJob, found: Found) -> RetrainResult:
-    write_network(place.folder, job.graph, job.weights())
-    batch = max(place.config.retrain.batch_size, 256)
-    test = job.scores(place.dataset.evaluation_loader(None, batch, device=place.device).batches(0))
+    if place.world.is_main:
+        write_network(place.folder, job.graph, job.weights())
+    test = job.scores(job.test.batches(0))
     validation = job.scores(job.validation.batches(0))
     result = RetrainResult(
         run=str(place.opened.run.path),

@@ -72,8 +72,10 @@ def run_search(
             place.console,
             latencies,
             penalty_type,
+            place.world,
         )
-        _record_split(place.folder, job.split)
+        if place.world.is_main:
+            _record_split(place.folder, job.split)
         return job
 
     options = options or JobOptions()
@@ -92,12 +94,16 @@ def _record_split(folder: JobDir, split: Split) -> None:
 def _finish(place: Workplace, job: SearchJob) -> dict[str, Any]:
     """Write the pruned graph, its weights and gates, and arch.yaml; the result."""
     net, scores = job.supernet, job.validate()
-    tensors = {n.removeprefix(f"{MODEL}/"): t for n, t in net.tensors().items() if n.startswith(f"{MODEL}/")}
-    write_network(place.folder, net.graph, tensors)
     metrics = {"accuracy": scores.accuracy, "full_accuracy": job.full_accuracy, "validation_images": scores.count}
-    result = _write(place.opened, place.folder, net.graph, net.gate_values(), metrics)
-    _tell(result, place.opened.graph, place.console)
-    return asdict(result)
+
+    def write() -> dict[str, Any]:
+        tensors = {n.removeprefix(f"{MODEL}/"): t for n, t in net.tensors().items() if n.startswith(f"{MODEL}/")}
+        write_network(place.folder, net.graph, tensors)
+        result = _write(place.opened, place.folder, net.graph, net.gate_values(), metrics)
+        _tell(result, place.opened.graph, place.console)
+        return asdict(result)
+
+    return place.world.decided(write)  # type: ignore[no-any-return]
 
 
 def _draw(opened: Opened, folder: JobDir, console: Console) -> dict[str, Any]:

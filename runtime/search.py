@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from compiler.passes.prune_zero_edges import surviving_edges
 from compiler.text import from_json, to_json
 from graphspec.config import Configuration
 from graphspec.errors import RunError
-from runtime.data import Dataset
+from runtime.data import Dataset, Place
 from runtime.latency import measured_latencies
 from runtime.logs import Console
 from runtime.penalties import Penalty, priced_call, set_gammas
@@ -34,6 +34,7 @@ from runtime.training import (
     recalibrate,
     training_only,
 )
+from runtime.world import ALONE, World
 
 PRETRAIN, SEARCH = "pretrain", "search"
 LEAST_REOPENED = 1e-3
@@ -60,16 +61,18 @@ class SearchJob:
         console: Console,
         latencies: Path,
         penalty_type: type[Penalty] = Penalty,
+        world: World = ALONE,
     ) -> None:
-        self.full, self.config, self.console, self.device = full, config.search, console, device
+        self.full, self.config, self.console, self.device, self.world = full, config.search, console, device, world
         self.penalty_type = penalty_type
         self.latencies = latencies  # file of measured times; beside the run, so that a resumed search reads the same
         self.split = dataset.split(self.config.weight_part)
         batch = self.config.batch_size
-        self.weight_feed = Feed(dataset.training_loader(self.split.weights, batch, "weights", device=device))
-        self.gate_feed = Feed(dataset.training_loader(self.split.gates, batch, "gates", device=device))
-        self.validation = dataset.evaluation_loader(self.split.validation, max(batch, 256), device=device)
-        self.supernet = Supernet.start(full, self.config, device, config.seed, gate_init)
+        place = Place(device, world.rank, world.size)
+        self.weight_feed = Feed(dataset.training_loader(self.split.weights, batch, "weights", place))
+        self.gate_feed = Feed(dataset.training_loader(self.split.gates, batch, "gates", place))
+        self.validation = dataset.evaluation_loader(self.split.validation, max(batch, 256), place)
+        self.supernet = Supernet.start(full, self.config, device, config.seed, gate_init, world)
         self.zero_looks: dict[str, int] = {}  # how many looks in a row found a gate at zero
         self.full_accuracy: float | None = None  # validation accuracy at the end of pretraining
         self.unpruned_seconds: float | None = None  # of a step before the last pruning, until the epoch after it ends
@@ -87,8 +90,10 @@ class SearchJob:
     def _new_penalty(self) -> Penalty:
         latency = None
         if self.config.gates.adaptive == "latency":
-            calls = {priced_call(self.supernet.graph, e) for e in self.supernet.graph.edges() if e.gate is not None}
-            latency = measured_latencies(sorted(calls, key=str), self.device, self.latencies)
+            graph = self.supernet.graph
+            calls = sorted({priced_call(graph, e) for e in graph.edges() if e.gate is not None}, key=str)
+            seconds = self.world.decided(lambda: list(measured_latencies(calls, self.device, self.latencies).values()))
+            latency = dict(zip(calls, seconds, strict=True))
         return self.penalty_type(self.supernet.graph, self.full, self.config.gates, latency)
 
     # -- steps ------------------------------------------------------------------------------------------------------
@@ -107,7 +112,7 @@ class SearchJob:
         for group in net.weights.param_groups:
             group["lr"] = self._weight_rate(stage, at)
         with training_only(params, net.gate_vectors.values()):
-            loss_fn = classification_loss(net.network, config, self.device)
+            loss_fn = classification_loss(net.weight_network, config, self.device)
             loss = backward(loss_fn, self.weight_feed.batch(self._epoch(stage, at), index), params, config)
         clip_gradients(params, config.clip)
         net.weights.step()
@@ -119,7 +124,7 @@ class SearchJob:
         for group in net.gates.param_groups:
             group["lr"] = self._gate_rate(stage, at)
         with training_only(vectors.values(), net.weight_params.values()):
-            loss_fn = classification_loss(net.network, config, self.device)
+            loss_fn = classification_loss(net.gate_network, config, self.device)
             batch = self.gate_feed.batch(self._epoch(stage, at), at.step)
             loss = backward(loss_fn, batch, list(vectors.values()), config)
         set_gammas(self.penalty, net.gates, vectors)
@@ -187,21 +192,27 @@ class SearchJob:
     def validate(self) -> Scores:
         """Validation scores with batch norm's statistics re-estimated first."""
         self.recalibrate()
-        return evaluate(self.supernet.module, self.validation.batches(0))
+        return evaluate(self.supernet.module, self.validation.batches(0), world=self.world)
 
     def recalibrate(self) -> None:
         """Re-estimate batch norm's statistics on the first batches of the weight part."""
         recalibrate(self.supernet.module, islice(self.weight_feed.loader.batches(0), self.config.recalibrate_batches))
+        if not self.config.sync_batch_norm:
+            self.world.average_statistics(self.supernet.module)
 
     def _look(self, last: bool, seconds: float, epoch: int) -> None:
-        """Count gates at zero, and prune those that were for long enough (at the end: all that are zero)."""
+        """Count gates at zero, and prune those that were for long enough (at the end: all that are zero).
+
+        What goes is decided by the main process; others wait for its word.
+        """
         every, patience = self.config.prune.every, self.config.prune.patience
         if not last and (every == 0 or epoch % every):
             return
         zero = self.supernet.zero_gates()
         self.zero_looks = {gate: self.zero_looks.get(gate, 0) + 1 for gate in zero}
-        closed = {gate for gate in zero if last or self.zero_looks[gate] >= patience}
-        kept = self._guarded(closed)
+        wanted = {gate for gate in zero if last or self.zero_looks[gate] >= patience}
+        decision = self.world.decided(lambda: [sorted(wanted), sorted(self._guarded(wanted))])
+        closed, kept = map(set, decision)
         self.zero_looks = {gate: looks for gate, looks in self.zero_looks.items() if gate not in kept}
         if closed - kept:
             self._prune(closed - kept, seconds)
@@ -265,6 +276,10 @@ class SearchJob:
 
     # -- resume -----------------------------------------------------------------------------------------------------
 
+    def parameters(self) -> Iterable[Tensor]:
+        """Weights and gates."""
+        return (*self.supernet.weight_params.values(), *self.supernet.gate_vectors.values())
+
     def tensors(self) -> dict[str, Tensor]:
         """All numbers of the supernet and its optimizers."""
         return self.supernet.tensors()
@@ -286,7 +301,7 @@ class SearchJob:
                 "  try: the data set as it was (data.root), or --overwrite to start anew"
             )
         graph = from_json(state["graph"])
-        self.supernet = Supernet.restore(graph, self.config, self.device, tensors)
+        self.supernet = Supernet.restore(graph, self.config, self.device, tensors, self.world)
         self.zero_looks = dict(state["zero_looks"])
         self.full_accuracy = state["full_accuracy"]
         self.penalty = self._new_penalty()

@@ -28,12 +28,13 @@ class StopFlag:
     """A context in which the first SIGINT or SIGTERM sets `requested`, which the loop polls between steps.
 
     From then on both signals do what the system does by default, so that a second one ends the process even inside a
-    long computation. Leaving the context puts the former handlers back. Outside the main thread Python delivers no
-    signals: there the context changes nothing.
+    long computation. With `speaks` it says so on stderr. Leaving the context puts the former handlers back. Outside
+    the main thread Python delivers no signals: there the context changes nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, speaks: bool = True) -> None:
         self.signum: int | None = None
+        self._speaks = speaks
         self._process = os.getpid()
         self._former: dict[int, Any] = {}
 
@@ -41,11 +42,6 @@ class StopFlag:
     def requested(self) -> bool:
         """Whether a signal came."""
         return self.signum is not None
-
-    def interrupted(self, resume_command: str) -> Interrupted:
-        """The exception to raise once the checkpoint is written; only where `requested`."""
-        assert self.signum is not None, "no signal came"
-        return Interrupted(self.signum, resume_command)
 
     def __enter__(self) -> StopFlag:
         if threading.current_thread() is threading.main_thread():
@@ -66,6 +62,8 @@ class StopFlag:
             os.kill(os.getpid(), signum)
             return
         self.signum = signum
+        if not self._speaks:
+            return
         # Written past sys.stderr's buffer, which the interrupted code may be in the middle of writing to.
         text = f"\n{signal.Signals(signum).name}: writing a checkpoint after this step; once more to end at once\n"
         with suppress(OSError):  # nobody may be reading any more

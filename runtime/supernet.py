@@ -14,11 +14,13 @@ from torch import Tensor, fx, nn
 
 from compiler.ir import Graph
 from compiler.lowering.fx import GATES, freeze_norm_scales, gate_parameters, gate_values, initialise, lower
+from compiler.lowering.torch_batch import share_batches
 from compiler.passes.prune_zero_edges import carried_tensors, prune, take
 from graphspec.config import SearchConfig
 from runtime.apgnag import APGNAG
 from runtime.checkpoint import optimizer_state, restore_optimizer_state
-from runtime.training import Network, network_of, weight_optimizer, weight_parameters
+from runtime.training import Network, network_of, training_only, weight_optimizer, weight_parameters
+from runtime.world import ALONE, World
 
 MODEL, MOMENTUM, GATE_STATE = "model", "momentum", "gate_state"  # first part of the names of saved tensors
 
@@ -31,24 +33,42 @@ class Supernet:
     config: SearchConfig
     device: torch.device
     module: fx.GraphModule
-    network: Network  # what steps call: the module, or its compiled form
+    world: World
+    weight_network: Network  # what weight steps call: the module, compiled or replicated where that is asked for
+    gate_network: Network  # and gate steps
     weight_params: dict[str, nn.Parameter]  # by name
     gate_vectors: dict[str, nn.Parameter]  # by share scope
     weights: torch.optim.SGD
     gates: APGNAG
 
     @classmethod
-    def start(cls, graph: Graph, config: SearchConfig, device: torch.device, seed: int, gate_init: float) -> Supernet:
+    def start(
+        cls,
+        graph: Graph,
+        config: SearchConfig,
+        device: torch.device,
+        seed: int,
+        gate_init: float,
+        world: World = ALONE,
+    ) -> Supernet:
         """A fresh supernet: seeded weights, all gates at `gate_init`, batch-norm scales fixed at 1."""
         module = lower(graph, lowering=config.lowering, gate_init=gate_init, recompute=config.recompute)
         initialise(module, seed)
-        return cls._assemble(graph, config, device, module)
+        return cls._assemble(graph, config, device, module, world)
 
     @classmethod
-    def _assemble(cls, graph: Graph, config: SearchConfig, device: torch.device, module: fx.GraphModule) -> Supernet:
+    def _assemble(
+        cls, graph: Graph, config: SearchConfig, device: torch.device, module: fx.GraphModule, world: World
+    ) -> Supernet:
         freeze_norm_scales(module)
+        share_batches(module, world.rank, world.size, statistics=config.sync_batch_norm)
         module = module.to(device).to(memory_format=torch.channels_last).train()
         gates, vectors = config.gates, gate_parameters(module, graph)
+        network, weights = network_of(module, config), weight_parameters(module)
+        with training_only(weights.values(), vectors.values()):
+            weight_network = world.replicated(network)
+        with training_only(vectors.values(), weights.values()):
+            gate_network = world.replicated(network)
         optimizer = APGNAG(
             vectors.values(),
             lr=gates.lr,
@@ -62,8 +82,10 @@ class Supernet:
             config=config,
             device=device,
             module=module,
-            network=network_of(module, config),
-            weight_params=weight_parameters(module),
+            world=world,
+            weight_network=weight_network,
+            gate_network=gate_network,
+            weight_params=weights,
             gate_vectors=vectors,
             weights=weight_optimizer(module, config),
             gates=optimizer,
@@ -106,11 +128,16 @@ class Supernet:
 
     @classmethod
     def restore(
-        cls, graph: Graph, config: SearchConfig, device: torch.device, tensors: Mapping[str, Tensor]
+        cls,
+        graph: Graph,
+        config: SearchConfig,
+        device: torch.device,
+        tensors: Mapping[str, Tensor],
+        world: World = ALONE,
     ) -> Supernet:
         """The supernet whose `tensors` these are."""
         module = lower(graph, lowering=config.lowering, recompute=config.recompute)
-        supernet = cls._assemble(graph, config, device, module)
+        supernet = cls._assemble(graph, config, device, module, world)
         supernet.load_tensors(tensors)
         return supernet
 
@@ -131,7 +158,7 @@ class Supernet:
                 kept[name] = tensor[rows[scope]]
             elif weight in cuts:
                 kept[name] = take(tensor, cuts[weight])
-        return Supernet.restore(graph, self.config, self.device, kept)
+        return Supernet.restore(graph, self.config, self.device, kept, self.world)
 
 
 def _below(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:

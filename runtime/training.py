@@ -11,12 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from compiler.lowering.torch_ops import BatchNorm
+from compiler.lowering.torch_batch import BatchNorm
 from graphspec.config import Schedule, TrainingConfig
 from graphspec.errors import RunError
 from runtime.data import Loader
+from runtime.launch import Launch
 from runtime.schedules import learning_rate
 from runtime.stages import Position, Stage
+from runtime.world import ALONE, World
 
 Network = Callable[[Tensor], Tensor]  # x: (N, C, H, W) -> logits
 Batch = tuple[Tensor, Tensor]  # x: (N, C, H, W) float32, normalised; y: (N,) int64
@@ -32,9 +34,15 @@ class Scores:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:n` as a device; RunError if it is not there."""
+    """`auto`, `cpu`, `cuda` or `cuda:n` as a device; RunError if it is not there.
+
+    Of several processes on a machine each gets a GPU of its own.
+    """
+    launch = Launch.here()
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if launch.size > 1 and name == "cuda":
+        name = f"cuda:{launch.local_rank}"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -119,8 +127,13 @@ def clip_gradients(params: Iterable[Parameter], limit: float | None) -> None:
 
 
 @torch.no_grad()
-def evaluate(module: nn.Module, batches: Iterable[Batch], predict: Callable[[Tensor], Tensor] | None = None) -> Scores:
-    """Loss and accuracy in evaluation mode; the module is left in training mode.
+def evaluate(
+    module: nn.Module,
+    batches: Iterable[Batch],
+    predict: Callable[[Tensor], Tensor] | None = None,
+    world: World = ALONE,
+) -> Scores:
+    """Loss and accuracy in evaluation mode over the batches of all processes; the module is left in training mode.
 
     `predict` gives the logits (N, classes) where they are not simply what the module returns.
     """
@@ -132,7 +145,8 @@ def evaluate(module: nn.Module, batches: Iterable[Batch], predict: Callable[[Ten
         right += int((logits.argmax(1) == y).sum())
         count += len(y)
     module.train()
-    return Scores(loss / max(count, 1), right / max(count, 1), count)
+    total, right_ones, images = world.tables([loss, right, count]).sum(0).tolist()
+    return Scores(total / max(images, 1), right_ones / max(images, 1), int(images))
 
 
 @torch.no_grad()

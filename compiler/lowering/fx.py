@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from compiler.ir import Graph
 from compiler.lowering.fx_emit import GATES, Emitter
 from compiler.lowering.fx_fused import FusedEmitter
-from compiler.lowering.torch_ops import BatchNorm
+from compiler.lowering.torch_batch import BatchNorm
 from graphspec.errors import GraphspecError
 
 Lowering = Literal["fused", "reference"]

@@ -16,7 +16,8 @@ from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
 from compiler.ir import INPUT, OUTPUT, Block, Edge, Graph, Node, gate_scope
-from compiler.lowering.torch_ops import Builder, frozen_statistics, torch_module
+from compiler.lowering.torch_batch import frozen_statistics
+from compiler.lowering.torch_ops import Builder, torch_module
 from compiler.ops import Reads, input_shapes, op
 
 GATES = ".gates"

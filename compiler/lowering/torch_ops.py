@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import importlib
 import math
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compiler.ir import Node, TensorType
+from compiler.lowering.torch_batch import BatchNorm, Dropout, DropPath
 from compiler.ops import Shape, infer, op, read_attrs, steps
 from graphspec.errors import GraphspecError
 
@@ -26,23 +25,6 @@ Builder = Callable[[Any, tuple[Shape, ...], Shape], nn.Module]
 
 
 # -- modules that torch does not have in this form --------------------------------------------------------------------
-
-
-class _StatisticsLock(threading.local):
-    held = False
-
-
-_statistics = _StatisticsLock()
-
-
-@contextmanager
-def frozen_statistics() -> Iterator[None]:
-    """Within, batch norms of this thread leave their running statistics alone (a recomputed step counts once)."""
-    before, _statistics.held = _statistics.held, True
-    try:
-        yield
-    finally:
-        _statistics.held = before
 
 
 class Conv(nn.Conv2d):
@@ -69,37 +51,6 @@ class Conv(nn.Conv2d):
     def convolve(self, x: Tensor, stride: Any, padding: Any) -> Tensor:
         """The convolution of `x: (N, C, H, W)` as torch computes it."""
         return F.conv2d(x, self.weight, self.bias, stride, padding, self.dilation, self.groups)
-
-
-class BatchNorm(nn.Module):
-    """Batch normalisation over every channel of `(N, C)` or `(N, C, H, W)`.
-
-    Unlike torch's module it keeps no counter of batches, so its tensors are exactly those of the op. `momentum` is
-    the share of the newest batch in the running statistics.
-    """
-
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, channels: int, eps: float, momentum: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.momentum = momentum
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise by the batch's statistics in training and by the running ones otherwise."""
-        mean, var = self.running_mean, self.running_var
-        if self.training and _statistics.held:
-            mean, var = mean.clone(), var.clone()
-        return F.batch_norm(x, mean, var, self.weight, self.bias, self.training, self.momentum, self.eps)
-
-    def extra_repr(self) -> str:
-        """Settings shown by `print`."""
-        return f"{self.weight.numel()}, eps={self.eps}, momentum={self.momentum}"
 
 
 class LayerNorm(nn.Module):
@@ -206,37 +157,6 @@ class SqueezeExcite(nn.Module):
         return x * torch.sigmoid(F.conv2d(inner, self.expand_weight, self.expand_bias))
 
 
-class DropPath(nn.Module):
-    """In training, zero the value of an image as a whole with probability `p * progress`, and scale the others up.
-
-    `progress` in 0..1 is set as training goes on; it is a tensor inside, so that compiled code does not depend on it.
-    """
-
-    _progress: Tensor
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
-        self.register_buffer("_progress", torch.ones(()), persistent=False)
-
-    @property
-    def progress(self) -> float:
-        """Share of training that is done."""
-        return float(self._progress)
-
-    @progress.setter
-    def progress(self, share: float) -> None:
-        self._progress.fill_(share)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` times a mask `(N, 1, ...)` of 0 and 1 / (1 - p * progress)."""
-        if not self.training:
-            return x
-        keep = 1 - self.p * self._progress.float()
-        mask = torch.rand((x.shape[0], *[1] * (x.dim() - 1)), device=x.device) < keep
-        return x * (mask / keep).to(x.dtype)
-
-
 class Chain(nn.Sequential):
     """The parts of an op one after the other; the first takes all inputs."""
 
@@ -290,7 +210,7 @@ TORCH: dict[str, Builder] = {
     "gelu": lambda a, ins, out: nn.GELU(),
     "sigmoid": lambda a, ins, out: nn.Sigmoid(),
     "squeeze_excite": _squeeze_excite,
-    "dropout": lambda a, ins, out: nn.Dropout(a.p),
+    "dropout": lambda a, ins, out: Dropout(a.p),
     "drop_path": lambda a, ins, out: DropPath(a.p),
     "mean": lambda a, ins, out: Mean(a.dims, a.keep),
 }
@@ -355,7 +275,4 @@ def torch_module(node: Node, inputs: tuple[Shape, ...], table: Mapping[str, Buil
     return chain
 
 
-__all__ = [
-    "TORCH", "BatchNorm", "Builder", "Chain", "Conv", "DropPath", "builder_of", "frozen_statistics", "torch_module",
-    "torch_steps",
-]  # fmt: skip
+__all__ = ["TORCH", "Builder", "Chain", "Conv", "builder_of", "torch_module", "torch_steps"]

@@ -23,7 +23,7 @@ from compiler.lowering.fx import (
     lower,
     weights_of,
 )
-from compiler.lowering.torch_ops import BatchNorm
+from compiler.lowering.torch_batch import BatchNorm
 from compiler.ops import node_tensors
 from compiler.passes.drop_gates import DropGates
 from graphspec.errors import GraphspecError

@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from compiler import ops
 from compiler.ir import Node, TensorType, attrs_of
+from compiler.lowering.torch_batch import BatchNorm, frozen_statistics
 from compiler.lowering.torch_lean import LEAN
-from compiler.lowering.torch_ops import TORCH, BatchNorm, frozen_statistics, torch_module
+from compiler.lowering.torch_ops import TORCH, torch_module
 from compiler.ops import Op, Shape, infer, known_ops, op
 from graphspec.errors import GraphspecError
 from tests import interpreter

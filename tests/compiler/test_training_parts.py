@@ -17,7 +17,7 @@ from compiler.elaborate import load
 from compiler.guards import kept_by_strength
 from compiler.ir import INPUT, OUTPUT, Block, Graph, Model, Phase
 from compiler.lowering.fx import initialise, lower
-from compiler.lowering.torch_ops import DropPath
+from compiler.lowering.torch_batch import DropPath
 from compiler.ops import node_tensors, read_attrs
 from compiler.passes.drop_gates import DropGates
 from compiler.passes.prune_zero_edges import prune

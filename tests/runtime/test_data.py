@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from graphspec.config import DataConfig
 from graphspec.errors import RunError
 from runtime.augment import Augment, Normalise
-from runtime.data import Dataset, Loader, channel_statistics, load_dataset
+from runtime.data import Dataset, Loader, Place, channel_statistics, load_dataset
 from runtime.sources import MemoryImages
 from runtime.split import split_images
 
@@ -201,10 +201,8 @@ def test_epochs_and_purposes_shuffle_and_augment_differently_and_the_runs_random
 def test_the_slices_of_all_ranks_make_the_global_batch(world_size: int, training: bool, epoch: int) -> None:
     images = noise(50)
     single = list(loader(images, 50, 12, training=training, augment=RICH).batches(epoch))
-    ranks = [
-        list(loader(images, 50, 12, training=training, augment=RICH, rank=r, world_size=world_size).batches(epoch))
-        for r in range(world_size)
-    ]
+    places = [Place(rank=rank, world_size=world_size) for rank in range(world_size)]
+    ranks = [list(loader(images, 50, 12, training=training, augment=RICH, place=p).batches(epoch)) for p in places]
     for batch, (x, y) in enumerate(single):
         slices = [rank[batch] for rank in ranks if batch < len(rank)]
         assert torch.equal(torch.cat([part for part, _ in slices]), x)
@@ -215,9 +213,9 @@ def test_the_slices_of_all_ranks_make_the_global_batch(world_size: int, training
 
 def test_a_batch_that_cannot_be_shared_evenly_is_an_error() -> None:
     with pytest.raises(RunError, match=r"batch of 10 images cannot be shared evenly by 4 processes.*multiple of 4"):
-        loader(noise(50), 50, 10, rank=0, world_size=4)
+        loader(noise(50), 50, 10, place=Place(world_size=4))
     with pytest.raises(RunError, match=r"batch of 5 images cannot be shared evenly by 2 .*there are 5 images"):
-        loader(noise(5), 5, 10, rank=0, world_size=2)
+        loader(noise(5), 5, 10, place=Place(world_size=2))
 
 
 def test_no_images_is_an_error() -> None:

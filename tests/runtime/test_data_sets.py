@@ -16,7 +16,7 @@ from scipy.io import savemat
 
 from graphspec.config import DataConfig
 from graphspec.errors import RunError
-from runtime.data import Dataset, load_dataset
+from runtime.data import Dataset, Place, load_dataset
 from runtime.sources import FileImages, MemoryImages
 
 RANDOM = np.random.default_rng(5)
@@ -225,7 +225,8 @@ def test_imagenet_augments_training_batches_by_place_and_never_the_test_images(t
     single = list(dataset.training_loader(rows, 8, "weights").batches(1))
     resumed = list(dataset.training_loader(rows, 8, "weights").batches(1, start=2))
     assert torch.equal(resumed[0][0], single[2][0])
-    halves = [list(dataset.training_loader(rows, 8, "weights", rank=rank, world_size=2).batches(1)) for rank in (0, 1)]
+    places = [Place(rank=rank, world_size=2) for rank in (0, 1)]
+    halves = [list(dataset.training_loader(rows, 8, "weights", place).batches(1)) for place in places]
     for (x, _), first, second in zip(single, *halves, strict=True):
         assert torch.equal(torch.cat((first[0], second[0])), x)
     tests = [torch.cat([x for x, _ in dataset.evaluation_loader(None, 3).batches(epoch)]) for epoch in (0, 1)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from runtime.logs import Console, MetricsLog
 from runtime.loop import Loop
 from runtime.signals import Interrupted, StopFlag
 from runtime.stages import Position, Stage
+from runtime.world import ALONE
 
 Hook = Callable[["Walk", Stage, Position], None]
 
@@ -56,6 +57,9 @@ class Walk:
     def describe(self, record: Mapping[str, Any]) -> str:
         return "an epoch"
 
+    def parameters(self) -> Iterable[Tensor]:
+        return [self.place]
+
     def tensors(self) -> dict[str, Tensor]:
         return {"place": self.place}
 
@@ -71,6 +75,7 @@ def run(folder: Path, job: Walk, minutes: float = 0.0) -> Loop:
     with StopFlag() as stop:
         loop = Loop(
             job=job,
+            world=ALONE,
             store=CheckpointStore(folder / "checkpoints", 2, warn),
             metrics=MetricsLog(folder, warn),
             console=Console(quiet=True),

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compiler.lowering.fx import lower
-from compiler.lowering.torch_ops import DropPath
+from compiler.lowering.torch_batch import DropPath
 from compiler.text import from_json
 from graphspec import api
 from graphspec.errors import GraphspecError, RunError

@@ -17,7 +17,7 @@ from runtime.signals import Interrupted, StopFlag
 # Says when it is ready, works until asked to stop, then writes what stands for a checkpoint.
 JOB = """
 import sys
-from runtime.signals import StopFlag
+from runtime.signals import Interrupted, StopFlag
 
 with StopFlag() as stop:
     print("ready", flush=True)
@@ -27,7 +27,7 @@ with StopFlag() as stop:
     if sys.argv[1] == "stuck":
         while True:
             pass
-    sys.exit(stop.interrupted("graphspec search --resume").exit_code)
+    sys.exit(Interrupted(stop.signum, "graphspec search --resume").exit_code)
 """
 
 SIGNALS = pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -70,7 +70,7 @@ def test_the_flag_says_which_signal_came(signum: signal.Signals, capfd: pytest.C
         assert not stop.requested
         os.kill(os.getpid(), signum)
         assert stop.requested
-    stopped = stop.interrupted("graphspec search runs/digits-001-s0 --resume")
+    stopped = Interrupted(stop.signum, "graphspec search runs/digits-001-s0 --resume")
     assert isinstance(stopped, GraphspecError)
     assert stopped.exit_code == 128 + signum
     assert str(stopped) == (
@@ -84,7 +84,7 @@ def test_the_former_handlers_come_back() -> None:
     former = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     with suppress(Interrupted), StopFlag() as stop:
         os.kill(os.getpid(), signal.SIGINT)
-        raise stop.interrupted("x")
+        raise Interrupted(stop.signum, "x")
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == former
 
 

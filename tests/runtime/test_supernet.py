@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compiler.ir import Graph
-from compiler.lowering.torch_ops import BatchNorm
+from compiler.lowering.torch_batch import BatchNorm
 from compiler.passes.prune_zero_edges import surviving_edges
 from graphspec import api
 from graphspec.config import SearchConfig
@@ -43,7 +43,7 @@ def train(net: Supernet, steps: range) -> None:
     penalty = Penalty(net.graph, net.graph, net.config.gates)
     for seed in steps:
         for params, optimizer in ((net.weight_params, net.weights), (net.gate_vectors, net.gates)):
-            loss_fn = classification_loss(net.network, net.config, CPU)
+            loss_fn = classification_loss(net.weight_network, net.config, CPU)
             backward(loss_fn, batch(seed), [*net.weight_params.values(), *net.gate_vectors.values()], net.config)
             if params is net.gate_vectors:
                 set_gammas(penalty, net.gates, net.gate_vectors)
@@ -95,7 +95,7 @@ def test_a_weight_step_after_pruning_is_the_one_before_it(tmp_path: Path) -> Non
     train(before, range(2))
     after = before.pruned(close(before, 3))
     for net in (before, after):
-        loss_fn = classification_loss(net.network, net.config, CPU)
+        loss_fn = classification_loss(net.weight_network, net.config, CPU)
         backward(loss_fn, batch(5), list(net.weight_params.values()), net.config)
         net.weights.step()
     for name, weight in after.weight_params.items():

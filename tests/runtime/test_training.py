@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compiler.lowering.torch_ops import BatchNorm
+from compiler.lowering.torch_batch import BatchNorm
 from graphspec.config import SearchConfig
 from graphspec.errors import RunError
 from runtime.training import (

@@ -1,0 +1,159 @@
+"""Several processes: what they tell each other, and networks whose slices make up a batch."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing
+from torch import Tensor, nn
+
+from compiler.lowering.torch_batch import BatchNorm, Dropout, DropPath, share_batches
+from graphspec.errors import RunError
+from runtime.world import ALONE, ToldError, World, fingerprint, losses_explained
+
+SIZE = 2
+CPU = torch.device("cpu")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _enter(rank: int, port: int, work: Callable[..., None], folder: Path) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(SIZE),
+        "LOCAL_RANK": str(rank),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    torch.set_num_threads(1)
+    work(World.join(CPU), folder)
+
+
+def together(work: Callable[[World, Path], None], folder: Path) -> None:
+    """Run `work` in two processes that are connected by gloo; what one raises, this raises."""
+    torch.multiprocessing.spawn(_enter, (free_port(), work, folder), nprocs=SIZE)
+
+
+# -- words ------------------------------------------------------------------------------------------------------------
+
+
+def _talk(world: World, folder: Path) -> None:
+    assert world.decided(lambda: {"from": [world.rank]}) == {"from": [0]}
+    assert world.gathered({"rank": "x" * world.rank}) == [{"rank": ""}, {"rank": "x"}]
+    assert world.tables([world.rank, 2.5]).tolist() == [[0, 2.5], [1, 2.5]]
+    tensors = world.from_main({"a": torch.full((2, 3), float(world.rank)), "b": torch.tensor(world.rank)})
+    assert {name: t.tolist() for name, t in tensors.items()} == {"a": [[0.0] * 3] * 2, "b": 0}
+    world.check_same("now", [torch.ones(3)])
+    with pytest.raises(RunError, match=r"drifted apart after it: gates or weights of rank 1 are not those of rank 0"):
+        world.check_same("after it", [torch.full((3,), float(world.rank))])
+    with pytest.raises(RunError, match="the disk") as caught:
+        world.decided(_fail)
+    assert caught.value.told == (not world.is_main) == isinstance(caught.value, ToldError)
+    (folder / f"done{world.rank}").touch()
+
+
+def _fail() -> None:
+    raise RunError("the disk is full")
+
+
+def test_words_go_from_one_to_all(tmp_path: Path) -> None:
+    together(_talk, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"done0", "done1"}
+
+
+def test_a_process_alone_decides_by_itself() -> None:
+    assert ALONE.decided(lambda: 3) == 3
+    assert ALONE.gathered({"a": 1}) == [{"a": 1}]
+    assert ALONE.tables([1, 2]).tolist() == [[1, 2]]
+    ALONE.check_same("now", [torch.ones(2)])
+    network = nn.Linear(2, 2)
+    assert ALONE.replicated(network) is network
+    with pytest.raises(RuntimeError, match="Connection closed"), losses_explained(ALONE, "again"):
+        raise RuntimeError("Connection closed by peer")
+
+
+def test_a_broken_connection_is_explained() -> None:
+    lost = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:3\nmore")
+    told = r"rank 1 has lost the other processes: .*peer.*\n  try: again"
+    with pytest.raises(RunError, match=told), losses_explained(World(1, 2), "again"):
+        raise lost
+    with pytest.raises(RuntimeError, match="shapes"), losses_explained(World(1, 2), "again"):
+        raise RuntimeError("shapes differ")
+
+
+def test_fingerprints_tell_tensors_apart() -> None:
+    a, b = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0 + 2**-22])
+    assert fingerprint([a, b]) == fingerprint([a.clone(), b]) != fingerprint([b, a])
+    kernel = torch.arange(36.0).view(4, 1, 3, 3)
+    assert fingerprint([kernel.to(memory_format=torch.channels_last)]) == fingerprint([kernel])
+    assert fingerprint([torch.ones(2, 3).t()]) == fingerprint([torch.ones(3, 2)])
+
+
+# -- a batch in slices ------------------------------------------------------------------------------------------------
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(3, 4, 3), BatchNorm(4, 1e-5, 0.3)
+    with torch.no_grad():
+        norm.weight.copy_(torch.linspace(0.5, 2, 4))
+        norm.bias.copy_(torch.linspace(-1, 1, 4))
+    layers = (conv, norm, nn.ReLU(inplace=True), DropPath(0.4), nn.Flatten(), Dropout(0.3), nn.Linear(4 * 36, 5))
+    return nn.Sequential(*layers).double().train()
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(8, 3, 8, 8, generator=generator, dtype=torch.float64)
+    return x, torch.arange(8) % 5
+
+
+def step(module: nn.Module, replica: Any, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Gradients and statistics after a forward and backward pass; draws come from the same seed everywhere."""
+    torch.manual_seed(2)
+    nn.functional.cross_entropy(replica(x), y).backward()
+    found = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    return found | {name: buffer for name, buffer in module.named_buffers() if "progress" not in name}
+
+
+def _step_in_slices(world: World, folder: Path) -> None:
+    module = network()
+    share_batches(module, world.rank, world.size)
+    x, y = (whole.chunk(world.size)[world.rank] for whole in batch())
+    found = step(module, world.replicated(module), x, y)
+    alone = network()
+    expected = step(alone, alone, *batch())
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-14, msg=f"{world.rank} {name}")
+    (folder / f"done{world.rank}").touch()
+
+
+def test_slices_give_the_gradients_and_statistics_of_the_whole_batch(tmp_path: Path) -> None:
+    together(_step_in_slices, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"done0", "done1"}
+
+
+def _norm_by_itself(world: World, folder: Path) -> None:
+    norm = BatchNorm(2, 1e-5, 1.0)
+    share_batches(norm, world.rank, world.size, statistics=False)
+    norm(torch.randn(4, 2, generator=torch.Generator().manual_seed(world.rank)))
+    own = norm.running_mean.clone()
+    means = world.tables(own.tolist())
+    assert not torch.equal(means[0], means[1])
+    world.average_statistics(norm)
+    torch.testing.assert_close(norm.running_mean.double(), means.mean(0), rtol=1e-6, atol=1e-7)
+
+
+def test_statistics_of_slices_can_be_averaged_instead(tmp_path: Path) -> None:
+    together(_norm_by_itself, tmp_path)
