@@ -6,6 +6,7 @@ the ratio of two of them in the same round is what to trust.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -129,6 +130,46 @@ def seconds_by_group(step: Step, group_of: Callable[[list[str]], str]) -> dict[s
 # -- reporting --------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Bar:
+    """One promise: what was found must be at least the limit, or at most."""
+
+    name: str
+    found: float
+    limit: float
+    at_least: bool = False
+
+    @property
+    def met(self) -> bool:
+        """Whether the promise is kept."""
+        return self.found >= self.limit if self.at_least else self.found <= self.limit
+
+    def row(self) -> list[object]:
+        """A line of `bar_table`."""
+        return [self.name, f"{'>=' if self.at_least else '<='} {self.limit:g}", self.found, "yes" if self.met else "no"]
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """A benchmark's command line; its own options come on top of --json."""
+    found = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    return found
+
+
+def show(as_json: bool, record: Mapping[str, Any], tables: Sequence[str], bars: Sequence[Bar] = ()) -> None:
+    """Print what a benchmark found, and where: the record, or its tables."""
+    if as_json:
+        kept = [asdict(bar) | {"met": bar.met} for bar in bars]
+        print(json.dumps({"machine": machine(), **record, "bars": kept}, indent=1))
+    else:
+        print("\n\n".join([*tables, *([bar_table(bars)] if bars else []), machine_line()]))
+
+
+def bar_table(bars: Sequence[Bar]) -> str:
+    """A table of promises and what was found."""
+    return table(["bar", "asked", "found", "met"], [bar.row() for bar in bars])
+
+
 def machine() -> dict[str, Any]:
     """Where and with what a benchmark ran."""
     import torch
@@ -142,26 +183,29 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "command": " ".join(["python", *map(str, sys.argv)]),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *map(str, sys.argv[1:])]),
     }
+
+
+def machine_line() -> str:
+    """`machine` in one line."""
+    where = machine()
+    gpu = f", {where['gpu']}" if where["gpu"] else ""
+    place = f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads{gpu}"
+    return f"{where['date']}; {place}; torch {where['torch']}; `{where['command']}`"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table; floats get three significant digits, None is blank."""
-
-    def cell(value: object) -> str:
-        if value is None:
-            return ""
-        return (
-            f"{value:.3g}"
-            if isinstance(value, float) and abs(value) < 100
-            else f"{value:.0f}"
-            if isinstance(value, float)
-            else str(value)
-        )
-
-    lines = [list(header), ["---"] * len(header), *([cell(v) for v in row] for row in rows)]
+    lines = [list(header), ["---"] * len(header), *([_cell(v) for v in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
+    return "" if value is None else str(value)
 
 
 def as_json(timing: Timing) -> dict[str, Any]:

@@ -9,16 +9,13 @@ pruned supernet and test accuracy after retraining, as mean and standard deviati
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import graphspec
-from benchmarks.common import ROOT, machine, table
+from benchmarks.common import ROOT, parser, show, table
 from compiler.ir import Graph
 from compiler.text import from_json
 from graphspec.errors import PassError
@@ -84,20 +81,15 @@ def summary(outcomes: list[Outcome], exempt: bool) -> list[str]:
     ]
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--seeds", default="0,1,2,3,4", help="seeds, separated by commas")
-    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args(arguments)
-    seeds = [int(seed) for seed in options.seeds.split(",")]
+    options = parser(__doc__)
+    options.add_argument("--seeds", default="0,1,2,3,4", help="seeds, separated by commas")
+    options.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
+    args = options.parse_args()
+    seeds = [int(seed) for seed in args.seeds.split(",")]
     with tempfile.TemporaryDirectory(prefix="exemption-") as folder:
-        outcomes = [measure(exempt, seed, options.settings, Path(folder)) for seed in seeds for exempt in (True, False)]
-    if options.json:
-        record: dict[str, Any] = {"machine": machine(), "outcomes": [asdict(outcome) for outcome in outcomes]}
-        print(json.dumps(record, indent=2))
-        return
+        outcomes = [measure(exempt, seed, args.settings, Path(folder)) for seed in seeds for exempt in (True, False)]
     header = [
         "last living input",
         "not cut",
@@ -106,7 +98,8 @@ def main(arguments: list[str] | None = None) -> None:
         "validation, pruned supernet",
         "test, retrained",
     ]
-    print(table(header, [summary(outcomes, exempt) for exempt in (True, False)]))
+    found = table(header, [summary(outcomes, exempt) for exempt in (True, False)])
+    show(args.json, {"outcomes": [asdict(outcome) for outcome in outcomes]}, [found])
 
 
 if __name__ == "__main__":

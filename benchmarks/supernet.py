@@ -19,13 +19,15 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from benchmarks.common import (
+    Bar,
     as_json,
     dispatched_ops,
     in_child,
     interleave,
-    machine,
+    parser,
     peak_growth,
     seconds_by_group,
+    show,
     table,
 )
 from compiler.elaborate import load
@@ -104,7 +106,12 @@ def _random_path(graph: Graph, block: Block, rng: random.Random) -> set[str]:
 # -- one step ---------------------------------------------------------------------------------------------------------
 
 
-def make_step(variant: Variant, kind: str, graph: Graph, config: SearchConfig) -> Callable[[], None]:
+CPU = torch.device("cpu")
+
+
+def make_step(
+    variant: Variant, kind: str, graph: Graph, config: SearchConfig, device: torch.device = CPU
+) -> Callable[[], None]:
     """A weight or gate step of a fresh supernet, its batch included."""
     config = config.model_copy(
         update={
@@ -116,14 +123,14 @@ def make_step(variant: Variant, kind: str, graph: Graph, config: SearchConfig) -
     )
     if variant.pruned:
         graph = thinned(graph, variant.pruned)
-    net = Supernet.start(graph, config, torch.device("cpu"), seed=0, gate_init=1.0)
+    net = Supernet.start(graph, config, device, seed=0, gate_init=1.0)
     if not variant.channels_last:
         net.module.to(memory_format=torch.contiguous_format)
     layout = torch.channels_last if variant.channels_last else torch.contiguous_format
     weights, gates = list(weight_parameters(net.module).values()), list(net.gate_vectors.values())
     chosen, frozen, optimizer = (weights, gates, net.weights) if kind == "weight" else (gates, weights, net.gates)
-    batch = _batches(graph, layout)
-    loss_fn = classification_loss(net.weight_network, config, torch.device("cpu"))
+    batch = _batches(graph, layout, device)
+    loss_fn = classification_loss(net.network, config, device)
 
     def step() -> None:
         with record_function("step: data"):
@@ -136,14 +143,15 @@ def make_step(variant: Variant, kind: str, graph: Graph, config: SearchConfig) -
     return step
 
 
-def _batches(graph: Graph, layout: torch.memory_format) -> Callable[[], tuple[Tensor, Tensor]]:
-    """Random batches from uint8 images in memory, normalised."""
+def _batches(graph: Graph, layout: torch.memory_format, device: torch.device) -> Callable[[], tuple[Tensor, Tensor]]:
+    """Random batches from uint8 images in the device's memory, normalised."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (IMAGES, *graph.node("input").shape), generator=generator, dtype=torch.uint8)
-    labels = torch.randint(0, 10, (IMAGES,), generator=generator)
+    shape = (IMAGES, *graph.node("input").shape)
+    images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).to(device)
+    labels = torch.randint(0, 10, (IMAGES,), generator=generator).to(device)
 
     def batch() -> tuple[Tensor, Tensor]:
-        rows = torch.randperm(IMAGES, generator=generator)[:BATCH]
+        rows = torch.randperm(IMAGES, generator=generator)[:BATCH].to(device)
         return images[rows].to(memory_format=layout).float().sub_(127.5).div_(64.0), labels[rows]
 
     return batch
@@ -208,31 +216,24 @@ def measure(
     return rows
 
 
-def bars(rows: Sequence[Row]) -> list[Row]:
+def bars(rows: Sequence[Row]) -> list[Bar]:
     """The figures that the fused lowering is held to."""
     found = []
     for kind in sorted({row["step"] for row in rows}):
         by_name = {row["variant"]: row for row in rows if row["step"] == kind}
         fused, pruned = by_name[FUSED], by_name[PRUNED]
+        memory = fused["peak_mib"] / by_name[BASE]["peak_mib"]
         found += [
-            {"bar": f"{kind} step: speed against per-edge", "asked": ">= 1.2", "found": fused["speedup"]},
-            {
-                "bar": f"{kind} step: against the default layout",
-                "asked": ">= 2.3",
-                "found": fused["speedup_default_layout"],
-            },
-            {
-                "bar": f"{kind} step: peak memory against per-edge",
-                "asked": "<= 0.7",
-                "found": fused["peak_mib"] / by_name[BASE]["peak_mib"],
-            },
-            {"bar": f"{kind} step: time with 90 % pruned", "asked": "<= 0.5", "found": 1 / pruned["speedup_fused"]},
+            Bar(f"{kind} step: speed against per-edge", fused["speedup"], 1.2, at_least=True),
+            Bar(f"{kind} step: against the default layout", fused["speedup_default_layout"], 2.3, at_least=True),
+            Bar(f"{kind} step: peak memory against per-edge", memory, 0.7),
+            Bar(f"{kind} step: time with 90 % pruned", 1 / pruned["speedup_fused"], 0.5),
         ]
     return found
 
 
-def report(rows: Sequence[Row]) -> str:
-    """Two tables a step and one of bars."""
+def report(rows: Sequence[Row]) -> list[str]:
+    """Two tables a step."""
     parts = []
     for kind in KINDS:
         own = [row for row in rows if row["step"] == kind]
@@ -251,20 +252,18 @@ def report(rows: Sequence[Row]) -> str:
         parts += [table([f"{kind} step", *header], times)]
         groups = [[row["variant"], *(1000 * row["groups"].get(group, 0.0) for group in GROUPS)] for row in own]
         parts += [table([f"{kind} step: where the CPU milliseconds go", *GROUPS], groups)]
-    parts += [table(["bar", "asked", "found"], [list(bar.values()) for bar in bars(rows)])]
-    return "\n\n".join(parts)
+    return parts
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--spec", default="specs/cifar10_small.yaml")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--all", action="store_true", help="also bf16 and torch.compile (minutes of compiling)")
-    parser.add_argument("--json", action="store_true", help="machine-readable output")
-    parser.add_argument("--peak", help=argparse.SUPPRESS)  # child: print the peak memory of this variant
-    parser.add_argument("--kind", choices=KINDS, help="only this kind of step")
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--spec", default="specs/cifar10_small.yaml")
+    options.add_argument("--rounds", type=int, default=9)
+    options.add_argument("--all", action="store_true", help="also bf16 and torch.compile (minutes of compiling)")
+    options.add_argument("--peak", help=argparse.SUPPRESS)  # child: print the peak memory of this variant
+    options.add_argument("--kind", choices=KINDS, help="only this kind of step")
+    args = options.parse_args()
     spec, graph = load(args.spec)
     config = spec.config.search
     if args.peak:
@@ -273,10 +272,7 @@ def main() -> None:
         return
     variants = (*VARIANTS, *EXTRA) if args.all else VARIANTS
     rows = [row for kind in KINDS if args.kind in (None, kind) for row in measure(kind, variants, graph, config, args)]
-    if args.json:
-        print(json.dumps({"machine": machine(), "rows": rows, "bars": bars(rows)}, indent=1))
-    else:
-        print(report(rows), f"{machine()}", sep="\n\n")
+    show(args.json, {"rows": rows}, report(rows), bars(rows))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,25 @@
+"""A search job outside of `graphspec search`: what benchmarks of whole searches and of their parts begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from compiler.elaborate import load
+from graphspec.config import Configuration
+from runtime.data import load_dataset
+from runtime.logs import Console
+from runtime.search import SearchJob
+
+
+def search_job(
+    spec: str | Path, settings: Sequence[str], folder: Path, device: torch.device, console: Console
+) -> tuple[SearchJob, Configuration]:
+    """The search of a spec with `settings` (KEY=VALUE) and the configuration it runs with; GraphspecError if wrong."""
+    parsed, graph = load(spec, settings)
+    config, (channels, height, width) = parsed.config, parsed.input
+    dataset = load_dataset(config.data, (channels, height, width), parsed.classes, seed=config.seed)
+    latencies = folder / "latencies.json"
+    return SearchJob(graph, config, dataset, device, parsed.gate_init, console, latencies), config
