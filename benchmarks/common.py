@@ -14,6 +14,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -72,13 +73,25 @@ def _status(key: str) -> float:
     raise RuntimeError(f"/proc/self/status has no {key}")
 
 
+class Growth:
+    """Watches by how much the resident memory of this process grows from now on; needs Linux."""
+
+    def __init__(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        self._before = _status("VmRSS")
+
+    @property
+    def peak_mib(self) -> float:
+        """The most so far."""
+        return _status("VmHWM") - self._before
+
+
 def peak_growth(step: Step, times: int = 3) -> float:
-    """By how many MiB the resident memory of this process grows at most while the step runs; needs Linux."""
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    before = _status("VmRSS")
+    """By how many MiB the resident memory of this process grows at most while the step runs."""
+    growth = Growth()
     for _ in range(times):
         step()
-    return _status("VmHWM") - before
+    return growth.peak_mib
 
 
 def in_child(module: str, arguments: Sequence[str]) -> Any:
@@ -89,6 +102,66 @@ def in_child(module: str, arguments: Sequence[str]) -> Any:
     if result.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr}")
     return json.loads(result.stdout.splitlines()[-1])
+
+
+# -- processes that take turns ----------------------------------------------------------------------------------------
+
+
+class Turns:
+    """The worker's side: it says what it is, then makes one step for every line it reads, and answers each with JSON.
+
+    Whatever else the worker prints goes to stderr.
+    """
+
+    def __init__(self, **about: Any) -> None:
+        self._answers = os.fdopen(os.dup(1), "w", buffering=1)
+        os.dup2(2, 1)
+        self.answer(**about)
+        self.growth = Growth()
+
+    def wait(self) -> None:
+        """Until it is this worker's turn; SystemExit when there will be no more."""
+        if not sys.stdin.readline():
+            raise SystemExit
+
+    def answer(self, **found: Any) -> None:
+        """End the turn."""
+        self._answers.write(json.dumps(found) + "\n")
+
+
+class Worker:
+    """The other side: a process started with `python -m module *arguments`; RuntimeError when it fails."""
+
+    def __init__(self, module: str, arguments: Sequence[str] = (), python: str = sys.executable) -> None:
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (open as long as the process runs)
+        self._process = subprocess.Popen(
+            [python, "-m", module, *arguments], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
+        )  # fmt: skip
+        self.about = self._read()
+        self.last: dict[str, Any] = {}
+
+    def turn(self) -> None:
+        """Let it make a step; its answer is `last`."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("step\n")
+        self._process.stdin.flush()
+        self.last = self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._process.wait()
+            self._errors.seek(0)
+            raise RuntimeError(f"a worker ended: {self._process.args!r}\n{self._errors.read()[-4000:]}")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def end(self) -> None:
+        """No more turns."""
+        self._process.kill()
+        self._process.wait()
 
 
 # -- what runs --------------------------------------------------------------------------------------------------------
