@@ -11,8 +11,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from nni.nas.evaluator.pytorch import ClassificationModule
 from nni.nas import strategy as strategies
+from nni.nas.evaluator.pytorch import ClassificationModule
 from nni.nas.hub import pytorch as spaces
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode

@@ -18,9 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.common import ROOT, Step, Timing, as_json, interleave, parser, show, table
 from benchmarks.supernet import BATCH, KINDS, Variant, make_step
@@ -64,21 +66,22 @@ def probes(device: torch.device, precisions: list[str]) -> tuple[dict[str, Step]
     """Steps that reach a ceiling, and how many FLOPs or bytes each is."""
     steps: dict[str, Step] = {}
     work: dict[str, float] = {}
+    size = MATRIX[device.type]
     for name in precisions:
-        size = MATRIX[device.type]
-        a, b = (torch.randn(size, size, device=device, dtype=TYPES[name]) for _ in range(2))
-        steps[name] = finished(lambda a=a, b=b, out=torch.empty_like(a): torch.mm(a, b, out=out), device)  # type: ignore[misc]
+        a, b, out = (torch.randn(size, size, device=device).to(TYPES[name]) for _ in range(3))
+        steps[name] = finished(partial(torch.mm, a, b, out=out), device)
         work[name] = 2.0 * size**3
     for name, size, times in (("memory", LARGE, 1), ("cache", SMALL, 64)):
-        source = torch.ones(size // 4, device=device)
-
-        def copy(source: torch.Tensor = source, to: torch.Tensor = torch.ones_like(source), times: int = times) -> None:
-            for _ in range(times):
-                to.copy_(source)
-
-        steps[name] = finished(copy, device)
+        source, target = (torch.ones(size // 4, device=device) for _ in range(2))
+        steps[name] = finished(partial(copy, source, target, times), device)
         work[name] = 2.0 * size * times
     return steps, work
+
+
+def copy(source: Tensor, target: Tensor, times: int) -> None:
+    """Copy again and again."""
+    for _ in range(times):
+        target.copy_(source)
 
 
 def ceilings(device: torch.device, precisions: list[str], rounds: int) -> Ceilings:

@@ -1,6 +1,6 @@
 """What pruning while searching saves: the same search with and without it, in turns.
 
-    python -m benchmarks.search [--spec SPEC] [--data FOLDER] [--images N] [--width C] [--epochs N] [--seeds 0,1] [--json]
+    python -m benchmarks.search [--data FOLDER] [--images N] [--width C] [--epochs N] [--seeds 0,1] [--json]
 
 Both searches are whole ones, with validation and checkpoints, from the same seed; without pruning `search.prune.every`
 is 0, so that edges go only at the end. They advance in one process an epoch at a time, so that both see the same
@@ -134,7 +134,8 @@ def duel(args: argparse.Namespace, settings: list[str], seed: int, folder: Path)
     }
     order, going = list(searches), True
     while going:
-        going = any([searches[name].advance() for name in order])
+        advanced = [searches[name].advance() for name in order]
+        going = any(advanced)
         order.reverse()
     return [Outcome.of(name, seed, search) for name, search in searches.items()]
 
