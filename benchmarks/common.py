@@ -14,12 +14,15 @@ import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 Step = Callable[[], object]
@@ -104,64 +107,80 @@ def in_child(module: str, arguments: Sequence[str]) -> Any:
     return json.loads(result.stdout.splitlines()[-1])
 
 
-# -- processes that take turns ----------------------------------------------------------------------------------------
+# -- ceilings ---------------------------------------------------------------------------------------------------------
 
 
-class Turns:
-    """The worker's side: it says what it is, then makes one step for every line it reads, and answers each with JSON.
+@dataclass(frozen=True)
+class Ceilings:
+    """What a device reaches at best."""
 
-    Whatever else the worker prints goes to stderr.
+    flops: dict[str, float]  # floating-point operations a second of a large matrix product, 2 per multiply-add
+    bandwidth: float  # bytes a second of a copy, read and written bytes added up
+
+
+def ceilings(device: torch.device, size: int | None = None, copied: int | None = None) -> Ceilings:
+    """Measure a product of `size` x `size` matrices in fp32, tf32 (CUDA only) and bf16, and a copy of `copied` bytes.
+
+    By default both are large for the device: 8192 and 1 GiB on CUDA, 2048 and 256 MiB on a CPU. A ceiling is the best
+    of several rounds, over random numbers: zeros can run faster than real values.
     """
+    import torch
 
-    def __init__(self, **about: Any) -> None:
-        self._answers = os.fdopen(os.dup(1), "w", buffering=1)
-        os.dup2(2, 1)
-        self.answer(**about)
-        self.growth = Growth()
-
-    def wait(self) -> None:
-        """Until it is this worker's turn; SystemExit when there will be no more."""
-        if not sys.stdin.readline():
-            raise SystemExit
-
-    def answer(self, **found: Any) -> None:
-        """End the turn."""
-        self._answers.write(json.dumps(found) + "\n")
+    on_gpu = device.type == "cuda"
+    size, copied = size or (8192 if on_gpu else 2048), copied or (2**30 if on_gpu else 2**28)
+    flops = {}
+    for name in ("fp32", "tf32", "bf16") if on_gpu else ("fp32", "bf16"):
+        dtype = torch.bfloat16 if name == "bf16" else torch.float32
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        out = torch.empty_like(a)
+        with tensor_float(name == "tf32"):
+            flops[name] = 2 * size**3 / best_seconds(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device)
+    source = torch.randn(copied // 4, device=device)
+    target = torch.empty_like(source)
+    return Ceilings(flops, 2 * copied / best_seconds(lambda: target.copy_(source), device))
 
 
-class Worker:
-    """The other side: a process started with `python -m module *arguments`; RuntimeError when it fails."""
+def best_seconds(step: Step, device: torch.device, rounds: int = 5, least: float = 0.05) -> float:
+    """Smallest mean seconds of a step over rounds of so many runs in a row that each takes at least `least`."""
+    step()
+    times = 1
+    while (taken := seconds_for(step, device, times)) < least:
+        times = max(times + 1, round(1.2 * times * least / max(taken, 1e-6)))
+    return min(taken, *(seconds_for(step, device, times) for _ in range(rounds - 1))) / times
 
-    def __init__(self, module: str, arguments: Sequence[str] = (), python: str = sys.executable) -> None:
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (open as long as the process runs)
-        self._process = subprocess.Popen(
-            [python, "-m", module, *arguments], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
-        )  # fmt: skip
-        self.about = self._read()
-        self.last: dict[str, Any] = {}
 
-    def turn(self) -> None:
-        """Let it make a step; its answer is `last`."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("step\n")
-        self._process.stdin.flush()
-        self.last = self._read()
+def seconds_for(step: Step, device: torch.device, times: int = 1) -> float:
+    """Seconds of wall clock until the device has done so many steps."""
+    wait_for(device)
+    start = time.perf_counter()
+    for _ in range(times):
+        step()
+    wait_for(device)
+    return time.perf_counter() - start
 
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self._process.wait()
-            self._errors.seek(0)
-            raise RuntimeError(f"a worker ended: {self._process.args!r}\n{self._errors.read()[-4000:]}")
-        found: dict[str, Any] = json.loads(line)
-        return found
 
-    def end(self) -> None:
-        """No more turns."""
-        self._process.kill()
-        self._process.wait()
+def wait_for(device: torch.device) -> None:
+    """Wait until the device has done everything it was given."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def tensor_float(allowed: bool) -> Iterator[None]:
+    """Within, float32 products and convolutions on CUDA use the tf32 units, or none of them do."""
+    import torch
+
+    flags = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [flag.allow_tf32 for flag in flags]
+    for flag in flags:
+        flag.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        for flag, value in zip(flags, before, strict=True):
+            flag.allow_tf32 = value
 
 
 # -- what runs --------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from nni.nas.hub import pytorch as spaces
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common import Turns
+from benchmarks.turns import Turns
 
 BATCHES = 4  # of images, taken again and again
 

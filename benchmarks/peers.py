@@ -23,8 +23,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common import ROOT, Bar, Timing, Turns, Worker, as_json, interleave, parser, show, table
+from benchmarks.common import ROOT, Bar, Timing, as_json, interleave, parser, show, table
 from benchmarks.jobs import search_job
+from benchmarks.turns import Turns, Worker
 from compiler.lowering.fx import lower
 from runtime.logs import Console
 from runtime.stages import Position

@@ -16,79 +16,64 @@ step is the larger of the times that its FLOPs and its bytes (beyond the caches)
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from benchmarks.common import ROOT, Step, Timing, as_json, interleave, parser, show, table
+from benchmarks.common import (
+    ROOT,
+    Step,
+    Timing,
+    as_json,
+    best_seconds,
+    ceilings,
+    interleave,
+    parser,
+    show,
+    table,
+    wait_for,
+)
 from benchmarks.supernet import BATCH, KINDS, Variant, make_step
 from compiler.costs import total_cost
 from compiler.elaborate import load
 from compiler.ir import Graph
 from compiler.ops import BYTES
+from graphspec.config import SearchConfig
 
 FORWARDS = {"weight": 3, "gate": 2}  # times the forward pass's FLOPs
 TRAFFIC = 3  # times the forward pass's bytes
-TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = ("fp32", "bf16")
 LARGE, SMALL = 256 * 2**20, 4 * 2**20  # bytes of a copy beyond any cache, and within one
-MATRIX = {"cpu": 2048, "cuda": 8192}
 
 
 # -- the machine ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Ceilings:
+class Limits:
     """What the machine does at best, in this run."""
 
-    flops: dict[str, float]  # FLOP/s of a matrix product by precision
-    memory: float  # bytes/s read and written by a large copy
-    cache: float  # bytes/s by a small one
+    flops: float  # FLOP/s of a matrix product in the step's precision
+    memory: float  # bytes/s read and written by a copy beyond any cache
+    cache: float  # bytes/s by one within it
 
 
-def finished(step: Callable[[], object], device: torch.device) -> Step:
-    """The step with the wait for the device that timing it needs."""
-    if device.type != "cuda":
-        return step
-
-    def run() -> None:
-        step()
-        torch.cuda.synchronize(device)
-
-    return run
+def measured_limits(device: torch.device, precisions: Sequence[str]) -> dict[str, Limits]:
+    """By precision."""
+    top = ceilings(device, copied=LARGE)
+    source, target = (torch.randn(SMALL // 4, device=device) for _ in range(2))
+    cache = 2 * SMALL / best_seconds(lambda: target.copy_(source), device)
+    return {name: Limits(top.flops[name], top.bandwidth, cache) for name in precisions}
 
 
-def probes(device: torch.device, precisions: list[str]) -> tuple[dict[str, Step], dict[str, float]]:
-    """Steps that reach a ceiling, and how many FLOPs or bytes each is."""
-    steps: dict[str, Step] = {}
-    work: dict[str, float] = {}
-    size = MATRIX[device.type]
-    for name in precisions:
-        a, b, out = (torch.randn(size, size, device=device).to(TYPES[name]) for _ in range(3))
-        steps[name] = finished(partial(torch.mm, a, b, out=out), device)
-        work[name] = 2.0 * size**3
-    for name, size, times in (("memory", LARGE, 1), ("cache", SMALL, 64)):
-        source, target = (torch.ones(size // 4, device=device) for _ in range(2))
-        steps[name] = finished(partial(copy, source, target, times), device)
-        work[name] = 2.0 * size * times
-    return steps, work
-
-
-def copy(source: Tensor, target: Tensor, times: int) -> None:
-    """Copy again and again."""
-    for _ in range(times):
-        target.copy_(source)
-
-
-def ceilings(device: torch.device, precisions: list[str], rounds: int) -> Ceilings:
-    """The best of several rounds: whatever else runs can only lower it."""
-    steps, work = probes(device, precisions)
-    best = {name: work[name] / min(timing.seconds) for name, timing in interleave(steps, rounds).items()}
-    return Ceilings({name: best[name] for name in precisions}, best["memory"], best["cache"])
+def better(first: dict[str, Limits], second: dict[str, Limits]) -> dict[str, Limits]:
+    """The higher of each: whatever else runs can only lower them."""
+    return {
+        name: Limits(*(max(getattr(one[name], f.name) for one in (first, second)) for f in fields(Limits)))
+        for name in first
+    }
 
 
 # -- the step ---------------------------------------------------------------------------------------------------------
@@ -115,54 +100,63 @@ def work_of(graph: Graph, kind: str, precision: str, batch: int = BATCH) -> Work
     return Work(FORWARDS[kind] * 2.0 * batch * cost.flops, TRAFFIC * moved * width)
 
 
-def row(graph: Graph, variant: Variant, kind: str, timing: Timing, top: Ceilings) -> dict[str, Any]:
+def row(graph: Graph, variant: Variant, kind: str, timing: Timing, top: Limits) -> dict[str, Any]:
     """A step beside its floor."""
-    work, flops = work_of(graph, kind, variant.precision), top.flops[variant.precision]
-    floor = work.floor(flops, top.memory)
+    work = work_of(graph, kind, variant.precision)
+    floor = work.floor(top.flops, top.memory)
     return {
         "step": kind,
         "variant": variant.name,
         "gflop": work.flops / 1e9,
         "gigabytes": work.bytes / 1e9,
-        "compute_ms": 1e3 * work.flops / flops,
+        "compute_ms": 1e3 * work.flops / top.flops,
         "memory_ms": 1e3 * work.bytes / top.memory,
         "cache_ms": 1e3 * work.bytes / top.cache,
         "floor_ms": 1e3 * floor,
         "measured_ms": 1e3 * timing.median,
         "reached": floor / timing.median,
-        "reached_in_cache": work.floor(flops, top.cache) / timing.median,
+        "reached_in_cache": work.floor(top.flops, top.cache) / timing.median,
         "timing": as_json(timing),
     }
 
 
-def measure(graph: Graph, config: Any, device: torch.device, precisions: list[str], rounds: int) -> dict[str, Any]:
-    """The ceilings before and after the steps (the better counts), and a row for every step."""
+def measure(
+    graph: Graph, config: SearchConfig, device: torch.device, precisions: Sequence[str], rounds: int
+) -> dict[str, Any]:
+    """The ceilings (measured before and after the steps), and a row for every step."""
     variants = [
         Variant(f"{lowering}, {precision}", lowering, precision=precision)
         for precision in precisions
         for lowering in ("reference", "fused")
     ]
-    first = ceilings(device, precisions, rounds)
+    first = measured_limits(device, precisions)
     timings = {}
     for kind in KINDS:
         steps = {v.name: finished(make_step(v, kind, graph, config, device), device) for v in variants}
         timings[kind] = interleave(steps, rounds)
-    last = ceilings(device, precisions, rounds)
-    top = Ceilings(
-        {name: max(first.flops[name], last.flops[name]) for name in precisions},
-        max(first.memory, last.memory),
-        max(first.cache, last.cache),
-    )
-    rows = [row(graph, v, kind, timings[kind][v.name], top) for kind in KINDS for v in variants]
-    return {"ceilings": asdict(top), "rows": rows}
+    top = better(first, measured_limits(device, precisions))
+    rows = [row(graph, v, kind, timings[kind][v.name], top[v.precision]) for kind in KINDS for v in variants]
+    return {"ceilings": {name: asdict(limits) for name, limits in top.items()}, "rows": rows}
+
+
+def finished(step: Step, device: torch.device) -> Step:
+    """The step and the wait until the device has done it."""
+
+    def run() -> None:
+        step()
+        wait_for(device)
+
+    return run
 
 
 def report(found: dict[str, Any]) -> list[str]:
     """A table of ceilings and one of steps."""
-    top = found["ceilings"]
-    limits = [[f"matrix product, {name}", f"{value / 1e9:,.0f} GFLOP/s"] for name, value in top["flops"].items()]
-    limits += [[f"copy of {LARGE >> 20} MiB (memory)", f"{top['memory'] / 1e9:,.1f} GB/s"]]
-    limits += [[f"copy of {SMALL >> 20} MiB (cache)", f"{top['cache'] / 1e9:,.1f} GB/s"]]
+    names = {"memory": f"copy of {LARGE >> 20} MiB", "cache": f"copy of {SMALL >> 20} MiB"}
+    limits = [
+        [f"matrix product, {name}", f"{top['flops'] / 1e9:,.0f} GFLOP/s"] for name, top in found["ceilings"].items()
+    ]
+    top = next(iter(found["ceilings"].values()))
+    limits += [[names[key], f"{top[key] / 1e9:,.1f} GB/s"] for key in ("memory", "cache")]
     header = ["step", "variant", "GFLOP", "GB", "ms to compute", "ms to move", "in cache", "floor ms", "measured ms"]
     rows = [[*list(r.values())[:9], f"{r['reached']:.0%}", f"{r['reached_in_cache']:.0%}"] for r in found["rows"]]
     return [
@@ -176,8 +170,8 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--spec", default=str(ROOT / "specs" / "cifar10_small.yaml"))
     options.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
-    options.add_argument("--device", choices=MATRIX, default="cpu")
-    options.add_argument("--precision", choices=TYPES, nargs="+", default=["fp32"])
+    options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    options.add_argument("--precision", choices=PRECISIONS, nargs="+", default=["fp32"])
     options.add_argument("--rounds", type=int, default=9)
     args = options.parse_args()
     spec, graph = load(args.spec, args.settings)
