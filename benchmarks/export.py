@@ -1,6 +1,6 @@
 """Our ONNX files beside torch.onnx.export's: latency in onnxruntime, nodes, bytes, export time, torch eager, minimum.
 
-    python -m benchmarks.export [--json FILE] [--rounds N] [NETWORK ...]
+    python -m benchmarks.export [--json] [--rounds N] [NETWORK ...]
 
 Both files hold the same network with the same weights, and run in sessions with default optimisation, in turns, for
 one and two threads. A ratio of latencies is the median over the rounds, so that a busy machine slows both alike. Needs
@@ -9,10 +9,8 @@ the `bench` extra. Exits 1 if a bar is missed.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
-import json
 import logging
 import random
 import sys
@@ -20,8 +18,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +27,7 @@ import onnx
 import onnxruntime
 import torch
 
-from benchmarks.common import interleave, machine
+from benchmarks.common import Bar, interleave, parser, show, table
 from compiler.costs import total_cost
 from compiler.elaborate import load
 from compiler.ir import INPUT, OUTPUT, Graph, Model, Node
@@ -49,27 +46,7 @@ NETWORKS = {  # name -> spec and parameters to prune to
 }
 SECONDS_PER_ROUND = 0.03
 Runner = Callable[[], Any]
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One promise: `value` must be at most (or at least) `limit`."""
-
-    network: str
-    name: str
-    value: float
-    limit: float
-    at_least: bool = False
-
-    @property
-    def met(self) -> bool:
-        """Whether the promise is kept."""
-        return self.value >= self.limit if self.at_least else self.value <= self.limit
-
-    def line(self) -> str:
-        """A line of the report."""
-        sign = ">=" if self.at_least else "<="
-        return f"  {'ok  ' if self.met else 'MISS'} {self.name:<44} {self.value:>10.3f}  {sign} {self.limit:g}"
+Row = dict[str, Any]
 
 
 # -- the networks ---------------------------------------------------------------------------------------------------
@@ -211,9 +188,9 @@ def duel(ours: Runner, other: Runner, rounds: int) -> tuple[float, float, float]
     return found["ours"].median / runs, found["other"].median / runs, found["ours"].speedup_over(found["other"])
 
 
-def latency_bars(name: str, files: dict[str, bytes], module: torch.nn.Module, image: Any, rounds: int) -> list[Bar]:
+def latencies(files: dict[str, bytes], module: torch.nn.Module, image: Any, rounds: int) -> list[Row]:
     """Latency at batch 1 for one thread and two; `files` are `ours` and `dynamo`."""
-    bars = []
+    rows = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
         eager = eager_runner(module, image)
@@ -222,15 +199,13 @@ def latency_bars(name: str, files: dict[str, bytes], module: torch.nn.Module, im
             assert np.abs(run() - eager()).max() <= 1e-4 * np.abs(eager()).max(), f"{which} computes something else"
         ours, theirs, speedup = duel(sessions["ours"], sessions["dynamo"], rounds)
         _, slow, speedup_over_eager = duel(sessions["ours"], eager, rounds)
-        times = f"ours {ours * 1e3:.3f} ms, dynamo {theirs * 1e3:.3f} ms, torch eager {slow * 1e3:.3f} ms"
-        print(f"  {threads} thread(s): {times}")
-        bars.append(Bar(name, f"latency / dynamo's, {threads} thread(s)", 1 / speedup, 1.0))
-        bars.append(Bar(name, f"torch eager / ours, {threads} thread(s)", speedup_over_eager, 1.5, at_least=True))
-    return bars
+        seconds = {"ours": ours, "dynamo": theirs, "eager": slow}
+        rows.append({"threads": threads, "seconds": seconds, "speed": speedup, "speed_over_eager": speedup_over_eager})
+    return rows
 
 
-def measure(name: str, rounds: int) -> list[Bar]:
-    """All bars of one network."""
+def measure(name: str, rounds: int) -> Row:
+    """Everything about one network."""
     spec, params = NETWORKS[name]
     model = randomly_pruned(SPECS / spec, params)
     module = lower(model.graph).eval()
@@ -241,37 +216,69 @@ def measure(name: str, rounds: int) -> list[Bar]:
     proto, other = onnx.load_from_string(ours), onnx.load_from_string(theirs)
     check(proto)
     least = analytic_minimum(model.graph)
-    print(f"{name}: {total_cost(model.graph).params:,} parameters, {total_cost(model.graph).flops:,} multiply-adds")
-    print(f"  nodes {len(proto.graph.node)} (dynamo {len(other.graph.node)}, least {least.total()}: {dict(least)})")
-    print(f"  bytes {len(ours):,} (dynamo {len(theirs):,}); export {our_seconds:.3f} s (dynamo {their_seconds:.2f} s)")
     image = np.random.default_rng(0).standard_normal((1, *shape)).astype(np.float32)
+    return {
+        "network": name,
+        **{key: getattr(total_cost(model.graph), key) for key in ("params", "flops")},
+        "nodes": {"ours": len(proto.graph.node), "dynamo": len(other.graph.node), "least": least.total()},
+        "least": dict(least),
+        "bytes": {"ours": len(ours), "dynamo": len(theirs)},
+        "export_seconds": {"ours": our_seconds, "dynamo": their_seconds},
+        "latency": latencies({"ours": ours, "dynamo": theirs}, module, image, rounds),
+    }
+
+
+def bars(rows: Sequence[Row]) -> list[Bar]:
+    """What our files are held to."""
+    found = []
+    for row in rows:
+        name, nodes, seconds = row["network"], row["nodes"], row["export_seconds"]
+        for at in row["latency"]:
+            threads = f"{at['threads']} thread(s)"
+            found.append(Bar(f"{name}: latency / dynamo's, {threads}", 1 / at["speed"], 1.0))
+            found.append(Bar(f"{name}: torch eager / ours, {threads}", at["speed_over_eager"], 1.5, at_least=True))
+        found += [
+            Bar(f"{name}: nodes / dynamo's", nodes["ours"] / nodes["dynamo"], 1.0),
+            Bar(f"{name}: nodes / analytic minimum", nodes["ours"] / nodes["least"], 1.05),
+            Bar(f"{name}: bytes / dynamo's", row["bytes"]["ours"] / row["bytes"]["dynamo"], 1.0),
+            Bar(f"{name}: dynamo's export time / ours", seconds["dynamo"] / seconds["ours"], 5.0, at_least=True),
+        ]
+    return found
+
+
+def report(rows: Sequence[Row]) -> list[str]:
+    """A table of files and one of latencies."""
+    both = ("ours", "dynamo")
+    files = [
+        [row["network"], row["params"], row["flops"], *row["nodes"].values()]
+        + [row[key][which] for key in ("bytes", "export_seconds") for which in both]
+        for row in rows
+    ]
+    times = [
+        [row["network"], at["threads"], *(1000 * s for s in at["seconds"].values())]
+        + [at["speed"], at["speed_over_eager"]]
+        for row in rows
+        for at in row["latency"]
+    ]
+    header = ["network", "params", "multiply-adds", "nodes", "dynamo's", "least", "bytes", "dynamo's", "export s"]
+    speeds = ["our speed by dynamo's", "by torch eager's"]
     return [
-        *latency_bars(name, {"ours": ours, "dynamo": theirs}, module, image, rounds),
-        Bar(name, "nodes / dynamo's", len(proto.graph.node) / len(other.graph.node), 1.0),
-        Bar(name, "nodes / analytic minimum", len(proto.graph.node) / least.total(), 1.05),
-        Bar(name, "bytes / dynamo's", len(ours) / len(theirs), 1.0),
-        Bar(name, "dynamo's export time / ours", their_seconds / our_seconds, 5.0, True),
+        table([*header, "dynamo's"], files),
+        table(["network", "threads", "ours ms", "dynamo ms", "torch eager ms", *speeds], times),
     ]
 
 
 def main() -> int:
     """Measure the networks named on the command line (all by default)."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("networks", nargs="*", choices=[[], *NETWORKS], help="which networks (default: all)")
-    parser.add_argument("--rounds", type=int, default=60, help="interleaved rounds of latency measurement")
-    parser.add_argument("--json", type=Path, help="also write the bars to this file")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("networks", nargs="*", choices=[[], *NETWORKS], help="which networks (default: all)")
+    options.add_argument("--rounds", type=int, default=60, help="interleaved rounds of latency measurement")
+    args = options.parse_args()
     logging.disable(logging.WARNING)
-    bars = []
-    for name in arguments.networks or NETWORKS:
-        found = measure(name, arguments.rounds)
-        print("\n".join(bar.line() for bar in found), flush=True)
-        bars += found
-    if arguments.json:
-        arguments.json.write_text(
-            json.dumps(machine() | {"bars": [asdict(bar) | {"met": bar.met} for bar in bars]}, indent=2) + "\n"
-        )
-    return 0 if all(bar.met for bar in bars) else 1
+    rows = [measure(name, args.rounds) for name in args.networks or NETWORKS]
+    promises = bars(rows)
+    show(args.json, {"networks": rows}, report(rows), promises)
+    return 0 if all(bar.met for bar in promises) else 1
 
 
 if __name__ == "__main__":

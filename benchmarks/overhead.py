@@ -10,6 +10,7 @@ class) and is alone on the machine while it is measured.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import statistics
 import tempfile
@@ -33,7 +34,7 @@ from runtime.training import Feed
 
 CPU = torch.device("cpu")
 STEP, DATA, WEIGHTS, GATES, LOOK = "whole step", "two batches", "weight optimizer", "gate optimizer", "new gammas"
-LEAST_FILES = 2048
+FILES = 2048  # drawn where none are given
 SGD_FORMS: dict[str, dict[str, bool]] = {
     "one by one": {"foreach": False},
     "foreach": {"foreach": True},
@@ -140,7 +141,7 @@ def pipeline(name: str, loader: Loader, epochs: int) -> Pipeline:
     return Pipeline(name, count, statistics.median(rates), statistics.median(starts))
 
 
-def draw_files(folder: Path, size: tuple[int, int], count: int = LEAST_FILES) -> None:
+def draw_files(folder: Path, size: tuple[int, int], count: int) -> None:
     """JPEG files of random pixels, which cost the most to decode: ten classes in train/, one image each in test/."""
     generator = torch.Generator().manual_seed(0)
     for part, each in (("train", count // 10 + 1), ("test", 1)):
@@ -176,15 +177,15 @@ def measure(job: SearchJob, rounds: int) -> dict[str, Timing]:
     return interleave(steps | sgd_forms(job.supernet), rounds)
 
 
-def pipelines(spec: str, job: SearchJob, data: Path | None, epochs: int) -> list[Pipeline]:
-    """From memory, and streamed by no, one and two workers."""
-    loader = job.weight_feed.loader
-    found = [pipeline("memory", loader, epochs)]
+def pipelines(job: SearchJob, args: argparse.Namespace) -> list[Pipeline]:
+    """From memory, and streamed by so many workers."""
+    loader, data = job.weight_feed.loader, args.data
+    found = [pipeline("memory", loader, args.epochs)]
     with tempfile.TemporaryDirectory(prefix="graphspec-bench-") as folder:
         if data is None:
             data = Path(folder)
-            draw_files(data, loader.images.size)
-        found += [streamed(spec, data, workers, epochs, loader.batch_size) for workers in (0, 1, 2)]
+            draw_files(data, loader.images.size, FILES)
+        found += [streamed(args.spec, data, workers, args.epochs, loader.batch_size) for workers in args.workers]
     return found
 
 
@@ -211,13 +212,14 @@ def main() -> None:
     options.add_argument("--data", type=Path, help="image files to stream; default: some are drawn")
     options.add_argument("--rounds", type=int, default=15)
     options.add_argument("--epochs", type=int, default=3, help="epochs of every data pipeline")
+    options.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="processes that decode files")
     options.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
     args = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="graphspec-bench-") as folder:
         fake = ["data.name=fake", "data.fake_size=4096"]
         job, _ = search_job(args.spec, [*fake, *args.settings], Path(folder), CPU, Console(quiet=True))
         timings = measure(job, args.rounds)
-    found = pipelines(args.spec, job, args.data, args.epochs)
+    found = pipelines(job, args)
     share = shares(timings)
     together = 100 * (share[DATA] + share[WEIGHTS] + share[GATES] + share[LOOK])
     record: dict[str, Any] = {

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -43,6 +44,7 @@ class Search:
 
     loop: Loop
     folder: Path
+    validation_images: int
     seconds: list[float] = field(default_factory=list)
 
     @classmethod
@@ -53,7 +55,8 @@ class Search:
         keep = config.search.checkpoint
         store = CheckpointStore(folder / "checkpoints", keep.keep, console.warn)
         log = MetricsLog(folder, console.warn)
-        return cls(Loop(job, store, log, console, StopFlag(), config.seed, keep, "", _end_turn), folder)
+        loop = Loop(job, store, log, console, StopFlag(), config.seed, keep, "", _end_turn)
+        return cls(loop, folder, len(job.split.validation))
 
     def advance(self) -> bool:
         """Another epoch; False if there is none left."""
@@ -85,6 +88,7 @@ class Outcome:
     seconds: float
     search_seconds: float  # of the search stage: without pretraining
     accuracy: float  # of the pruned supernet, on the validation images
+    images: int  # validation images
     edges: int
     epochs: list[dict[str, Any]]  # stage, seconds, edges and accuracy
 
@@ -99,6 +103,7 @@ class Outcome:
             seconds=sum(r["seconds"] for r in records),
             search_seconds=sum(r["seconds"] for r in records if r["stage"] == "search"),
             accuracy=records[-1]["accuracy"],
+            images=search.validation_images,
             edges=records[-1]["edges"],
             epochs=[{key: r[key] for key in wanted} for r in records],
         )
@@ -146,15 +151,17 @@ def _spread(values: list[float]) -> str:
 
 
 def bars(outcomes: list[Outcome]) -> list[Bar]:
-    """Ratios within a seed, their mean over the seeds."""
+    """Ratios within a seed, their mean over the seeds; accuracy may differ by two standard errors."""
     pairs = list(zip(*[[o for o in outcomes if o.variant == v] for v in (WITH, WITHOUT)], strict=True))
     whole = statistics.mean(slow.seconds / fast.seconds for fast, slow in pairs)
     stage = statistics.mean(slow.search_seconds / fast.search_seconds for fast, slow in pairs)
     lost = statistics.mean(slow.accuracy - fast.accuracy for fast, slow in pairs)
+    share = statistics.mean(o.accuracy for o in outcomes)
+    noise = 2 * math.sqrt(2 * share * (1 - share) / sum(fast.images for fast, _ in pairs))
     return [
         Bar("speed of the whole search with pruning", whole, 1.5, at_least=True),
         Bar("speed of the search stage with pruning", stage, 1.5, at_least=True),
-        Bar("points of accuracy lost by it", 100 * lost, 1.0),
+        Bar("points of accuracy lost by it", 100 * lost, round(100 * noise, 1)),
     ]
 
 

@@ -1,0 +1,211 @@
+"""Benchmarks do not rot: each runs at its smallest, and the commands that docs/benchmarks.md shows are theirs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from benchmarks import compile as compiling
+from benchmarks import exemption, overhead, peers, roofline, search, supernet
+from benchmarks.turns import Worker
+from compiler.costs import total_cost
+from compiler.elaborate import load
+from compiler.lowering.fx import lower
+from tests.tiny import TINY, write_spec
+
+ROOT = Path(__file__).parent.parent
+DOCUMENT = ROOT / "docs" / "benchmarks.md"
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Path:
+    return write_spec(tmp_path)
+
+
+def found(
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object
+) -> dict[str, Any]:
+    """What `python -m module *words --json` prints."""
+    monkeypatch.setattr(sys, "argv", [str(module.__file__), *map(str, words), "--json"])
+    module.main()
+    record: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert record["machine"]["command"].startswith(f"python -m {module.__name__} ")
+    return record
+
+
+# -- commands in the documentation ------------------------------------------------------------------------------------
+
+
+class Parsed(Exception):  # noqa: N818
+    """The options were read, and that is enough."""
+
+
+def documented() -> list[str]:
+    text = DOCUMENT.read_text(encoding="utf-8").replace("\\\n", " ")
+    return sorted(set(re.findall(r"python -m benchmarks\.[^`\n#]+", text)))
+
+
+@pytest.mark.parametrize("command", documented())
+def test_documented_commands_have_these_options(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = argparse.ArgumentParser.parse_args
+
+    def stop(parser: argparse.ArgumentParser, *given: Any) -> None:
+        raise Parsed(read(parser, *given))
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    words = shlex.split(command)
+    monkeypatch.setattr(sys, "argv", words[2:])
+    with pytest.raises(Parsed):
+        importlib.import_module(words[2]).main()
+
+
+def test_every_benchmark_is_documented() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    modules = [path for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text(encoding="utf-8")]
+    assert [path.name for path in modules if f"benchmarks.{path.stem}" not in text] == []
+
+
+# -- the smallest run of each -----------------------------------------------------------------------------------------
+
+
+def test_compile(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = found(compiling, monkeypatch, capsys, "--edges", 250, 500, "--rounds", 1)["sizes"]
+    assert [row["gates"] for row in sizes] == [124, 124, 3 * 124]
+    assert sizes[0]["growth"] is None
+    assert sizes[2]["growth"] > 0
+
+
+def test_exemption(spec: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(exemption, "SPEC", spec)
+    short = [
+        word for key in ("search.pretrain_epochs", "search.epochs", "retrain.epochs") for word in ("--set", f"{key}=1")
+    ]
+    outcomes = found(exemption, monkeypatch, capsys, "--seeds", 0, *short)["outcomes"]
+    assert [o["exempt"] for o in outcomes] == [True, False]
+    assert all(0 < o["test_accuracy"] <= 1 for o in outcomes)
+
+
+def test_overhead(spec: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(overhead, "FILES", 100)
+    words = ("--spec", spec, "--rounds", 2, "--epochs", 1, "--workers", 0, "--set", "data.fake_size=256")
+    record = found(overhead, monkeypatch, capsys, *words)
+    parts = record["parts"]
+    assert parts[overhead.STEP]["share"] == 1
+    assert all(len(part["seconds"]) == 2 for part in parts.values())
+    assert [p["images"] for p in record["pipelines"]] == [96, 32], "whole batches of 45 % of 256 and of 100 images"
+    (bar,) = record["bars"]
+    names = (overhead.DATA, overhead.WEIGHTS, overhead.GATES, overhead.LOOK)
+    assert bar["found"] == pytest.approx(100 * sum(parts[name]["share"] for name in names))
+
+
+def test_roofline(spec: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(roofline, "LARGE", 2**20)
+    record = found(roofline, monkeypatch, capsys, "--spec", spec, "--rounds", 1)
+    rows, (top,) = record["rows"], record["ceilings"].values()
+    assert [(row["step"], row["variant"]) for row in rows] == [
+        (kind, variant) for kind in ("weight", "gate") for variant in ("reference, fp32", "fused, fp32")
+    ]
+    multiply_adds = total_cost(load(spec)[1]).flops
+    for row, times in zip(rows, (3, 3, 2, 2), strict=True):
+        assert row["gflop"] * 1e9 == pytest.approx(times * 2 * 64 * multiply_adds)
+        seconds = max(1e9 * row["gflop"] / top["flops"], 1e9 * row["gigabytes"] / top["memory"])
+        assert row["floor_ms"] == pytest.approx(1e3 * seconds)
+        assert 0 < row["reached"] < 1
+
+
+def test_bytes_count_weights_once_a_batch(spec: Path) -> None:
+    graph = load(spec)[1]
+    one, two, three = (roofline.work_of(graph, "weight", "fp32", batch).bytes for batch in (1, 2, 3))
+    assert three - two == two - one
+    assert 2 * one - two == 3 * 4 * total_cost(graph).params
+    assert roofline.work_of(graph, "weight", "bf16", 1).bytes == one / 2
+
+
+def test_search_in_turns(spec: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--spec", spec, "--pretrain", 1, "--epochs", 3, "--seeds", 3, "--set", "search.gates.gamma=0.2")
+    pruned, whole = found(search, monkeypatch, capsys, *words)["outcomes"]
+    assert [(e["stage"], e["epoch"]) for e in pruned["epochs"]] == [
+        ("pretrain", 1), ("search", 1), ("search", 2), ("search", 3)
+    ]  # fmt: skip
+    assert pruned["epochs"][:2] != whole["epochs"][:2], "seconds differ"
+    assert [e["accuracy"] for e in pruned["epochs"][:1]] == [e["accuracy"] for e in whole["epochs"][:1]]
+    flops = [[e["flops"] for e in outcome["epochs"]] for outcome in (pruned, whole)]
+    assert flops[0][2] < flops[0][0], "pruning starts before the end"
+    assert flops[1][2] == flops[1][0], "without pruning the network stays whole until the end"
+    assert whole["edges"] < 50
+    assert pruned["seconds"] == pytest.approx(sum(e["seconds"] for e in pruned["epochs"]))
+
+
+def test_a_search_is_that_of_the_command(spec: Path, tmp_path: Path) -> None:
+    """Taking turns changes nothing: the epochs are those of `graphspec search`."""
+    import graphspec
+
+    settings = ["search.pretrain_epochs=1", "search.epochs=2"]
+    alone = search.Search.start(str(spec), settings, tmp_path / "turns", "cpu")
+    while alone.advance():
+        pass
+    compiled = graphspec.compile(spec, out=tmp_path / "run", overrides=settings)
+    assert compiled.run is not None
+    graphspec.search(compiled.run, device="cpu", quiet=True)
+    assert (tmp_path / "turns" / "metrics.jsonl").read_bytes() == compiled.run.search.metrics.read_bytes()
+
+
+def test_subset_of_images(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / "all" / part / name).mkdir(parents=True)
+            for index in range(4):
+                Image.new("L", (8, 8)).save(tmp_path / "all" / part / name / f"{index}.png")
+    few = search.subset(tmp_path / "all", 3, tmp_path / "few")
+    names = [str(path.relative_to(few)) for path in sorted(few.rglob("*.png"))]
+    assert names == [
+        f"{part}/{name}/{i}.png" for part in ("test", "train") for name in ("cat", "dog") for i in range(3)
+    ]
+
+
+@pytest.mark.parametrize("kind", supernet.KINDS)
+@pytest.mark.parametrize("variant", supernet.VARIANTS, ids=lambda v: v.name)
+def test_supernet_steps(variant: supernet.Variant, kind: str, tmp_path: Path) -> None:
+    parsed, graph = load(write_spec(tmp_path, TINY.replace("width: 8", "width: 2")))
+    supernet.make_step(variant, kind, graph, parsed.config.search)()
+
+
+def test_peak_memory_of_a_step(spec: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["supernet", "--spec", str(spec), "--peak", "fused", "--kind", "gate"])
+    supernet.main()
+    assert float(capsys.readouterr().out) >= 0
+
+
+# -- workers that take turns ------------------------------------------------------------------------------------------
+
+
+def test_our_side_of_the_comparison_with_peers() -> None:
+    worker = Worker("benchmarks.peers", ["--worker", "--width=2", "--batch=2"])
+    try:
+        graph = load(peers.SPEC, ["symbols.width=2"])[1]
+        assert worker.about["gates"] == len(graph.gates())
+        assert worker.about["flops"] == 2 * total_cost(graph).flops
+        worker.turn()
+        assert worker.last["peak_mib"] > 0
+    finally:
+        worker.end()
+
+
+def test_flops_of_the_cost_model_are_those_that_torch_counts(spec: Path) -> None:
+    graph = load(spec)[1]
+    assert peers.forward_flops(lower(graph, lowering="reference"), (1, 8, 8)) == 2 * total_cost(graph).flops
+
+
+def test_a_worker_that_fails_says_why() -> None:
+    with pytest.raises(RuntimeError, match=r"No module named benchmarks\.no_such_worker"):
+        Worker("benchmarks.no_such_worker")
