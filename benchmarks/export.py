@@ -254,18 +254,17 @@ def report(rows: Sequence[Row]) -> list[str]:
         + [row[key][which] for key in ("bytes", "export_seconds") for which in both]
         for row in rows
     ]
-    times = [
-        [row["network"], at["threads"], *(1000 * s for s in at["seconds"].values())]
-        + [at["speed"], at["speed_over_eager"]]
-        for row in rows
-        for at in row["latency"]
-    ]
+    times = [[row["network"], *_latency_cells(at)] for row in rows for at in row["latency"]]
     header = ["network", "params", "multiply-adds", "nodes", "dynamo's", "least", "bytes", "dynamo's", "export s"]
     speeds = ["our speed by dynamo's", "by torch eager's"]
     return [
         table([*header, "dynamo's"], files),
         table(["network", "threads", "ours ms", "dynamo ms", "torch eager ms", *speeds], times),
     ]
+
+
+def _latency_cells(at: Row) -> list[object]:
+    return [at["threads"], *(1000 * s for s in at["seconds"].values()), at["speed"], at["speed_over_eager"]]
 
 
 def main() -> int:
