@@ -34,7 +34,7 @@ from runtime.training import Feed
 
 CPU = torch.device("cpu")
 STEP, DATA, WEIGHTS, GATES, LOOK = "whole step", "two batches", "weight optimizer", "gate optimizer", "new gammas"
-FILES = 2048  # drawn where none are given
+FILES = 16384  # drawn where none are given
 SGD_FORMS: dict[str, dict[str, bool]] = {
     "one by one": {"foreach": False},
     "foreach": {"foreach": True},
