@@ -82,14 +82,21 @@ def thinned(graph: Graph, share: float, seed: int = 0) -> Graph:
     for block in graph.blocks:
         gates = {e.gate for n in graph.nodes() if block.holds(n.id) for e in graph.inputs(n.id) if e.gate is not None}
         wanted = round(len(gates) * (1 - share))
-        kept: set[str] = set()
-        while len(kept) < wanted:
-            path = _random_path(graph, block, rng)
-            if len(kept | path) <= wanted:
-                kept |= path
-        if kept:  # a block with few gates, such as a reduction, is left whole
-            closed |= gates - kept
+        if wanted:  # a block with few gates, such as a reduction, is left whole
+            closed |= gates - _random_paths(graph, block, rng, wanted)
     return prune(graph, closed)
+
+
+def _random_paths(graph: Graph, block: Block, rng: random.Random, wanted: int, tries: int = 1000) -> set[str]:
+    """The gates of random paths, so many or as near below as so many tries come; at least those of one path."""
+    kept: set[str] = set()
+    for _ in range(tries):
+        path = _random_path(graph, block, rng)
+        if not kept or len(kept | path) <= wanted:
+            kept |= path
+        if len(kept) >= wanted:
+            break
+    return kept
 
 
 def _random_path(graph: Graph, block: Block, rng: random.Random) -> set[str]:
