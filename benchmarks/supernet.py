@@ -137,7 +137,8 @@ def make_step(
     weights, gates = list(weight_parameters(net.module).values()), list(net.gate_vectors.values())
     chosen, frozen, optimizer = (weights, gates, net.weights) if kind == "weight" else (gates, weights, net.gates)
     batch = _batches(graph, layout, device)
-    loss_fn = classification_loss(net.network, config, device)
+    network = net.weight_network if kind == "weight" else net.gate_network
+    loss_fn = classification_loss(network, config, device)
 
     def step() -> None:
         with record_function("step: data"):

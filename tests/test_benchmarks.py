@@ -7,6 +7,7 @@ import importlib
 import json
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -16,12 +17,12 @@ import pytest
 from PIL import Image
 
 from benchmarks import compile as compiling
-from benchmarks import exemption, overhead, peers, roofline, search, supernet
+from benchmarks import exemption, overhead, peers, roofline, scale, search, supernet
 from benchmarks.turns import Worker
 from compiler.costs import total_cost
 from compiler.elaborate import load
 from compiler.lowering.fx import lower
-from tests.tiny import write_spec
+from tests.tiny import environment, write_spec
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
@@ -94,6 +95,27 @@ def test_exemption(spec: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     outcomes = found(exemption, monkeypatch, capsys, "--seeds", 0, *short)["outcomes"]
     assert [o["exempt"] for o in outcomes] == [True, False]
     assert all(0 < o["test_accuracy"] <= 1 for o in outcomes)
+
+
+def test_scale(spec: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--spec", spec, "--processes", 1, 2, 8, 16, "--far-bandwidth", 1.0, "--batch", 16)
+    rows = found(scale, monkeypatch, capsys, *words)["predicted"]
+    weight = {row["processes"]: row for row in rows if row["step"] == "weight"}
+    assert (weight[1]["sent_mb"], weight[1]["efficiency"]) == (0, 1)
+    assert weight[8]["sent_mb"] == pytest.approx(2 * 7 / 8 * 4 * 4802 / 1e6), "gradients in a ring"
+    assert weight[2]["messages"] == 1 + 2 * 18, "stem, 5 in each of 3 blocks, reduction"
+    assert weight[2]["efficiency"] < weight[2]["efficiency_without_sync"] <= 1
+    assert weight[16]["efficiency_without_sync"] < 0.01, "a link of a byte a second hides nothing"
+
+
+def test_scale_measured_by_two_processes(spec: Path) -> None:
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "benchmarks.scale"]
+    command = [sys.executable, "-m", *launcher, "--measure", "--json", "--rounds", "1", "--spec", str(spec)]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["measured"]
+    assert [row["step"] for row in rows] == ["weight"] * 3 + ["gate"] * 3
+    assert [row["speed"] for row in rows if row["variant"] == "one process"] == [1, 1]
 
 
 def test_overhead(spec: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

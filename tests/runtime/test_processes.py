@@ -26,7 +26,8 @@ from tests.tiny import environment, write_spec
 SETTINGS = (
     "data.name=digits", "data.flip=true", "data.crop_padding=1",
     "search.pretrain_epochs=1", "search.epochs=4", "search.batch_size=64", "search.lr=0.005",
-    "search.gates.schedule={kind: step, milestones: [0.75], factor: 0.01}", "search.gates.lr=0.1", "search.gates.gamma=0.16", "search.gates.momentum=0.5",
+    "search.gates.schedule={kind: step, milestones: [0.75], factor: 0.01}",
+    "search.gates.lr=0.1", "search.gates.gamma=0.16", "search.gates.momentum=0.5",
     "retrain.epochs=2", "retrain.batch_size=64", "retrain.lr=0.005", "retrain.drop_path=0.3", "retrain.dropout=0.3",
 )  # fmt: skip
 JOBS = ("search", "retrain")
