@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx
 
 from compiler.costs import total_cost
 from compiler.ir import Graph
@@ -80,8 +80,8 @@ class RetrainJob:
         self.test = dataset.evaluation_loader(None, max(batch, 256), place)
         self.stages = (Stage(RETRAIN, self.config.epochs, len(loader), batch),)
 
-    def _network(self, trained: Graph, seed: int, weights: Mapping[str, Any] | None) -> nn.Module:
-        module = lower(trained, recompute=self.config.recompute)
+    def _network(self, trained: Graph, seed: int, weights: Mapping[str, Any] | None) -> fx.GraphModule:
+        module = lower(trained, recompute=self.config.recompute, apart=self.config.compile)
         initialise(module, seed)
         if weights is not None:
             fresh = {name: array for name, array in weights_of(module).items() if name not in self.own}

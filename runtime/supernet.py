@@ -52,7 +52,7 @@ class Supernet:
         world: World = ALONE,
     ) -> Supernet:
         """A fresh supernet: seeded weights, all gates at `gate_init`, batch-norm scales fixed at 1."""
-        module = lower(graph, lowering=config.lowering, gate_init=gate_init, recompute=config.recompute)
+        module = _lowered(graph, config, gate_init)
         initialise(module, seed)
         return cls._assemble(graph, config, device, module, world)
 
@@ -136,7 +136,7 @@ class Supernet:
         world: World = ALONE,
     ) -> Supernet:
         """The supernet whose `tensors` these are."""
-        module = lower(graph, lowering=config.lowering, recompute=config.recompute)
+        module = _lowered(graph, config)
         supernet = cls._assemble(graph, config, device, module, world)
         supernet.load_tensors(tensors)
         return supernet
@@ -159,6 +159,12 @@ class Supernet:
             elif weight in cuts:
                 kept[name] = take(tensor, cuts[weight])
         return Supernet.restore(graph, self.config, self.device, kept, self.world)
+
+
+def _lowered(graph: Graph, config: SearchConfig, gate_init: float = 1.0) -> fx.GraphModule:
+    return lower(
+        graph, lowering=config.lowering, gate_init=gate_init, recompute=config.recompute, apart=config.compile
+    )
 
 
 def _below(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:

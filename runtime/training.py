@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import Parameter
 
 from compiler.lowering.torch_batch import BatchNorm
 from graphspec.config import Schedule, TrainingConfig
 from graphspec.errors import RunError
+from runtime.compiled import compiled_by_block
 from runtime.data import Loader
 from runtime.launch import Launch
 from runtime.schedules import learning_rate
@@ -54,9 +55,9 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def network_of(module: nn.Module, config: TrainingConfig) -> Network:
-    """What training steps call: the module, or torch.compile's version of it where the configuration asks for it."""
-    return torch.compile(module) if config.compile else module
+def network_of(module: fx.GraphModule, config: TrainingConfig) -> Network:
+    """What training steps call: the module, with its blocks compiled where the configuration asks for it."""
+    return compiled_by_block(module) if config.compile else module
 
 
 def weight_parameters(module: nn.Module) -> dict[str, Parameter]:

@@ -26,19 +26,25 @@ Lowering = Literal["fused", "reference"]
 
 
 def lower(
-    graph: Graph, *, lowering: Lowering = "fused", gate_init: float = 1.0, recompute: bool = False
+    graph: Graph,
+    *,
+    lowering: Lowering = "fused",
+    gate_init: float = 1.0,
+    recompute: bool = False,
+    apart: bool = False,
 ) -> fx.GraphModule:
     """The network of a typed graph, all gates at `gate_init`; weights as `initialise(module, 0)` sets them.
 
     `fused` sums gated inputs together and folds output gates into weights, `reference` multiplies and adds edge by
-    edge. With `recompute`, a block's inner activations are computed again in the backward pass instead of kept.
+    edge. With `recompute`, a block's inner activations are computed again in the backward pass instead of kept. With
+    `recompute` or `apart`, every block with a single exit is a `GraphModule` of its own, called `<block id>`.
     """
     vectors = {
         scope: nn.Parameter(torch.full((len(gates),), gate_init)) for scope, gates in graph.gate_scopes().items()
     }
     _check_names(graph)
     emitter = (FusedEmitter if lowering == "fused" else Emitter)(graph, vectors, graph.nodes())
-    emitter.emit_network(recompute)
+    emitter.emit_network(recompute, apart)
     emitter.code.lint()
     module = fx.GraphModule(emitter.named, emitter.code, class_name=_class_name(graph.name))
     initialise(module, 0)

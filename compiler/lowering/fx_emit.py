@@ -68,9 +68,9 @@ class Emitter:
 
     # -- the whole graph --------------------------------------------------------------------------------------------
 
-    def emit_network(self, recompute: bool) -> None:
-        """Emit input, all nodes and output; with `recompute`, each block as a module of its own."""
-        blocks = _exits(self.graph) if recompute else {}
+    def emit_network(self, recompute: bool, apart: bool) -> None:
+        """Emit input, all nodes and output; with `recompute` or `apart`, each block as a module of its own."""
+        blocks = _exits(self.graph) if recompute or apart else {}
         inside = {node.id for nodes, _ in blocks.values() for node in nodes} - blocks.keys()
         for node in self.nodes:
             if node.op == INPUT:
@@ -78,7 +78,7 @@ class Emitter:
             elif node.op == OUTPUT:
                 self.code.output(self.values[self.graph.inputs(node.id)[0].src])
             elif node.id in blocks:
-                self.emit_block(node, *blocks[node.id])
+                self.emit_block(node, *blocks[node.id], recompute)
             elif node.id not in inside:
                 self.emit(node)
 
@@ -86,8 +86,8 @@ class Emitter:
         """Emit the network's input."""
         self.values[node.id] = self.code.placeholder(python_name(node.id))
 
-    def emit_block(self, exit_node: Node, nodes: list[Node], block: Block) -> None:
-        """Emit a block as a module of its own, called through `recomputed`."""
+    def emit_block(self, exit_node: Node, nodes: list[Node], block: Block, recompute: bool) -> None:
+        """Emit a block as a module of its own; with `recompute`, it is called through `recomputed`."""
         inner = type(self)(self.graph, self._vectors, nodes, block)
         edges = [edge for node in nodes for edge in self.graph.inputs(node.id)]
         own = {node.id for node in nodes}
@@ -101,9 +101,14 @@ class Emitter:
             inner.emit(node)
         inner.code.output(inner.values[exit_node.id])
         self.named[block.id] = fx.GraphModule(inner.named, inner.code, class_name="Block")
-        module = self.code.create_node("get_attr", block.id, name=python_name(block.id))
-        arguments = (module, *(self.values[s] for s in sources), *(self.vector(s) for s in scopes))
-        self.values[exit_node.id] = self.call(recomputed, arguments, python_name(exit_node.id))
+        arguments = (*(self.values[s] for s in sources), *(self.vector(s) for s in scopes))
+        name = python_name(exit_node.id)
+        if recompute:
+            module = self.code.create_node("get_attr", block.id, name=python_name(block.id))
+            value = self.call(recomputed, (module, *arguments), name)
+        else:
+            value = self.code.create_node("call_module", block.id, arguments, name=name)
+        self.values[exit_node.id] = value
 
     # -- one node ---------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,47 @@
+"""torch.compile for networks in training, block by block.
+
+A block is compiled where it is called first; a later one of the same content takes what was compiled for it from
+torch's cache, also after pruning and in later runs. A weight step and a gate step are compiled apart, because they
+need other gradients. Evaluation calls the plain network, whose batches have other sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._dynamo.exc import TorchDynamoException
+
+from graphspec.errors import RunError
+
+
+def compiled_by_block(module: fx.GraphModule) -> Callable[[Tensor], Tensor]:
+    """The network with each block that was lowered apart compiled; parameters and buffers are those of `module`.
+
+    What it computes is called with images of one size only. RunError if torch cannot compile a block.
+    """
+    parts: dict[str, Any] = {}
+    for node in module.graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            part = attrgetter(node.target)(module)
+            parts[node.target] = torch.compile(part, dynamic=False) if isinstance(part, fx.GraphModule) else part
+    network = fx.GraphModule(parts, module.graph)
+
+    def call(x: Tensor) -> Tensor:
+        try:
+            logits: Tensor = network(x)
+        except TorchDynamoException as error:
+            raise RunError(
+                f"torch.compile failed: {_first_line(error)}\n"
+                "  try: without --compile (or the setting `compile`); on a CPU it needs a C++ compiler"
+            ) from error
+        return logits
+
+    return call
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
