@@ -146,7 +146,8 @@ class TrainingConfig(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16` runs the network under autocast; gates and their updates stay float32."""
     compile: bool = False
-    """Run torch.compile on the network."""
+    """Run torch.compile on every block. It takes up to minutes for each block that is new or that pruning changed: for
+    long jobs only."""
     sync_batch_norm: bool = True
     """Several processes: batch norm's statistics run over the whole batch; `false` normalises each process's slice."""
     recompute: bool = False

@@ -33,7 +33,9 @@ def search(
     smoke: SmokeOpt = False,
     strategy: Annotated[str | None, typer.Option("--strategy", help="apg_nag, or random (control).")] = None,
     match: Annotated[Path | None, typer.Option("--match", help="random: draw at the size that this run found.")] = None,
-    compile_: Annotated[bool, typer.Option("--compile", help="Run torch.compile on the network.")] = False,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Run torch.compile on every block: takes minutes, for long searches.")
+    ] = False,
     settings: SetOpt = None,
     seed: SeedOpt = None,
     seeds: SeedsOpt = None,

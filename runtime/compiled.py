@@ -44,4 +44,5 @@ def compiled_by_block(module: fx.GraphModule) -> Callable[[Tensor], Tensor]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+    cause: Exception = getattr(error, "inner_exception", error)  # what a backend raised
+    return f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"

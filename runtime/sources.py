@@ -137,6 +137,8 @@ class FileImages:
             read[rows[kept]] = True
             failures |= failed
         self._note(failures)
+        if not failures:
+            return MemoryImages(pixels, self.labels, self.skipped)  # choosing rows copies them all
         return MemoryImages(pixels[read], self.labels[read], self.skipped)
 
     def _decoded(self, requests: Iterable[Request], workers: int, pin: bool) -> Iterator[_Decoded]:

@@ -162,9 +162,7 @@ class Supernet:
 
 
 def _lowered(graph: Graph, config: SearchConfig, gate_init: float = 1.0) -> fx.GraphModule:
-    return lower(
-        graph, lowering=config.lowering, gate_init=gate_init, recompute=config.recompute, apart=config.compile
-    )
+    return lower(graph, lowering=config.lowering, gate_init=gate_init, recompute=config.recompute, apart=config.compile)
 
 
 def _below(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
