@@ -241,9 +241,14 @@ def _train(attempt: _Attempt, device: torch.device, make: MakeJob[J], finish: Fi
 
 
 def _tell_skipped(dataset: Dataset, console: Console, world: World) -> None:
-    """Name the images that any process has left out."""
-    for path, reason in {path: why for found in world.gathered(dataset.skipped) for path, why in found.items()}.items():
+    """Name and count the images that any process has left out."""
+    skipped: dict[str, str] = {}
+    for found in world.gathered(dataset.skipped):
+        skipped |= found
+    for path, reason in skipped.items():
         console.warn(f"left out {path}: {reason}")
+    if skipped:
+        console.warn(f"left out {len(skipped)} unreadable images in all")
 
 
 @dataclass

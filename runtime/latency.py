@@ -5,7 +5,6 @@ What the times are used for is decided in `runtime.penalties`.
 
 from __future__ import annotations
 
-import os
 import platform
 import statistics
 import time
@@ -23,11 +22,6 @@ from runtime.penalties import OpCall
 
 Table = dict[str, dict[str, PositiveFloat]]
 WARM_UP, REPEATS = 5, 30
-
-
-def default_file() -> Path:
-    """Where measured times are kept: `$XDG_CACHE_HOME/graphspec/latency.json`, by default under `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "graphspec" / "latency.json"
 
 
 def device_name(device: torch.device) -> str:

@@ -12,7 +12,7 @@ from compiler.ir import attrs_of
 from graphspec.config import GateConfig
 from graphspec.errors import RunError
 from runtime import latency
-from runtime.latency import default_file, device_name, measure, measured_latencies
+from runtime.latency import device_name, measure, measured_latencies
 from runtime.penalties import LATENCY_FACTORS, OpCall, Penalty, priced_call
 from tests.graphs import random_graph
 
@@ -73,11 +73,3 @@ def test_times_of_a_network_drive_the_penalty(tmp_path: Path) -> None:
     gammas = Penalty(graph, graph, config, table).gammas([])
     assert list(gammas) == graph.gates()
     assert (min(gammas.values()), max(gammas.values())) == pytest.approx(LATENCY_FACTORS)
-
-
-def test_cache_follows_the_users_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_file() == tmp_path / "graphspec" / "latency.json"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_file() == tmp_path / ".cache" / "graphspec" / "latency.json"

@@ -25,6 +25,7 @@ from graphspec import api
 from graphspec.errors import GraphspecError, RunError
 from runtime.run_search import SearchResult
 from runtime.training import Feed
+from tests.runtime.test_data_sets import make_folder
 from tests.tiny import TINY, command, environment, graphspec, write_spec
 
 FINAL = ("arch.yaml", "graph.json", "graph.txt", "weights.safetensors", "metrics.jsonl", "result.json", "split.json")
@@ -229,6 +230,20 @@ def test_a_network_without_gates_is_an_error(tmp_path: Path) -> None:
     )
     with pytest.raises(RunError, match="no gates"):
         search(tmp_path, text=text)
+
+
+def test_unreadable_images_are_named_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = make_folder(tmp_path / "images")
+    for damaged in ("000", "005"):
+        (images / "train" / "cat" / f"{damaged}.png").write_bytes(b"no image")
+    text = TINY.replace("{name: digits}", f"{{name: folder, root: {images}}}").replace("classes: 10", "classes: 2")
+    with pytest.raises(RunError, match=r"2 image\(s\)(.|\n)*cat/000\.png(.|\n)*skip_corrupt"):
+        search(tmp_path, *SHORT, text=text)
+    search(tmp_path, "data.skip_corrupt=true", "search.batch_size=8", *SHORT, text=text)
+    told = capsys.readouterr().err
+    assert "left out " in told
+    assert "cat/005.png: " in told
+    assert "left out 2 unreadable images in all" in told
 
 
 def test_nothing_pruned_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
