@@ -21,7 +21,7 @@ from graphspec.errors import RunError
 def compiled_by_block(module: fx.GraphModule) -> Callable[[Tensor], Tensor]:
     """The network with each block that was lowered apart compiled; parameters and buffers are those of `module`.
 
-    What it computes is called with images of one size only. RunError if torch cannot compile a block.
+    To be called with batches of one size, since each size is compiled anew. RunError if torch cannot compile a block.
     """
     parts: dict[str, Any] = {}
     for node in module.graph.nodes:
