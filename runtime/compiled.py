@@ -7,40 +7,41 @@ need other gradients. Evaluation calls the plain network, whose batches have oth
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch._dynamo.exc import TorchDynamoException
 
 from graphspec.errors import RunError
 
 
-def compiled_by_block(module: fx.GraphModule) -> Callable[[Tensor], Tensor]:
+class CompiledByBlock(nn.Module):
     """The network with each block that was lowered apart compiled; parameters and buffers are those of `module`.
 
     To be called with batches of one size, since each size is compiled anew. RunError if torch cannot compile a block.
     """
-    parts: dict[str, Any] = {}
-    for node in module.graph.nodes:
-        if node.op in ("call_module", "get_attr"):
-            part = attrgetter(node.target)(module)
-            parts[node.target] = torch.compile(part, dynamic=False) if isinstance(part, fx.GraphModule) else part
-    network = fx.GraphModule(parts, module.graph)
 
-    def call(x: Tensor) -> Tensor:
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__()
+        parts: dict[str, Any] = {}
+        for node in module.graph.nodes:
+            if node.op in ("call_module", "get_attr"):
+                part = attrgetter(node.target)(module)
+                parts[node.target] = torch.compile(part, dynamic=False) if isinstance(part, fx.GraphModule) else part
+        self.network = fx.GraphModule(parts, module.graph)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the network gives for `x: (N, C, H, W)`."""
         try:
-            logits: Tensor = network(x)
+            logits: Tensor = self.network(x)
         except TorchDynamoException as error:
             raise RunError(
                 f"torch.compile failed: {_first_line(error)}\n"
                 "  try: without --compile (or the setting `compile`); on a CPU it needs a C++ compiler"
             ) from error
         return logits
-
-    return call
 
 
 def _first_line(error: Exception) -> str:

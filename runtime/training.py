@@ -14,7 +14,7 @@ from torch.nn import Parameter
 from compiler.lowering.torch_batch import BatchNorm
 from graphspec.config import Schedule, TrainingConfig
 from graphspec.errors import RunError
-from runtime.compiled import compiled_by_block
+from runtime.compiled import CompiledByBlock
 from runtime.data import Loader
 from runtime.launch import Launch
 from runtime.schedules import learning_rate
@@ -55,9 +55,9 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def network_of(module: fx.GraphModule, config: TrainingConfig) -> Network:
+def network_of(module: fx.GraphModule, config: TrainingConfig) -> nn.Module:
     """What training steps call: the module, with its blocks compiled where the configuration asks for it."""
-    return compiled_by_block(module) if config.compile else module
+    return CompiledByBlock(module) if config.compile else module
 
 
 def weight_parameters(module: nn.Module) -> dict[str, Parameter]:

@@ -148,11 +148,10 @@ class World:
 
     # -- networks ---------------------------------------------------------------------------------------------------
 
-    def replicated(self, network: Any) -> Any:
+    def replicated(self, network: nn.Module) -> nn.Module:
         """The network, its gradients averaged over all processes for the parameters that are trainable now."""
         if self.size == 1:
             return network
-        assert isinstance(network, nn.Module)
         # 1x1 weights kept channels last and their gradients say the same memory with other strides: nothing is copied
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         return DistributedDataParallel(network, **{BUFFERS: False})

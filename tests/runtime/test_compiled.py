@@ -54,7 +54,7 @@ def batch(seed: int) -> tuple[Tensor, Tensor]:
 
 def train(net: Supernet, seeds: range) -> None:
     """A weight step and a gate step per seed."""
-    loss = classification_loss(net.network, net.config, CPU)
+    loss = classification_loss(net.weight_network, net.config, CPU)
     weights, gates = list(net.weight_params.values()), list(net.gate_vectors.values())
     for seed in seeds:
         for chosen, frozen, optimizer in ((weights, gates, net.weights), (gates, weights, net.gates)):
