@@ -81,12 +81,23 @@ class Growth:
 
     def __init__(self) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-        self._before = _status("VmRSS")
+        self._before = resident()
 
     @property
     def peak_mib(self) -> float:
         """The most so far."""
         return _status("VmHWM") - self._before
+
+
+def resident() -> float:
+    """MiB of this process that are in memory now; needs Linux."""
+    return _status("VmRSS")
+
+
+def resident_peak(step: Step, times: int = 3) -> float:
+    """The most MiB of this process that are in memory while the step runs; needs Linux."""
+    before = resident()
+    return before + peak_growth(step, times)
 
 
 def peak_growth(step: Step, times: int = 3) -> float:

@@ -83,9 +83,3 @@ def _row(
     gates = {edge.gate for edge in edges if edge.gate is not None}
     total = sum((costs[node_id] for node_id in ids), Cost())
     return Row(name, kind, len(ids), len(edges) + extra_edges, len(gates), total)
-
-
-def training_memory(graph: Graph, batch_size: int) -> int:
-    """Bytes that one training step needs at least: weights, gradients and momentum, and the kept activations."""
-    cost = total_cost(graph)
-    return 3 * 4 * cost.params + batch_size * cost.activation_bytes

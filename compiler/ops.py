@@ -229,7 +229,7 @@ class NodeTensors:
     buffers: dict[str, Shape] = field(default_factory=dict)
 
 
-def _walk(name: str, attrs: Attrs, inputs: tuple[Shape, ...]) -> list[tuple[Step, Op, Any, list[Shape], Shape]]:
+def walk(name: str, attrs: Attrs, inputs: tuple[Shape, ...]) -> list[tuple[Step, Op, Any, list[Shape], Shape]]:
     """Every step of a node with its row, attributes, input shapes and output shape."""
     rows = []
     shapes = list(inputs)
@@ -254,7 +254,7 @@ def input_shapes(graph: Graph, node: Node) -> tuple[Shape, ...]:
 def tensors(name: str, attrs: Attrs, inputs: tuple[Shape, ...]) -> NodeTensors:
     """Parameters and buffers of a node for the shapes its first step reads."""
     found = NodeTensors()
-    for step, row, model, shapes, out in _walk(name, attrs, inputs):
+    for step, row, model, shapes, out in walk(name, attrs, inputs):
         prefix = f"{step.name}." if step.name else ""
         found.params.update({prefix + k: v for k, v in row.params(model, shapes, out).items()})
         found.buffers.update({prefix + k: v for k, v in row.buffers(model, shapes, out).items()})
@@ -269,7 +269,7 @@ def cost(name: str, attrs: Attrs, inputs: tuple[Shape, ...], reads: int) -> Cost
     convention behind the paper's published MAC ratios (0.986 : 1.0 : 0.447 for sep 3x3, sep 5x5, pool at 16x16x96).
     """
     total = Cost()
-    for index, (step, row, model, shapes, out) in enumerate(_walk(name, attrs, inputs)):
+    for index, (step, row, model, shapes, out) in enumerate(walk(name, attrs, inputs)):
         weights = sum(math.prod(s) for s in row.params(model, shapes, out).values())
         read = sum(math.prod(s) for s in shapes)
         if index == 0 and op(name).reads is Reads.SUM:
@@ -340,5 +340,5 @@ def explain_attr_errors(name: str, error: ValidationError) -> list[tuple[str, st
 __all__ = [
     "Cost", "NodeTensors", "Op", "OpAttrs", "Reads", "Step", "TypeMismatchError", "UnknownOpError", "attrs_of", "cost",
     "explain_attr_errors", "infer", "input_shapes", "is_scale_invariant", "known_ops", "node_cost", "node_tensors",
-    "op", "parts", "read_attrs", "register", "steps", "tensors",
+    "op", "parts", "read_attrs", "register", "steps", "tensors", "walk",
 ]  # fmt: skip

@@ -81,7 +81,7 @@ def compile(  # noqa: A001  (the verb of the command line)
     """Check a spec, count its costs and write a run directory under `root` (or at `out`); SpecError or RunError."""
     spec, graph = load(path, overrides)
     graph_json = to_json(graph)
-    costs = cost_report(graph, spec.config.search.batch_size, json_hash(graph_json))
+    costs = cost_report(graph, spec.config.search, json_hash(graph_json))
     warnings = tuple(advise(spec.config))
     run = None
     if not dry_run:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from compiler.costs import CostTable, Row, cost_table, total_cost, training_memory
+from compiler.costs import CostTable, Row, cost_table, total_cost
 from compiler.guards import smallest_closed
 from compiler.ir import Graph
+from compiler.lowering.memory import MemoryModel, Training, TrainingMemory
 from compiler.ops import Cost
 from compiler.passes.prune_zero_edges import prune
+from graphspec.config import SearchConfig
 
 HEADS = ("", "nodes", "edges", "gates", "params", "FLOPs", "MAC bytes")
 
@@ -21,7 +23,7 @@ class CostReport:
     table: CostTable
     gates: int  # gate parameters: a shared gate counts once
     smallest: Cost  # of the cheapest network of the space
-    memory: int  # bytes a training step needs at the configured batch size
+    memory: TrainingMemory  # predicted peaks of the search as it is configured
     batch_size: int
     graph_hash: str
 
@@ -38,7 +40,8 @@ class CostReport:
             "activation_bytes": total.cost.activation_bytes,
             "smallest": asdict(self.smallest),
             "largest": asdict(total.cost),
-            "search_memory_bytes": self.memory,
+            "search_memory_bytes": self.memory.peak,
+            "search_memory": asdict(self.memory),
             "graph_hash": self.graph_hash,
             "blocks": [_row_json(row) for row in self.table.blocks],
             "stages": [_row_json(row) for row in self.table.stages],
@@ -62,17 +65,24 @@ class CostReport:
                 f"gates      {self.gates:,} parameters (shared gates count once)",
                 f"smallest   {smallest.params:,} params, {smallest.flops:,} FLOPs (all gates closed that may be)",
                 f"largest    {largest.params:,} params, {largest.flops:,} FLOPs (FLOPs are multiply-adds per image)",
-                f"memory     about {self.memory / 2**20:,.0f} MiB for a search step at batch size {self.batch_size}",
+                f"memory     {_memory(self.memory)} at batch size {self.batch_size}, predicted: weights, gradients, "
+                f"momenta and activations; the data set and the libraries come on top",
                 f"graph      {self.graph_hash[:16]}",
             ]
         )
 
 
-def cost_report(graph: Graph, batch_size: int, graph_hash: str) -> CostReport:
+def cost_report(graph: Graph, search: SearchConfig, graph_hash: str) -> CostReport:
     """All costs of a search graph."""
     smallest = total_cost(prune(graph, smallest_closed(graph)))
-    memory = training_memory(graph, batch_size)
-    return CostReport(cost_table(graph), len(graph.gates()), smallest, memory, batch_size, graph_hash)
+    memory = MemoryModel(graph, Training.of(search)).at(search.batch_size)
+    return CostReport(cost_table(graph), len(graph.gates()), smallest, memory, search.batch_size, graph_hash)
+
+
+def _memory(memory: TrainingMemory) -> str:
+    """The peaks of what there is, for people."""
+    sizes = {"weight step": memory.weight_step, "gate step": memory.gate_step, "validation": memory.validation}
+    return ", ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in sizes.items() if size)
 
 
 def _row_json(row: Row) -> dict[str, Any]:

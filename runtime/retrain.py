@@ -15,7 +15,7 @@ from compiler.lowering.fx import initialise, load_weights, lower, weights_of
 from compiler.lowering.torch_batch import DropPath, share_batches
 from compiler.passes.training_parts import with_training_parts
 from compiler.text import graph_hash
-from graphspec.config import Configuration
+from graphspec.config import Configuration, RetrainConfig
 from graphspec.errors import RunError
 from runtime.checkpoint import optimizer_state, restore_optimizer_state
 from runtime.data import Dataset, Place
@@ -37,6 +37,17 @@ from runtime.training import (
 from runtime.world import ALONE, World
 
 RETRAIN = "retrain"
+
+
+def trained_graph(graph: Graph, config: RetrainConfig, classes: int) -> Graph:
+    """The compact network with what only its training needs."""
+    return with_training_parts(
+        graph,
+        drop_path=config.drop_path,
+        dropout=config.dropout,
+        auxiliary=config.auxiliary_weight > 0,
+        classes=classes,
+    )
 
 
 class RetrainJob:
@@ -61,13 +72,7 @@ class RetrainJob:
         """`weights` (arrays by `<node>.<param>`, all of `graph`) to start from; None: from scratch."""
         self.graph, self.config, self.device, self.classes = graph, config.retrain, device, classes
         self.world = world
-        trained = with_training_parts(
-            graph,
-            drop_path=self.config.drop_path,
-            dropout=self.config.dropout,
-            auxiliary=self.config.auxiliary_weight > 0,
-            classes=classes,
-        )
+        trained = trained_graph(graph, self.config, classes)
         self.own = frozenset(lower(graph).state_dict())  # tensors of `graph`; all others are of training-only parts
         self.module = self._network(trained, config.seed, weights)
         self.network = world.replicated(network_of(self.module, self.config))

@@ -20,6 +20,7 @@ from graphspec.errors import RunError
 from runtime.files import write_bytes, write_json, write_text
 from runtime.jobs import JobOptions, Workplace, run_drawing, run_job, write_network
 from runtime.logs import Console
+from runtime.memory import require_memory
 from runtime.opened import Opened
 from runtime.penalties import Penalty
 from runtime.rundir import JobDir
@@ -62,6 +63,7 @@ def run_search(
             raise RunError(
                 "the network has no gates: there is nothing to search; put `gated: true` on edges, or retrain it"
             )
+        require_memory(opened.graph, place.config.search, place)
         latencies = place.folder.path / "latencies.json"
         job = SearchJob(
             opened.graph,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +19,9 @@ from torch import Tensor, fx, nn
 from compiler.ir import Graph
 from compiler.lowering.fx_emit import GATES, Emitter
 from compiler.lowering.fx_fused import FusedEmitter
+from compiler.lowering.tape import Lowering
 from compiler.lowering.torch_batch import BatchNorm
 from graphspec.errors import GraphspecError
-
-Lowering = Literal["fused", "reference"]
 
 
 def lower(

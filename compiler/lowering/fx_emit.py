@@ -7,7 +7,7 @@ lowering (`compiler.lowering.fx_fused`) overrides `emit`.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
 from compiler.ir import INPUT, OUTPUT, Block, Edge, Graph, Node, gate_scope
+from compiler.lowering.groups import exits
 from compiler.lowering.torch_batch import frozen_statistics
 from compiler.lowering.torch_ops import Builder, torch_module
 from compiler.ops import Reads, input_shapes, op
@@ -70,7 +71,7 @@ class Emitter:
 
     def emit_network(self, recompute: bool, apart: bool) -> None:
         """Emit input, all nodes and output; with `recompute` or `apart`, each block as a module of its own."""
-        blocks = _exits(self.graph) if recompute or apart else {}
+        blocks = exits(self.graph) if recompute or apart else {}
         inside = {node.id for nodes, _ in blocks.values() for node in nodes} - blocks.keys()
         for node in self.nodes:
             if node.op == INPUT:
@@ -172,21 +173,3 @@ class Emitter:
     def item(self, values: fx.Node, index: int, name: str) -> fx.Node:
         """One item of a tuple."""
         return self.call(operator.getitem, (values, index), name)
-
-
-def _exits(graph: Graph) -> dict[str, tuple[list[Node], Block]]:
-    """The blocks that give one value, by the node that makes it, with their nodes in order."""
-    found = {}
-    for block in graph.blocks:
-        nodes = [node for node in graph.nodes() if block.holds(node.id)]
-        outside = [n for n in nodes if any(not block.holds(e.dst) for e in graph.users(n.id))]
-        if len(outside) == 1:
-            found[outside[0].id] = nodes, block
-    return found
-
-
-def regions(graph: Graph, nodes: Sequence[Node]) -> Iterator[list[Node]]:
-    """The nodes of each block, and those outside of blocks."""
-    for block in graph.blocks:
-        yield [node for node in nodes if block.holds(node.id)]
-    yield [node for node in nodes if not any(block.holds(node.id) for block in graph.blocks)]

@@ -9,14 +9,13 @@ in the reference. Values are kept channels last.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from compiler.ir import Block, Edge, Graph, Node, gate_scope
-from compiler.lowering.fx_emit import Emitter, Vectors, python_name, regions
+from compiler.lowering.fx_emit import Emitter, Vectors, python_name
 from compiler.lowering.fx_kernels import (
     ABSENT,
     OPEN,
@@ -28,25 +27,15 @@ from compiler.lowering.fx_kernels import (
     push,
     scaled,
 )  # fmt: skip
+from compiler.lowering.groups import Stack, leaves_relu, regions, stacks
 from compiler.lowering.torch_lean import LEAN
 from compiler.lowering.torch_ops import Chain, torch_steps
-from compiler.ops import Reads, input_shapes, op, steps
+from compiler.ops import Reads, input_shapes, op
 
 
 def channels_last(image: Tensor) -> Tensor:
     """The images `(N, C, H, W)` with the channels of a pixel next to each other in memory."""
     return image.contiguous(memory_format=torch.channels_last)
-
-
-@dataclass
-class _Stack:
-    """A stack being emitted: who reads it, what stands in it, and the fx value that is it by now."""
-
-    name: str
-    readers: list[Node]
-    sources: set[str]
-    slots: dict[str, int] = field(default_factory=dict)  # value -> slot
-    value: fx.Node | None = None
 
 
 class FusedEmitter(Emitter):
@@ -56,8 +45,9 @@ class FusedEmitter(Emitter):
 
     def __init__(self, graph: Graph, vectors: Vectors, nodes: Sequence[Node], block: Block | None = None) -> None:
         super().__init__(graph, vectors, nodes, block)
-        self.stacks = [stack for region in regions(graph, nodes) for stack in _stacks(graph, region)]
-        self.stack_of = {node.id: stack for stack in self.stacks for node in stack.readers}
+        groups = [stack for region in regions(graph, nodes) for stack in stacks(graph, region)]
+        self.stack_of = {node.id: stack for stack in groups for node in stack.readers}
+        self.filled: dict[str, fx.Node] = {}  # by name of the stack, the fx value that is it by now
         self.sums: dict[str, fx.Node] = {}  # inputs of readers, computed ahead with those of others
         self.before_relu: dict[str, fx.Node] = {}  # values whose ReLU is left to the stack
 
@@ -79,17 +69,12 @@ class FusedEmitter(Emitter):
 
     def apply(self, node: Node, values: list[fx.Node]) -> fx.Node:
         """The node's module; where only a stack reads the value, a final ReLU is left to the stack."""
-        parts = steps(node.op, node.attrs)
-        if len(parts) < 2 or parts[-1].op != "relu" or not self._only_in_one_stack(node):
+        if not leaves_relu(self.graph, node, self.stack_of):
             return super().apply(node, values)
         modules = list(torch_steps(node, input_shapes(self.graph, node), self.table).items())[:-1]
         value = self.call_module(node.id, _chain(modules), values)
         self.before_relu[node.id] = value
         return value
-
-    def _only_in_one_stack(self, node: Node) -> bool:
-        stacks = [self.stack_of.get(edge.dst) for edge in self.graph.users(node.id)]
-        return stacks[0] is not None and all(stack is stacks[0] for stack in stacks)
 
     # -- sums -------------------------------------------------------------------------------------------------------
 
@@ -105,35 +90,26 @@ class FusedEmitter(Emitter):
             self.sum_all_ready(self.stack_of[node.id])
         return self.sums[node.id]
 
-    def sum_all_ready(self, stack: _Stack) -> None:
+    def sum_all_ready(self, stack: Stack) -> None:
         """Emit the inputs of all readers whose sources have been computed."""
         self.fill(stack)
-        ready = [
-            node
-            for node in stack.readers
-            if node.op != "project" and node.id not in self.sums and self._sources(node) <= stack.slots.keys()
-        ]
-        name = f"{stack.name}_{len(stack.slots)}"
+        ready = stack.ready(self.graph, self.sums)
+        stack_name, name = _name(stack), f"{_name(stack)}_{len(stack.slots)}"
         rows, coefs = self.coefficients(name, [self.graph.inputs(node.id) for node in ready], stack.slots)
-        results = self.call(gated_sums, (stack.value, coefs, rows), f"{name}_sums")
-        stack.value = self.item(results, 0, stack.name)
+        results = self.call(gated_sums, (self.filled[stack_name], coefs, rows), f"{name}_sums")
+        self.filled[stack_name] = self.item(results, 0, stack_name)
         for index, node in enumerate(ready, 1):
             self.sums[node.id] = self.item(results, index, f"{python_name(node.id)}_sum")
 
-    def fill(self, stack: _Stack) -> None:
+    def fill(self, stack: Stack) -> None:
         """Push what has been computed and is not in the stack yet."""
-        new = [i for i in self.values if i in stack.sources and i not in stack.slots]
+        new = stack.fill(self.values)
         if not new:
             return
         values = [self.values[i] for i in new]
         relu = tuple(i in self.before_relu for i in new)
-        below = len(stack.sources) if stack.value is None else stack.value
-        stack.value = self.call(push, (below, relu, *values), stack.name)
-        for node_id in new:
-            stack.slots[node_id] = len(stack.slots)
-
-    def _sources(self, node: Node) -> set[str]:
-        return {edge.src for edge in self.graph.inputs(node.id)}
+        below = self.filled.get(_name(stack), len(stack.sources))
+        self.filled[_name(stack)] = self.call(push, (below, relu, *values), _name(stack))
 
     def coefficients(self, name: str, reads: Sequence[Sequence[Edge]], slots: dict[str, int]) -> tuple[Rows, fx.Node]:
         """The matrix of gates: a row for every list of edges, a column for every slot."""
@@ -176,9 +152,13 @@ class FusedEmitter(Emitter):
             return self.call(F.conv2d, (joined, weight, bias), f"{name}_conv")
         self.fill(stack)
         positions = tuple(stack.slots[edge.src] for edge in edges)
-        results = self.call(projection, (stack.value, weight, bias, positions), f"{name}_results")
-        stack.value = self.item(results, 0, stack.name)
+        results = self.call(projection, (self.filled[_name(stack)], weight, bias, positions), f"{name}_results")
+        self.filled[_name(stack)] = self.item(results, 0, _name(stack))
         return self.item(results, 1, f"{name}_conv")
+
+
+def _name(stack: Stack) -> str:
+    return f"{python_name(stack.readers[0].id)}_stack"
 
 
 def _chain(modules: list[tuple[str, nn.Module]]) -> Chain:
@@ -186,21 +166,3 @@ def _chain(modules: list[tuple[str, nn.Module]]) -> Chain:
     for name, module in modules:
         chain.add_module(name, module)
     return chain
-
-
-def _stacks(graph: Graph, region: list[Node]) -> list[_Stack]:
-    """Readers that share sources, directly or through others, share a stack; a lone projection has one for itself."""
-    groups: list[tuple[set[str], list[Node]]] = []
-    for node in region:
-        edges = graph.inputs(node.id)
-        shapes = {graph.node(edge.src).shape for edge in edges}
-        sums = op(node.op).reads is Reads.SUM or node.op == "project"
-        if not sums or len(shapes) > 1 or not any(edge.gate for edge in edges):
-            continue
-        sources, readers = {edge.src for edge in edges}, [node]
-        for other in [group for group in groups if group[0] & sources]:
-            groups.remove(other)
-            sources, readers = sources | other[0], other[1] + readers
-        groups.append((sources, readers))
-    shared = [group for group in groups if len(group[1]) > 1 or (group[1][0].op == "project" and len(group[0]) > 1)]
-    return [_Stack(f"{python_name(readers[0].id)}_stack", readers, sources) for sources, readers in shared]

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compiler.ir import Node, TensorType
+from compiler.lowering.groups import OVERWRITABLE
 from compiler.lowering.torch_batch import BatchNorm, Dropout, DropPath
 from compiler.ops import Shape, infer, op, read_attrs, steps
 from graphspec.errors import GraphspecError
@@ -214,10 +215,6 @@ TORCH: dict[str, Builder] = {
     "drop_path": lambda a, ins, out: DropPath(a.p),
     "mean": lambda a, ins, out: Mean(a.dims, a.keep),
 }
-
-
-OVERWRITABLE = frozenset({"conv", "depthwise_conv", "linear", "batch_norm"})
-"""Ops whose output is new memory that their own backward pass does not read."""
 
 
 def _custom_builder(name: str) -> Builder:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from compiler.costs import block_of, cost_table, node_costs, total_cost, training_memory
+from compiler.costs import block_of, cost_table, node_costs, total_cost
 from compiler.elaborate import load
 from compiler.ir import INPUT, OUTPUT, Graph, attrs_of
 from compiler.ops import Cost, cost
@@ -243,11 +243,3 @@ def test_ends_cost_nothing() -> None:
     graph = graph_of({"a": ("relu", {}, [INPUT])})
     costs = node_costs(graph)
     assert costs[INPUT] == costs[OUTPUT] == Cost()
-
-
-def test_training_memory_is_weights_three_times_and_activations_per_image() -> None:
-    graph = random_graph(1)
-    total = total_cost(graph)
-    one, nine = training_memory(graph, 1), training_memory(graph, 9)
-    assert one == 12 * total.params + total.activation_bytes
-    assert nine - one == 8 * total.activation_bytes

@@ -1,0 +1,88 @@
+"""Which nodes the lowerings treat together: blocks with one exit, and gated sums that share a stack. No torch here.
+
+The memory model (`compiler.lowering.memory`) reads the same plan, so it predicts what the lowerings do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from compiler.ir import Block, Graph, Node
+from compiler.ops import Reads, op, steps
+
+OVERWRITABLE = frozenset({"conv", "depthwise_conv", "linear", "batch_norm"})
+"""Ops whose output is new memory that their own backward pass does not read: a ReLU after them works in place."""
+
+
+def regions(graph: Graph, nodes: Sequence[Node]) -> Iterator[list[Node]]:
+    """The nodes of each block, and those outside of blocks."""
+    for block in graph.blocks:
+        yield [node for node in nodes if block.holds(node.id)]
+    yield [node for node in nodes if not any(block.holds(node.id) for block in graph.blocks)]
+
+
+def exits(graph: Graph) -> dict[str, tuple[list[Node], Block]]:
+    """The blocks that give one value, by the node that makes it, with their nodes in order."""
+    found = {}
+    for block in graph.blocks:
+        nodes = [node for node in graph.nodes() if block.holds(node.id)]
+        outside = [n for n in nodes if any(not block.holds(e.dst) for e in graph.users(n.id))]
+        if len(outside) == 1:
+            found[outside[0].id] = nodes, block
+    return found
+
+
+@dataclass
+class Stack:
+    """Gated sums and projections that read one buffer: who reads it, and what has been written to it by now."""
+
+    readers: list[Node]
+    sources: set[str]
+    home: frozenset[str]  # the nodes of the block it belongs to
+    slots: dict[str, int] = field(default_factory=dict)  # value -> slot
+
+    def fill(self, computed: Iterable[str]) -> list[str]:
+        """Give slots to those of the computed values that belong here and have none; they are returned in order."""
+        new = [i for i in computed if i in self.sources and i not in self.slots]
+        for node_id in new:
+            self.slots[node_id] = len(self.slots)
+        return new
+
+    def ready(self, graph: Graph, done: Collection[str]) -> list[Node]:
+        """The sums that are not done and whose sources all have slots."""
+        return [
+            node
+            for node in self.readers
+            if node.op != "project"
+            and node.id not in done
+            and all(edge.src in self.slots for edge in graph.inputs(node.id))
+        ]
+
+
+def stacks(graph: Graph, region: Sequence[Node]) -> list[Stack]:
+    """Readers that share sources, directly or through others, share a stack; a lone projection has one for itself."""
+    groups: list[tuple[set[str], list[Node]]] = []
+    for node in region:
+        edges = graph.inputs(node.id)
+        shapes = {graph.node(edge.src).shape for edge in edges}
+        sums = op(node.op).reads is Reads.SUM or node.op == "project"
+        if not sums or len(shapes) > 1 or not any(edge.gate for edge in edges):
+            continue
+        sources, readers = {edge.src for edge in edges}, [node]
+        for other in [group for group in groups if group[0] & sources]:
+            groups.remove(other)
+            sources, readers = sources | other[0], other[1] + readers
+        groups.append((sources, readers))
+    shared = [group for group in groups if len(group[1]) > 1 or (group[1][0].op == "project" and len(group[0]) > 1)]
+    home = frozenset(node.id for node in region)
+    return [Stack(readers, sources, home) for sources, readers in shared]
+
+
+def leaves_relu(graph: Graph, node: Node, stack_of: dict[str, Stack]) -> bool:
+    """Whether the node's last step is a ReLU that may be left to a stack of its own block, which alone reads it."""
+    parts = steps(node.op, node.attrs)
+    if len(parts) < 2 or parts[-1].op != "relu":
+        return False
+    first, *others = [stack_of.get(edge.dst) for edge in graph.users(node.id)]
+    return first is not None and node.id in first.home and all(stack is first for stack in others)

@@ -1,0 +1,252 @@
+"""How much memory a training step takes at its peak, predicted from static shapes without torch.
+
+Counted are weights, their gradients and momenta, gates, the batch, and every value, kept tensor, gradient and piece
+of work space that is there at the same time in the forward or backward pass. Not counted are the interpreter, its
+libraries and the data set, and what a memory allocator holds back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from compiler.ir import INPUT, Graph
+from compiler.lowering.tape import Buffer, Call, Lowering, Plan, Size, StepKind, Tape, Value
+from compiler.ops import node_tensors
+from graphspec.config import SearchConfig, TrainingConfig
+
+MOST_IMAGES = 2**20
+"""No larger batch is looked for."""
+EVALUATION_BATCH = 256
+"""Validation takes at least so many images at a time."""
+GATE_NUMBERS = 5
+"""For every gate: its value, gradient, velocity, proximal point and sparsity weight."""
+
+
+# -- playing a tape ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class _Grad:
+    """Memory of a gradient, and how many values have their gradient in it."""
+
+    bytes: int
+    users: int = 1
+
+
+class _Player:
+    """Plays calls at a batch size and notes the peak."""
+
+    def __init__(self, batch: int, accumulates: bool) -> None:
+        self.batch, self.accumulates = batch, accumulates
+        self.now = self.peak = 0
+        self.weight_grads = 0  # bytes of weight gradients that came so far
+        self.reads: Counter[Buffer] = Counter()  # still to come
+        self.kept: Counter[Buffer] = Counter()
+        self.live: set[Buffer] = set()
+        self.grads: dict[Value, _Grad] = {}
+
+    def forward(self, calls: Sequence[Call], keep: bool) -> None:
+        """Play the forward pass; with `keep` its backward pass follows."""
+        self.reads.update(value.buffer for call in calls for value in (*call.reads, *call.holds))
+        for call in calls:
+            if call.inside:
+                self.forward(call.inside, keep=False)
+            for buffer in (*(value.buffer for value in call.writes), *call.makes):
+                self._make(buffer)
+            self._need(call.work)
+            if keep and call.tracked:
+                self.kept.update(call.keeps)
+            for value in (*call.reads, *call.holds):
+                self.reads[value.buffer] -= 1
+            for value in (*call.reads, *call.holds, *call.writes):
+                self._drop_if_unused(value.buffer)
+            for buffer in call.makes:
+                self._drop_if_unused(buffer)
+
+    def backward(self, calls: Sequence[Call]) -> None:
+        """Play the backward pass of calls that were played forward; the last one's gradient is given."""
+        for call in reversed(calls):
+            if not call.tracked:
+                continue
+            if call.inside:
+                self.forward(call.inside, keep=True)
+                self.backward(call.inside)
+            else:
+                self._back(call)
+            for buffer in call.keeps:
+                self.kept[buffer] -= 1
+                self._drop_if_unused(buffer)
+
+    def give_grad(self, value: Value) -> None:
+        """The gradient that the loss gives."""
+        self.grads[value] = self._new_grad(value)
+
+    def _back(self, call: Call) -> None:
+        handed = self.grads.get(call.writes[0]) if call.passes else None
+        given = [self.grads.pop(value) for value in call.writes if value in self.grads]
+        found: list[tuple[Value, _Grad]] = []
+        for value in call.reads:
+            if value.grad:
+                if handed is None:
+                    grad = self._new_grad(value)
+                    handed = grad if call.passes else None
+                else:
+                    handed.users += 1
+                    grad = handed
+                found.append((value, grad))
+        self.weight_grads += call.weights
+        self._take(call.weights)
+        if self.accumulates:
+            self.now -= call.weights
+        self._need(call.back_work)
+        for grad in given:
+            self._leave(grad)
+        for value, grad in found:
+            self._add(value, grad)
+
+    def _add(self, value: Value, grad: _Grad) -> None:
+        """Add a gradient to that which the value has; in place if nobody else has that."""
+        before = self.grads.get(value)
+        if before is None:
+            self.grads[value] = grad
+            return
+        if before.users > 1:
+            self.grads[value] = self._new_grad(value)
+            self._leave(before)
+        self._leave(grad)
+
+    # -- memory -----------------------------------------------------------------------------------------------------
+
+    def _take(self, amount: int) -> None:
+        self.now += amount
+        self.peak = max(self.peak, self.now)
+
+    def _need(self, size: Size) -> None:
+        self.peak = max(self.peak, self.now + size.at(self.batch))
+
+    def _make(self, buffer: Buffer) -> None:
+        if buffer not in self.live:
+            self.live.add(buffer)
+            self._take(buffer.size.at(self.batch))
+
+    def _drop_if_unused(self, buffer: Buffer) -> None:
+        if buffer in self.live and self.reads[buffer] <= 0 and self.kept[buffer] <= 0:
+            self.live.remove(buffer)
+            self.now -= buffer.size.at(self.batch)
+
+    def _new_grad(self, value: Value) -> _Grad:
+        grad = _Grad(value.size.at(self.batch))
+        self._take(grad.bytes)
+        return grad
+
+    def _leave(self, grad: _Grad) -> None:
+        grad.users -= 1
+        if grad.users == 0:
+            self.now -= grad.bytes
+
+
+@dataclass(frozen=True)
+class Played:
+    """What playing one step has shown, in bytes."""
+
+    kept: int  # for the backward pass, at the end of the forward pass; the output is counted too
+    peak: int  # of everything that comes and goes, and of the weights' gradients where they come
+    weight_grads: int
+
+
+def play(calls: Sequence[Call], batch: int, accumulates: bool = False) -> Played:
+    """Forward and, where anything gets a gradient, backward; `accumulates`: weight gradients are there already."""
+    player = _Player(batch, accumulates)
+    last = calls[-1].writes[0]
+    player.reads[last.buffer] += 1  # by the loss
+    player.forward(calls, keep=True)
+    kept = player.now
+    if calls[-1].tracked:
+        player.give_grad(last)
+        player.backward(calls)
+    return Played(kept, player.peak, player.weight_grads)
+
+
+# -- a training step --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained, as far as memory depends on it."""
+
+    lowering: Lowering = "fused"
+    half: bool = False  # bf16 autocast
+    recompute: bool = False
+    accumulate: int = 1
+    searching: bool = True  # gates are trained too, and batch norms' scales are not
+    on_cpu: bool = True
+
+    @classmethod
+    def of(cls, config: TrainingConfig, on_cpu: bool = True) -> Training:
+        """From the settings of a search or a retraining."""
+        half = config.precision == "bf16"
+        lowering: Lowering = config.lowering if isinstance(config, SearchConfig) else "fused"
+        searching = isinstance(config, SearchConfig)
+        return cls(lowering, half, config.recompute, config.accumulate, searching, on_cpu)
+
+    def plan(self, kind: StepKind) -> Plan:
+        """The plan of one kind of step."""
+        half, recompute = (self.half, self.recompute) if kind != "evaluation" else (False, False)
+        return Plan(kind, self.lowering, half, recompute, self.searching, self.on_cpu)
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Predicted peaks in bytes: of a weight step, of a gate step (0 where there are no gates) and of validating."""
+
+    weight_step: int
+    gate_step: int
+    validation: int
+
+    @property
+    def peak(self) -> int:
+        """The largest."""
+        return max(self.weight_step, self.gate_step, self.validation)
+
+
+class MemoryModel:
+    """Predicts the memory of training a typed graph, at any batch size."""
+
+    def __init__(self, graph: Graph, training: Training = Training()) -> None:
+        self.training = training
+        self.image = 4 * math.prod(graph.node(INPUT).shape)
+        tensors = [node_tensors(graph, node) for node in graph.nodes()]
+        self.params = 4 * sum(math.prod(shape) for own in tensors for shape in own.params.values())
+        buffers = 4 * sum(math.prod(shape) for own in tensors for shape in own.buffers.values())
+        gates = 4 * len(graph.gates())
+        self.always = 2 * self.params + buffers + GATE_NUMBERS * gates  # momenta are as large as weights
+        kinds: list[StepKind] = ["weight", "evaluation"]
+        kinds += ["gate"] if training.searching and graph.gates() else []
+        self.tapes = {kind: Tape(graph, training.plan(kind), graph.nodes()).write() for kind in kinds}
+
+    def at(self, batch: int, validation_batch: int | None = None) -> TrainingMemory:
+        """The peaks at a batch size; validation takes batches of at least `EVALUATION_BATCH` unless told."""
+        validated = max(batch, EVALUATION_BATCH) if validation_batch is None else validation_batch
+        parts = min(self.training.accumulate, batch)
+        part, always = math.ceil(batch / parts), self.always + batch * self.image
+        weight = play(self.tapes["weight"], part, accumulates=parts > 1)
+        grads = weight.weight_grads
+        optimizer = grads if self.training.on_cpu else grads + 2 * self.params  # works on all weights at once there
+        gate = play(self.tapes["gate"], part).peak + grads + always if "gate" in self.tapes else 0
+        evaluation = play(self.tapes["evaluation"], validated).peak + grads + self.always + validated * self.image
+        return TrainingMemory(
+            weight_step=always + max(weight.peak + (grads if parts > 1 else 0), optimizer),
+            gate_step=gate,
+            validation=evaluation,
+        )
+
+    def largest_batch(self, fits: Callable[[int], bool]) -> int:
+        """The largest batch size that fits, up to `MOST_IMAGES`; 0 if not even one image does."""
+        low, high = 0, MOST_IMAGES + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        return low

@@ -1,0 +1,137 @@
+"""Whether training fits into the memory there is: asked once, before it starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from compiler.ir import Graph
+from compiler.lowering.memory import EVALUATION_BATCH, MemoryModel, Training
+from graphspec.config import SearchConfig, TrainingConfig
+from graphspec.errors import RunError
+from runtime.jobs import Workplace, has_results
+
+ROOT = Path("/")
+
+
+# -- what there is ----------------------------------------------------------------------------------------------------
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that can still be had on a device; None where the system does not say."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return host_memory(ROOT)
+
+
+def host_memory(root: Path) -> int | None:
+    """Bytes that a process of this machine can still get, swap and control groups taken into account."""
+    sizes = _fields(root / "proc/meminfo")
+    if "MemAvailable" in sizes:
+        limits = [1024 * (sizes["MemAvailable"] + sizes.get("SwapFree", 0)), *_group_limits(root)]
+        return max(0, min(limits))
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # no more than the machine has
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _group_limits(root: Path) -> Iterator[int]:
+    """What each control group that this process is in, of version 2 or 1, leaves of its limit."""
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            mount, limit, usage, cache = root / "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            mount, limit, usage = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            cache = "total_inactive_file"
+        else:
+            continue
+        own = Path(path.lstrip("/"))
+        for folder in (mount / part for part in (own, *own.parents)):
+            most, used = _text(folder / limit).strip(), _text(folder / usage).strip()
+            if most.isdigit() and used.isdigit():
+                yield int(most) - int(used) + _fields(folder / "memory.stat").get(cache, 0)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """Lines of a name and a number."""
+    words = [line.replace(":", " ").split() for line in _text(path).splitlines()]
+    return {word[0]: int(word[1]) for word in words if len(word) > 1 and word[1].isdigit()}
+
+
+# -- whether it fits --------------------------------------------------------------------------------------------------
+
+
+def require_memory(graph: Graph, config: TrainingConfig, place: Workplace) -> None:
+    """RunError if training `graph` is sure not to fit; with the largest batch that would.
+
+    A job that goes on from a checkpoint fitted before, and may have become smaller since.
+    """
+    if not has_results(place.folder):
+        images = len(place.dataset.train.labels)
+        validation = round(images * place.dataset.validation_share)
+        check_memory(graph, config, place.device, images, validation, available_memory(place.device))
+
+
+def check_memory(
+    graph: Graph, config: TrainingConfig, device: torch.device, images: int, validation_images: int, free: int | None
+) -> None:
+    """RunError if a job needs more than the `free` bytes (None: not known); no batch is larger than its images.
+
+    Compiled code decides by itself what it keeps, so nothing is foretold about it.
+    """
+    if free is None or config.compile:
+        return
+    job = "search" if isinstance(config, SearchConfig) else "retrain"
+    training = Training.of(config, on_cpu=device.type == "cpu")
+    batch = config.batch_size
+    model = MemoryModel(graph, training)
+    needed = _peak(model, batch, images, validation_images)
+    if needed <= free:
+        return
+    largest = model.largest_batch(lambda size: _peak(model, size, images, validation_images) <= free)
+    hints = [f"--set {job}.batch_size={largest}, the largest that fits"] if largest else []
+    for others in _leaner(training, batch):
+        sizes = ((name, _peak(MemoryModel(graph, other), batch, images, validation_images)) for name, other in others)
+        first = next(((name, size) for name, size in sizes if size <= free), None)
+        hints += [f"--set {job}.{first[0]}, which takes {_readable(first[1])}"] if first else []
+    least = _peak(model, 1, images, validation_images)
+    hints = hints or [f"a narrower network or smaller images: even a batch size of 1 takes {_readable(least)}"]
+    raise RunError(
+        f"{job}.batch_size {batch} does not fit: training takes {_readable(needed)} at its peak, "
+        f"{_readable(free)} are available ({device})\n"
+        f"  try: {'; or '.join(hints)}"
+    )
+
+
+def _peak(model: MemoryModel, batch: int, images: int, validation_images: int) -> int:
+    """A batch holds no more images than there are."""
+    validated = min(max(batch, EVALUATION_BATCH), validation_images)
+    return model.at(min(batch, images), validated).peak
+
+
+def _leaner(training: Training, batch: int) -> Iterator[Iterator[tuple[str, Training]]]:
+    """Settings that need less memory at the same batch size; of each the mildest first."""
+    if not training.recompute:
+        yield iter([("recompute=true", replace(training, recompute=True))])
+    if not training.half:
+        yield iter([("precision=bf16", replace(training, half=True))])
+    parts = (training.accumulate * 2**power for power in range(1, 32))
+    yield ((f"accumulate={n}", replace(training, accumulate=n)) for n in parts if n <= batch)
+
+
+def _readable(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
