@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from compiler.ir import Graph
 from compiler.lowering.fx_emit import GATES, Emitter
 from compiler.lowering.fx_fused import FusedEmitter
+from compiler.lowering.memory import recomputed_blocks
 from compiler.lowering.tape import Lowering
 from compiler.lowering.torch_batch import BatchNorm
 from graphspec.errors import GraphspecError
@@ -35,15 +36,16 @@ def lower(
     """The network of a typed graph, all gates at `gate_init`; weights as `initialise(module, 0)` sets them.
 
     `fused` sums gated inputs together and folds output gates into weights, `reference` multiplies and adds edge by
-    edge. With `recompute`, a block's inner activations are computed again in the backward pass instead of kept. With
-    `recompute` or `apart`, every block with a single exit is a `GraphModule` of its own, called `<block id>`.
+    edge. With `recompute`, the inner activations of all blocks but the last ones (`recomputed_blocks`) are computed
+    again in the backward pass instead of kept. These blocks and, with `apart`, all that have a single exit are each a
+    `GraphModule` of their own, called `<block id>`.
     """
     vectors = {
         scope: nn.Parameter(torch.full((len(gates),), gate_init)) for scope, gates in graph.gate_scopes().items()
     }
     _check_names(graph)
     emitter = (FusedEmitter if lowering == "fused" else Emitter)(graph, vectors, graph.nodes())
-    emitter.emit_network(recompute, apart)
+    emitter.emit_network(recomputed_blocks(graph, lowering) if recompute else (), apart)
     emitter.code.lint()
     module = fx.GraphModule(emitter.named, emitter.code, class_name=_class_name(graph.name))
     initialise(module, 0)

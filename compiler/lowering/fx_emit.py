@@ -7,7 +7,7 @@ lowering (`compiler.lowering.fx_fused`) overrides `emit`.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -69,9 +69,11 @@ class Emitter:
 
     # -- the whole graph --------------------------------------------------------------------------------------------
 
-    def emit_network(self, recompute: bool, apart: bool) -> None:
-        """Emit input, all nodes and output; with `recompute` or `apart`, each block as a module of its own."""
-        blocks = exits(self.graph) if recompute or apart else {}
+    def emit_network(self, recompute: Collection[str], apart: bool) -> None:
+        """Emit input, all nodes and output; the blocks that end in a node of `recompute`, or all with `apart`, as
+        modules of their own.
+        """
+        blocks = {exit_id: block for exit_id, block in exits(self.graph).items() if apart or exit_id in recompute}
         inside = {node.id for nodes, _ in blocks.values() for node in nodes} - blocks.keys()
         for node in self.nodes:
             if node.op == INPUT:
@@ -79,7 +81,7 @@ class Emitter:
             elif node.op == OUTPUT:
                 self.code.output(self.values[self.graph.inputs(node.id)[0].src])
             elif node.id in blocks:
-                self.emit_block(node, *blocks[node.id], recompute)
+                self.emit_block(node, *blocks[node.id], node.id in recompute)
             elif node.id not in inside:
                 self.emit(node)
 

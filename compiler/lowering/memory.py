@@ -13,12 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from compiler.ir import INPUT, Graph
+from compiler.lowering.groups import exits
 from compiler.lowering.tape import Buffer, Call, Lowering, Plan, Size, StepKind, Tape, Value
 from compiler.ops import node_tensors
 from graphspec.config import SearchConfig, TrainingConfig
 
 MOST_IMAGES = 2**20
 """No larger batch is looked for."""
+PLANNED_BATCH = 64
 EVALUATION_BATCH = 256
 """Validation takes at least so many images at a time."""
 GATE_NUMBERS = 5
@@ -170,6 +172,27 @@ def play(calls: Sequence[Call], batch: int, accumulates: bool = False) -> Played
     return Played(kept, player.peak, player.weight_grads)
 
 
+def recomputed_blocks(graph: Graph, lowering: Lowering) -> frozenset[str]:
+    """The blocks, by the node that gives their value, to compute again in the backward pass.
+
+    All but those at the end of the network that can be kept without a higher peak: the peak comes when the largest
+    block, which stands further in front, has been computed again, and by then the memory of the last ones is free.
+    """
+    position = {node.id: index for index, node in enumerate(graph.nodes())}
+    chosen = sorted(exits(graph), key=lambda node_id: position[node_id])
+    least = _peaks(graph, lowering, chosen)
+    while chosen and all(now <= most for now, most in zip(_peaks(graph, lowering, chosen[:-1]), least, strict=True)):
+        chosen.pop()
+    return frozenset(chosen)
+
+
+def _peaks(graph: Graph, lowering: Lowering, recomputed: Sequence[str]) -> list[int]:
+    """Of a weight step and a gate step, at any batch size that makes the weights small beside the images."""
+    kinds: tuple[StepKind, ...] = ("weight", "gate") if graph.gates() else ("weight",)
+    plans = [Plan(kind, lowering, recompute=frozenset(recomputed)) for kind in kinds]
+    return [play(Tape(graph, plan, graph.nodes()).write(), PLANNED_BATCH).peak for plan in plans]
+
+
 # -- a training step --------------------------------------------------------------------------------------------------
 
 
@@ -192,10 +215,11 @@ class Training:
         searching = isinstance(config, SearchConfig)
         return cls(lowering, half, config.recompute, config.accumulate, searching, on_cpu)
 
-    def plan(self, kind: StepKind) -> Plan:
-        """The plan of one kind of step."""
-        half, recompute = (self.half, self.recompute) if kind != "evaluation" else (False, False)
-        return Plan(kind, self.lowering, half, recompute, self.searching, self.on_cpu)
+    def plan(self, kind: StepKind, recompute: frozenset[str]) -> Plan:
+        """The plan of one kind of step; what is only evaluated is neither recomputed nor run in bf16."""
+        if kind == "evaluation":
+            return Plan(kind, self.lowering, on_cpu=self.on_cpu)
+        return Plan(kind, self.lowering, self.half, recompute, self.searching, self.on_cpu)
 
 
 @dataclass(frozen=True)
@@ -225,7 +249,8 @@ class MemoryModel:
         self.always = 2 * self.params + buffers + GATE_NUMBERS * gates  # momenta are as large as weights
         kinds: list[StepKind] = ["weight", "evaluation"]
         kinds += ["gate"] if training.searching and graph.gates() else []
-        self.tapes = {kind: Tape(graph, training.plan(kind), graph.nodes()).write() for kind in kinds}
+        again = recomputed_blocks(graph, training.lowering) if training.recompute else frozenset()
+        self.tapes = {kind: Tape(graph, training.plan(kind, again), graph.nodes()).write() for kind in kinds}
 
     def at(self, batch: int, validation_batch: int | None = None) -> TrainingMemory:
         """The peaks at a batch size; validation takes batches of at least `EVALUATION_BATCH` unless told."""

@@ -80,7 +80,7 @@ class Plan:
     kind: StepKind
     lowering: Lowering = "fused"
     half: bool = False  # bf16 autocast
-    recompute: bool = False
+    recompute: frozenset[str] = frozenset()  # the nodes whose blocks are computed again
     frozen_scales: bool = True  # batch norms' scales are not trained: in a search
     on_cpu: bool = True
 
@@ -101,7 +101,7 @@ class Tape:
 
     def write(self) -> tuple[Call, ...]:
         """All calls of the network, in order."""
-        blocks = exits(self.graph) if self.plan.recompute and self.plan.kind != "evaluation" else {}
+        blocks = {i: block for i, block in exits(self.graph).items() if i in self.plan.recompute}
         inside = {node.id for nodes, _ in blocks.values() for node in nodes} - blocks.keys()
         for node in self.nodes:
             if node.op == INPUT:
