@@ -65,8 +65,8 @@ class CostReport:
                 f"gates      {self.gates:,} parameters (shared gates count once)",
                 f"smallest   {smallest.params:,} params, {smallest.flops:,} FLOPs (all gates closed that may be)",
                 f"largest    {largest.params:,} params, {largest.flops:,} FLOPs (FLOPs are multiply-adds per image)",
-                f"memory     {_memory(self.memory)} at batch size {self.batch_size}, predicted: weights, gradients, "
-                f"momenta and activations; the data set and the libraries come on top",
+                f"memory     {_memory(self.memory)} at the peak (predicted for batch size {self.batch_size}; "
+                f"the data set and the libraries come on top)",
                 f"graph      {self.graph_hash[:16]}",
             ]
         )
