@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from graphspec.cli import SeedOpt, SetOpt, TargetArg, app, overrides_of, say
+from graphspec.cli import JsonOpt, SeedOpt, SetOpt, TargetArg, app, overrides_of, print_json, say
 
 
 @app.command()
@@ -28,13 +28,22 @@ def init(
 
 
 @app.command()
-def report(target: TargetArg = None) -> None:
-    """Write one self-contained HTML page about a run, also while it is running."""
+def report(target: TargetArg = None, as_json: JsonOpt = False) -> None:
+    """Write one self-contained HTML page about a run, also while it is running; sum up what was reached."""
     from runtime.report import write_report
+    from runtime.reporting.record import read_run
+    from runtime.reporting.summary import summarise
     from runtime.rundir import RunDir
 
-    path = write_report(RunDir.latest() if target is None else RunDir.open(target))
+    run = RunDir.latest() if target is None else RunDir.open(target)
+    path = write_report(run)
+    summary = summarise(read_run(run))
+    if as_json:
+        print_json({"report": str(path), "summary": summary.as_json()})
+        return
     say(f"wrote {path}")
+    for name, text in summary.lines():
+        typer.echo(f"{name:<10} {text}")
 
 
 @app.command("derive")

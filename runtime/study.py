@@ -57,9 +57,11 @@ class Figure:
         return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
     def text(self, form: str) -> str:
-        """`mean ± deviation`, each written in this form; a mean of counts gets a decimal."""
+        """`mean ± deviation`, each written in this form; a mean of several counts gets a decimal."""
+        if self.std is None:
+            return form.format(self.mean)
         form = form.replace(".0f", ".1f")
-        return form.format(self.mean) + ("" if self.std is None else f" ± {form.format(self.std)}")
+        return f"{form.format(self.mean)} ± {form.format(self.std)}"
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ class RunRecord:
     gates: GateHistory | None
     parity: Any  # as export/parity.json has it; None before the export
     latency: Any
+    seeds: Mapping[int, RunRecord]  # of a study: the run of every seed
 
     @property
     def kept(self) -> Graph | None:
@@ -88,7 +89,10 @@ class RunRecord:
 
 def read_run(run: RunDir) -> RunRecord:
     """Everything in the run directory; RunError if what compiling wrote is missing or a file is damaged."""
-    graph = _graph(run.graph_json) or _missing(run.graph_json)
+    return _read(run, _graph(run.graph_json) or _missing(run.graph_json))
+
+
+def _read(run: RunDir, graph: Graph) -> RunRecord:
     search = _job(run.search)
     return RunRecord(
         path=run.path,
@@ -101,6 +105,7 @@ def read_run(run: RunDir) -> RunRecord:
         gates=_gates(graph, search.epochs),
         parity=_json(run.export / "parity.json"),
         latency=_json(run.export / "latency.json"),
+        seeds={seed: _read(one, graph) for seed, one in run.seed_runs().items()},
     )
 
 

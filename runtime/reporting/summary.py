@@ -1,0 +1,135 @@
+"""What a run reached, in at most six lines for people and as JSON for programs.
+
+Of a study (several seeds) every figure is a mean with its standard deviation. What a run has not come to yet is left
+out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from compiler.costs import total_cost
+from runtime.reporting.record import RunRecord
+from runtime.study import Figure
+
+PERCENT, COUNT, MILLISECONDS, ERROR = "{:.2%}", "{:,.0f}", "{:.3f} ms", "{:.1e}"
+BATCH = THREADS = 1  # of the latency in the summary; the report has all of them
+WORDS = {
+    "supernet": "{} with all edges",
+    "pruned": "{} pruned (validation)",
+    "retrained": "{} test accuracy",
+    "onnxruntime": "{} by onnxruntime",
+}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Figures by dotted name, such as `accuracy.pruned`; only those that there are."""
+
+    figures: Mapping[str, Figure]
+    source: str  # the job whose network was exported; empty before the export
+
+    def as_json(self) -> dict[str, Any]:
+        """Figures by name as mean, sample standard deviation (null for a single value) and number of values."""
+        return {name: asdict(figure) for name, figure in self.figures.items()}
+
+    def lines(self) -> list[tuple[str, str]]:
+        """(what, figures): supernet, retrained network, parameters, FLOPs, latency, parity, as far as there are."""
+        found = {
+            "supernet": self._accuracies("supernet", "pruned"),
+            "retrained" if "accuracy.retrained" in self.figures else "exported": self._accuracies(
+                "retrained", "onnxruntime"
+            ),
+            "params": self._change("params"),
+            "FLOPs": self._change("flops"),
+            "latency": self._latency(),
+            "parity": self._parity(),
+        }
+        return [(name, text) for name, text in found.items() if text]
+
+    def text(self, name: str, form: str) -> str:
+        """A figure as people read it; the empty string if there is none."""
+        return self.figures[name].text(form) if name in self.figures else ""
+
+    def _accuracies(self, *names: str) -> str:
+        texts = {name: self.text(f"accuracy.{name}", PERCENT) for name in names}
+        found = ", ".join(WORDS[name].format(text) for name, text in texts.items() if text)
+        return f"{found} (the pruned supernet)" if "onnxruntime" in names and self.source == "search" else found
+
+    def _change(self, cost: str) -> str:
+        full, found = self.figures.get(f"{cost}.full"), self.figures.get(f"{cost}.found")
+        if full is None:
+            return ""
+        if found is None:
+            return f"{full.text(COUNT)} in the whole space"
+        return f"{full.text(COUNT)} -> {found.text(COUNT)} ({found.mean / max(full.mean, 1):.1%})"
+
+    def _latency(self) -> str:
+        onnx = self.text("latency_ms.onnxruntime", MILLISECONDS)
+        if not onnx:
+            return ""
+        return f"{onnx} by onnxruntime, {self.text('latency_ms.torch', MILLISECONDS)} by torch (one image, one thread)"
+
+    def _parity(self) -> str:
+        error = self.text("parity.max_rel", ERROR)
+        if not error:
+            return ""
+        allowed, same = self.text("parity.tolerance", ERROR), self.text("parity.agreement", PERCENT)
+        return f"onnxruntime and torch differ by {error} of the largest output ({allowed} allowed), same class {same}"
+
+
+def summarise(record: RunRecord) -> Summary:
+    """The summary of a run: of what it did itself, else of what its seeds did."""
+    search, retrain = _results(record, lambda one: one.search.result), _results(record, lambda one: one.retrain.result)
+    parity, latency = _results(record, lambda one: one.parity), _results(record, lambda one: one.latency)
+    found = retrain or search
+    full = total_cost(record.graph)
+    values = {
+        "accuracy.supernet": _numbers(search, "full_accuracy"),
+        "accuracy.pruned": _numbers(search, "accuracy"),
+        "accuracy.retrained": _numbers(retrain, "accuracy"),
+        "accuracy.onnxruntime": _numbers([_row(one, "files", kind="fp32") for one in parity], "accuracy"),
+        "params.full": [float(full.params)],
+        "params.found": _numbers(found, "found", "params"),
+        "flops.full": [float(full.flops)],
+        "flops.found": _numbers(found, "found", "flops"),
+        "parity.max_rel": _numbers(parity, "parity", "max_rel"),
+        "parity.tolerance": _numbers(parity, "parity", "tolerance"),
+        "parity.agreement": _numbers(parity, "parity", "agreement"),
+    }
+    for name, network in (("onnxruntime", "fp32"), ("torch", "torch")):
+        timed = [_row(one, "latencies", network=network, batch=BATCH, threads=THREADS) for one in latency]
+        values[f"latency_ms.{name}"] = _numbers(timed, "median_ms")
+    sources = {str(_at(one, "source")) for one in parity}
+    figures = {name: Figure.of(several) for name, several in values.items() if several}
+    return Summary(figures, *(sources if len(sources) == 1 else ("",)))
+
+
+def _results(record: RunRecord, read: Callable[[RunRecord], Any]) -> list[Any]:
+    """What the run itself has, else what its seeds have."""
+    own = read(record)
+    return [own] if own is not None else [found for one in record.seeds.values() if (found := read(one)) is not None]
+
+
+def _at(value: Any, *keys: str) -> Any:
+    """What lies at these keys of nested JSON; None if nothing does."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _row(value: Any, key: str, **wanted: object) -> Any:
+    """The first of the maps in the list at `key` that has these entries; None if there is none."""
+    rows = _at(value, key)
+    return next((row for row in rows or () if all(_at(row, name) == want for name, want in wanted.items())), None)
+
+
+def _numbers(records: Sequence[Any], *keys: str) -> list[float]:
+    """The numbers at these keys of the records that have one."""
+    found = [_at(record, *keys) for record in records]
+    return [float(value) for value in found if isinstance(value, int | float)]
+
+
+__all__ = ["Summary", "summarise"]
