@@ -24,7 +24,10 @@ from runtime.files import write_text
 from runtime.reporting.charts import Chart, Series, draw_chart
 from runtime.reporting.heatmap import HeatMap, heat_map
 from runtime.reporting.record import Record, RunRecord, read_run
+from runtime.reporting.seeds import seed_charts, seed_tables, status_of
+from runtime.reporting.summary import summarise
 from runtime.reporting.tables import CostRow, commands, cost_rows, grids, settings, timing_rows
+from runtime.reporting.tiles import tiles
 from runtime.rundir import RunDir
 
 OPEN_FIGURES = 6  # so many blocks are shown at once, the others unfold
@@ -51,11 +54,14 @@ def render(record: RunRecord, spec: Path) -> str:
         record=record,
         style=Markup(stylesheet() + page_style() + _resource("report.css")),
         script=Markup(script() + _resource("report.js")),
-        tiles=_tiles(record, costs[-1]),
+        tiles=tiles(record, summarise(record), costs[-1]),
+        status_of=status_of,
+        seed_tables=seed_tables(record),
+        seed_charts=_drawn(seed_charts(record)),
         figures=_figures(record),
         heat=_heat(record),
-        charts=[Markup(chart) for chart in map(draw_chart, _charts(record)) if chart],
-        rate_charts=[Markup(chart) for chart in map(draw_chart, [_rate_chart(record)]) if chart],
+        charts=_drawn(_charts(record)),
+        rate_charts=_drawn([_rate_chart(record)]),
         costs=costs,
         total=costs[-1],
         widest={kind: _widest([row for row in costs if row.kind == kind]) for kind in ("stage", "block")},
@@ -63,10 +69,10 @@ def render(record: RunRecord, spec: Path) -> str:
         pruning=next((row.speed_up for row in timings if row.stage == "search" and row.epochs > 1), None),
         parity=grids(record.parity, "Parity"),
         latency=grids(record.latency, "Latency"),
-        results=[(name, grids(job.result)) for name, job in _jobs(record) if job.result],
+        results=[(name, grids(job.result)) for name, job in record.jobs.items() if job.result],
         settings=settings(record.config),
         environments=_environments(record),
-        commands=commands(spec),
+        commands=commands(record, spec),
         table=[table for stage, epochs in _stages(record) for table in grids(_without_gates(epochs), stage)],
     )
 
@@ -91,56 +97,18 @@ def _percent(part: float, whole: float) -> str:
     return f"{100 * part / whole:.2f}%" if whole else "0"
 
 
-def _jobs(record: RunRecord) -> list[tuple[str, Any]]:
-    return [("search", record.search), ("retrain", record.retrain)]
-
-
 def _environments(record: RunRecord) -> list[tuple[str, Any]]:
     """Where compile, search and retrain ran; jobs that ran where compile did are not repeated."""
     found: list[tuple[str, Record]] = [("compile", record.environment)]
-    found += [
-        (name, job.environment) for name, job in _jobs(record) if job.environment not in (None, record.environment)
-    ]
+    for name, job in record.jobs.items():
+        if job.environment is not None and job.environment != record.environment:
+            found.append((name, job.environment))
     return [(name, grids(environment)) for name, environment in found]
 
 
-# -- summary --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One figure of the summary."""
-
-    name: str
-    value: str
-    note: str
-
-
-def _tiles(record: RunRecord, total: CostRow) -> list[Tile]:
-    tiles = [_accuracy_tile(name, records) for name, records in _stages(record)]
-    if record.retrain.result is not None:
-        tested = record.retrain.result
-        tiles.append(Tile("test accuracy", f"{tested['accuracy']:.2%}", f"{tested['test_images']:,} images"))
-    before, after = total.before, total.after
-    pairs = (
-        ("parameters", before.params, None if after is None else after.params),
-        ("FLOPs", before.flops, None if after is None else after.flops),
-        ("edges", total.edges, total.kept_edges),
-    )
-    for name, full, left in pairs:
-        if left is None:
-            tiles.append(Tile(name, counted(full), "full space"))
-        else:
-            tiles.append(
-                Tile(name, f"{counted(full)} → {counted(left)}", f"{left / max(full, 1):.1%} of the full space")
-            )
-    return tiles
-
-
-def _accuracy_tile(stage: str, records: Sequence[Record]) -> Tile:
-    last = records[-1]
-    value = "-" if last.get("accuracy") is None else f"{last['accuracy']:.2%}"
-    return Tile(f"accuracy, {stage}", value, f"validation, epoch {last['epoch']}")
+def _drawn(charts: Sequence[Chart]) -> list[Markup]:
+    """Charts as markup; those without a point are left out."""
+    return [Markup(chart) for chart in map(draw_chart, charts) if chart]
 
 
 def _stages(record: RunRecord) -> list[tuple[str, list[Record]]]:

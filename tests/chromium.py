@@ -57,7 +57,9 @@ class Chromium:
         self.look()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._process.terminate()
         self._process.wait(PATIENCE)
         os.close(self._in)
@@ -131,9 +133,7 @@ class Chromium:
         """Set what the reader sees: colours, size of the window in pixels, and `screen` or `print`."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", media=media, features=[scheme])
-        self.send(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
-        )
+        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
 
     def place(self, element: str, across: float = 0.5, down: float = 0.5) -> tuple[float, float]:
         """Where an element (a JavaScript expression) is in the window, once it is scrolled into sight."""

@@ -49,6 +49,7 @@ class JobRecord:
     arch: str | None  # the found architecture as written
     graph: Graph | None
     environment: Record | None
+    config: Record | None  # that the job runs with; overrides may make it another than the compiled one
     started: bool
 
     @property
@@ -72,6 +73,22 @@ class RunRecord:
     parity: Any  # as export/parity.json has it; None before the export
     latency: Any
     seeds: Mapping[int, RunRecord]  # of a study: the run of every seed
+
+    @property
+    def jobs(self) -> dict[str, JobRecord]:
+        """Both jobs by name, in the order they run."""
+        return {"search": self.search, "retrain": self.retrain}
+
+    @property
+    def is_study(self) -> bool:
+        """Whether all the work lies in the runs of several seeds."""
+        return bool(self.seeds) and not (self.search.started or self.retrain.started)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the network is a random one, the control: drawn, not searched."""
+        runs = [self.search, *(run.search for run in self.seeds.values())]
+        return any(job.config is not None and job.config["search"]["strategy"] == "random" for job in runs)
 
     @property
     def kept(self) -> Graph | None:
@@ -121,6 +138,7 @@ def _job(job: JobDir) -> JobRecord:
         arch=_text(job.arch),
         graph=_graph(job.graph_json),
         environment=_json(job.environment),
+        config=_json(job.path / "config.json"),
         started=job.is_started,
     )
 

@@ -39,9 +39,7 @@ class Summary:
         """(what, figures): supernet, retrained network, parameters, FLOPs, latency, parity, as far as there are."""
         found = {
             "supernet": self._accuracies("supernet", "pruned"),
-            "retrained" if "accuracy.retrained" in self.figures else "exported": self._accuracies(
-                "retrained", "onnxruntime"
-            ),
+            "retrained" if "accuracy.retrained" in self.figures else "exported": self._tested(),
             "params": self._change("params"),
             "FLOPs": self._change("flops"),
             "latency": self._latency(),
@@ -53,10 +51,18 @@ class Summary:
         """A figure as people read it; the empty string if there is none."""
         return self.figures[name].text(form) if name in self.figures else ""
 
+    def mean(self, name: str, form: str) -> str:
+        """As `text`, without the deviation: for what does not depend on the seed."""
+        return form.format(self.figures[name].mean) if name in self.figures else ""
+
     def _accuracies(self, *names: str) -> str:
         texts = {name: self.text(f"accuracy.{name}", PERCENT) for name in names}
-        found = ", ".join(WORDS[name].format(text) for name, text in texts.items() if text)
-        return f"{found} (the pruned supernet)" if "onnxruntime" in names and self.source == "search" else found
+        return ", ".join(WORDS[name].format(text) for name, text in texts.items() if text)
+
+    def _tested(self) -> str:
+        found = self._accuracies("retrained", "onnxruntime")
+        network = "the pruned supernet on " if self.source == "search" else ""
+        return found and f"{found} ({network}{self.mean('test_images', COUNT)} images)"
 
     def _change(self, cost: str) -> str:
         full, found = self.figures.get(f"{cost}.full"), self.figures.get(f"{cost}.found")
@@ -76,7 +82,7 @@ class Summary:
         error = self.text("parity.max_rel", ERROR)
         if not error:
             return ""
-        allowed, same = self.text("parity.tolerance", ERROR), self.text("parity.agreement", PERCENT)
+        allowed, same = self.mean("parity.tolerance", ERROR), self.text("parity.agreement", PERCENT)
         return f"onnxruntime and torch differ by {error} of the largest output ({allowed} allowed), same class {same}"
 
 
@@ -91,6 +97,7 @@ def summarise(record: RunRecord) -> Summary:
         "accuracy.pruned": _numbers(search, "accuracy"),
         "accuracy.retrained": _numbers(retrain, "accuracy"),
         "accuracy.onnxruntime": _numbers([_row(one, "files", kind="fp32") for one in parity], "accuracy"),
+        "test_images": _numbers(retrain, "test_images") or _numbers(parity, "test_images"),
         "params.full": [float(full.params)],
         "params.found": _numbers(found, "found", "params"),
         "flops.full": [float(full.flops)],

@@ -14,7 +14,7 @@ from compiler.costs import CostTable, Row, cost_table
 from compiler.ir import Graph
 from compiler.ops import Cost
 from graphspec.config import Configuration
-from runtime.reporting.record import Record
+from runtime.reporting.record import Record, RunRecord
 
 
 @dataclass(frozen=True)
@@ -110,15 +110,33 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield prefix + key, item
 
 
-def commands(spec: Path) -> list[str]:
+def commands(record: RunRecord, spec: Path) -> list[str]:
     """What to type to get this run again; `spec` is the resolved spec that the run directory keeps."""
+    export = f" {shlex.quote(f'{record.path}/seeds/{next(iter(record.seeds))}')}" if record.seeds else ""
     return [
         f"graphspec compile {shlex.quote(str(spec))}",
-        "graphspec search",
-        "graphspec retrain",
-        "graphspec export --onnx",
+        *(command for job in record.jobs for command in _job_commands(record, job)),
+        f"graphspec export{export} --onnx",
         "graphspec report",
     ]
+
+
+def _job_commands(record: RunRecord, job: str) -> list[str]:
+    """The command of a job; of a study, one for all seeds that ran with the same settings."""
+    if record.jobs[job].started or not record.seeds:
+        return [" ".join(["graphspec", job, *_overrides(record.config, record.jobs[job].config)])]
+    seeds: dict[tuple[str, ...], list[str]] = {}
+    for seed, run in record.seeds.items():
+        seeds.setdefault(_overrides(record.config, run.jobs[job].config, without=("seed",)), []).append(str(seed))
+    return [" ".join(["graphspec", job, "--seeds", ",".join(some), *words]) for words, some in seeds.items()]
+
+
+def _overrides(compiled: Record, ran_with: Record | None, without: Sequence[str] = ()) -> tuple[str, ...]:
+    """`--set` for what a job ran with and what was not compiled into its run."""
+    before = dict(flat(compiled))
+    changed = {key: value for key, value in flat(ran_with or {}) if key not in without and before.get(key) != value}
+    settings = [f"{key}={json.dumps(value)}" for key, value in changed.items()]
+    return tuple(word for setting in settings for word in ("--set", shlex.quote(setting)))
 
 
 @dataclass(frozen=True)

@@ -1,121 +1,25 @@
-"""The HTML report: complete for a finished run, honest about a run in progress, self-contained, alive in a browser.
-
-The browser test runs where the environment variable GRAPHSPEC_CHROMIUM names a Chromium (CI sets it).
-"""
+"""The HTML report: complete for a finished run, honest about a run in progress, self-contained."""
 
 from __future__ import annotations
 
-import html
 import json
-import os
 import re
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from compiler.costs import total_cost
-from compiler.elaborate import elaborate
-from compiler.ir import Graph, Phase
-from compiler.passes.infer_types import infer_types
-from compiler.passes.prune_zero_edges import prune
-from compiler.text import text, to_json
+from compiler.ir import Graph
+from compiler.text import to_json
 from graphspec.errors import RunError
-from graphspec.parse import parse_file
 from runtime.report import clock, write_report
 from runtime.reporting.charts import Chart, Series, draw_chart, ticks
 from runtime.reporting.heatmap import gate_matrices, shade
 from runtime.reporting.record import read_run
-from runtime.reporting.tables import cost_rows, grids, settings, timing_rows
-from runtime.rundir import Compiled, RunDir
-
-SPEC = """\
-graphspec: 1
-name: two-stages
-input: [3, 8, 8]
-classes: 4
-gates: {share: none}
-blocks:
-  stem:
-    type: "[3, H, W] -> [8, H, W]"
-    nodes: {out: {op: conv, kernel: 3, from: in}}
-  normal:
-    type: "[C, H, W] -> [C, H, W]"
-    levels: {count: 2, ops: [sep_conv_3x3, max_pool_3x3]}
-    nodes:
-      mix: {op: project, from: "levels.*", gated: true}
-      out: {op: add, from: [mix, in]}
-  head:
-    type: "[C, H, W] -> [classes]"
-    nodes:
-      pool: {op: global_avg_pool, from: in}
-      out: {op: linear, from: pool}
-network: [stem, {normal: 2}, head]
-"""
-PRETRAIN, SEARCH, RETRAIN = 2, 10, 3
-
-
-def new_run(folder: Path) -> tuple[RunDir, Graph]:
-    """A compiled run."""
-    file = folder / "two_stages.yaml"
-    file.write_text(SPEC, encoding="utf-8")
-    spec = parse_file(file)
-    graph = infer_types(elaborate(spec), Phase.SEARCH)
-    config = json.dumps(spec.config.model_dump(mode="json"))
-    compiled = Compiled(spec.name, 5, SPEC, SPEC, config, to_json(graph), text(graph))
-    return RunDir.create(compiled, folder / "run", root=folder / "runs"), graph
-
-
-def values_at(graph: Graph, epoch: int) -> list[float]:
-    """Gates 0, 3, 6, ... grow; the others fall and reach zero at different epochs."""
-    rising = [1 + epoch * (1 + i / 100) / SEARCH for i in range(len(graph.gates()))]
-    return [round(v if i % 3 == 0 else max(0.0, 1 - epoch / (2 + i % 7)), 4) for i, v in enumerate(rising)]
-
-
-def append(file: Path, record: dict[str, Any]) -> None:
-    with file.open("a", encoding="utf-8") as log:
-        log.write(json.dumps(record) + "\n")
-
-
-def search_for(run: RunDir, graph: Graph, epochs: int) -> Graph:
-    """Pretend to search: the logs of so many epochs; what is left of the graph."""
-    run.search.path.mkdir()
-    kept = graph
-    for stage, count in (("pretrain", PRETRAIN), ("search", epochs)):
-        for epoch in range(1, count + 1):
-            gates = values_at(graph, epoch if stage == "search" else 0)
-            if stage == "search":
-                kept = prune(graph, [g for g, v in zip(graph.gates(), gates, strict=True) if v == 0])
-            cost = total_cost(kept)
-            record = {"stage": stage, "epoch": epoch, "train_loss": 2 / epoch, "loss": 2.5 / epoch}
-            record |= {"accuracy": 1 - 0.5 / epoch, "zero_gates": gates.count(0.0), "gates": len(gates)}
-            record |= {"edges": kept.edge_count(), "params": cost.params, "flops": cost.flops, "gate_values": gates}
-            append(run.search.metrics, record)
-            speed = 100.0 * (1 + epoch) if stage == "search" else 300.0
-            append(run.search.timings, {"stage": stage, "epoch": epoch, "seconds": 30.0, "images_per_second": speed})
-    return kept
-
-
-def finished_run(folder: Path) -> tuple[RunDir, Graph]:
-    """A run with search, retraining and export behind it."""
-    run, graph = new_run(folder)
-    kept = search_for(run, graph, SEARCH)
-    run.search.graph_json.write_text(to_json(kept), encoding="utf-8")
-    run.search.arch.write_text("kept: <some>\n", encoding="utf-8")
-    run.search.result.write_text(json.dumps({"accuracy": 0.95, "kept_edges": kept.edge_count()}), encoding="utf-8")
-    run.retrain.path.mkdir()
-    for epoch in range(1, RETRAIN + 1):
-        append(
-            run.retrain.metrics, {"stage": "retrain", "epoch": epoch, "train_loss": 1.0, "loss": None, "accuracy": 0.9}
-        )
-    run.retrain.result.write_text(json.dumps({"accuracy": 0.9312, "test_images": 360}), encoding="utf-8")
-    run.export.mkdir()
-    parity = {"passed": True, "batches": [{"batch": 1, "max_abs": 1.5e-7}, {"batch": 64, "max_abs": 2.5e-7}]}
-    (run.export / "parity.json").write_text(json.dumps(parity), encoding="utf-8")
-    (run.export / "latency.json").write_text(json.dumps({"onnxruntime": {"median_ms": 0.321}}), encoding="utf-8")
-    return run, graph
+from runtime.reporting.tables import commands, cost_rows, grids, settings, timing_rows
+from runtime.rundir import RunDir
+from tests.runtime.report_runs import PRETRAIN, SEARCH, finished_run, finished_study, new_run, search_for
 
 
 class Page(HTMLParser):
@@ -157,8 +61,9 @@ def test_a_finished_run_is_reported_whole(tmp_path: Path) -> None:
     run, graph = finished_run(tmp_path)
     page = report_of(run)
     words = page.words
-    for text_wanted in ("93.12%", "360 images", "search finished", "1.5e-07", "0.321", "kept: <some>", "seed 0"):
-        assert text_wanted in words
+    tiles = ("93.12%", "92.87%", "360 images", "0.321 ms", "1.5e-07")
+    for wanted in (*tiles, "search finished", "kept: <some>", "seed 0"):
+        assert wanted in words
     assert not page.all("p", "missing")
     shown = {a["data-id"] for a in page.all("g", "gs-node")}
     assert {n.id for n in graph.nodes() if n.id.startswith(("stage", "normal", "stem", "head"))} <= shown
@@ -310,92 +215,44 @@ def test_times_are_readable(seconds: float, words: str) -> None:
     assert clock(seconds) == words
 
 
-PROBE = """<script>
-addEventListener("load", () => {
-  const found = { errors: window.failures };
-  const at = (item) => {
-    const box = item.getBoundingClientRect();
-    return { clientX: box.left + box.width / 2, clientY: box.top + box.height / 2 };
-  };
-  const hover = (item) => item.dispatchEvent(new PointerEvent("pointermove", { bubbles: true, ...at(item) }));
-  const press = (item, key) => item.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
-  const tip = () => { const t = document.querySelector(".gs-tip"); return t.hidden ? null : t.textContent; };
-  const node = document.querySelector(".gs-node[data-id$='level1.sep_conv_3x3']");
-  hover(node);
-  found.node = tip();
-  found.lit = document.querySelectorAll(".gs-edge.gs-lit").length;
-  hover(document.querySelector(".gs-gated[data-src]"));
-  found.edge = tip();
-  hover(document.querySelector(".chart"));
-  found.chart = tip();
-  hover(document.getElementById("strip"));
-  found.strip = tip();
-  const cell = document.querySelector(".hm-cell[data-gate='1']");
-  hover(cell);
-  found.cell = tip();
-  const slider = document.getElementById("epoch");
-  slider.value = 0;
-  slider.dispatchEvent(new Event("input"));
-  hover(cell);
-  found.moved = [document.getElementById("epoch-shown").textContent, tip()];
-  const view = document.querySelectorAll(".gs-view")[2], svg = view.querySelector("svg");
-  const box = () => svg.getAttribute("viewBox").split(" ").map(Number).join(" "), before = box();
-  view.focus();
-  press(view, "+");
-  found.zoomed = box() !== before;
-  press(view, "0");
-  found.reset = box() === before;
-  press(view, "n");
-  found.stepped = tip();
-  press(view, "Escape");
-  found.closed = tip();
-  document.body.innerHTML = "";
-  document.body.dataset.found = JSON.stringify(found);
-});
-</script>"""
-WATCH = """<script>
-window.failures = [];
-addEventListener("error", (event) => window.failures.push(event.message));
-addEventListener("securitypolicyviolation", (event) => window.failures.push("blocked " + event.blockedURI));
-</script>"""
+# -- several seeds ----------------------------------------------------------------------------------------------------
 
 
-def in_chromium(program: str, page: Path, profile: Path) -> dict[str, Any]:
-    """What the probe found on the page, run in headless Chromium."""
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-    options += ["--disable-background-networking", "--disable-component-update"]
-    options += ["--window-size=1366,900", "--virtual-time-budget=5000", "--dump-dom"]
-    command = [program, *options, f"--user-data-dir={profile}", page.as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
-    found = re.search(r'data-found="([^"]*)"', dom)
-    assert found, dom[:2000]
-    result: dict[str, Any] = json.loads(html.unescape(found[1]))
-    return result
+def test_a_study_is_summed_up(tmp_path: Path) -> None:
+    study = finished_study(tmp_path, {0: 0.93, 1: 0.95, 7: 0.97})
+    write_report(study.seed_run(7))
+    page = report_of(study)
+    for wanted in ("95.00% ± 2.00%", "seeds 0, 1, 7", "finished for 3 of 3 seeds", "search --seeds 0,1,7", "seed 7"):
+        assert wanted in page.words
+    assert (study.path / "seeds/7/report.html").is_file()
+    links = [a.get("href") or "" for a in page.all("a")]
+    assert "seeds/7/report.html" in links
+    assert len(page.all("svg", "chart")) == 3
+    sections = [a["id"] for a in page.all("section") if "id" in a]
+    assert sections == ["seeds", "architecture", "costs", "configuration", "reproduce"]
+    assert [link for link in links if link.startswith("#")] == [f"#{name}" for name in sections]
 
 
-if "GRAPHSPEC_CHROMIUM" in os.environ:
+def test_a_study_in_progress_counts_its_seeds(tmp_path: Path) -> None:
+    study = finished_study(tmp_path, {0: 0.93, 1: 0.95})
+    study.seed_run(1).retrain.result.unlink()
+    words = report_of(study).words
+    assert "search finished for 2 of 2 seeds" in words
+    assert "retrain finished for 1 of 2 seeds" in words
 
-    def test_the_page_is_alive(tmp_path: Path) -> None:
-        run, graph = finished_run(tmp_path)
-        source = write_report(run).read_text(encoding="utf-8")
-        page = tmp_path / "probe.html"
-        page.write_text(
-            source.replace("<head>", f"<head>{WATCH}", 1).replace("</body>", f"{PROBE}</body>"), encoding="utf-8"
-        )
-        found = in_chromium(os.environ["GRAPHSPEC_CHROMIUM"], page, tmp_path / "profile")
-        assert found["errors"] == []
-        assert "level1.sep_conv_3x3\nsep_conv" in found["node"]
-        assert found["lit"] >= 3
-        assert "gate " in found["edge"]
-        assert found["chart"].startswith("epoch ")
-        assert re.match(r"epoch \d+\n\S+ = [\d.]+", found["strip"])
-        gate = graph.gates()[1]
-        assert found["cell"] == f"{gate} = 0"
-        assert found["moved"][0] == "1"
-        name, value = found["moved"][1].split(" = ")
-        assert name == gate
-        assert float(value) == pytest.approx(values_at(graph, 1)[1], abs=1e-3)
-        assert found["zoomed"]
-        assert found["reset"]
-        assert found["stepped"]
-        assert found["closed"] is None
+
+def test_commands_repeat_what_a_job_ran_with(tmp_path: Path) -> None:
+    study = finished_study(tmp_path, {0: 0.93, 1: 0.95, 2: 0.97})
+    for seed, size in ((0, 900), (1, 900), (2, 1000)):
+        config = json.loads(study.config.read_text())
+        config |= {"seed": seed, "search": {**config["search"], "strategy": "random", "random_params": size}}
+        (study.seed_run(seed).search.path / "config.json").write_text(json.dumps(config))
+    drawn = "--set 'search.strategy=\"random\"' --set search.random_params="
+    assert commands(read_run(study), study.resolved)[1:4] == [
+        f"graphspec search --seeds 0,1 {drawn}900",
+        f"graphspec search --seeds 2 {drawn}1000",
+        "graphspec retrain --seeds 0,1,2",
+    ]
+    assert "random network" in report_of(study).words
+    one = study.seed_run(2)
+    assert commands(read_run(one), one.resolved)[1] == f"graphspec search {drawn}1000"
