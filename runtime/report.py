@@ -22,11 +22,12 @@ from compiler.drawing.svg import Picture, stylesheet
 from compiler.ops import Cost
 from runtime.files import write_text
 from runtime.reporting.charts import Chart, Series, draw_chart
+from runtime.reporting.exported import latency_tables, parity_tables
 from runtime.reporting.heatmap import HeatMap, heat_map
 from runtime.reporting.record import Record, RunRecord, read_run
 from runtime.reporting.seeds import seed_charts, seed_tables, status_of
 from runtime.reporting.summary import summarise
-from runtime.reporting.tables import CostRow, commands, cost_rows, grids, settings, timing_rows
+from runtime.reporting.tables import CostRow, cell, commands, cost_rows, flat, grids, settings, timing_rows
 from runtime.reporting.tiles import tiles
 from runtime.rundir import RunDir
 
@@ -47,14 +48,14 @@ def render(record: RunRecord, spec: Path) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.globals.update(counted=counted, percent=_percent, clock=clock)
     template = environment.from_string(_resource("page.html.j2"))
-    kept = record.kept
+    kept, summary = record.kept, summarise(record)
     costs = cost_rows(record.graph, kept)
     timings = timing_rows([*record.search.timings, *record.retrain.timings])
     return template.render(
         record=record,
         style=Markup(stylesheet() + page_style() + _resource("report.css")),
         script=Markup(script() + _resource("report.js")),
-        tiles=tiles(record, summarise(record), costs[-1]),
+        tiles=tiles(record, summary, costs[-1]),
         status_of=status_of,
         seed_tables=seed_tables(record),
         seed_charts=_drawn(seed_charts(record)),
@@ -67,8 +68,9 @@ def render(record: RunRecord, spec: Path) -> str:
         widest={kind: _widest([row for row in costs if row.kind == kind]) for kind in ("stage", "block")},
         timings=timings,
         pruning=next((row.speed_up for row in timings if row.stage == "search" and row.epochs > 1), None),
-        parity=grids(record.parity, "Parity"),
-        latency=grids(record.latency, "Latency"),
+        parity=parity_tables(record),
+        latency=latency_tables(record),
+        summary=dict(summary.lines()),
         results=[(name, grids(job.result)) for name, job in record.jobs.items() if job.result],
         settings=settings(record.config),
         environments=_environments(record),
@@ -97,13 +99,13 @@ def _percent(part: float, whole: float) -> str:
     return f"{100 * part / whole:.2f}%" if whole else "0"
 
 
-def _environments(record: RunRecord) -> list[tuple[str, Any]]:
-    """Where compile, search and retrain ran; jobs that ran where compile did are not repeated."""
+def _environments(record: RunRecord) -> list[tuple[str, list[tuple[str, str]]]]:
+    """What compile, search and retrain ran on, by name; jobs that ran where compile did are not repeated."""
     found: list[tuple[str, Record]] = [("compile", record.environment)]
     for name, job in record.jobs.items():
         if job.environment is not None and job.environment != record.environment:
             found.append((name, job.environment))
-    return [(name, grids(environment)) for name, environment in found]
+    return [(name, [(key.removeprefix("packages."), cell(value)) for key, value in flat(one)]) for name, one in found]
 
 
 def _drawn(charts: Sequence[Chart]) -> list[Markup]:

@@ -129,8 +129,8 @@ class Chromium:
         assert "exceptionDetails" not in done, done["exceptionDetails"]
         return done["result"].get("value")
 
-    def look(self, *, dark: bool = False, width: int = 1366, height: int = 900, media: str = "screen") -> None:
-        """Set what the reader sees: colours, size of the window in pixels, and `screen` or `print`."""
+    def look(self, *, dark: bool = False, width: int = 1366, height: int = 900, media: str = "") -> None:
+        """Set what the reader sees: colours, size of the window in pixels, and `print`, if that is emulated."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", media=media, features=[scheme])
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
@@ -171,7 +171,7 @@ class Chromium:
         file.write_bytes(base64.b64decode(data))
 
     def printed(self) -> bytes:
-        """The page as it is printed, a PDF file on A4."""
+        """The page as it is printed, a PDF file on A4; what `look` set stays but for the medium."""
         data = self.send("Page.printToPDF", printBackground=False, paperWidth=8.27, paperHeight=11.69)["data"]
         return base64.b64decode(data)
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from runtime.reporting.charts import Chart, Series
 from runtime.reporting.record import RunRecord
 from runtime.reporting.tables import Grid
@@ -19,9 +16,8 @@ def seed_tables(record: RunRecord) -> list[Grid]:
     """For each job a row for every seed that finished it, then mean and sample standard deviation."""
     found = []
     for name in record.jobs:
-        results: Mapping[int, Mapping[str, Any]] = {
-            seed: one.jobs[name].result for seed, one in record.seeds.items() if one.jobs[name].result is not None
-        }
+        reached = {seed: one.jobs[name].result for seed, one in record.seeds.items()}
+        results = {seed: result for seed, result in reached.items() if result is not None}
         if results and not record.jobs[name].started:
             heads, *rows = summary_table(name, results)
             found.append(Grid(name, heads, tuple(rows)))

@@ -17,7 +17,7 @@ from runtime.study import Figure
 PERCENT, COUNT, MILLISECONDS, ERROR = "{:.2%}", "{:,.0f}", "{:.3f} ms", "{:.1e}"
 BATCH = THREADS = 1  # of the latency in the summary; the report has all of them
 WORDS = {
-    "supernet": "{} with all edges",
+    "supernet": "{} before the search",
     "pruned": "{} pruned (validation)",
     "retrained": "{} test accuracy",
     "onnxruntime": "{} by onnxruntime",

@@ -11,7 +11,7 @@ from runtime.reporting.summary import COUNT, ERROR, MILLISECONDS, PERCENT, Summa
 from runtime.reporting.tables import CostRow
 
 ACCURACIES = {
-    "accuracy.supernet": ("supernet", PERCENT, "validation accuracy, all edges"),
+    "accuracy.supernet": ("supernet", PERCENT, "validation accuracy, before the search"),
     "accuracy.pruned": ("pruned supernet", PERCENT, "validation accuracy"),
     "accuracy.retrained": ("retrained", PERCENT, "test accuracy, {images} images"),
     "accuracy.onnxruntime": ("onnxruntime", PERCENT, "test accuracy of the ONNX file"),

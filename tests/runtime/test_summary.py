@@ -23,7 +23,7 @@ def test_a_finished_run_has_six_lines(tmp_path: Path) -> None:
     assert left is not None
     full, found = total_cost(graph), total_cost(left)
     assert lines_of(run) == {
-        "supernet": "96.00% with all edges, 95.00% pruned (validation)",
+        "supernet": "96.00% before the search, 95.00% pruned (validation)",
         "retrained": "93.12% test accuracy, 92.87% by onnxruntime (360 images)",
         "params": f"{full.params:,} -> {found.params:,} ({found.params / full.params:.1%})",
         "FLOPs": f"{full.flops:,} -> {found.flops:,} ({found.flops / full.flops:.1%})",
