@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+# made again for another Python, so that `make PYTHON=python3.12 test` tests with that one
+READY := $(VENV)/.ready-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 .DEFAULT_GOAL := help
 .PHONY: help env demo test lint types unit format clean
 
@@ -14,12 +15,14 @@ env: $(READY) ## Create the environment in .venv
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "graphspec needs Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@echo "creating $(VENV) (torch with torchvision is about 5 GB: some minutes the first time)"
+	@[ -e $@ ] || rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(READY) ## Compile, search, retrain and export specs/digits.yaml, then show the report's path
+demo: $(READY) ## Compile, search, retrain and export specs/digits.yaml, then report: its path and six lines
+	@echo "demo: the digits, from the search space to a checked ONNX file; each time in a run directory of its own"
 	$(BIN)/graphspec compile specs/digits.yaml
 	$(BIN)/graphspec search
 	$(BIN)/graphspec retrain

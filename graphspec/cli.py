@@ -16,8 +16,15 @@ import graphspec
 from graphspec.errors import GraphspecError
 from graphspec.shadowing import refuse_shadowed
 
+TO_A_MODEL, AROUND_A_RUN, COMPILER = (
+    "From a spec to a model",
+    "Around a run",
+    "The language and the compiler",
+)  # of help
+
 app = typer.Typer(
     help="Declare a search space in YAML, search it, ship the network that was found as ONNX.",
+    epilog="To start: graphspec init digits, then graphspec compile digits.yaml.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -25,8 +32,9 @@ app = typer.Typer(
 
 SpecArg = Annotated[Path, typer.Argument(help="A spec file.", metavar="SPEC")]
 TargetArg = Annotated[
-    Path | None, typer.Argument(help="A run directory or a spec file; default: runs/latest.", metavar="[RUN|SPEC]")
+    Path | None, typer.Argument(help="A run directory or a spec file; default: runs/latest.", metavar="RUN|SPEC")
 ]
+RunArg = Annotated[Path | None, typer.Argument(help="A run directory; default: runs/latest.", metavar="RUN")]
 SetOpt = Annotated[
     list[str] | None, typer.Option("--set", help="Override a key: --set search.epochs=5", metavar="KEY=VALUE")
 ]
@@ -66,7 +74,7 @@ def _options(
     """Options of every command; `main` looks for --debug itself."""
 
 
-@app.command("compile")
+@app.command("compile", rich_help_panel=TO_A_MODEL)
 def compile_command(
     spec: SpecArg,
     out: Annotated[
@@ -92,7 +100,7 @@ def compile_command(
         say(f"\nwrote {where}; next: graphspec search")
 
 
-@app.command()
+@app.command(rich_help_panel=AROUND_A_RUN)
 def show(
     target: TargetArg = None,
     output: OutFileOpt = None,
@@ -111,7 +119,7 @@ def show(
     _deliver(drawn, output)
 
 
-@app.command("diff")
+@app.command("diff", rich_help_panel=AROUND_A_RUN)
 def diff_command(
     a: Annotated[Path, typer.Argument(help="A run, spec or graph.json.", metavar="A")],
     b: Annotated[Path, typer.Argument(help="Another.", metavar="B")],
@@ -128,7 +136,7 @@ def diff_command(
         typer.echo(found.render())
 
 
-@app.command()
+@app.command(rich_help_panel=COMPILER)
 def opt(
     spec: SpecArg,
     passes: Annotated[str, typer.Option("-p", "--passes", help="Passes in order, e.g. prune-zero-edges,expand-parts.")],
@@ -150,15 +158,17 @@ def opt(
         typer.echo(text(model.graph))
 
 
-@app.command()
-def schema(output: OutFileOpt = None) -> None:
+@app.command(rich_help_panel=COMPILER)
+def schema(
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="File to write instead of printing.")] = None,
+) -> None:
     """Print the JSON Schema of the language, for editors."""
     from graphspec.schema import json_schema
 
     _deliver(json.dumps(json_schema(), indent=2) + "\n", output)
 
 
-@app.command()
+@app.command(rich_help_panel=COMPILER)
 def ops(as_json: JsonOpt = False) -> None:
     """Print the catalogue of ops with their attributes."""
     from graphspec.listings import op_listing, op_records
@@ -169,7 +179,7 @@ def ops(as_json: JsonOpt = False) -> None:
         typer.echo(op_listing())
 
 
-@app.command()
+@app.command(rich_help_panel=COMPILER)
 def rules() -> None:
     """Print the verification rules of each phase."""
     from graphspec.listings import rule_listing

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from graphspec.cli import JsonOpt, SetOpt, TargetArg, app, overrides_of, print_json
+from graphspec.cli import TO_A_MODEL, JsonOpt, RunArg, SetOpt, app, overrides_of, print_json
 from graphspec.training_commands import QuietOpt, TrustOpt
 
 
@@ -27,9 +27,9 @@ class SourceJob(Enum):
     SEARCH = "search"
 
 
-@app.command()
+@app.command(rich_help_panel=TO_A_MODEL)
 def export(
-    target: TargetArg = None,
+    target: RunArg = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX: the only format there is, but say it.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="File; default: RUN/export/model.onnx.")] = None,
     source: Annotated[

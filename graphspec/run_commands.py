@@ -7,12 +7,24 @@ from typing import Annotated
 
 import typer
 
-from graphspec.cli import JsonOpt, SeedOpt, SetOpt, TargetArg, app, overrides_of, print_json, say
+from graphspec.cli import (
+    AROUND_A_RUN,
+    JsonOpt,
+    RunArg,
+    SeedOpt,
+    SetOpt,
+    app,
+    overrides_of,
+    print_json,
+    say,
+)
 
 
-@app.command()
+@app.command(rich_help_panel=AROUND_A_RUN)
 def init(
-    name: Annotated[str, typer.Argument(help="A shipped spec, e.g. digits; without it, they are listed.")] = "",
+    name: Annotated[
+        str, typer.Argument(help="A shipped spec, e.g. digits; without it, they are listed.", metavar="NAME")
+    ] = "",
     folder: Annotated[Path, typer.Option("--into", help="Folder to copy it to.")] = Path(),
 ) -> None:
     """Copy a commented starter spec (and what it extends) into this folder."""
@@ -27,8 +39,8 @@ def init(
     say(f"next: graphspec compile {folder / name}.yaml")
 
 
-@app.command()
-def report(target: TargetArg = None, as_json: JsonOpt = False) -> None:
+@app.command(rich_help_panel=AROUND_A_RUN)
+def report(target: RunArg = None, as_json: JsonOpt = False) -> None:
     """Write one self-contained HTML page about a run, also while it is running; sum up what was reached."""
     from runtime.report import write_report
     from runtime.reporting.record import read_run
@@ -46,7 +58,7 @@ def report(target: TargetArg = None, as_json: JsonOpt = False) -> None:
         typer.echo(f"{name:<10} {text}")
 
 
-@app.command("derive")
+@app.command("derive", rich_help_panel=AROUND_A_RUN)
 def derive_command(
     architecture: Annotated[Path, typer.Argument(help="The arch.yaml of a search.", metavar="ARCH")],
     into: Annotated[

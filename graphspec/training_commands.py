@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from graphspec.cli import JsonOpt, SeedOpt, SetOpt, TargetArg, app, overrides_of, print_json, say
+from graphspec.cli import TO_A_MODEL, JsonOpt, SeedOpt, SetOpt, TargetArg, app, overrides_of, print_json, say
 from graphspec.errors import RunError
 from runtime.launch import Launch
 
@@ -25,7 +25,7 @@ SeedsOpt = Annotated[
 ]
 
 
-@app.command()
+@app.command(rich_help_panel=TO_A_MODEL)
 def search(
     target: TargetArg = None,
     resume: ResumeOpt = False,
@@ -60,7 +60,7 @@ def search(
         _print(api.search(target, overrides=overrides, match=match, seeds=chosen, **options), as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=TO_A_MODEL)
 def retrain(
     target: TargetArg = None,
     resume: ResumeOpt = False,
