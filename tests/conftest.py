@@ -29,3 +29,12 @@ def golden(request: pytest.FixtureRequest) -> Callable[[Path, str], None]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The one long test starts first, so that two workers end together."""
     items.sort(key=lambda item: item.path.name != "test_main_job.py")
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty working folder for commands that run in this process, where torch is imported already."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("runtime.export.THREADS", (1,))  # fewer timings of the exported model
+    monkeypatch.setattr("runtime.export.LATENCY_BATCHES", (1,))
+    return tmp_path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
+import json
 import re
 import shlex
 import shutil
@@ -204,6 +204,28 @@ def test_commands_are_real(snippet: Snippet) -> None:
                 assert (ROOT / words[1]).is_file(), command
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_commands_in_the_text_are_real(path: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for line in re.findall(r"`graphspec ([^`\n]+)`", text):
+        words = shlex.split(line)
+        assert words[0] in COMMANDS, line
+        unknown = {word for word in words if word.startswith("-")} - options_of(words[0])
+        assert not unknown, f"graphspec {line}: there is no {', '.join(unknown)}"
+
+
+def options_of(command: str) -> set[str]:
+    return {option for parameter in COMMANDS[command].params for option in parameter.opts}
+
+
+def test_the_demo_is_made_of_real_commands_and_ends_with_the_report() -> None:
+    recipe = (ROOT / "Makefile").read_text().partition("\ndemo:")[2].partition("\n\n")[0]
+    commands = [line.split("graphspec ", 1)[1] for line in recipe.splitlines() if "/graphspec " in line]
+    for command in commands:
+        check_command(shlex.split(command))
+    assert [command.split()[0] for command in commands] == ["compile", "search", "retrain", "export", "report"]
+
+
 def check_command(words: list[str]) -> None:
     """Parse it as the command line does; unknown commands and options raise."""
     if words[0].startswith("--"):
@@ -241,10 +263,8 @@ def test_yaml_is_right(snippet: Snippet, tmp_path: Path) -> None:
     load(tmp_path / "snippet.yaml")
 
 
-def run(folder: Path, *words: str, **more_environment: str) -> str:
-    done = subprocess.run(
-        words, cwd=folder, env=environment() | more_environment, capture_output=True, text=True, check=False
-    )
+def run(folder: Path, *words: str) -> str:
+    done = subprocess.run(words, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{shlex.join(words)[:200]}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -265,15 +285,6 @@ blocks: {normal: {levels: {count: 1}}}
 search: {pretrain_epochs: 1, epochs: 2, batch_size: 8, prune: {every: 1}}
 retrain: {epochs: 1, batch_size: 8}
 """
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An empty working folder for commands that run in this process, where torch is imported already."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("runtime.export.THREADS", (1,))  # fewer timings of the exported model
-    monkeypatch.setattr("runtime.export.LATENCY_BATCHES", (1,))
-    return tmp_path
 
 
 def follow(document: Path, after: Mapping[str, Callable[[], object]]) -> None:
@@ -317,72 +328,13 @@ def test_the_readme_works_as_written(in_process: Path) -> None:
     follow(ROOT / "README.md", {})
 
 
-# -- examples ---------------------------------------------------------------------------------------------------------
-
-
-def example(name: str) -> object:
-    spec = importlib.util.spec_from_file_location(f"examples_{name}", ROOT / "examples" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_own_images_and_the_onnx_file(in_process: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    own = example("own_images")
-    own.draw_shapes(in_process / "images", training=16, test=2)  # type: ignore[attr-defined]
-    settings = ["search.pretrain_epochs=1", "search.epochs=1", "search.batch_size=8", "retrain.epochs=1"]
-    own.main(in_process / "images", [*settings, "symbols.width=8"])  # type: ignore[attr-defined]
-    models = [
-        Path(line.removeprefix("wrote ")) for line in capsys.readouterr().out.splitlines() if line.startswith("wrote ")
-    ]
-    images = sorted((in_process / "images" / "test").rglob("*.png"))
-    example("use_onnx").main(models[-1], images)  # type: ignore[attr-defined]
-    answers = capsys.readouterr().out.splitlines()
-    assert len(answers) == len(images)
-    assert all(answer.split()[1] in ("ellipse", "rectangle", "triangle") for answer in answers)
-
-
-def test_gamma_strategy(in_process: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    strategy = example("gamma_strategy")
-    assert strategy.span("b/level2.x<level0.y") == 2  # type: ignore[attr-defined]
-    assert strategy.span("b/mix<level0.y") == strategy.span("b/level1.x<in") == 1  # type: ignore[attr-defined]
-    (in_process / "tiny.yaml").write_text(TINY)
-    strategy.main(in_process / "tiny.yaml", ["search.pretrain_epochs=0", "search.epochs=1"])  # type: ignore[attr-defined]
-    assert "of 50 edges" in capsys.readouterr().out
-
-
-CUSTOM_OP = """
-import numpy, onnxruntime, torch
-from compiler.elaborate import load
-from compiler.ir import Model
-from compiler.lowering.fx import lower, weights_of
-from compiler.lowering.onnx import check, emit
-from compiler.pipeline import TO_COMPACT
-_, graph = load("digits_scaled.yaml")
-assert any(node.op == "channel_scale" for node in graph.nodes())
-graph = TO_COMPACT.run(Model(graph)).graph
-network = lower(graph).eval()
-for parameter in network.parameters():
-    torch.nn.init.normal_(parameter, 0.5, 0.3)
-proto = emit(Model(graph, {}, weights_of(network)))
-check(proto)
-x = torch.randn(3, 1, 8, 8)
-(found,) = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {"image": x.numpy()})
-numpy.testing.assert_allclose(found, network(x).detach().numpy(), rtol=1e-3, atol=1e-3 * abs(found).max())
-"""
-
-
-def test_custom_op(tmp_path: Path) -> None:
-    """As if installed: pip would write these two files beside the package."""
-    installed = tmp_path / "graphspec_channel_scale-0.1.0.dist-info"
-    installed.mkdir()
-    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: graphspec-channel-scale\nVersion: 0.1.0\n")
-    package = ROOT / "examples" / "custom_op"
-    pyproject = (package / "pyproject.toml").read_text(encoding="utf-8")
-    entry = re.search(r'^channel_scale = "(.*)"$', pyproject, re.MULTILINE)
-    assert entry is not None
-    (installed / "entry_points.txt").write_text(f"[graphspec.ops]\nchannel_scale = {entry[1]}\n")
-    path = ":".join([str(tmp_path), str(package), str(ROOT)])
-    run(package, sys.executable, "-c", CUSTOM_OP, PYTHONPATH=path)
+def test_the_control_experiment_works_as_written(in_process: Path) -> None:
+    (in_process / "specs").mkdir()
+    fast = TINY.replace("{name: digits}", "{name: fake, fake_size: 96}").replace("batch_size: 32", "batch_size: 8")
+    fast = fast.replace("pretrain_epochs: 2\n  epochs: 4", "pretrain_epochs: 0\n  epochs: 1").replace("tiny", "digits")
+    fast = fast.replace("gamma: 0.05", "gamma: 0.5").replace("retrain: {epochs: 2", "retrain: {epochs: 1")
+    (in_process / "specs" / "digits.yaml").write_text(fast)
+    follow(ROOT / "docs" / "run_directory.md", {})
+    for run in ("digits-001-s0", "digits-002-s0"):
+        summary = json.loads((in_process / "runs" / run / "seeds.json").read_text())
+        assert summary["search"]["seeds"] == summary["retrain"]["seeds"] == [0, 1, 2]
