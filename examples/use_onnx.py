@@ -24,7 +24,8 @@ MODES = {1: "L", 3: "RGB"}
 def pixels(path: Path, channels: int, height: int, width: int) -> Any:
     """The image as (height, width, channels) uint8: scaled until it covers the size, cropped in the middle."""
     with Image.open(path) as file:
-        image = file.convert(MODES[channels])
+        grey16 = file.mode.startswith("I;16")  # which Pillow's own conversion would make white
+        image = (Image.fromarray((np.asarray(file) >> 8).astype(np.uint8)) if grey16 else file).convert(MODES[channels])
     factor = min(image.width / width, image.height / height)
     left, top = (image.width - width * factor) / 2, (image.height - height * factor) / 2
     box = (left, top, left + width * factor, top + height * factor)

@@ -218,12 +218,21 @@ def _find_files(
 
 
 def _scan(folder: Path) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
+    """Images with their labels and the names of the classes; hidden folders, which tools leave behind, are none."""
     from torchvision.datasets import ImageFolder
 
+    class Visible(ImageFolder):
+        def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+            names = [name for name in super().find_classes(directory)[0] if not name.startswith(".")]
+            return names, {name: label for label, name in enumerate(names)}
+
     try:
-        found = ImageFolder(str(folder))
+        found = Visible(str(folder))
     except (FileNotFoundError, PermissionError) as error:
-        raise RunError(f"{folder} is no folder of images, one folder per class: {error}") from error
+        raise RunError(
+            f"{folder} is no folder of images, one folder per class: {error}\n"
+            "  try: put images into every class folder, or remove those without any"
+        ) from error
     return found.samples, tuple(found.classes)
 
 

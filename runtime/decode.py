@@ -39,13 +39,20 @@ def decode(path: str, shape: tuple[int, int, int], view: View, key: int | None) 
     with Image.open(path) as file:
         if view == "fit":
             file.draft(MODES[channels], (2 * width, 2 * height))  # lets a large JPEG be decoded at reduced size
-        image = file.convert(MODES[channels])
+        image = _eight_bits(file).convert(MODES[channels])
     if view == "fb_resnet" and key is not None:
         choices = torch.Generator().manual_seed(key)
         image = _jitter(_random_part(image, height, width, choices), choices)
     else:
         image = _fit(image, height, width, _TEST_MARGIN if view == "fb_resnet" else 1.0)
     return np.asarray(image, dtype=np.uint8).reshape(height, width, channels)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey as 8-bit grey; Pillow's own conversion makes everything above 255 white."""
+    if not image.mode.startswith("I;16"):
+        return image
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
 
 
 def _fit(image: Image.Image, height: int, width: int, margin: float) -> Image.Image:

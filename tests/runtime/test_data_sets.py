@@ -172,6 +172,29 @@ def test_a_folder_is_scaled_cropped_and_converted(tmp_path: Path) -> None:
     assert grey.train.images.shape == (24, 1, 8, 8)
 
 
+def test_whatever_else_lies_in_a_folder_does_no_harm(tmp_path: Path) -> None:
+    """Notes, hidden folders, names with spaces and umlauts; colours of all kinds; 16 bits are not all white."""
+    root = tmp_path / "images"
+    for part in ("train", "test"):
+        for name in ("große Hunde", "cat 2"):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for index, mode in enumerate(("RGB", "RGBA", "L", "P", "1")):
+                Image.new(mode, (9 + index, 8)).save(folder / f"{index}.png")
+            Image.new("CMYK", (8, 8)).save(folder / "5.JPEG")
+            Image.new("I;16", (8, 8), 0x8040).save(folder / "6.png")
+            (folder / "notes.txt").write_text("no image")
+    (root / "train" / ".DS_Store").write_text("none either")
+    checkpoints = root / "train" / ".ipynb_checkpoints"
+    checkpoints.mkdir()
+    Image.new("RGB", (8, 8)).save(checkpoints / "0.png")
+    dataset = folder_set(root)
+    assert dataset.labels == ("cat 2", "große Hunde")
+    assert isinstance(dataset.train, MemoryImages)
+    assert dataset.train.images.shape == (14, 3, 8, 8)
+    assert dataset.train.images[6].unique().tolist() == [0x80]
+
+
 def test_images_of_the_right_size_are_taken_as_they_are(tmp_path: Path) -> None:
     root = make_folder(tmp_path, size=(8, 8), test="test")
     dataset = folder_set(root)
@@ -285,7 +308,7 @@ def test_a_folder_of_the_wrong_form_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"1 or 3 channels, the spec's input is 2x8x8"):
         load_dataset(DataConfig(name="folder", root=str(root)), (2, 8, 8), 2, seed=0)
     (root / "train" / "emu").mkdir()
-    with pytest.raises(RunError, match=r"emu"):
+    with pytest.raises(RunError, match=r"emu.*\n  try: put images into every class folder"):
         folder_set(root)
     Image.new("RGB", (8, 8)).save(root / "train" / "emu" / "0.png")
     with pytest.raises(RunError, match=r"do not hold the same classes: emu differ"):
