@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_API = ("compile", "export", "load", "open_run", "retrain", "search", "smoke")
+_API = ("bench", "compile", "export", "load", "open_run", "retrain", "search", "smoke")
 __all__ = [*_API]
 __version__ = "0.1.0"
 

@@ -41,6 +41,7 @@ from runtime.rundir import Compiled as RunFiles
 from runtime.study import Study, checked_seeds, copy_search, found_params, found_sizes
 
 if TYPE_CHECKING:
+    from runtime.bench import BenchResult
     from runtime.export import ExportResult
     from runtime.penalties import Penalty
     from runtime.run_retrain import RetrainResult
@@ -293,6 +294,14 @@ def export(target: Target = None, *, overrides: Sequence[str] = (), **options: A
     opened = open_run(target, overrides)
     refuse_study(opened, "export")
     return run_export(opened, ExportOptions(**options))
+
+
+def bench(target: Target = None, **options: Any) -> BenchResult:
+    """Measure an exported run (None: the latest) or any ONNX file; `options` are those of `runtime.bench.run_bench`."""
+    from runtime.bench import run_bench
+
+    path = target.path if isinstance(target, RunDir) else target
+    return run_bench(None if path is None else Path(path), **options)
 
 
 @dataclass(frozen=True)

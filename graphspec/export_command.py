@@ -1,4 +1,4 @@
-"""The command that ships: export. Importing this file adds it to the command line."""
+"""The commands that ship: export, bench. Importing this file adds them to the command line."""
 
 from __future__ import annotations
 
@@ -78,3 +78,34 @@ def export(
     )
     if as_json:
         print_json(asdict(result))
+
+
+@app.command()
+def bench(
+    target: Annotated[
+        Path | None,
+        typer.Argument(help="An exported run or any ONNX file; default: runs/latest.", metavar="[RUN|MODEL.onnx]"),
+    ] = None,
+    batch: Annotated[str, typer.Option("--batch", help="Batch sizes.", metavar="LIST")] = "1,64",
+    threads: Annotated[str, typer.Option("--threads", help="Numbers of threads.", metavar="LIST")] = "1,2",
+    seconds: Annotated[float, typer.Option("--seconds", help="To measure each case for, at least three runs.")] = 2.0,
+    quiet: QuietOpt = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Time an exported model in onnxruntime, and a run's network in torch beside it; size and peak memory."""
+    from graphspec import api
+
+    batches, counts = _counts(batch, "--batch"), _counts(threads, "--threads")
+    result = api.bench(target, batches=batches, threads=counts, seconds=seconds, quiet=quiet)
+    if as_json:
+        print_json(result.as_json())
+    else:
+        typer.echo(result.render())
+
+
+def _counts(text: str, option: str) -> list[int]:
+    """The numbers of a list such as 1,64."""
+    words = text.split(",")
+    if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
+        raise typer.BadParameter(f"{text!r} is no list of numbers such as 1,64", param_hint=option)
+    return [int(word) for word in words]

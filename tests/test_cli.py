@@ -242,7 +242,7 @@ def test_version_is_the_packages(run: Run) -> None:
 
 def test_help_names_every_command(run: Run) -> None:
     text = run("--help").out
-    for command in ("compile", "show", "diff", "opt", "schema", "ops", "rules", "search", "retrain"):
+    for command in ("compile", "show", "diff", "opt", "schema", "ops", "rules", "search", "retrain", "bench"):
         assert command in text
         assert "Usage:" in run(command, "--help").out
 
