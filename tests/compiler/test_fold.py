@@ -18,8 +18,6 @@ from compiler.passes.fold_batch_norm import FoldBatchNorm
 from compiler.passes.fold_gates import FoldGates
 from compiler.passes.normalise_input import normalise_input
 from compiler.passes.prune_zero_edges import PruneZeroEdges, surviving_edges
-from compiler.passes.reuse_sums import ReuseSums
-from compiler.passes.share_equal_nodes import ShareEqualNodes
 from compiler.passes.split_sums import SplitSums
 from compiler.pipeline import TO_EXPORT, TO_INHERIT
 from compiler.text import text
@@ -222,67 +220,6 @@ def test_split_sums_leaves_add_and_joins_alone() -> None:
     quiet(SplitSums(), compact(nodes))
     with pytest.raises(PassError, match="still has gates"):
         SplitSums().run(gated({"a": ("relu", {}, [("input", "b/a")])}, {"b/a": 1.0}))
-
-
-def test_equal_sums_and_pools_are_computed_once() -> None:
-    nodes: Parts = {
-        "a": ("sigmoid", {}, ["input"]),
-        "s": ("add", {}, ["a", "input"]),
-        "t": ("add", {}, ["input", "a"]),
-        "p": ("max_pool", {"kernel": 3}, ["s"]),
-        "q": ("max_pool", {"kernel": 3}, ["t"]),
-        "c": ("conv", {"kernel": 3, **BARE}, ["p"]),
-        "d": ("conv", {"kernel": 3, **BARE}, ["q"]),
-        "out": ("add", {}, ["c", "d"]),
-    }
-    assert ops_of(fired(ShareEqualNodes(), compact(nodes))) == ["sigmoid", "add", "max_pool", "conv", "conv", "add"]
-
-
-def test_what_differs_or_is_read_together_is_not_shared() -> None:
-    pools: Parts = {
-        "p": ("max_pool", {"kernel": 3}, ["input"]),
-        "q": ("max_pool", {"kernel": 5}, ["input"]),
-        "r": ("avg_pool", {"kernel": 3}, ["input"]),
-        "out": ("add", {}, ["p", "q", "r"]),
-    }
-    quiet(ShareEqualNodes(), compact(pools))
-    twice: Parts = {"p": ("relu", {}, ["input"]), "q": ("relu", {}, ["input"]), "out": ("add", {}, ["p", "q"])}
-    quiet(ShareEqualNodes(), compact(twice))
-    joins: Parts = {
-        "a": ("relu", {}, ["input"]),
-        "j": ("concat", {}, ["a", "input"]),
-        "k": ("concat", {}, ["input", "a"]),
-        "out": ("add", {}, ["j", "k"]),
-    }
-    quiet(ShareEqualNodes(), compact(joins))
-
-
-def test_a_sum_reads_the_sums_it_contains() -> None:
-    nodes: Parts = {
-        **{name: ("scale", {"factor": number + 2.0}, ["input"]) for number, name in enumerate("abcde")},
-        "s": ("add", {}, ["a", "b"]),
-        "t": ("add", {}, ["c", "d"]),
-        "all": ("add", {}, ["a", "b", "c", "d", "e"]),
-        "out": ("add", {}, ["s", "t", "all"]),
-    }
-    after = fired(ReuseSums(), compact(nodes))
-    assert [e.src for e in after.graph.inputs("all")] == ["s", "t", "e"]
-    assert len(after.graph) == len(nodes) + 2
-    quiet(ReuseSums(), after)
-
-
-def test_sums_that_only_overlap_are_left_alone() -> None:
-    nodes: Parts = {
-        "a": ("relu", {}, ["input"]),
-        "b": ("silu", {}, ["input"]),
-        "s": ("add", {}, ["a", "b"]),
-        "t": ("add", {}, ["b", "input"]),
-        "out": ("add", {}, ["s", "t"]),
-    }
-    quiet(ReuseSums(), compact(nodes))
-    active: Parts = {"a": ("relu", {}, ["input"]), "s": ("add", {"act": "relu"}, ["a", "input"])}
-    longer: Parts = {"b": ("silu", {}, ["s"]), "t": ("add", {}, ["a", "input", "b"])}
-    quiet(ReuseSums(), compact(active | longer))
 
 
 # -- fold-batch-norm ------------------------------------------------------------------------------------------------
