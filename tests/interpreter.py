@@ -145,7 +145,7 @@ MEANING: dict[str, Callable[[Any, list[Tensor], Tensors], Tensor]] = {
     "concat": lambda a, ins, p: torch.cat(ins, 1),
     "batch_norm": _batch_norm,
     "layer_norm": _layer_norm,
-    "relu": lambda a, ins, p: ins[0].clamp(min=0),
+    "relu": lambda a, ins, p: torch.where(ins[0] > 0, ins[0], 0.0),  # no gradient at 0, in every version of torch
     "relu6": lambda a, ins, p: ins[0].clamp(0, 6),
     "hard_swish": lambda a, ins, p: ins[0] * (ins[0] + 3).clamp(0, 6) / 6,
     "silu": lambda a, ins, p: ins[0] * ins[0].sigmoid(),
