@@ -32,12 +32,13 @@ aten = torch.ops.aten
 # -- coefficients -----------------------------------------------------------------------------------------------------
 
 
-def _index(rows: Rows, device: torch.device) -> Tensor:
-    return _new_index(rows, device) if torch.compiler.is_compiling() else _kept_index(rows, device)
+def _index(rows: Rows, device: torch.device, first: int = 0) -> Tensor:
+    """`rows` counted from `first`."""
+    return (_new_index if torch.compiler.is_compiling() else _kept_index)(rows, device, first)
 
 
-def _new_index(rows: Rows, device: torch.device) -> Tensor:
-    return torch.tensor(rows, dtype=torch.int64, device=device)
+def _new_index(rows: Rows, device: torch.device, first: int) -> Tensor:
+    return torch.tensor(rows, dtype=torch.int64, device=device) - first
 
 
 _kept_index = functools.cache(_new_index)  # copying to a device waits for it
@@ -45,8 +46,12 @@ _kept_index = functools.cache(_new_index)  # copying to a device waits for it
 
 def coefficients(rows: Rows, *gates: Tensor) -> Tensor:
     """`(sums, slots)`: the gate that `rows` names (counted through all vectors), 1 if `OPEN`, 0 if `ABSENT`."""
-    one = gates[0].new_ones(1)  # read from behind, at OPEN and ABSENT
-    return torch.cat([*gates, torch.zeros_like(one), one])[_index(rows, one.device)]
+    one = gates[0].new_ones(1)
+    values = torch.cat([torch.zeros_like(one), one, *gates])  # at ABSENT, OPEN, 0 and on
+    index = _index(rows, one.device, ABSENT)
+    return values.index_select(0, index.flatten()).view_as(
+        index
+    )  # its gradient takes fewer kernels than `values[index]`
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------
@@ -319,7 +324,9 @@ def _pixel_rows(filled: Tensor, positions: tuple[int, ...]) -> Tensor:
     """Slots as matrices `(K, N * H * W, C)`: a view where they stand in a row."""
     first, count = positions[0], len(positions)
     in_a_row = positions == tuple(range(first, first + count))
-    slots = filled[first : first + count] if in_a_row else filled[list(positions)]
+    slots = (
+        filled[first : first + count] if in_a_row else filled.index_select(0, _index((positions,), filled.device)[0])
+    )
     return slots.permute(0, 1, 3, 4, 2).flatten(1, 3)
 
 
