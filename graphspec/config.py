@@ -143,8 +143,9 @@ class TrainingConfig(Section):
     """Label smoothing of the training loss."""
     accumulate: Positive = 1
     """Split each batch into this many parts to save memory; batch norm then sees one part at a time."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16` runs the network under autocast; gates and their updates stay float32."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """`tf32` lets CUDA round the factors of float32 products, on a CPU it is `fp32`; `bf16` runs the network under
+    autocast. Gates and their updates stay float32."""
     compile: bool = False
     """Run torch.compile on every block. It takes up to minutes for each block that is new or that pruning changed: for
     long jobs only."""

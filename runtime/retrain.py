@@ -31,6 +31,7 @@ from runtime.training import (
     evaluate,
     network_of,
     rate_now,
+    set_precision,
     weight_optimizer,
     weight_parameters,
 )
@@ -72,6 +73,7 @@ class RetrainJob:
         """`weights` (arrays by `<node>.<param>`, all of `graph`) to start from; None: from scratch."""
         self.graph, self.config, self.device, self.classes = graph, config.retrain, device, classes
         self.world = world
+        set_precision(self.config, device)
         trained = trained_graph(graph, self.config, classes)
         self.own = frozenset(lower(graph).state_dict())  # tensors of `graph`; all others are of training-only parts
         self.module = self._network(trained, config.seed, weights)

@@ -32,6 +32,7 @@ from runtime.training import (
     evaluate,
     rate_now,
     recalibrate,
+    set_precision,
     training_only,
 )
 from runtime.world import ALONE, World
@@ -66,6 +67,7 @@ class SearchJob:
         self.full, self.config, self.console, self.device, self.world = full, config.search, console, device, world
         self.penalty_type = penalty_type
         self.latencies = latencies  # file of measured times; beside the run, so that a resumed search reads the same
+        set_precision(self.config, device)
         self.split = dataset.split(self.config.weight_part)
         batch = self.config.batch_size
         place = Place(device, world.rank, world.size)
@@ -123,11 +125,11 @@ class SearchJob:
         vectors = net.gate_vectors
         for group in net.gates.param_groups:
             group["lr"] = self._gate_rate(stage, at)
+        set_gammas(self.penalty, net.gates, vectors)
         with training_only(vectors.values(), net.weight_params.values()):
             loss_fn = classification_loss(net.gate_network, config, self.device)
             batch = self.gate_feed.batch(self._epoch(stage, at), at.step)
             loss = backward(loss_fn, batch, list(vectors.values()), config)
-        set_gammas(self.penalty, net.gates, vectors)
         net.gates.step()
         return loss
 

@@ -88,6 +88,12 @@ def training_only(params: Iterable[Parameter], frozen: Iterable[Parameter]) -> I
             p.requires_grad_(True)
 
 
+def set_precision(config: TrainingConfig, device: torch.device) -> None:
+    """On CUDA, let float32 products and convolutions of this process round their factors to tf32, with `fp32` not."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.precision != "fp32"
+
+
 def autocast(config: TrainingConfig, device: torch.device) -> AbstractContextManager[object]:
     """bf16 autocast where the configuration asks for it."""
     return torch.autocast(device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
@@ -97,12 +103,13 @@ LossFn = Callable[[Tensor, Tensor], Tensor]  # x, y -> mean loss
 
 
 def classification_loss(network: Network, config: TrainingConfig, device: torch.device) -> LossFn:
-    """Cross-entropy (with label smoothing) of the network's logits, computed in float32."""
+    """Cross-entropy (with label smoothing) of the network's logits, computed in float32 or wider."""
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
         with autocast(config, device):
-            logits = network(x)
-        return F.cross_entropy(logits.flatten(1).float(), y, label_smoothing=config.label_smoothing)
+            logits = network(x).flatten(1)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
 
     return loss
 
@@ -139,13 +146,16 @@ def evaluate(
     `predict` gives the logits (N, classes) where they are not simply what the module returns.
     """
     module.eval()
-    loss, right, count = 0.0, 0, 0
+    count, sums = 0, []
     for x, y in batches:
         logits = (predict or module)(x).flatten(1).float()
-        loss += float(F.cross_entropy(logits, y, reduction="sum"))
-        right += int((logits.argmax(1) == y).sum())
+        sums.append((F.cross_entropy(logits, y, reduction="sum"), (logits.argmax(1) == y).sum()))
         count += len(y)
     module.train()
+    loss, right = 0.0, 0
+    for losses, hits in sums:  # read only now, so that the device never waits for a batch to be read
+        loss += float(losses)
+        right += int(hits)
     total, right_ones, images = world.tables([loss, right, count]).sum(0).tolist()
     return Scores(total / max(images, 1), right_ones / max(images, 1), int(images))
 
