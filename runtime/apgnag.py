@@ -66,12 +66,15 @@ class APGNAG(torch.optim.Optimizer):
 
     @torch.no_grad()
     def set_gamma(self, param: Parameter, gamma: Tensor) -> None:
-        """Give every element of `param` its own sparsity weight; ValueError if one is negative or the shape differs."""
+        """Give every element of `param` its own sparsity weight; ValueError if one is negative or the shape differs.
+
+        `gamma` may lie on the CPU, where it is looked at without waiting for the device.
+        """
         if gamma.shape != param.shape:
             raise ValueError(f"gamma has shape {tuple(gamma.shape)}, its parameter {tuple(param.shape)}")
         if not bool((gamma >= 0).all()):
             raise ValueError("a sparsity weight is negative or not a number")
-        self.state[param]["gamma"].copy_(gamma)
+        self.state[param]["gamma"].copy_(gamma, non_blocking=True)
 
     def proximal_point(self, param: Parameter) -> Tensor:
         """S(z) of the last step, of the parameter's shape; before the first step the value the parameter had."""

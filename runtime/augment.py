@@ -52,8 +52,9 @@ class Draws:
         return Draws(*(None if x is None else x[rows] for x in (self.offset, self.flip, self.centre, self.shift)))
 
     def to(self, device: torch.device) -> Draws:
-        """The same choices on another device."""
-        return Draws(*(None if x is None else x.to(device) for x in (self.offset, self.flip, self.centre, self.shift)))
+        """The same choices on another device, without waiting for what it is doing."""
+        fields = (self.offset, self.flip, self.centre, self.shift)
+        return Draws(*(None if x is None else x.to(device, non_blocking=True) for x in fields))
 
 
 def draw(augment: Augment, count: int, height: int, width: int, generator: torch.Generator) -> Draws:

@@ -119,7 +119,8 @@ class Loader:
             rows, draws = rows[fetched.kept], draws.take(fetched.kept)
         draws = draws.to(self.place.device)
         pixels = crop_and_flip(fetched.pixels, fetched.rows, augment.crop_padding, draws)
-        return to_float(pixels, self.normalise, draws, augment.cutout), self.images.labels[rows].to(self.place.device)
+        labels = self.images.labels[rows].to(self.place.device, non_blocking=True)
+        return to_float(pixels, self.normalise, draws, augment.cutout), labels
 
 
 @dataclass(frozen=True, eq=False)

@@ -199,7 +199,8 @@ def _latency_factors(prices: list[float], living: list[float]) -> list[float]:
 
 
 def set_gammas(penalty: Penalty, optimizer: APGNAG, vectors: Mapping[str, Parameter]) -> None:
-    """Penalise the gates as their present values ask for; call it before every gate step.
+    """Penalise the gates as their present values ask for; call it before every gate step, and where the device has
+    little to do: it waits for the values.
 
     `vectors` maps each share scope to its gate vector, laid out as `Graph.gate_scopes`. The weights are computed anew
     only when the set of zero gates has changed since the last call.
@@ -209,5 +210,4 @@ def set_gammas(penalty: Penalty, optimizer: APGNAG, vectors: Mapping[str, Parame
     gammas = penalty.gammas(list(compress(gates, zero)))
     for scope, members in penalty.scopes.items():
         vector = vectors[scope]
-        gamma = torch.tensor([gammas[g] for g in members], dtype=vector.dtype, device=vector.device)
-        optimizer.set_gamma(vector, gamma)
+        optimizer.set_gamma(vector, torch.tensor([gammas[g] for g in members], dtype=vector.dtype))

@@ -92,7 +92,7 @@ class MemoryImages:
         if device not in self._pixels:
             self._pixels[device] = self._pixels[torch.device("cpu")].to(device)
         for request in requests:
-            yield Fetched(self._pixels[device], request.rows.to(device))
+            yield Fetched(self._pixels[device], request.rows.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)
