@@ -17,6 +17,7 @@ everything (no step that is run op by op can beat it). `reached` is floor / meas
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -61,9 +62,9 @@ class Limits:
     cache: float  # bytes/s by one within it
 
 
-def measured_limits(device: torch.device, precisions: Sequence[str]) -> dict[str, Limits]:
-    """By precision."""
-    top = ceilings(device, copied=LARGE)
+def measured_limits(device: torch.device, precisions: Sequence[str], size: int | None) -> dict[str, Limits]:
+    """By precision; from matrices of `size` rows (None: large for the device)."""
+    top = ceilings(device, size, LARGE)
     source, target = (torch.randn(SMALL // 4, device=device) for _ in range(2))
     cache = 2 * SMALL / best_seconds(lambda: target.copy_(source), device)
     return {name: Limits(top.flops[name], top.bandwidth, cache) for name in precisions}
@@ -119,21 +120,19 @@ def row(graph: Graph, variant: Variant, kind: str, timing: Timing, top: Limits) 
     }
 
 
-def measure(
-    graph: Graph, config: SearchConfig, device: torch.device, precisions: Sequence[str], rounds: int
-) -> dict[str, Any]:
+def measure(graph: Graph, config: SearchConfig, device: torch.device, args: argparse.Namespace) -> dict[str, Any]:
     """The ceilings (measured before and after the steps), and a row for every step."""
     variants = [
         Variant(f"{lowering}, {precision}", lowering, precision=precision)
-        for precision in precisions
+        for precision in args.precision
         for lowering in ("reference", "fused")
     ]
-    first = measured_limits(device, precisions)
+    first = measured_limits(device, args.precision, args.matrix)
     timings = {}
     for kind in KINDS:
         steps = {v.name: finished(make_step(v, kind, graph, config, device), device) for v in variants}
-        timings[kind] = interleave(steps, rounds)
-    top = better(first, measured_limits(device, precisions))
+        timings[kind] = interleave(steps, args.rounds)
+    top = better(first, measured_limits(device, args.precision, args.matrix))
     rows = [row(graph, v, kind, timings[kind][v.name], top[v.precision]) for kind in KINDS for v in variants]
     return {"ceilings": {name: asdict(limits) for name, limits in top.items()}, "rows": rows}
 
@@ -173,10 +172,11 @@ def main() -> None:
     options.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
     options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options.add_argument("--precision", choices=PRECISIONS, nargs="+", default=["fp32"])
+    options.add_argument("--matrix", type=int, help="rows of the matrices that are multiplied; default: 2048 or 8192")
     options.add_argument("--rounds", type=int, default=9)
     args = options.parse_args()
     spec, graph = load(args.spec, args.settings)
-    found = measure(graph, spec.config.search, torch.device(args.device), args.precision, args.rounds)
+    found = measure(graph, spec.config.search, torch.device(args.device), args)
     show(args.json, found, report(found))
 
 

@@ -58,13 +58,15 @@ class Worker:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            self._process.wait()
             self._errors.seek(0)
-            raise RuntimeError(f"a worker ended: {self._process.args!r}\n{self._errors.read()[-4000:]}")
+            said = self._errors.read()
+            self.end()
+            raise RuntimeError(f"a worker ended: {self._process.args!r}\n{said[-4000:]}")
         found: dict[str, Any] = json.loads(line)
         return found
 
     def end(self) -> None:
         """No more turns."""
         self._process.kill()
-        self._process.wait()
+        self._process.communicate()
+        self._errors.close()

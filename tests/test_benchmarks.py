@@ -25,6 +25,7 @@ from compiler.lowering.fx import lower
 from tests.tiny import environment, write_spec
 
 ROOT = Path(__file__).parent.parent
+FAKE = ("data.name=fake", "data.fake_size=512")
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 
 
@@ -133,7 +134,7 @@ def test_overhead(spec: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
 def test_roofline(spec: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(roofline, "LARGE", 2**20)
-    record = found(roofline, monkeypatch, capsys, "--spec", spec, "--rounds", 1)
+    record = found(roofline, monkeypatch, capsys, "--spec", spec, "--rounds", 1, "--matrix", 256)
     rows, (top,) = record["rows"], record["ceilings"].values()
     assert [(row["step"], row["variant"]) for row in rows] == [
         (kind, variant) for kind in ("weight", "gate") for variant in ("reference, fp32", "fused, fp32")
@@ -155,7 +156,8 @@ def test_bytes_count_weights_once_a_batch(spec: Path) -> None:
 
 
 def test_search_in_turns(spec: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("--spec", spec, "--pretrain", 1, "--epochs", 3, "--seeds", 3, "--set", "search.gates.gamma=0.2")
+    settings = [f"--set={setting}" for setting in (*FAKE, "search.gates.gamma=2")]
+    words = ("--spec", spec, "--pretrain", 1, "--epochs", 3, "--seeds", 3, *settings)
     pruned, whole = found(search, monkeypatch, capsys, *words)["outcomes"]
     assert [(e["stage"], e["epoch"]) for e in pruned["epochs"]] == [
         ("pretrain", 1), ("search", 1), ("search", 2), ("search", 3)
@@ -173,7 +175,7 @@ def test_a_search_is_that_of_the_command(spec: Path, tmp_path: Path) -> None:
     """Taking turns changes nothing: the epochs are those of `graphspec search`."""
     import graphspec
 
-    settings = ["search.pretrain_epochs=1", "search.epochs=2"]
+    settings = ["search.pretrain_epochs=1", "search.epochs=2", "search.gates.gamma=2", *FAKE]
     alone = search.Search.start(str(spec), settings, tmp_path / "turns", "cpu")
     while alone.advance():
         pass
