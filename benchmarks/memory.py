@@ -64,7 +64,7 @@ def make_steps(graph: Graph, config: SearchConfig, batch: int, device: torch.dev
     weights, gates = list(net.weight_params.values()), list(net.gate_vectors.values())
     x = torch.randn(batch, *graph.node("input").shape, generator=torch.Generator().manual_seed(0))
     images: Batch = (x.to(device, memory_format=torch.channels_last), torch.zeros(batch, dtype=torch.int64).to(device))
-    loss_fn = classification_loss(net.network, config, device)
+    loss_fn = classification_loss(net.module, config, device)
 
     def weight_step() -> None:
         with training_only(weights, gates):

@@ -28,7 +28,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from compiler.ir import INPUT
 from graphspec.errors import RunError
-from runtime.data import CPU
+from runtime.data import HERE
 from runtime.files import guarded
 from runtime.latency import device_name
 from runtime.logs import Console
@@ -70,7 +70,9 @@ class BenchResult:
 
     def render(self) -> str:
         """A table for people."""
-        table = [("network", "bytes", "threads", "batch", "median ms", "p90", "p99", "images/s", "peak MiB", "runs")]
+        table: list[tuple[str, ...]] = [
+            ("network", "bytes", "threads", "batch", "median ms", "p90", "p99", "images/s", "peak MiB", "runs")
+        ]
         for row in self.rows:
             found = row.latency
             times = (f"{ms:.3f}" for ms in (found.median_ms, found.p90_ms, found.p99_ms))
@@ -214,7 +216,7 @@ def run_bench(
     for row in _measured(subjects, batches, threads, seconds):
         console.line(row.latency.line())
         rows.append(row)
-    return BenchResult(name, f"{device_name(CPU)}, onnxruntime {onnxruntime.__version__}", sizes, tuple(rows))
+    return BenchResult(name, f"{device_name(HERE.device)}, onnxruntime {onnxruntime.__version__}", sizes, tuple(rows))
 
 
 def _measured(

@@ -221,7 +221,7 @@ def _scan(folder: Path) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
     """Images with their labels and the names of the classes; hidden folders, which tools leave behind, are none."""
     from torchvision.datasets import ImageFolder
 
-    class Visible(ImageFolder):
+    class Visible(ImageFolder):  # type: ignore[misc]  # torchvision has no types
         def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
             names = [name for name in super().find_classes(directory)[0] if not name.startswith(".")]
             return names, {name: label for label, name in enumerate(names)}

@@ -154,7 +154,8 @@ class World:
             return network
         # 1x1 weights kept channels last and their gradients say the same memory with other strides: nothing is copied
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        return DistributedDataParallel(network, **{BUFFERS: False})
+        settings: dict[str, Any] = {BUFFERS: False}
+        return DistributedDataParallel(network, **settings)
 
     def average_statistics(self, module: nn.Module) -> None:
         """Give all processes the mean of their running statistics."""
