@@ -14,6 +14,7 @@ from compiler.lowering.memory import EVALUATION_BATCH, MemoryModel, Training
 from graphspec.config import SearchConfig, TrainingConfig
 from graphspec.errors import RunError
 from runtime.jobs import Workplace, has_results
+from runtime.launch import Launch
 
 ROOT = Path("/")
 
@@ -83,26 +84,36 @@ def require_memory(graph: Graph, config: TrainingConfig, place: Workplace) -> No
     if not has_results(place.folder):
         images = len(place.dataset.train.labels)
         validation = round(images * place.dataset.validation_share)
-        check_memory(graph, config, place.device, images, validation, available_memory(place.device))
+        free = available_memory(place.device)
+        if free is not None and place.device.type == "cpu":
+            free //= Launch.here().local_size  # all processes of a machine share its memory
+        check_memory(graph, config, place.device, images, validation, free, place.world.size)
 
 
 def check_memory(
-    graph: Graph, config: TrainingConfig, device: torch.device, images: int, validation_images: int, free: int | None
+    graph: Graph,
+    config: TrainingConfig,
+    device: torch.device,
+    images: int,
+    validation_images: int,
+    free: int | None,
+    processes: int = 1,
 ) -> None:
     """RunError if a job needs more than the `free` bytes (None: not known); no batch is larger than its images.
 
-    Compiled code decides by itself what it keeps, so nothing is foretold about it.
+    `free` is what one of the `processes` has for its slice of a batch. Compiled code decides by itself what it keeps,
+    so nothing is foretold about it.
     """
     if free is None or config.compile:
         return
     job = "search" if isinstance(config, SearchConfig) else "retrain"
     training = Training.of(config, on_cpu=device.type == "cpu")
-    batch = config.batch_size
+    batch = -(-config.batch_size // processes)
     model = MemoryModel(graph, training)
     needed = _peak(model, batch, images, validation_images)
     if needed <= free:
         return
-    largest = model.largest_batch(lambda size: _peak(model, size, images, validation_images) <= free)
+    largest = processes * model.largest_batch(lambda size: _peak(model, size, images, validation_images) <= free)
     hints = [f"--set {job}.batch_size={largest}, the largest that fits"] if largest else []
     for others in _leaner(training, batch):
         sizes = ((name, _peak(MemoryModel(graph, other), batch, images, validation_images)) for name, other in others)
@@ -111,7 +122,7 @@ def check_memory(
     least = _peak(model, 1, images, validation_images)
     hints = hints or [f"a narrower network or smaller images: even a batch size of 1 takes {_readable(least)}"]
     raise RunError(
-        f"{job}.batch_size {batch} does not fit: training takes {_readable(needed)} at its peak, "
+        f"{job}.batch_size {config.batch_size} does not fit: training takes {_readable(needed)} at its peak, "
         f"{_readable(free)} are available ({device})\n"
         f"  try: {'; or '.join(hints)}"
     )

@@ -44,7 +44,7 @@ def test_steps_on_cuda_mix_no_devices(
         pairs = ((net.weight_params, net.gate_vectors, net.weights), (net.gate_vectors, net.weight_params, net.gates))
         for chosen, frozen, optimizer in pairs:
             with training_only(chosen.values(), frozen.values()):
-                loss_fn = classification_loss(net.network, net.config, CUDA)
+                loss_fn = classification_loss(net.module, net.config, CUDA)
                 loss = backward(loss_fn, (x, y), list(chosen.values()), net.config)
             assert loss.device == CUDA
             assert {(p.grad.device, p.grad.dtype) for p in chosen.values() if p.grad is not None} == {
@@ -63,7 +63,7 @@ def test_mixed_devices_would_be_found(tmp_path: Path, monkeypatch: pytest.Monkey
     with fake_cuda(monkeypatch) as mode:
         net = supernet(graph, module, mode, monkeypatch)
         with pytest.raises(Exception, match=r"same device.*cuda:0 and cpu"):
-            net.network(torch.empty(8, 1, 8, 8, device=CUDA))
+            net.module(torch.empty(8, 1, 8, 8, device=CUDA))
 
 
 @pytest.fixture

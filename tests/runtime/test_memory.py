@@ -59,6 +59,14 @@ def test_what_fits_is_not_refused(tmp_path: Path) -> None:
     assert "does not fit" in refusal(tmp_path, SearchConfig(batch_size=64), free - 1)
 
 
+def test_several_processes_need_memory_for_their_slices(tmp_path: Path) -> None:
+    _, graph = load(write_spec(tmp_path))
+    free = peak(tmp_path, 32)
+    check_memory(graph, SearchConfig(batch_size=64), CPU, MANY, 1, free, processes=2)
+    with pytest.raises(RunError, match=r"batch_size 68 does not fit(?s:.*)--set search.batch_size=64, "):
+        check_memory(graph, SearchConfig(batch_size=68), CPU, MANY, 1, free, processes=2)
+
+
 def test_settings_that_would_fit_are_named_and_no_others(tmp_path: Path) -> None:
     sizes = {
         "search.precision=bf16": peak(tmp_path, 512, half=True),
