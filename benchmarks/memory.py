@@ -175,35 +175,30 @@ def _waited(step: Callable[[], None], device: torch.device) -> Callable[[], None
 
 
 def bars(memory: Sequence[Row], times: Sequence[Row]) -> list[Row]:
-    """What prediction and recompute are held to, each with its worst case."""
-    worst = max(memory, key=lambda row: abs(row["predicted_over_measured"] - 1))
-    off = abs(worst["predicted_over_measured"] - 1)
-    found = [_bar("prediction: largest relative error", off, TOLERANCE, _name(worst))]
-    for kind in KINDS:
-        shares = {}
-        for row in memory:
-            if row["lowering"] == "fused" and row["step"] == kind:
-                shares.setdefault((row["spec"], row["batch"]), {})[row["recompute"]] = row["measured_mib"]
-        ratios = {case: sizes[True] / sizes[False] for case, sizes in shares.items()}
-        case = max(ratios, key=lambda key: ratios[key])
-        found.append(_bar(f"recompute, {kind} step: share of the memory", ratios[case], MOST_MEMORY, f"{case}"))
-    for kind in KINDS:
-        slowest = max((row for row in times if row["step"] == kind), key=lambda row: row["time_ratio"])
-        found.append(_bar(f"recompute, {kind} step: time", slowest["time_ratio"], MOST_TIME, _name(slowest)))
+    """What prediction and recompute are held to: a row for every spec and batch size, its worst case in it."""
+    found = []
+    for spec, batch in CASES:
+        own = [row for row in memory if (row["spec"], row["batch"]) == (spec, batch)]
+        errors = [abs(row["predicted_over_measured"] - 1) for row in own]
+        found.append(_bar(f"{spec} {batch}: prediction, relative error", max(errors), TOLERANCE))
+        for kind in KINDS:
+            fused = [row for row in own if (row["lowering"], row["step"]) == ("fused", kind)]
+            sizes = {row["recompute"]: row["measured_mib"] for row in fused}
+            share = sizes[True] / sizes[False]
+            found.append(_bar(f"{spec} {batch}: recompute, memory of a {kind} step", share, MOST_MEMORY))
+        for row in times:
+            if (row["spec"], row["batch"]) == (spec, batch):
+                name = f"{spec} {batch}: recompute, time of a {row['step']} step"
+                found.append(_bar(name, row["time_ratio"], MOST_TIME))
     return found
 
 
-def _bar(name: str, found: float, most: float, worst: str) -> Row:
-    return {"bar": name, "asked": f"<= {most}", "found": found, "met": found <= most, "worst": worst}
-
-
-def _name(row: Row) -> str:
-    words = [row["spec"], str(row["batch"]), row.get("lowering"), row["step"], row.get("recompute") and "recompute"]
-    return " ".join(word for word in words if word)
+def _bar(name: str, found: float, most: float) -> Row:
+    return {"bar": name, "asked": f"<= {most}", "found": found, "met": found <= most}
 
 
 def report(memory: Sequence[Row], times: Sequence[Row]) -> str:
-    """Three tables: memory, time, bars."""
+    """Tables of memory, times and bars."""
     cells = [
         [
             row["spec"],
@@ -218,14 +213,13 @@ def report(memory: Sequence[Row], times: Sequence[Row]) -> str:
     header = ["spec", "batch", "lowering", "recompute", "step", "predicted MiB", "measured MiB", "predicted / measured"]
     time_header = ["spec", "batch", "step", "ms", "ms with recompute", "recompute / plain"]
     bar_cells = [
-        [row["bar"], row["asked"], row["found"], "met" if row["met"] else "missed", row["worst"]]
-        for row in bars(memory, times)
+        [row["bar"], row["asked"], row["found"], "met" if row["met"] else "missed"] for row in bars(memory, times)
     ]
     return "\n\n".join(
         [
             table(header, cells),
-            table(time_header, [list(row.values()) for row in times]),
-            table(["bar", "asked", "found", "", "worst case"], bar_cells),
+            *([table(time_header, [list(row.values()) for row in times])] if times else []),
+            table(["bar", "asked", "found", ""], bar_cells),
         ]
     )
 
@@ -235,7 +229,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of timing; 0 leaves the times out")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     parser.add_argument("--child", help=argparse.SUPPRESS)  # child: print the peaks of this variant
     args = parser.parse_args()
@@ -244,7 +238,8 @@ def main() -> None:
         print(json.dumps(measured(Variant(**json.loads(args.child)), device)))
         return
     memory = memory_rows(list(variants(args.precision)), device)
-    times = [row for case in CASES for row in time_rows(*case, args.precision, args.rounds, device)]
+    cases = CASES if args.rounds else ()
+    times = [row for case in cases for row in time_rows(*case, args.precision, args.rounds, device)]
     if args.json:
         result = {"machine": machine(), "memory": memory, "times": times, "bars": bars(memory, times)}
         print(json.dumps(result, indent=2))

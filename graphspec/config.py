@@ -124,6 +124,11 @@ class CheckpointConfig(Section):
     """How many of the newest checkpoints stay."""
 
 
+def evaluation_batch(batch: int, parts: int, recompute: bool) -> int:
+    """Images to evaluate at a time: 256 or more, which is faster, but no more than a step where memory is saved."""
+    return -(-batch // parts) if recompute or parts > 1 else max(batch, 256)
+
+
 class TrainingConfig(Section):
     """What search and retrain have in common: one training loop reads exactly these."""
 
@@ -155,6 +160,11 @@ class TrainingConfig(Section):
     """Recompute activations block by block in the backward pass to save memory."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When checkpoints are written."""
+
+    @property
+    def evaluation_batch(self) -> int:
+        """Images that are evaluated at a time."""
+        return evaluation_batch(self.batch_size, self.accumulate, self.recompute)
 
 
 class SearchConfig(TrainingConfig):

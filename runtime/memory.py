@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from compiler.ir import Graph
-from compiler.lowering.memory import EVALUATION_BATCH, MemoryModel, Training
+from compiler.lowering.memory import MemoryModel, Training
 from graphspec.config import SearchConfig, TrainingConfig
 from graphspec.errors import RunError
 from runtime.jobs import Workplace, has_results
@@ -130,8 +130,7 @@ def check_memory(
 
 def _peak(model: MemoryModel, batch: int, images: int, validation_images: int) -> int:
     """A batch holds no more images than there are."""
-    validated = min(max(batch, EVALUATION_BATCH), validation_images)
-    return model.at(min(batch, images), validated).peak
+    return model.at(min(batch, images), validation_images).peak
 
 
 def _leaner(training: Training, batch: int) -> Iterator[Iterator[tuple[str, Training]]]:

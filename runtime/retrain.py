@@ -83,8 +83,8 @@ class RetrainJob:
         place = Place(device, world.rank, world.size)
         loader = dataset.training_loader(split.training, batch, RETRAIN, place, cutout=self.config.cutout)
         self.feed = Feed(loader)
-        self.validation = dataset.evaluation_loader(split.validation, max(batch, 256), place)
-        self.test = dataset.evaluation_loader(None, max(batch, 256), place)
+        self.validation = dataset.evaluation_loader(split.validation, self.config.evaluation_batch, place)
+        self.test = dataset.evaluation_loader(None, self.config.evaluation_batch, place)
         self.stages = (Stage(RETRAIN, self.config.epochs, len(loader), batch),)
 
     def _network(self, trained: Graph, seed: int, weights: Mapping[str, Any] | None) -> fx.GraphModule:

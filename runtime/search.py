@@ -73,7 +73,7 @@ class SearchJob:
         place = Place(device, world.rank, world.size)
         self.weight_feed = Feed(dataset.training_loader(self.split.weights, batch, "weights", place))
         self.gate_feed = Feed(dataset.training_loader(self.split.gates, batch, "gates", place))
-        self.validation = dataset.evaluation_loader(self.split.validation, max(batch, 256), place)
+        self.validation = dataset.evaluation_loader(self.split.validation, self.config.evaluation_batch, place)
         self.supernet = Supernet.start(full, self.config, device, config.seed, gate_init, world)
         self.zero_looks: dict[str, int] = {}  # how many looks in a row found a gate at zero
         self.full_accuracy: float | None = None  # validation accuracy at the end of pretraining

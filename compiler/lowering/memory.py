@@ -16,13 +16,12 @@ from compiler.ir import INPUT, Graph
 from compiler.lowering.groups import exits
 from compiler.lowering.tape import Buffer, Call, Lowering, Plan, Size, StepKind, Tape, Value
 from compiler.ops import node_tensors
-from graphspec.config import SearchConfig, TrainingConfig
+from graphspec.config import SearchConfig, TrainingConfig, evaluation_batch
 
 MOST_IMAGES = 2**20
 """No larger batch is looked for."""
 PLANNED_BATCH = 64
-EVALUATION_BATCH = 256
-"""Validation takes at least so many images at a time."""
+"""At which it is decided what to recompute: it does not depend on it, as long as weights are small beside images."""
 GATE_NUMBERS = 5
 """For every gate: its value, gradient, velocity, proximal point and sparsity weight."""
 
@@ -252,14 +251,16 @@ class MemoryModel:
         again = recomputed_blocks(graph, training.lowering) if training.recompute else frozenset()
         self.tapes = {kind: Tape(graph, training.plan(kind, again), graph.nodes()).write() for kind in kinds}
 
-    def at(self, batch: int, validation_batch: int | None = None) -> TrainingMemory:
-        """The peaks at a batch size; validation takes batches of at least `EVALUATION_BATCH` unless told."""
-        validated = max(batch, EVALUATION_BATCH) if validation_batch is None else validation_batch
-        parts = min(self.training.accumulate, batch)
+    def at(self, batch: int, validation_images: int | None = None) -> TrainingMemory:
+        """The peaks at a batch size; `validation_images`: how many there are, if that is known."""
+        training = self.training
+        validated = evaluation_batch(batch, training.accumulate, training.recompute)
+        validated = validated if validation_images is None else min(validated, validation_images)
+        parts = min(training.accumulate, batch)
         part, always = math.ceil(batch / parts), self.always + batch * self.image
         weight = play(self.tapes["weight"], part, accumulates=parts > 1)
         grads = weight.weight_grads
-        optimizer = grads if self.training.on_cpu else grads + 2 * self.params  # works on all weights at once there
+        optimizer = grads if training.on_cpu else grads + 2 * self.params  # works on all weights at once there
         gate = play(self.tapes["gate"], part).peak + grads + always if "gate" in self.tapes else 0
         evaluation = play(self.tapes["evaluation"], validated).peak + grads + self.always + validated * self.image
         return TrainingMemory(

@@ -108,6 +108,15 @@ def test_validation_counts(tmp_path: Path) -> None:
     check_memory(graph, config, CPU, MANY, 200, free)
 
 
+def test_evaluation_takes_no_more_images_than_a_step_where_memory_is_saved() -> None:
+    found = [
+        SearchConfig(batch_size=batch, **settings).evaluation_batch
+        for batch in (64, 300)
+        for settings in ({}, {"recompute": True}, {"accumulate": 7})
+    ]
+    assert found == [256, 64, 10, 300, 300, 43]
+
+
 def test_retraining_is_refused_by_its_own_settings(tmp_path: Path) -> None:
     message = refusal(tmp_path, RetrainConfig(batch_size=4096), peak(tmp_path, 100, searching=False))
     assert "retrain.batch_size 4096 does not fit" in message
