@@ -55,7 +55,7 @@ class Scale:
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About `count` round numbers that span the range: steps of 1, 2 or 5 times a power of ten."""
     if high <= low:
-        high = low + (abs(low) or 1.0)
+        high = low + (abs(low) / 10 or 1.0)
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
