@@ -23,6 +23,8 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from graphspec.errors import GraphspecError, RunError
@@ -62,7 +64,7 @@ class World:
         if not dist.is_initialized():
             if device.type == "cuda":
                 torch.cuda.set_device(device)
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+            _connect("nccl" if device.type == "cuda" else "gloo", launch)
             atexit.register(dist.destroy_process_group)
         words = dist.new_group(backend="gloo", timeout=PATIENCE) if device.type == "cuda" else None
         return cls(launch.rank, launch.size, device, words)
@@ -175,6 +177,17 @@ def fingerprint(tensors: Iterable[Tensor]) -> str:
     for tensor in tensors:
         digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _connect(backend: str, launch: Launch) -> None:
+    """Start the default process group.
+
+    The store through which processes find each other may outlive a restart by torchrun, so each start has names of its
+    own there: otherwise a process can wait for one that is gone.
+    """
+    store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+    own = PrefixStore(f"graphspec/start{launch.restarts}", store)
+    dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=PATIENCE)
 
 
 @contextmanager
