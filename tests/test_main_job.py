@@ -14,6 +14,8 @@ def test_digits_from_spec_to_onnx(tmp_path: Path) -> None:
     graphspec(tmp_path, "compile", str(SPEC))
     for command in (["search"], ["retrain"], ["export", "--onnx"]):
         graphspec(tmp_path, *command)
+    summary = graphspec(tmp_path, "report").stdout.splitlines()
+    assert [line.split()[0] for line in summary] == ["supernet", "retrained", "params", "FLOPs", "latency", "parity"]
     run = tmp_path / "runs" / "latest"
     searched, retrained = (json.loads((run / job / "result.json").read_text()) for job in ("search", "retrain"))
     assert searched["kept_edges"] <= searched["edges"] / 2

@@ -204,11 +204,16 @@ def test_report_covers_a_run_at_every_point(shell: Shell) -> None:
     for step in ("compiled", "search", "retrain"):
         if step != "compiled":
             shell(step, "-q")
-        shell("report")
+        told, _ = shell("report")
         page = RunDir.latest().report.read_text()
         assert "tiny" in page
         assert not re.search(r"(src|href)=.https?://", page)  # self-contained
         sizes.append(len(page))
     assert sizes == sorted(sizes)
     assert "test accuracy" in page
+    assert [line.split()[0] for line in told.splitlines()] == ["retrained", "params", "FLOPs"]  # a random network
+    as_json = json.loads(shell("report", "--json")[0])
+    assert as_json["report"] == str(RunDir.latest().report)
+    result = json.loads(RunDir.latest().retrain.result.read_text())
+    assert as_json["summary"]["accuracy.retrained"] == {"mean": result["accuracy"], "std": None, "n": 1}
     assert "no such run" in shell("report", "runs/nowhere", code=1)[1]
