@@ -224,7 +224,9 @@ def main() -> None:
         if error.told:
             raise SystemExit(error.exit_code) from None
         message = _of_rank(str(error))
-        say(message if message.startswith(("error", "--set:")) or ": error: " in message else f"error: {message}")
+        said = message.startswith(("error", "--set:")) or ": error: " in message
+        asked_for = error.exit_code > 128  # Ctrl-C: the checkpoint is written, nothing went wrong
+        say(message if said or asked_for else f"error: {message}")
         raise SystemExit(error.exit_code) from None
     except (BrokenPipeError, KeyboardInterrupt):
         raise SystemExit(130) from None

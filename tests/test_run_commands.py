@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from graphspec.cli import main
 from graphspec.errors import RunError
 from graphspec.starters import starters
 from runtime.rundir import RunDir
+from runtime.signals import Interrupted
 from tests.tiny import TINY
 
 FAST = """\
@@ -217,3 +219,12 @@ def test_report_covers_a_run_at_every_point(shell: Shell) -> None:
     result = json.loads(RunDir.latest().retrain.result.read_text())
     assert as_json["summary"]["accuracy.retrained"] == {"mean": result["accuracy"], "std": None, "n": 1}
     assert "no such run" in shell("report", "runs/nowhere", code=1)[1]
+
+
+def test_a_stop_that_was_asked_for_is_no_error(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise Interrupted(signal.SIGINT, "graphspec search runs/tiny-001-s0 --resume")
+
+    monkeypatch.setattr(api, "search", stop)
+    _, err = shell("search", "tiny.yaml", code=130)
+    assert err.startswith("stopped by SIGINT after writing a checkpoint\n  go on with: graphspec search")
