@@ -29,6 +29,7 @@ from runtime.logs import Console, MetricsLog
 from runtime.loop import Loop
 from runtime.signals import StopFlag
 from runtime.training import choose_device
+from runtime.world import ALONE
 
 WITH, WITHOUT = "pruning", "without"
 NEVER = "search.prune.every=0"
@@ -55,7 +56,7 @@ class Search:
         keep = config.search.checkpoint
         store = CheckpointStore(folder / "checkpoints", keep.keep, console.warn)
         log = MetricsLog(folder, console.warn)
-        loop = Loop(job, store, log, console, StopFlag(), config.seed, keep, "", _end_turn)
+        loop = Loop(job, ALONE, store, log, console, StopFlag(), config.seed, keep, "", _end_turn)
         return cls(loop, folder, len(job.split.validation))
 
     def advance(self) -> bool:

@@ -1,0 +1,209 @@
+"""Is what a GPU computes right? The supernet, APG-NAG, pruning and the data pipeline against float64 on the CPU.
+
+Errors are norms of differences over norms of what is right. Bounds: float64 differs by the order of additions only,
+float32 by some 1e-7 for every operation that follows another one, tf32 and bf16 round factors to 11 and 8 bits; the
+network is deep, and ReLU and max pooling turn a small difference into a large one here and there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu_steps import Variant, random_batch, start, step_of
+from benchmarks.supernet import thinned
+from compiler.ir import Graph
+from graphspec.config import DataConfig, SearchConfig
+from runtime.apgnag import APGNAG
+from runtime.data import load_dataset
+from runtime.supernet import Supernet
+from runtime.training import Batch, backward, classification_loss, training_only
+
+CPU = torch.device("cpu")
+LOGITS, GRADIENTS = (
+    {"fp64": 1e-9, "fp32": 1e-4, "tf32": 3e-2, "bf16": 1e-1},
+    {"fp64": 1e-8, "fp32": 2e-2, "tf32": 0.3, "bf16": 0.5},
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison; a number that is not finite is wrong, whatever the bound."""
+
+    name: str
+    error: float
+    bound: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within its bound."""
+        return self.error <= self.bound
+
+
+def all_checks(graph: Graph, config: SearchConfig, device: torch.device, batch: int) -> Iterator[Check]:
+    """Every check, one after the other; `graph` should be small."""
+    yield from _optimizer(device)
+    for name, space in (("full", graph), ("pruned", thinned(graph, 0.6))):
+        right = _truth(space, config, batch)
+        for lowering in ("reference", "fused"):
+            for precision in ("fp64", "fp32", "tf32", "bf16") if device.type == "cuda" else ("fp64", "fp32", "bf16"):
+                yield from _passes(f"{name} space, {lowering}, {precision}", right, lowering, precision, device)
+    yield from _trajectory(graph, config, device, batch)
+    yield from _data(device)
+    if device.type == "cuda":
+        yield from _replay(graph, config, device, batch)
+
+
+def relative(found: Tensor, right: Tensor) -> float:
+    """Norm of the difference over the norm of what is right."""
+    found, right = found.detach().double().cpu(), right.detach().double().cpu()
+    return float((found - right).norm() / right.norm())
+
+
+@contextmanager
+def float64() -> Iterator[None]:
+    """Within, networks are made of float64 tensors."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+# -- one forward and backward pass ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Right:
+    """A supernet with numbers to compare with."""
+
+    graph: Graph
+    config: SearchConfig
+    batch: Batch
+    state: dict[str, Tensor]
+    found: dict[str, Tensor]  # logits, and gradients by kind
+
+
+def _truth(graph: Graph, config: SearchConfig, size: int) -> _Right:
+    """Logits and gradients in float64 on the CPU, edge by edge, with random gates."""
+    random = torch.Generator().manual_seed(1)
+    with float64():
+        net = start(Variant("", lowering="reference"), graph, config, CPU)
+        with torch.no_grad():
+            for vector in net.gate_vectors.values():
+                vector.copy_(
+                    0.3 + torch.rand(vector.shape, generator=random)
+                )  # at 0, ReLUs behind stand on their kinks
+        x, y = random_batch(graph, size, CPU)
+        batch = x.double(), y
+        state = {name: t.clone() for name, t in net.module.state_dict().items()}
+        return _Right(graph, config, batch, state, _results(net, batch))
+
+
+def _results(net: Supernet, batch: Batch) -> dict[str, Tensor]:
+    kinds = {kind: dict(sorted(p.items())) for kind, p in (("weight", net.weight_params), ("gate", net.gate_vectors))}
+    loss_fn, found = classification_loss(net.weight_network, net.config, net.device), {}
+    for kind, other in (("weight", "gate"), ("gate", "weight")):
+        chosen = list(kinds[kind].values())
+        with training_only(chosen, kinds[other].values()):
+            backward(loss_fn, batch, chosen, net.config)
+        found[kind] = torch.cat([p.grad.flatten().cpu().double() for p in chosen if p.grad is not None])
+    with torch.no_grad():
+        found["logits"] = net.module(batch[0])
+    return found
+
+
+def _passes(name: str, right: _Right, lowering: str, precision: str, device: torch.device) -> Iterator[Check]:
+    variant = Variant("", lowering=lowering, precision="fp32" if precision == "fp64" else precision)
+    x, y = right.batch
+    if precision == "fp64":
+        with float64():
+            net = start(variant, right.graph, right.config, device)
+    else:
+        net, x = start(variant, right.graph, right.config, device), x.float()
+    net.module.load_state_dict(right.state)
+    x = x.to(device, memory_format=torch.channels_last)
+    found = _results(net, (x, y.to(device)))
+    if precision == "bf16":
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+            found["logits"] = net.module(x)
+    yield Check(f"{name}: logits", relative(found["logits"], right.found["logits"]), LOGITS[precision])
+    for kind in ("weight", "gate"):
+        error = relative(found[kind], right.found[kind])
+        yield Check(f"{name}: gradients of {kind}s", error, GRADIENTS[precision])
+
+
+# -- the optimizer, training and pruning ------------------------------------------------------------------------------
+
+
+def _optimizer(device: torch.device) -> Iterator[Check]:
+    """60 steps of APG-NAG on the same gradients."""
+    for name, dtype, bound in (("float64", torch.float64, 1e-13), ("float32", torch.float32, 1e-5)):
+        ends = []
+        for where, kind in ((CPU, torch.float64), (device, dtype)):
+            random = torch.Generator().manual_seed(2)
+            gates = torch.nn.Parameter(torch.ones(200, dtype=kind, device=where))
+            optimizer = APGNAG([gates], lr=0.1, gamma=0.0)
+            optimizer.set_gamma(gates, torch.linspace(0, 0.5, 200, dtype=kind))
+            for _ in range(60):
+                gates.grad = 3 * torch.randn(200, generator=random, dtype=torch.float64).to(where, kind)
+                optimizer.step()
+            ends.append((gates.detach(), optimizer.is_zero(gates).double()))
+        yield Check(f"APG-NAG, {name}: gates after 60 steps", relative(ends[1][0], ends[0][0]), bound)
+        yield Check(f"APG-NAG, {name}: which gates are zero", relative(ends[1][1], ends[0][1]), 0.0)
+
+
+def _trajectory(graph: Graph, config: SearchConfig, device: torch.device, size: int) -> Iterator[Check]:
+    """Weight and gate steps in turns, a pruning between them, in float64."""
+    closed = set(graph.gates()) - set(thinned(graph, 0.6).gates())
+    ends = []
+    for where in (CPU, device):
+        with float64():
+            net = start(Variant(""), graph, config, where)
+            x, y = random_batch(graph, size, where)
+            for prune_after in (True, False):
+                steps = [step_of(net, kind, (x.double(), y)) for kind in ("weight", "gate")]
+                for step in 2 * steps:
+                    step()
+                net = net.pruned(closed) if prune_after else net
+        tensors = net.tensors()
+        ends.append(
+            {
+                part: [t for n, t in tensors.items() if n.startswith(f"{part}/")]
+                for part in ("model", "momentum", "gate_state")
+            }
+        )
+    for part, right in ends[0].items():
+        error = relative(*(torch.cat([t.flatten().cpu() for t in tensors]) for tensors in (ends[1][part], right)))
+        yield Check(f"8 steps with a pruning, fused, float64: {part}", error, 1e-7)
+
+
+def _replay(graph: Graph, config: SearchConfig, device: torch.device, size: int) -> Iterator[Check]:
+    """Steps whose passes are replayed as a CUDA graph against the same steps launched one by one."""
+    ends = []
+    for graphed in (False, True):
+        net = start(Variant("", graphed=graphed), graph, config, device)
+        batch = random_batch(graph, size, device)
+        steps = [step_of(net, kind, batch, graphed) for kind in ("weight", "gate")]
+        for step in 2 * steps:
+            step()
+        ends.append(
+            torch.cat([p.detach().flatten() for p in (*net.weight_params.values(), *net.gate_vectors.values())])
+        )
+    yield Check("4 steps as CUDA graphs, fused, fp32: weights and gates", relative(ends[1], ends[0]), 1e-3)
+
+
+def _data(device: torch.device) -> Iterator[Check]:
+    """A training batch that was cropped, flipped, cut out and normalised there."""
+    config = DataConfig(name="fake", fake_size=64, crop_padding=4, flip=True)
+    found = []
+    for where in (CPU, device):
+        dataset = load_dataset(config, (3, 32, 32), 10, seed=0)
+        loader = dataset.training_loader(torch.arange(64), 32, "weights", cutout=8, device=where)
+        found.append(next(loader.batches(1)))
+    yield Check("a training batch: pixels", relative(found[1][0], found[0][0]), 1e-6)
+    yield Check("a training batch: labels", relative(found[1][1], found[0][1]), 0.0)

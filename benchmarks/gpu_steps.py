@@ -1,0 +1,189 @@
+"""What `benchmarks.gpu` measures: a training step of the supernet in every form, and what one step does on the GPU."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from benchmarks.common import Step, dispatched_ops, seconds_for, wait_for
+from benchmarks.supernet import thinned
+from compiler.ir import Graph
+from graphspec.config import SearchConfig
+from runtime.penalties import Penalty, set_gammas
+from runtime.supernet import Supernet
+from runtime.training import Batch, LossFn, backward, classification_loss, set_precision, training_only
+
+KINDS = ("weight", "gate")
+WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run the supernet's steps."""
+
+    name: str
+    lowering: str = "fused"
+    precision: str = "fp32"
+    channels_last: bool = True
+    graphed: bool = False  # forward and backward pass replayed as a CUDA graph
+    compiled: bool = False
+    searched: bool = False  # cuDNN tries its algorithms out and takes the fastest
+    pruned: float = 0.0  # share of the gated edges taken away
+
+    def needs_cuda(self) -> bool:
+        """Whether it says something on a GPU only."""
+        return self.graphed or self.searched or self.precision == "tf32"
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a step takes."""
+
+    seconds: tuple[float, ...]
+    peak_bytes: int | None  # of GPU memory, the network's and the step's
+    kernels: int  # started on the GPU; operators sent to the backend on a CPU
+    busy_seconds: float | None  # of the GPU
+    by_kernel: dict[str, float]  # GPU seconds by the kernel's name
+
+    @property
+    def median(self) -> float:
+        """Median seconds."""
+        return statistics.median(self.seconds)
+
+
+class Graphed:
+    """`backward` of a network for batches of one size, captured once as a CUDA graph: a call replays its kernels."""
+
+    def __init__(self, loss_fn: LossFn, batch: Batch, params: Sequence[Parameter], config: SearchConfig) -> None:
+        self._params, self._batch = params, tuple(part.clone() for part in batch)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # what is made once, such as index tensors, must be there before the capture
+            for _ in range(WARM_UP):
+                backward(loss_fn, self._batch, params, config)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._loss = backward(loss_fn, self._batch, params, config)
+        self._grads = [p.grad for p in params]
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """The loss; the gradients are in the parameters, all of it valid until the next call."""
+        for mine, new in zip(self._batch, batch, strict=True):
+            mine.copy_(new)
+        self._graph.replay()
+        for p, grad in zip(self._params, self._grads, strict=True):
+            p.grad = grad
+        return self._loss
+
+
+def random_batch(graph: Graph, size: int, device: torch.device, channels_last: bool = True) -> Batch:
+    """Normal pixels and labels of 10 classes."""
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(size, *graph.node("input").shape, generator=random)
+    y = torch.randint(0, 10, (size,), generator=random)
+    return x.to(device, memory_format=torch.channels_last if channels_last else torch.contiguous_format), y.to(device)
+
+
+def start(variant: Variant, graph: Graph, config: SearchConfig, device: torch.device) -> Supernet:
+    """A fresh supernet; also sets the process's precision."""
+    settings = {"lowering": variant.lowering, "precision": variant.precision, "compile": variant.compiled}
+    config = config.model_copy(update=settings)
+    set_precision(config, device)
+    torch.backends.cudnn.benchmark = variant.searched
+    net = Supernet.start(thinned(graph, variant.pruned) if variant.pruned else graph, config, device, 0, 1.0)
+    if not variant.channels_last:
+        net.module.to(memory_format=torch.contiguous_format)
+    return net
+
+
+def step_of(net: Supernet, kind: str, batch: Batch, graphed: bool = False) -> Step:
+    """A weight or gate step as the search takes it, always on the same batch."""
+    weights, gates = list(net.weight_params.values()), list(net.gate_vectors.values())
+    chosen, frozen, optimizer = (weights, gates, net.weights) if kind == "weight" else (gates, weights, net.gates)
+    loss_fn, penalty = (
+        classification_loss(net.weight_network if kind == "weight" else net.gate_network, net.config, net.device),
+        Penalty(net.graph, net.graph, net.config.gates),
+    )
+
+    def eager(images: Batch) -> Tensor:
+        return backward(loss_fn, images, chosen, net.config)
+
+    run: Callable[[Batch], Tensor] = eager
+    if graphed:
+        with training_only(chosen, frozen):
+            run = Graphed(loss_fn, batch, chosen, net.config)
+
+    def step() -> None:
+        if kind == "gate":
+            set_gammas(penalty, net.gates, net.gate_vectors)
+        with training_only(chosen, frozen):
+            run(batch)
+        optimizer.step()
+
+    return step
+
+
+def measure(net: Supernet, kind: str, batch: Batch, variant: Variant, seconds: float, least: int) -> Taken:
+    """Run a kind of step for about so many seconds, at least `least` times, then once more under the profiler."""
+    device = net.device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    step = step_of(net, kind, batch, variant.graphed)
+    for _ in range(WARM_UP):
+        step()
+    found: list[float] = []
+    until = time.perf_counter() + seconds
+    while len(found) < least or (time.perf_counter() < until and len(found) < 50):
+        found.append(seconds_for(step, device))
+    if device.type != "cuda":
+        return Taken(tuple(found), None, dispatched_ops(step), None, {})
+    peak = torch.cuda.max_memory_allocated(device)
+    kernels, by_kernel = profiled(step, device)
+    return Taken(tuple(found), peak, kernels, sum(by_kernel.values()), by_kernel)
+
+
+def profiled(step: Step, device: torch.device) -> tuple[int, dict[str, float]]:
+    """How many kernels a step starts on the GPU, copies and fills included, and the seconds of each by name."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    wait_for(device)
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        step()
+        wait_for(device)
+    seconds: Counter[str] = Counter()
+    count = 0
+    for event in profiler.events():
+        if event.device_type == DeviceType.CUDA:
+            seconds[event.name] += event.time_range.elapsed_us() / 1e6
+            count += 1
+    return count, dict(seconds.most_common())
+
+
+def flops_of_step(kind: str, flops: int, batch: int) -> int:
+    """Floating-point operations of a step: twice the multiply-adds, once forward and once or twice backward.
+
+    A gate step needs the gradients of values only, a weight step those of weights too. Gated sums are not counted.
+    """
+    return 2 * flops * batch * (3 if kind == "weight" else 2)
+
+
+def as_json(taken: Taken) -> dict[str, Any]:
+    """For `--json`."""
+    return {
+        "seconds": list(taken.seconds),
+        "median_seconds": taken.median,
+        "peak_bytes": taken.peak_bytes,
+        "kernels": taken.kernels,
+        "busy_seconds": taken.busy_seconds,
+        "by_kernel": dict(list(taken.by_kernel.items())[:20]),
+    }
