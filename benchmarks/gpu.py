@@ -2,36 +2,38 @@
 
     python -m benchmarks.gpu [--budget-seconds 440] [--json] [--device cpu --tiny]
 
-First every result is compared with float64 on the CPU; exit status 1 if one is wrong. Then the steps of the full and
-the share space of CIFAR-10 are timed, the most telling ones first, and a search of the share space is projected from
-measured epochs. Every line is printed as soon as it is known; what does not fit into the budget is left out and said
-to be. Bars: fused in bf16 at least 4 times as fast as edge by edge in fp32, a search under 3 GPU hours.
+First every result is compared with float64 on the CPU; if one is wrong the exit status is 1. Then the steps of the
+full and the share space of CIFAR-10 are timed, the most telling ones first, and a search of the share space is
+projected from measured epochs. Every line is printed as soon as it is known; what does not fit into the budget is left
+out and said to be. Bars: fused in bf16 at least 4 times as fast as the reference in fp32, a search under 3 GPU hours.
 
-The roofline's floor is the larger of two times: the step's floating-point operations at the measured rate of a large
-matrix product in that precision, and its bytes at the measured rate of a copy. Bytes are those of the cost model's
-forward pass, every op reading its inputs and weights and writing its output once, taken three times for a weight step
-(values forward; gradients of values and of weights) and twice for a gate step, two bytes a number in bf16.
+`roofline` is the floor over the time. The floor is the larger of two times: the step's floating-point operations at the
+measured rate of a large matrix product in that precision, and its bytes (see `benchmarks.roofline`) at that of a copy.
+`kernels` are what the GPU starts, copies and fills included; `busy ms` is how long they run, so the rest of a step's
+time the GPU waits for the CPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
-from benchmarks.common import ROOT, Ceilings, ceilings, machine, table
+from benchmarks.common import ROOT, Bar, Ceilings, bar_table, ceilings, machine_line, parser, show, table
 from benchmarks.gpu_checks import all_checks
 from benchmarks.gpu_search import projected
-from benchmarks.gpu_steps import KINDS, Taken, Variant, as_json, flops_of_step, measure, random_batch, start
-from compiler.costs import total_cost
+from benchmarks.gpu_steps import KINDS, Taken, Variant, as_json, measure, random_batch, start
+from benchmarks.roofline import work_of
 from compiler.elaborate import load
 from compiler.ir import Graph
 from graphspec.config import SearchConfig
@@ -41,26 +43,25 @@ FULL, SHARE = "specs/dso_nas_cifar10_full.yaml", "specs/dso_nas_cifar10_share.ya
 SMALL = ("symbols.width=16", "network=[stem, {normal: 2}, reduce, {normal: 1}, reduce, {normal: 1}, head]")
 TINY = ("input=[3, 8, 8]", "symbols.width=4", "network=[stem, {normal: 1}, reduce, {normal: 1}, head]")
 
-BASE, BEST, REPLAYED = "per-edge, fp32", "fused, bf16", "fused, bf16, CUDA graph"
-FIRST = (
-    Variant(BASE, "reference"),
-    Variant(BEST, precision="bf16"),
-    Variant(REPLAYED, precision="bf16", graphed=True),
+BASE, BEST, REPLAYED = Variant("reference"), Variant(precision="bf16"), Variant(precision="bf16", graphed=True)
+FIRST = (BASE, BEST, REPLAYED)
+NEXT = (
+    Variant(),
+    Variant(precision="tf32"),
+    Variant("reference", "bf16"),
+    Variant("reference", "tf32"),
+    Variant(precision="bf16", graphed=True, searched=True),
+    Variant("reference", "bf16", graphed=True),
 )
-REST = (
-    Variant("fused, fp32"),
-    Variant("fused, tf32", precision="tf32"),
-    Variant("per-edge, tf32", "reference", "tf32"),
-    Variant("per-edge, bf16", "reference", "bf16"),
-    Variant("fused, bf16, cuDNN searched, CUDA graph", precision="bf16", graphed=True, searched=True),
-    Variant("per-edge, fp32, default layout", "reference", channels_last=False),
-    Variant("per-edge, bf16, default layout", "reference", "bf16", channels_last=False),
-    Variant("per-edge, bf16, CUDA graph", "reference", "bf16", graphed=True),
-    Variant("fused, bf16, 90 % pruned, CUDA graph", precision="bf16", graphed=True, pruned=0.9),
-    Variant("fused, tf32, CUDA graph", precision="tf32", graphed=True),
-    Variant(f"{BASE}, again", "reference"),
+LAST = (
+    Variant("reference", channels_last=False),
+    Variant("reference", "bf16", channels_last=False),
+    Variant(precision="bf16", graphed=True, pruned=0.9),
+    *(Variant(lowering, p, graphed=True) for p in ("tf32", "fp32") for lowering in ("fused", "reference")),
 )
-COMPILED = Variant("fused, bf16, torch.compile", precision="bf16", compiled=True)
+COMPILED = tuple(
+    Variant(lowering, p, compiled=True) for p in ("bf16", "tf32", "fp32") for lowering in ("fused", "reference")
+)
 HEADER = (
     "space", "variant", "step", "ms", "min", "max", "busy ms", "kernels", "peak GiB", "TFLOP/s", "roofline", "speed",
 )  # fmt: skip
@@ -157,23 +158,23 @@ def variant_rows(report: Report, space: Space, variant: Variant) -> None:
     net = start(variant, space.graph, space.config, report.device)
     batch = random_batch(space.graph, space.batch, report.device, variant.channels_last)
     for kind in KINDS:
-        taken = measure(net, kind, batch, variant, 0.0 if report.tiny else 2.0, 2 if report.tiny else 5)
+        taken = measure(net, kind, batch, variant, 0.0 if report.tiny else 1.0, 2 if report.tiny else 5)
         add_row(report, space, variant, kind, taken)
 
 
 def add_row(report: Report, space: Space, variant: Variant, kind: str, taken: Taken) -> None:
     """Print and keep a row."""
-    flops, floor = flops_of_step(kind, total_cost(space.graph).flops, space.batch), None
-    whole = variant.pruned == 0.0  # else the costs are others
-    if report.ceilings is not None and whole:
-        floor = max(floors(report.ceilings, space, variant.precision, kind))
+    least, flops = floor(report, space, variant, kind), work_of(space.graph, kind, "fp32", space.batch).flops
+    base = {"median_seconds": taken.median} if variant == BASE else find(report, space.name, BASE, kind)
     row = {
-        "space": space.name, "variant": variant.name, "step": kind, **as_json(taken),
-        "flops_per_second": flops / taken.median if whole else None,
-        "roofline": floor / taken.median if floor else None,
-    }  # fmt: skip
-    base = find(report, space.name, BASE, kind)
-    row["speed"] = base["median_seconds"] / taken.median if base else 1.0 if variant.name == BASE else None
+        "space": space.name,
+        "variant": variant.name,
+        "step": kind,
+        **as_json(taken),
+        "flops_per_second": None if variant.pruned else flops / taken.median,
+        "roofline": None if least is None else least / taken.median,
+        "speed": base["median_seconds"] / taken.median if base else None,
+    }
     report.rows.append(row)
     busy, peak, rate = row["busy_seconds"], row["peak_bytes"], row["flops_per_second"]
     report.say(
@@ -188,25 +189,28 @@ def add_row(report: Report, space: Space, variant: Variant, kind: str, taken: Ta
     )  # fmt: skip
 
 
-def floors(found: Ceilings, space: Space, precision: str, kind: str) -> tuple[float, float]:
-    """Seconds that a step's operations, and that its bytes take at least."""
-    cost, times = total_cost(space.graph), 3 if kind == "weight" else 2
-    rate = found.flops.get(precision, found.flops["fp32"])
-    moved = cost.mac_bytes * space.batch * times / (2 if precision == "bf16" else 1)
-    return flops_of_step(kind, cost.flops, space.batch) / rate, moved / found.bandwidth
+def floor(report: Report, space: Space, variant: Variant, kind: str) -> float | None:
+    """Seconds that a step takes at least; None for a pruned network, whose costs are others."""
+    if report.ceilings is None or variant.pruned:
+        return None
+    work = work_of(space.graph, kind, "bf16" if variant.precision == "bf16" else "fp32", space.batch)
+    return work.floor(
+        report.ceilings.flops.get(variant.precision, report.ceilings.flops["fp32"]), report.ceilings.bandwidth
+    )
 
 
-def find(report: Report, space: str, variant: str, kind: str) -> dict[str, Any] | None:
+def find(report: Report, space: str, variant: Variant, kind: str) -> dict[str, Any] | None:
     """A row that was measured; None if it was not."""
-    keys = {"space": space, "variant": variant, "step": kind}
+    keys = {"space": space, "variant": variant.name, "step": kind}
     return next((row for row in report.rows if keys.items() <= row.items()), None)
 
 
-def kernels(report: Report, names: Sequence[str], most: int = 12) -> None:
+def kernels(report: Report, variants: Iterable[Variant], most: int = 12) -> None:
     """Where the GPU's time goes in steps of the full space."""
-    for row in report.rows:
-        if row["space"] == "full" and row["variant"] in names and row["by_kernel"]:
-            report.say(f"\nkernels of a {row['step']} step, {row['variant']}\n")
+    for variant, kind in itertools.product(variants, KINDS):
+        row = find(report, "full", variant, kind)
+        if row is not None and row["by_kernel"]:
+            report.say(f"\nkernels of a {kind} step, {variant.name}\n")
             longest = [(1000 * s, name[:110]) for name, s in list(row["by_kernel"].items())[:most]]
             report.say(table(("ms", "kernel"), longest))
 
@@ -214,98 +218,97 @@ def kernels(report: Report, names: Sequence[str], most: int = 12) -> None:
 # -- torch.compile, in a process that can be ended --------------------------------------------------------------------
 
 
-def compiled(report: Report) -> None:
-    """Steps of the full space under torch.compile, as far as compiling ends within the budget."""
-    if report.left() < 2 * LEFT_FOR_A_ROW or report.device.type != "cuda":
-        report.left_out.append(f"full: {COMPILED.name}")
-        return
-    command = [sys.executable, "-m", "benchmarks.gpu", "--compiled-only", "--device", str(report.device), "--json"]
-    try:
-        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=report.left(), check=True)
-    except subprocess.TimeoutExpired as error:
-        report.left_out.append(f"full: {COMPILED.name} (compiling and measuring takes more than {error.timeout:.0f} s)")
-        return
-    except subprocess.CalledProcessError as error:
-        report.left_out.append(f"full: {COMPILED.name} (failed with exit status {error.returncode}, see above)")
-        return
-    space = Space.of("full", FULL, report.tiny)
-    for row in json.loads(done.stdout)["rows"]:
-        taken = Taken(tuple(row["seconds"]), row["peak_bytes"], row["kernels"], row["busy_seconds"], row["by_kernel"])
-        add_row(report, space, COMPILED, row["step"], taken)
+def compiled(report: Report, space: Space) -> None:
+    """Steps of the full space under torch.compile: as many as a process gets done in what is left of the budget."""
+    done: set[str] = set()
+    if report.device.type == "cuda" and report.left() > 2 * LEFT_FOR_A_ROW:
+        command = [sys.executable, "-m", "benchmarks.gpu", "--compiled-rows", "--device", str(report.device)]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+            timer = threading.Timer(report.left(), process.kill)
+            timer.start()
+            assert process.stdout is not None
+            for text in process.stdout:
+                index, kind, fields = json.loads(text)
+                add_row(report, space, COMPILED[index], kind, Taken(**fields))
+                done.add(COMPILED[index].name)
+            timer.cancel()
+    report.left_out += [f"full: {v.name}" for v in COMPILED if v.name not in done]
+
+
+def compiled_rows(device: torch.device, tiny: bool) -> None:
+    """In the process of its own: a line of JSON for every step."""
+    space = Space.of("full", FULL, tiny)
+    for index, variant in enumerate(COMPILED):
+        net = start(variant, space.graph, space.config, device)
+        for kind in KINDS:
+            taken = measure(net, kind, random_batch(space.graph, space.batch, device), variant, 1.0, 5)
+            print(json.dumps([index, kind, asdict(taken)]), flush=True)
 
 
 # -- the whole --------------------------------------------------------------------------------------------------------
 
 
-def bars(report: Report) -> Iterator[tuple[str, str, float | None]]:
-    """What is asked, and what was found."""
-    for name in (BEST, REPLAYED):
-        for kind in KINDS:
-            row = find(report, "full", name, kind)
-            yield f"{name}, {kind} step: speed against {BASE}", ">= 4", row["speed"] if row else None
-    hours = report.search["hours"] if report.search else None
-    yield "search of the share space, GPU hours", "< 3", hours
+def bars(report: Report) -> list[Bar]:
+    """What is asked, as far as it was measured."""
+    found = []
+    for variant, kind in itertools.product((BEST, REPLAYED), KINDS):
+        row = find(report, "full", variant, kind)
+        if row is not None and row["speed"] is not None:
+            name = f"{variant.name}, {kind} step: speed against {BASE.name}"
+            found.append(Bar(name, row["speed"], 4.0, at_least=True))
+    if report.search is not None:
+        found.append(Bar("search of the share space, GPU hours", report.search["hours"], 3.0))
+    return found
 
 
 def run(report: Report) -> None:
     """Measure in order of worth."""
-    size = (64, 2**20) if report.tiny else (None, None)
-    report.ceilings = ceilings(report.device, *size)
+    report.ceilings = ceilings(report.device, *((64, 2**20) if report.tiny else (None, None)))
     rates = ", ".join(f"{name} {rate / 1e12:.3g} TFLOP/s" for name, rate in report.ceilings.flops.items())
-    report.say(f"\nceilings: {rates}, copy {report.ceilings.bandwidth / 1e9:.4g} GB/s")
-    full = Space.of("full", FULL, report.tiny)
-    share = Space.of("share", SHARE, report.tiny)
-    for precision in ("fp32", "bf16"):
-        work, moved = (1000 * s for s in floors(report.ceilings, full, precision, "weight"))
-        report.say(
-            f"floor of a weight step of the full space, {precision}: arithmetic {work:.3g} ms, memory {moved:.3g} ms"
-        )
-    report.say("\n" + table(HEADER, ()))
+    report.say(f"\nceilings: {rates}, copy {report.ceilings.bandwidth / 1e9:.4g} GB/s\n")
+    full, share = Space.of("full", FULL, report.tiny), Space.of("share", SHARE, report.tiny)
+    report.say(table(HEADER, ()))
     steps(report, full, FIRST)
     if report.left() > 2 * LEFT_FOR_A_ROW:
-        report.search = projected(share.spec, share.graph, report.device, report.tiny, min(120.0, report.left() / 2))
-        report.say(f"\n{report.search['text']}\n")
+        report.search = projected(share.spec, share.graph, report.device, report.tiny, min(80.0, report.left() / 2))
+        report.say(f"\n{report.search['text']}\n\n{table(HEADER, ())}")
     else:
         report.left_out.append("the search")
+    steps(report, full, NEXT)
     steps(report, share, FIRST)
-    steps(report, full, REST)
-    compiled(report)
-    kernels(report, (BASE, BEST, REPLAYED))
-    report.say("\n" + table(("bar", "asked", "found"), list(bars(report))))
+    steps(report, full, LAST)
+    compiled(report, full)
+    kernels(report, FIRST)
     if report.left_out:
         report.say(f"\nnot measured: {'; '.join(report.left_out)}")
+    report.say(f"\n{bar_table(bars(report))}\n\n{machine_line()}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Check, measure, print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="small networks, to try the program out")
-    parser.add_argument("--budget-seconds", type=float, default=440.0)
-    parser.add_argument("--json", action="store_true", help="JSON on stdout, the tables on stderr")
-    parser.add_argument("--compiled-only", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    device = torch.device(options.device)
+    """Check, measure, print; the exit status."""
+    options = parser(__doc__)
+    options.add_argument("--device", default="cuda")
+    options.add_argument("--tiny", action="store_true", help="small networks, to try the program out")
+    options.add_argument("--budget-seconds", type=float, default=440.0)
+    options.add_argument("--compiled-rows", action="store_true", help=argparse.SUPPRESS)
+    args = options.parse_args(arguments)
+    device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         print("torch sees no NVIDIA GPU; to try the program out: --device cpu --tiny", file=sys.stderr)
         return 1
-    report = Report(device, time.monotonic() + options.budget_seconds, options.tiny, options.json)
-    where = machine() | {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"}
-    if options.compiled_only:
-        steps(report, Space.of("full", FULL, options.tiny), (COMPILED,))
-    else:
-        report.say(f"{where}")
-        if check(report):
-            run(report)
-        else:
-            report.say("\nwrong results: nothing was timed")
-    if options.json:
-        found = {"machine": where, "checks": report.checks, "rows": report.rows, "search": report.search}
+    if args.compiled_rows:
+        compiled_rows(device, args.tiny)
+        return 0
+    report = Report(device, time.monotonic() + args.budget_seconds, args.tiny, args.json)
+    right = check(report)
+    run(report)
+    if not right:
+        report.say("\nWRONG RESULTS, see `NO` in the first table: the times above mean nothing until they are right")
+    if args.json:
         limits = asdict(report.ceilings) if report.ceilings else None
-        print(
-            json.dumps(found | {"ceilings": limits, "bars": list(bars(report)), "left_out": report.left_out}, indent=1)
-        )
-    return 0 if all(row["passed"] for row in report.checks) else 1
+        found = {"checks": report.checks, "ceilings": limits, "rows": report.rows, "search": report.search}
+        show(True, found | {"left_out": report.left_out}, (), bars(report))
+    return 0 if right else 1
 
 
 if __name__ == "__main__":

@@ -24,12 +24,13 @@ budget=470 started=$SECONDS
 
 command -v "$python" >/dev/null || fail "there is no $python; try: --python /path/to/python3"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "$("$python" --version) is too old: 3.11 or newer is needed"
-"$python" -c 'import torch' 2>/dev/null || fail "$python has no torch; try: --python with the one that has it"
-version=$("$python" -c 'import torch; print(torch.__version__)')
-"$python" -c 'import torch, sys; sys.exit(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11))' || fail "torch $version is too old: 2.11 or newer is needed"
-case " ${arguments[*]-} " in
-  *" --device cpu "*) ;;
-  *) "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' || fail "torch $version sees no NVIDIA GPU; to try the program out: --device cpu --tiny" ;;
+read -r version new seen < <("$python" -c 'import torch
+new = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11)
+print(torch.__version__, new, torch.cuda.is_available())' 2>/dev/null) || fail "$python has no torch; try: --python with the one that has it"
+[ "$new" = True ] || fail "torch $version is too old: 2.11 or newer is needed"
+case "$seen ${arguments[*]-} " in
+  True*|*" --device cpu "*) ;;
+  *) fail "torch $version sees no NVIDIA GPU; to try the program out: --device cpu --tiny" ;;
 esac
 
 missing() {  # the packages that the benchmark imports and this Python does not have
@@ -51,8 +52,9 @@ if [ -n "$lacking" ]; then
   # The environment sees all that the Python has, a virtual environment too, and leaves it as it is.
   "$python" -c 'import site; print(*site.getsitepackages(), sep="\n")' \
     >"$("$target/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/parent.pth"
-  from=(--constraint constraints.txt)
-  [ -z "$wheels" ] || from=(--no-index --find-links "$wheels")
+  echo "torch==$version" >"$target/constraints.txt"  # whatever needs torch has to take the one that is there
+  from=(--constraint "$target/constraints.txt")
+  [ -z "$wheels" ] || from+=(--no-index --find-links "$wheels")
   # shellcheck disable=SC2086
   "$python" -m pip --python "$target/bin/python" install --quiet "${from[@]}" $lacking \
     || fail "pip cannot install $lacking; try: --wheels FOLDER with their wheels and those of what they need"
@@ -61,6 +63,5 @@ if [ -n "$lacking" ]; then
   [ -z "$lacking" ] || fail "still missing: $lacking"
 fi
 
-"$python" -c 'import runtime.search' || fail "the packages that are installed do not fit: see above"
 export PYTHONUNBUFFERED=1
 exec "$python" -m benchmarks.gpu --budget-seconds $((budget - (SECONDS - started))) ${arguments[@]+"${arguments[@]}"}

@@ -29,7 +29,6 @@ WARM_UP = 3
 class Variant:
     """One way to run the supernet's steps."""
 
-    name: str
     lowering: str = "fused"
     precision: str = "fp32"
     channels_last: bool = True
@@ -37,6 +36,18 @@ class Variant:
     compiled: bool = False
     searched: bool = False  # cuDNN tries its algorithms out and takes the fastest
     pruned: float = 0.0  # share of the gated edges taken away
+
+    @property
+    def name(self) -> str:
+        """Its settings in words."""
+        extras = {
+            "CUDA graph": self.graphed,
+            "torch.compile": self.compiled,
+            "cuDNN searched": self.searched,
+            "default layout": not self.channels_last,
+            f"{self.pruned:.0%} pruned": self.pruned > 0,
+        }
+        return ", ".join([self.lowering, self.precision, *(word for word, true in extras.items() if true)])
 
     def needs_cuda(self) -> bool:
         """Whether it says something on a GPU only."""
@@ -108,11 +119,13 @@ def start(variant: Variant, graph: Graph, config: SearchConfig, device: torch.de
 def step_of(net: Supernet, kind: str, batch: Batch, graphed: bool = False) -> Step:
     """A weight or gate step as the search takes it, always on the same batch."""
     weights, gates = list(net.weight_params.values()), list(net.gate_vectors.values())
-    chosen, frozen, optimizer = (weights, gates, net.weights) if kind == "weight" else (gates, weights, net.gates)
-    loss_fn, penalty = (
-        classification_loss(net.weight_network if kind == "weight" else net.gate_network, net.config, net.device),
-        Penalty(net.graph, net.graph, net.config.gates),
+    chosen, frozen, optimizer, network = (
+        (weights, gates, net.weights, net.weight_network)
+        if kind == "weight"
+        else (gates, weights, net.gates, net.gate_network)
     )
+    loss_fn = classification_loss(network, net.config, net.device)
+    penalty = Penalty(net.graph, net.graph, net.config.gates)
 
     def eager(images: Batch) -> Tensor:
         return backward(loss_fn, images, chosen, net.config)
@@ -167,14 +180,6 @@ def profiled(step: Step, device: torch.device) -> tuple[int, dict[str, float]]:
             seconds[event.name] += event.time_range.elapsed_us() / 1e6
             count += 1
     return count, dict(seconds.most_common())
-
-
-def flops_of_step(kind: str, flops: int, batch: int) -> int:
-    """Floating-point operations of a step: twice the multiply-adds, once forward and once or twice backward.
-
-    A gate step needs the gradients of values only, a weight step those of weights too. Gated sums are not counted.
-    """
-    return 2 * flops * batch * (3 if kind == "weight" else 2)
 
 
 def as_json(taken: Taken) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -16,17 +18,19 @@ from benchmarks.gpu_checks import Check
 ROOT = Path(__file__).parent.parent
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [*arguments, "--device", "cpu", "--tiny"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)
+def script(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["bash", "benchmarks/gpu.sh", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
 def report() -> dict[str, Any]:
-    done = run("bash", "benchmarks/gpu.sh", "--python", sys.executable, "--json")
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    out, told = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(told):
+        status = gpu.main(["--device", "cpu", "--tiny", "--json"])
+    assert status == 0, told.getvalue()
+    found: dict[str, Any] = json.loads(out.getvalue())
+    return found | {"told": told.getvalue()}
 
 
 def test_what_is_computed_is_right(report: dict[str, Any]) -> None:
@@ -35,12 +39,12 @@ def test_what_is_computed_is_right(report: dict[str, Any]) -> None:
 
 
 def test_every_step_that_a_cpu_can_take_is_timed(report: dict[str, Any]) -> None:
-    variants = [v for v in (*gpu.FIRST, *gpu.REST) if not v.needs_cuda()]
+    variants = [v for v in (*gpu.FIRST, *gpu.NEXT, *gpu.LAST) if not v.needs_cuda()]
     full = [(row["variant"], row["step"]) for row in report["rows"] if row["space"] == "full"]
     assert full == [(v.name, kind) for v in variants for kind in ("weight", "gate")]
     assert all(row["median_seconds"] > 0 and row["kernels"] > 100 for row in report["rows"])
     assert {row["space"] for row in report["rows"]} == {"full", "share"}
-    assert report["left_out"] == [f"full: {gpu.COMPILED.name}"]
+    assert report["left_out"] == [f"full: {variant.name}" for variant in gpu.COMPILED]
 
 
 def test_the_search_is_projected_from_what_was_measured(report: dict[str, Any]) -> None:
@@ -55,7 +59,7 @@ def test_no_budget_leaves_everything_out_and_says_so(capsys: pytest.CaptureFixtu
     report = gpu.Report(gpu.torch.device("cpu"), deadline=0.0, tiny=True, as_json=False)
     gpu.steps(report, space, gpu.FIRST[:2])
     assert report.rows == []
-    assert report.left_out == [f"full: {gpu.BASE}", f"full: {gpu.BEST}"]
+    assert report.left_out == [f"full: {gpu.BASE.name}", f"full: {gpu.BEST.name}"]
     assert capsys.readouterr().out == ""
 
 
@@ -64,18 +68,17 @@ def test_a_wrong_result_ends_in_exit_status_1(
 ) -> None:
     checks = [Check("logits", 0.5, 0.1), Check("gates", float("nan"), 0.1), Check("pixels", 0.0, 0.0)]
     monkeypatch.setattr(gpu, "all_checks", lambda *_: checks)
+    monkeypatch.setattr(gpu, "run", lambda _: None)
     assert gpu.main(["--device", "cpu", "--tiny"]) == 1
     out = capsys.readouterr().out
     assert out.count("| NO |") == 2
-    assert "nothing was timed" in out
+    assert "WRONG RESULTS" in out
 
 
 def test_without_a_gpu_it_says_how_to_try_it() -> None:
     if gpu.torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    done = subprocess.run(
-        ["bash", "benchmarks/gpu.sh", "--python", sys.executable], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = script("--python", sys.executable)
     assert done.returncode == 1
     assert "sees no NVIDIA GPU" in done.stderr
     assert "--device cpu --tiny" in done.stderr
@@ -85,6 +88,12 @@ def test_a_python_without_torch_is_told_apart(tmp_path: Path) -> None:
     bare = tmp_path / "python"
     bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -E "$@"\n')
     bare.chmod(0o755)
-    done = run("bash", "benchmarks/gpu.sh", "--python", str(bare))
+    done = script("--python", str(bare))
     assert done.returncode == 1
     assert "has no torch" in done.stderr
+
+
+def test_the_script_hands_its_arguments_on() -> None:
+    done = script("--python", sys.executable, "--device", "cpu", "--no-such-option")
+    assert done.returncode == 2
+    assert "unrecognized arguments: --no-such-option" in done.stderr
