@@ -21,7 +21,8 @@ def main():
     images = FileImages([sys.argv[1]] * 40_000, torch.zeros(40_000, dtype=torch.int64), (3, 8, 8), workers=2)
     loader = Loader(images, torch.arange(40_000), Normalise((0.5,) * 3, (0.2,) * 3), 4, training=False)
     batches = loader.batches(0)
-    next(batches)
+    for _ in range(2):  # one of each worker: both have come to ignore interrupts
+        next(batches)
     print("ready", flush=True)
     sys.stdin.readline()
     for _ in range(100):
