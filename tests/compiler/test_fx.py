@@ -23,6 +23,7 @@ from compiler.lowering.fx import (
     lower,
     weights_of,
 )
+from compiler.lowering.groups import exits
 from compiler.lowering.torch_batch import BatchNorm
 from compiler.ops import node_tensors
 from compiler.passes.drop_gates import DropGates
@@ -246,7 +247,8 @@ def test_recompute_changes_nothing_but_what_is_kept(lowering: Lowering) -> None:
     assert all(torch.equal(state[name], other_state[name]) for name in state)  # statistics moved once
 
 
-def test_recompute_keeps_only_what_crosses_blocks() -> None:
+def test_recompute_keeps_only_what_crosses_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compiler.lowering.fx.recomputed_blocks", lambda graph, lowering: exits(graph).keys())
     graph, kept = level_graph(8, channels=8, size=10), []
     for recompute in (False, True):
         module, sizes = lower(graph, recompute=recompute), []
@@ -258,7 +260,7 @@ def test_recompute_keeps_only_what_crosses_blocks() -> None:
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             module(images(graph, 8))
         kept.append(sum(sizes))
-    assert kept[1] < 0.6 * kept[0], "the last blocks are kept: that memory is free again when the peak comes"
+    assert kept[1] < 0.4 * kept[0]
 
 
 def test_recompute_without_gradients_just_runs() -> None:
