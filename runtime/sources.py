@@ -6,12 +6,14 @@ batches or keeps a place; `runtime.data.Loader` does.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -155,7 +157,8 @@ class FileImages:
             # Forking a process that runs threads (torch's, CUDA's) can hang the child.
             multiprocessing_context=_worker_context() if workers else None,
         )
-        return iter(loader)
+        with _interrupts_held_back():
+            return iter(loader)
 
     def _note(self, failed: dict[str, str]) -> None:
         if failed and not self.skip_corrupt:
@@ -196,11 +199,22 @@ def _as_it_is(decoded: Any) -> Any:
     return decoded
 
 
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """A Ctrl-C waits until this is over, and never reaches the processes started in it, which inherit the mask."""
+    resource_tracker.ensure_running()  # starting it would take interrupts out of the mask
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _live_and_die_with_the_parent(_: int) -> None:
     """Outlive Ctrl-C, which reaches every process of a terminal while the parent still needs batches, but not the
     parent: torch's own watch looks at the process that forked the worker, which here is the fork server.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for a fork server that others started, with interrupts
     threading.Thread(target=_exit_after_the_parent, daemon=True).start()
 
 
