@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 import struct
+import warnings
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageOps
 
 Pixels = NDArray[np.uint8]
 View = Literal["fit", "fb_resnet"]
@@ -31,21 +32,32 @@ _JITTER = 0.4  # brightness, contrast and saturation change by a factor in 1 +- 
 def decode(path: str, shape: tuple[int, int, int], view: View, key: int | None) -> Pixels:
     """The image at `path` as (H, W, C) uint8, for a network input `shape` (C, H, W).
 
-    View `fit`, or no key: scaled until it just covers HxW, then cropped in the middle (with fb.resnet's margin where
-    that is the view). View `fb_resnet` with a key: a random part, scaled to HxW, with random brightness, contrast and
-    saturation, all decided by the key. Raises one of UNREADABLE when the file is damaged.
+    Photographs are turned upright first. View `fit`, or no key: scaled until it just covers HxW, then cropped in the
+    middle (with fb.resnet's margin where that is the view). View `fb_resnet` with a key: a random part, scaled to HxW,
+    with random brightness, contrast and saturation, all decided by the key. Raises one of UNREADABLE when the file is
+    damaged.
     """
     channels, height, width = shape
     with Image.open(path) as file:
         if view == "fit":
-            file.draft(MODES[channels], (2 * width, 2 * height))  # lets a large JPEG be decoded at reduced size
-        image = _eight_bits(file).convert(MODES[channels])
+            enough = 2 * max(width, height)  # of either side: it may lie on its side
+            file.draft(MODES[channels], (enough, enough))  # lets a large JPEG be decoded at reduced size
+        image = _upright(_eight_bits(file)).convert(MODES[channels])
     if view == "fb_resnet" and key is not None:
         choices = torch.Generator().manual_seed(key)
         image = _jitter(_random_part(image, height, width, choices), choices)
     else:
         image = _fit(image, height, width, _TEST_MARGIN if view == "fb_resnet" else 1.0)
     return np.asarray(image, dtype=np.uint8).reshape(height, width, channels)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF data says: cameras write that instead of turning pixels. Damaged EXIF data says nothing."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return ImageOps.exif_transpose(image)
+    except UNREADABLE:
+        return image
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

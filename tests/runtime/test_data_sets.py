@@ -11,7 +11,7 @@ import pytest
 import torch
 import torchvision
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 from scipy.io import savemat
 
 from graphspec.config import DataConfig
@@ -170,6 +170,30 @@ def test_a_folder_is_scaled_cropped_and_converted(tmp_path: Path) -> None:
     grey = load_dataset(DataConfig(name="folder", root=str(root)), (1, 8, 8), 2, seed=0)
     assert isinstance(grey.train, MemoryImages)
     assert grey.train.images.shape == (24, 1, 8, 8)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (16, 24)])
+def test_photographs_are_turned_upright(tmp_path: Path, size: tuple[int, int]) -> None:
+    root = make_folder(tmp_path, size=(8, 8))
+    width, height = size
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[:, : width // 2] = 200  # as the sensor saw it: bright on the left
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # a quarter turn clockwise: bright on top
+    Image.fromarray(pixels).save(root / "train" / "cat" / "000.png", exif=exif)
+    dataset = folder_set(root)
+    assert isinstance(dataset.train, MemoryImages)
+    upright = dataset.train.images[0].float()
+    assert upright[:, :3].min() > 150
+    assert upright[:, 5:].max() < 50
+
+
+def test_damaged_exif_data_does_no_harm(tmp_path: Path) -> None:
+    root = make_folder(tmp_path, size=(8, 8))
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(root / "train" / "cat" / "000.png", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    dataset = folder_set(root)
+    assert isinstance(dataset.train, MemoryImages)
+    assert dataset.train.images[0].unique().tolist() == [9]
 
 
 def test_whatever_else_lies_in_a_folder_does_no_harm(tmp_path: Path) -> None:
