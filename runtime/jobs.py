@@ -42,6 +42,7 @@ class JobOptions:
     device: str = "auto"
     trust_code: bool = False
     quiet: bool = False
+    silent: bool = False  # no warnings either
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class _Attempt:
     @property
     def console(self) -> Console:
         """Where it speaks; of several processes one does."""
-        return Console(self.options.quiet, silent=not self.world.is_main)
+        return Console(self.options.quiet, silent=self.options.silent or not self.world.is_main)
 
     def run(self, job: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Do the job with the run locked, unless it is finished already; the result."""
