@@ -1,9 +1,9 @@
 """The fused lowering: gated sums that share sources become one product over a stack, output gates go into weights.
 
 Within a block, all gated sums and gated projections that share sources, directly or through others, read them from
-one stack (`compiler.lowering.fx_kernels`). A sum whose sources nobody shares is one call; a projection scales its
-weight, which is small, instead of its inputs. What is left (a gated concatenation, sums without gates) is lowered as
-in the reference. Values are kept channels last.
+one stack (`compiler.lowering.fx_kernels`), as long as there are edges enough for products to pay. Any other sum is one
+call; a projection scales its weight, which is small, instead of its inputs. What is left (a gated concatenation, sums
+without gates) is lowered as in the reference. Values are kept channels last.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from compiler.ir import Block, Edge, Graph, Node, gate_scope
@@ -23,6 +22,7 @@ from compiler.lowering.fx_kernels import (
     coefficients,
     gated_sum,
     gated_sums,
+    joint_projection,
     projection,
     push,
     scaled,
@@ -148,8 +148,8 @@ class FusedEmitter(Emitter):
     def _convolved(self, node: Node, edges: Sequence[Edge], weight: fx.Node, bias: fx.Node | None) -> fx.Node:
         name, stack = python_name(node.id), self.stack_of.get(node.id)
         if stack is None:
-            joined = self.call(torch.cat, ([self.values[edge.src] for edge in edges], 1), f"{name}_concat")
-            return self.call(F.conv2d, (joined, weight, bias), f"{name}_conv")
+            values = (self.values[edge.src] for edge in edges)
+            return self.call(joint_projection, (weight, bias, *values), f"{name}_conv")
         self.fill(stack)
         positions = tuple(stack.slots[edge.src] for edge in edges)
         results = self.call(projection, (self.filled[_name(stack)], weight, bias, positions), f"{name}_results")

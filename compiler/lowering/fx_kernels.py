@@ -144,15 +144,10 @@ def _edges(rows: Rows) -> list[tuple[int, int]]:
     return [(n, k) for n, row in enumerate(rows) for k, position in enumerate(row) if position != ABSENT]
 
 
-def _product_span(rows: Rows, device: torch.device) -> slice | None:
-    """The slots to multiply as one matrix, or None where adding edge by edge moves less memory.
-
-    A product reads its slots and writes its sums once; an edge costs about as much as one of those. Off the CPU,
-    starting a kernel costs more than moving memory, so there it is always a product.
-    """
+def _span(rows: Rows) -> slice:
+    """The slots from the first to the last that is read."""
     slots = [k for _, k in _edges(rows)]
-    span = slice(min(slots), max(slots) + 1)
-    return span if device.type != "cpu" or len(slots) > len(rows) + span.stop - span.start else None
+    return slice(min(slots), max(slots) + 1)
 
 
 class _GatedSums(Function):
@@ -165,44 +160,27 @@ class _GatedSums(Function):
         ctx.save_for_backward(filled, coefs)
         sums = _new_slots(len(rows), filled[0])
         factors = coefs.to(filled.dtype)
-        span = _product_span(rows, filled.device)
-        if span is None:
-            _sum_by_edge(sums, factors, filled, _edges(rows))
-        else:
-            with _no_autocast(filled):
-                torch.mm(factors[:, span], _matrix(filled)[span], out=_matrix(sums))
+        span = _span(rows)
+        with _no_autocast(filled):
+            torch.mm(factors[:, span], _matrix(filled)[span], out=_matrix(sums))
         return filled.data, *(value.data for value in sums)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, total: Tensor | None, *grads: Tensor | None) -> tuple[Any, ...]:
         filled, coefs = ctx.saved_tensors
-        span = _product_span(ctx.rows, filled.device)
+        span = _span(ctx.rows)
         given = _slots_of(grads, filled[0])
         coefs_grad = None
         if ctx.needs_input_grad[1]:
             coefs_grad = torch.zeros_like(coefs)
-            if span is None:
-                for n, k in _edges(ctx.rows):
-                    coefs_grad[n, k] = _dots(given[n : n + 1], filled[k : k + 1])[0, 0]
-            else:
-                coefs_grad[:, span] = _dots(given, filled[span]).to(coefs.dtype)
+            coefs_grad[:, span] = _dots(given, filled[span]).to(coefs.dtype)
         if not ctx.needs_input_grad[0]:
             return None, coefs_grad, None
         if total is None:
             total = _new_slots(len(filled), filled[0]).zero_()
-        _add_slot_grads(total, coefs.to(filled.dtype), given, ctx.rows, span)
+        _matrix(total)[span].addmm_(coefs.to(filled.dtype)[:, span].t(), _matrix(given))
         return total, coefs_grad, None
-
-
-def _sum_by_edge(sums: Tensor, factors: Tensor, filled: Tensor, edges: list[tuple[int, int]]) -> None:
-    started = set()
-    for n, k in edges:
-        if n in started:
-            sums[n].addcmul_(filled[k], factors[n, k])
-        else:
-            torch.mul(filled[k], factors[n, k], out=sums[n])
-            started.add(n)
 
 
 def _slots_of(values: Sequence[Tensor | None], like: Tensor) -> Tensor:
@@ -219,12 +197,11 @@ def _dots(given: Tensor, slots: Tensor) -> Tensor:
     return images.sum(0, dtype=torch.promote_types(images.dtype, torch.float32))
 
 
-def _add_slot_grads(total: Tensor, factors: Tensor, given: Tensor, rows: Rows, span: slice | None) -> None:
-    if span is None:
-        for n, k in _edges(rows):
-            total[k].addcmul_(given[n], factors[n, k])
-    else:
-        _matrix(total)[span].addmm_(factors[:, span].t(), _matrix(given))
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """`_dots` of two values `(N, C, H, W)` or `(N, C)`, without copying them if both are kept channels last."""
+    rows = [(x.permute(0, 2, 3, 1) if x.dim() == 4 else x).flatten(1) for x in (a, b)]
+    images = torch.bmm(rows[0].unsqueeze(1), rows[1].unsqueeze(2))
+    return images.sum(dtype=torch.promote_types(images.dtype, torch.float32))
 
 
 def gated_sums(stack: Stack, coefs: Tensor, rows: Rows) -> tuple[Any, ...]:
@@ -260,8 +237,7 @@ class _GatedSum(Function):
         grads = [grad * factor if need else None for factor, need in zip(factors, needed, strict=True)]
         if not values:
             return None, *grads
-        given = _slots_of([grad], grad)
-        dots = [_dots(given, _slots_of([value.to(grad.dtype)], grad))[0, 0] for value in values]
+        dots = [_dot(grad, value.to(grad.dtype)) for value in values]
         return torch.stack(dots).to(coefs.dtype), *grads
 
 
@@ -303,8 +279,10 @@ class _Projection(Function):
         given = _pixels(grad)
         weight_grad = None
         if ctx.needs_input_grad[1]:
-            slots = _pixel_rows(filled, ctx.positions)
-            weight_grad = torch.bmm(given.t().expand(len(slots), -1, -1), slots).transpose(0, 1)
+            first, last = min(ctx.positions), max(ctx.positions)
+            slots = _pixel_rows(filled)[first : last + 1]  # those in between, too: a product costs less than a copy
+            weight_grads = torch.bmm(given.t().expand(len(slots), -1, -1), slots)
+            weight_grad = weight_grads[_index((ctx.positions,), given.device, first)[0]].transpose(0, 1)
         if not ctx.needs_input_grad[0]:
             return None, weight_grad, None
         first = total is None
@@ -320,23 +298,23 @@ class _Projection(Function):
         return total, weight_grad, None
 
 
-def _pixel_rows(filled: Tensor, positions: tuple[int, ...]) -> Tensor:
-    """Slots as matrices `(K, N * H * W, C)`: a view where they stand in a row."""
-    first, count = positions[0], len(positions)
-    in_a_row = positions == tuple(range(first, first + count))
-    slots = (
-        filled[first : first + count] if in_a_row else filled.index_select(0, _index((positions,), filled.device)[0])
-    )
+def _pixel_rows(slots: Tensor) -> Tensor:
+    """`(K, N, C, H, W)` as matrices `(K, N * H * W, C)`, without copying."""
     return slots.permute(0, 1, 3, 4, 2).flatten(1, 3)
 
 
-def _project(filled: Tensor, matrices: Tensor, positions: tuple[int, ...]) -> Tensor:
-    """`(N * H * W, outputs)`; on the CPU a chain of products, each added to the last, which spares the concatenation.
+def _in_a_chain(x: Tensor) -> bool:
+    """Whether to project by a chain of products, each added to the last, which spares joining what is projected.
 
-    Half precision would round after every addition, and other devices pay more for starting kernels than for a copy.
+    Half precision would round after every addition, and off the CPU starting kernels costs more than a copy.
     """
-    if filled.device.type != "cpu" or filled.dtype not in (torch.float32, torch.float64):
-        joined = _pixel_rows(filled, positions).transpose(0, 1).flatten(1)
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+
+
+def _project(filled: Tensor, matrices: Tensor, positions: tuple[int, ...]) -> Tensor:
+    """`(N * H * W, outputs)`."""
+    if not _in_a_chain(filled):
+        joined = torch.cat([_pixels(filled[k]) for k in positions], 1)
         return joined @ matrices.flatten(1).t()
     y = torch.mm(_pixels(filled[positions[0]]), matrices[:, 0].t())
     for index, k in enumerate(positions[1:], 1):
@@ -360,3 +338,16 @@ def projection(stack: Stack, weight: Tensor, bias: Tensor | None, positions: tup
     outputs = len(weight)
     filled, y = _Projection.apply(stack.filled, weight.view(outputs, len(positions), -1), positions)
     return Stack(stack.buffer, filled), y if bias is None else y + bias.to(y.dtype)[:, None, None]
+
+
+def joint_projection(weight: Tensor, bias: Tensor | None, *values: Tensor) -> Tensor:
+    """The 1x1 convolution `(N, outputs, H, W)` over values `(N, C, H, W)` of any channels, joined in this order."""
+    if torch.compiler.is_compiling() or not all(map(_in_a_chain, values)):
+        return F.conv2d(torch.cat(values, 1), weight, bias)
+    first, *others = torch.split(weight.flatten(1), [value.shape[1] for value in values], 1)
+    y = torch.mm(_pixels(values[0]), first.t())
+    for value, matrix in zip(values[1:], others, strict=True):
+        y.addmm_(_pixels(value), matrix.t())
+    n, _, h, w = values[0].shape
+    y = y.view(n, h, w, -1).permute(0, 3, 1, 2)
+    return y if bias is None else y + bias[:, None, None]

@@ -210,8 +210,7 @@ class Tape:
         grad = self.gates_trained or any(value.grad for value in values)
         out = _fresh(values[0].numbers, max(value.item for value in values), grad)
         keeps = tuple(value.buffer for value in values) if self.gates_trained else ()
-        back = Size(2 * out.size.image) if self.gates_trained else Size()
-        self.calls.append(Call(values, (out,), grad, keeps=keeps, back_work=back))
+        self.calls.append(Call(values, (out,), grad, keeps=keeps))
         return out
 
     def _sum_all_ready(self, stack: Stack) -> None:
@@ -254,10 +253,12 @@ class Tape:
         values = tuple(self.values[edge.src] for edge in self.graph.inputs(node.id))
         grad = self.trained or self.gates_trained or any(value.grad for value in values)
         stack = self.stack_of.get(node.id)
-        if stack is None:
-            value = self._joined(values, math.prod(shapes[0]), math.prod(out), tensors, grad)
-        else:
+        if stack is not None:
             value = self._product(self._fill(stack), values, math.prod(out), tensors, grad)
+        elif self.plan.on_cpu and not self.plan.half:
+            value = self._chained(values, math.prod(out), tensors, grad)
+        else:
+            value = self._joined(values, math.prod(shapes[0]), math.prod(out), tensors, grad)
         before = conv.name
         for step, row, attrs, shapes, out in rows[2:]:
             tensors = {n: math.prod(s) for n, s in row.params(attrs, shapes, out).items()}
@@ -281,10 +282,20 @@ class Tape:
         self.calls.append(call)
         return out
 
+    def _chained(self, values: tuple[Value, ...], numbers: int, tensors: dict[str, int], grad: bool) -> Value:
+        """Values that lie apart are projected one by one into the same memory."""
+        out = _fresh(numbers, values[0].item, grad)
+        weight = Buffer(Size(fixed=4 * tensors["weight"]))  # times the gates
+        trained = self.trained or self.gates_trained
+        keeps = (weight, *(value.buffer for value in values if trained)) if grad else ()
+        weights = 4 * sum(tensors.values()) if self.trained else 0
+        self.calls.append(Call(values, (out,), grad, makes=(weight,), keeps=keeps, weights=weights))
+        return out
+
     def _joined(
         self, values: tuple[Value, ...], inputs: int, numbers: int, tensors: dict[str, int], grad: bool
     ) -> Value:
-        """Inputs of different sizes are joined; the convolution keeps what was joined."""
+        """Values are joined; the convolution keeps what was joined."""
         joined = _fresh(inputs, max(value.item for value in values), any(value.grad for value in values))
         self.calls.append(Call(values, (joined,), joined.grad, passes=True))
         out = _fresh(numbers, 2 if self.plan.half else joined.item, grad)

@@ -90,6 +90,7 @@ def test_the_reference_prints_the_formula() -> None:
     assert lower(small(), lowering="reference").code.strip() == REFERENCE_CODE.strip()
 
 
+@pytest.mark.usefixtures("stacks")
 def test_the_fused_code_can_be_read() -> None:
     golden = Path(__file__).parent / "golden" / "fused_code.txt"
     assert lower(small()).code.strip() == golden.read_text().strip()

@@ -119,6 +119,7 @@ def chain_of_blocks(count: int, sizes: tuple[int, ...] = (8, 8)) -> Graph:
 # -- what is kept -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("stacks_or_not")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("lowering", LOWERINGS)
 @pytest.mark.parametrize("seed", range(6))
@@ -127,6 +128,7 @@ def test_what_is_kept_is_what_torch_saves(seed: int, lowering: Lowering, kind: s
     assert network.predicted().kept == pytest.approx(network.kept(), rel=0.01, abs=4096)
 
 
+@pytest.mark.usefixtures("stacks_or_not")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("lowering", LOWERINGS)
 def test_what_recompute_keeps(lowering: Lowering, kind: str) -> None:
@@ -193,6 +195,7 @@ def test_an_unknown_op_keeps_what_it_reads_and_gives() -> None:
 # -- the peak ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("stacks_or_not")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("lowering", LOWERINGS)
@@ -201,6 +204,7 @@ def test_the_peak_is_what_torch_allocates(lowering: Lowering, recompute: bool, k
     assert network.predicted().peak == pytest.approx(network.peak(), rel=0.03)
 
 
+@pytest.mark.usefixtures("stacks_or_not")
 @pytest.mark.parametrize("lowering", LOWERINGS)
 @pytest.mark.parametrize("seed", range(3))
 def test_the_peak_of_random_networks(seed: int, lowering: Lowering) -> None:
@@ -231,6 +235,7 @@ def test_a_single_block_is_not_recomputed() -> None:
     assert recomputed_blocks(chain_of_blocks(1), "fused") == frozenset()
 
 
+@pytest.mark.usefixtures("stacks_or_not")
 @pytest.mark.parametrize("lowering", LOWERINGS)
 def test_recompute_of_a_value_that_one_stack_reads(lowering: Lowering) -> None:
     """The stem's ReLU is computed although only the first block's gated sums read the stem."""
@@ -255,6 +260,7 @@ def test_recompute_of_a_value_that_one_stack_reads(lowering: Lowering) -> None:
 # -- training ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("stacks")
 def test_settings_that_need_less() -> None:
     graph = chain_of_blocks(6)
 
