@@ -1,8 +1,13 @@
-"""Peak memory of a training step, predicted and measured, and what recompute costs: `python -m benchmarks.memory`.
+"""Peak memory of a training step, predicted and measured, and what recompute costs.
+
+    python -m benchmarks.memory [--device cuda] [--precision bf16] [--rounds N] [--json]
 
 Predicted is what `graphspec compile` prints. Measured is by how much a process grows from before its network is made:
 its resident memory on the CPU, in a child process per variant; what torch has allocated on CUDA. A step of two images
 goes before, so that libraries are loaded. Times are of steps that take turns in one process: trust the ratios.
+
+On the CPU, resident memory includes what the C library holds back: freed memory that it cannot use again. With
+MALLOC_MMAP_THRESHOLD_=65536 in the environment it gives every piece back at once, and takes far longer.
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import in_child, interleave, machine, resident, resident_peak, table
+from benchmarks.common import Bar, in_child, interleave, parser, resident, resident_peak, show, table
 from compiler.elaborate import load
 from compiler.ir import Graph
 from compiler.lowering.memory import MemoryModel, Training
@@ -174,31 +179,26 @@ def _waited(step: Callable[[], None], device: torch.device) -> Callable[[], None
 # -- the report -------------------------------------------------------------------------------------------------------
 
 
-def bars(memory: Sequence[Row], times: Sequence[Row]) -> list[Row]:
-    """What prediction and recompute are held to: a row for every spec and batch size, its worst case in it."""
+def bars(memory: Sequence[Row], times: Sequence[Row]) -> list[Bar]:
+    """What prediction and recompute are held to, for every spec and batch size; of predictions the worst case."""
     found = []
     for spec, batch in CASES:
+        name = f"{spec} {batch}"
         own = [row for row in memory if (row["spec"], row["batch"]) == (spec, batch)]
         errors = [abs(row["predicted_over_measured"] - 1) for row in own]
-        found.append(_bar(f"{spec} {batch}: prediction, relative error", max(errors), TOLERANCE))
+        found.append(Bar(f"{name}: prediction, relative error", max(errors), TOLERANCE))
         for kind in KINDS:
             fused = [row for row in own if (row["lowering"], row["step"]) == ("fused", kind)]
             sizes = {row["recompute"]: row["measured_mib"] for row in fused}
-            share = sizes[True] / sizes[False]
-            found.append(_bar(f"{spec} {batch}: recompute, memory of a {kind} step", share, MOST_MEMORY))
+            found.append(Bar(f"{name}: recompute, memory of a {kind} step", sizes[True] / sizes[False], MOST_MEMORY))
         for row in times:
             if (row["spec"], row["batch"]) == (spec, batch):
-                name = f"{spec} {batch}: recompute, time of a {row['step']} step"
-                found.append(_bar(name, row["time_ratio"], MOST_TIME))
+                found.append(Bar(f"{name}: recompute, time of a {row['step']} step", row["time_ratio"], MOST_TIME))
     return found
 
 
-def _bar(name: str, found: float, most: float) -> Row:
-    return {"bar": name, "asked": f"<= {most}", "found": found, "met": found <= most}
-
-
-def report(memory: Sequence[Row], times: Sequence[Row]) -> str:
-    """Tables of memory, times and bars."""
+def report(memory: Sequence[Row], times: Sequence[Row]) -> list[str]:
+    """A table of memory and one of times."""
     cells = [
         [
             row["spec"],
@@ -212,27 +212,17 @@ def report(memory: Sequence[Row], times: Sequence[Row]) -> str:
     ]
     header = ["spec", "batch", "lowering", "recompute", "step", "predicted MiB", "measured MiB", "predicted / measured"]
     time_header = ["spec", "batch", "step", "ms", "ms with recompute", "recompute / plain"]
-    bar_cells = [
-        [row["bar"], row["asked"], row["found"], "met" if row["met"] else "missed"] for row in bars(memory, times)
-    ]
-    return "\n\n".join(
-        [
-            table(header, cells),
-            *([table(time_header, [list(row.values()) for row in times])] if times else []),
-            table(["bar", "asked", "found", ""], bar_cells),
-        ]
-    )
+    return [table(header, cells), *([table(time_header, [list(row.values()) for row in times])] if times else [])]
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of timing; 0 leaves the times out")
-    parser.add_argument("--json", action="store_true", help="machine-readable output")
-    parser.add_argument("--child", help=argparse.SUPPRESS)  # child: print the peaks of this variant
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--device", default="cpu", help="cpu or cuda")
+    options.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    options.add_argument("--rounds", type=int, default=5, help="rounds of timing; 0 leaves the times out")
+    options.add_argument("--child", help=argparse.SUPPRESS)  # child: print the peaks of this variant
+    args = options.parse_args()
     device = torch.device(args.device)
     if args.child:
         print(json.dumps(measured(Variant(**json.loads(args.child)), device)))
@@ -240,11 +230,7 @@ def main() -> None:
     memory = memory_rows(list(variants(args.precision)), device)
     cases = CASES if args.rounds else ()
     times = [row for case in cases for row in time_rows(*case, args.precision, args.rounds, device)]
-    if args.json:
-        result = {"machine": machine(), "memory": memory, "times": times, "bars": bars(memory, times)}
-        print(json.dumps(result, indent=2))
-    else:
-        print(report(memory, times), f"{machine()}", sep="\n\n")
+    show(args.json, {"memory": memory, "times": times}, report(memory, times), bars(memory, times))
 
 
 if __name__ == "__main__":

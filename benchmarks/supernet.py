@@ -173,7 +173,7 @@ GATE_OPS = {
     f"aten::{op}" for op in ("mul", "add", "add_", "sum", "addcmul_", "unbind", "select", "stack", "cat", "index")
 }
 WORDS = {
-    "convolutions": ("conv",),
+    "convolutions": ("conv", "mm"),  # projections are matrix products
     "pooling": ("pool",),
     "norm": ("batch_norm", "relu", "clamp_min", "threshold"),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +29,17 @@ def golden(request: pytest.FixtureRequest) -> Callable[[Path, str], None]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The one long test starts first, so that two workers end together."""
     items.sort(key=lambda item: item.path.name != "test_main_job.py")
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Torch computes in one thread: sums depend on their number, and processes that tests start have one."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

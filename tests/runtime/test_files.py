@@ -13,26 +13,17 @@ import pytest
 
 from graphspec.errors import RunError
 from runtime.files import atomic_write, guarded, write_bytes, write_json, write_text
+from tests.dying import DYING
 
-# The n-th call of any function that changes the file system or reaches the disk is where the process dies.
-DIE_AT_CALL = """
-import os, signal, sys
+DIE_AT_CALL = (
+    DYING
+    + """
 import runtime.files
 
-calls, die_at = 0, int(sys.argv[2])
-
-def dying(function):
-    def call(*args, **keywords):
-        global calls
-        if calls == die_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        calls += 1
-        return function(*args, **keywords)
-    return call
-
 os.open, os.fsync, os.replace = map(dying, (os.open, os.fsync, os.replace))
-runtime.files.write_text(runtime.files.Path(sys.argv[1]), "new" * 1000)
+runtime.files.write_text(runtime.files.Path(sys.argv[2]), "new" * 1000)
 """
+)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -98,7 +89,7 @@ def test_a_kill_at_any_call_leaves_the_old_or_the_new_content(tmp_path: Path) ->
     for die_at in range(6):
         path = tmp_path / str(die_at) / "a"
         write_text(path, "old")
-        done = subprocess.run([sys.executable, "-c", DIE_AT_CALL, str(path), str(die_at)], timeout=60)
+        done = subprocess.run([sys.executable, "-c", DIE_AT_CALL, str(die_at), str(path)], timeout=60)
         assert done.returncode == (-9 if die_at < 5 else 0)
         contents.append(path.read_text()[:3])
         write_text(path, "next")  # what the killed process left is no hindrance and does not stay

@@ -14,29 +14,21 @@ import pytest
 from graphspec.errors import RunError
 from runtime.files import write_text
 from runtime.rundir import Compiled, RunDir
+from tests.dying import DYING
 
 COMPILED = Compiled("digits", 7, "graphspec: 1\n# λ\n", "graphspec: 1\n", '{"seed": 7}\n', "{}\n", "graph @digits {}\n")
 
-DIE_AT_CALL = """
-import os, signal, sys
+DIE_AT_CALL = (
+    DYING
+    + """
 from pathlib import Path
 from runtime.rundir import Compiled, RunDir
-
-calls, die_at = 0, int(sys.argv[1])
-
-def dying(function):
-    def call(*args, **keywords):
-        global calls
-        if calls == die_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        calls += 1
-        return function(*args, **keywords)
-    return call
 
 os.replace, os.symlink = map(dying, (os.replace, os.symlink))
 RunDir.create(Compiled("digits", 7, "new", "new", "new", "new", "new"), Path("out"))
 print(calls)
 """
+)
 
 
 @pytest.fixture(autouse=True)

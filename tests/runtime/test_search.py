@@ -11,7 +11,7 @@ import resource
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
 
@@ -28,18 +28,11 @@ from runtime.training import Feed
 from tests.runtime.test_data_sets import make_folder
 from tests.tiny import TINY, command, environment, graphspec, write_spec
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FINAL = ("arch.yaml", "graph.json", "graph.txt", "weights.safetensors", "metrics.jsonl", "result.json", "split.json")
 SHORT = ("search.pretrain_epochs=1", "search.epochs=1")
 OFTEN = ("--set", "search.checkpoint.minutes=0.01")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Sums depend on the number of threads; the processes started here have one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def search(folder: Path, *settings: str, text: str = TINY, quiet: bool = True) -> Path:

@@ -6,13 +6,11 @@ import json
 import signal
 import statistics
 import subprocess
-from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from graphspec import api
 from graphspec.errors import RunError
@@ -20,6 +18,8 @@ from runtime.rundir import RunDir
 from runtime.study import Figure, checked_seeds, found_sizes, parse_seeds
 from tests.test_run_commands import Shell
 from tests.tiny import TINY, command, environment, write_spec
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 FAST = TINY.replace("{name: digits}", "{name: fake, fake_size: 96}").replace("batch_size: 32", "batch_size: 8")
 FAST = FAST.replace("pretrain_epochs: 2\n  epochs: 4", "pretrain_epochs: 1\n  epochs: 2") + "seed: 7\n"
@@ -32,15 +32,6 @@ def new_run(folder: Path, *overrides: str) -> RunDir:
     compiled = api.compile(write_spec(folder, FAST), overrides=overrides, root=folder / "runs")
     assert compiled.run is not None
     return compiled.run
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Sums depend on the number of threads; the process started here has one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
