@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import platform
 import resource
@@ -45,12 +44,6 @@ class Timing:
     def speedup_over(self, other: Timing) -> float:
         """Median over the rounds of the other's time divided by this one's."""
         return statistics.median(b / a for a, b in zip(self.seconds, other.seconds, strict=True))
-
-    def speedup_interval(self, other: Timing) -> tuple[float, float]:
-        """Where the true median of that ratio lies with 95 % confidence: from order statistics, no shape is assumed."""
-        ratios = sorted(b / a for a, b in zip(self.seconds, other.seconds, strict=True))
-        rank = max(0, math.floor((len(ratios) - 1.96 * math.sqrt(len(ratios))) / 2) - 1)
-        return ratios[rank], ratios[-1 - rank]
 
 
 def interleave(variants: Mapping[str, Step], rounds: int, warmup: int = 2) -> dict[str, Timing]:

@@ -1,10 +1,12 @@
 """Our ONNX files beside torch.onnx.export's: latency in onnxruntime, nodes, bytes, export time, torch eager, minimum.
 
-    python -m benchmarks.export [--json] [--rounds N] [NETWORK ...]
+    python -m benchmarks.export [--json] [--sessions N] [NETWORK ...]
 
 Both files hold the same network with the same weights, and run in sessions with default optimisation, in turns, for
-one and two threads. A ratio of latencies is the median over the rounds, so that a busy machine slows both alike; beside
-it stands where the true median lies with 95 % confidence. Needs the `bench` extra. Exits 1 if a bar is missed.
+one and two threads. A session's speed depends on where its memory happens to lie, so there are many of each: a ratio of
+latencies is the median over pairs of sessions, each pair's the median over its rounds; beside it stands where the true
+median lies with 95 % confidence. Before every turn there is a pause: for a while after a run, a session's threads wait
+in a loop, which takes cores from the other. Needs the `bench` extra. Exits 1 if a bar is missed.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ import contextlib
 import copy
 import io
 import logging
+import math
 import random
+import statistics
 import sys
 import tempfile
 import time
@@ -21,6 +25,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +34,7 @@ import onnx
 import onnxruntime
 import torch
 
-from benchmarks.common import Bar, interleave, parser, show, table
+from benchmarks.common import Bar, parser, show, table
 from compiler.costs import total_cost
 from compiler.elaborate import load
 from compiler.ir import INPUT, OUTPUT, Graph, Model, Node
@@ -47,7 +52,9 @@ NETWORKS = {  # name -> spec and parameters to prune to
     "cifar10_small": ("cifar10_small.yaml", 160_000),
     "dso_nas_24_blocks": ("dso_nas_cifar10_full.yaml", 3_000_000),
 }
-SECONDS_PER_ROUND = 0.03
+ROUNDS = 5  # of a pair of sessions
+SECONDS_PER_TURN = 0.03
+PAUSE = 0.05  # seconds, in which the threads of another session come to rest
 Runner = Callable[[], Any]
 Row = dict[str, Any]
 
@@ -193,40 +200,61 @@ class Duel:
     interval: tuple[float, float]  # of the speed, with 95 % confidence
 
 
-def duel(ours: Runner, other: Runner, rounds: int) -> Duel:
-    """In every round both run equally often."""
-    runs = max(1, round(SECONDS_PER_ROUND / timed(other, 5)[1]))
+def duel(make: dict[str, Callable[[], Runner]], pairs: int) -> Duel:
+    """The first of two networks against the second, each made anew for every pair."""
+    first, second = make
+    found: dict[str, list[float]] = {first: [], second: []}
+    speeds = []
+    for index in range(pairs):
+        runners = {name: make[name]() for name in (make if index % 2 == 0 else reversed(make))}
+        runs = max(1, round(SECONDS_PER_TURN / timed(runners[second], 5)[1]))
+        turns: dict[str, list[float]] = {first: [], second: []}
+        for turn in range(ROUNDS):
+            for name in list(runners)[:: 1 if turn % 2 == 0 else -1]:
+                turns[name].append(_turn(runners[name], runs))
+        speeds.append(statistics.median(b / a for a, b in zip(turns[first], turns[second], strict=True)))
+        for name, seconds in turns.items():
+            found[name] += seconds
+    return Duel(
+        statistics.median(found[first]), statistics.median(found[second]), statistics.median(speeds), _interval(speeds)
+    )
 
-    def often(run: Runner) -> Callable[[], None]:
-        def step() -> None:
-            for _ in range(runs):
-                run()
 
-        return step
+def _turn(run: Runner, runs: int) -> float:
+    """Seconds a run, after a pause and one that does not count."""
+    time.sleep(PAUSE)
+    run()
+    start = time.perf_counter()
+    for _ in range(runs):
+        run()
+    return (time.perf_counter() - start) / runs
 
-    found = interleave({"ours": often(ours), "other": often(other)}, rounds)
-    mine, its = found["ours"], found["other"]
-    return Duel(mine.median / runs, its.median / runs, mine.speedup_over(its), mine.speedup_interval(its))
+
+def _interval(values: Sequence[float]) -> tuple[float, float]:
+    """Where the true median lies with 95 % confidence: from order statistics, no shape is assumed."""
+    ordered, count = sorted(values), len(values)
+    rank = max(0, math.floor((count - 1.96 * math.sqrt(count)) / 2) - 1)
+    return ordered[rank], ordered[-1 - rank]
 
 
-def latencies(files: dict[str, bytes], module: torch.nn.Module, image: Any, rounds: int) -> list[Row]:
+def latencies(files: dict[str, bytes], module: torch.nn.Module, image: Any, pairs: int) -> list[Row]:
     """Latency at batch 1 for one thread and two; `files` are `ours` and `dynamo`."""
     rows = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
         eager = eager_runner(module, image)
-        sessions = {which: session_runner(file, threads, image) for which, file in files.items()}
-        for which, run in sessions.items():
-            assert np.abs(run() - eager()).max() <= 1e-4 * np.abs(eager()).max(), f"{which} computes something else"
-        rival = duel(sessions["ours"], sessions["dynamo"], rounds)
-        slow = duel(sessions["ours"], eager, rounds)
+        make = {which: partial(session_runner, file, threads, image) for which, file in files.items()}
+        for which, session in make.items():
+            assert np.abs(session()() - eager()).max() <= 1e-4 * np.abs(eager()).max(), f"{which} is wrong"
+        rival = duel(make, pairs)
+        slow = duel({"ours": make["ours"], "eager": partial(eager_runner, module, image)}, max(1, pairs // 4))
         seconds = {"ours": rival.ours, "dynamo": rival.other, "eager": slow.other}
         speeds = {"speed": rival.speed, "speed_interval": rival.interval, "speed_over_eager": slow.speed}
         rows.append({"threads": threads, "seconds": seconds, **speeds})
     return rows
 
 
-def measure(name: str, rounds: int) -> Row:
+def measure(name: str, pairs: int) -> Row:
     """Everything about one network."""
     spec, params = NETWORKS[name]
     model = randomly_pruned(SPECS / spec, params)
@@ -246,7 +274,7 @@ def measure(name: str, rounds: int) -> Row:
         "least": dict(least),
         "bytes": {"ours": len(ours), "dynamo": len(theirs)},
         "export_seconds": {"ours": our_seconds, "dynamo": their_seconds},
-        "latency": latencies({"ours": ours, "dynamo": theirs}, module, image, rounds),
+        "latency": latencies({"ours": ours, "dynamo": theirs}, module, image, pairs),
     }
 
 
@@ -295,10 +323,10 @@ def main() -> int:
     """Measure the networks named on the command line (all by default)."""
     options = parser(__doc__)
     options.add_argument("networks", nargs="*", choices=[[], *NETWORKS], help="which networks (default: all)")
-    options.add_argument("--rounds", type=int, default=60, help="interleaved rounds of latency measurement")
+    options.add_argument("--sessions", type=int, default=16, help="pairs of sessions that latency is measured with")
     args = options.parse_args()
     logging.disable(logging.WARNING)
-    rows = [measure(name, args.rounds) for name in args.networks or NETWORKS]
+    rows = [measure(name, args.sessions) for name in args.networks or NETWORKS]
     promises = bars(rows)
     show(args.json, {"networks": rows}, report(rows), promises)
     return 0 if all(bar.met for bar in promises) else 1
