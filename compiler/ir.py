@@ -11,7 +11,7 @@ from __future__ import annotations
 import enum
 import heapq
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,6 +83,13 @@ class Block:
     def holds(self, node_id: str) -> bool:
         """Whether the node belongs to this block."""
         return node_id.startswith(self.id + ".")
+
+
+def block_of(node_id: str, blocks: Collection[str]) -> str:
+    """Which of the blocks, given by their ids, a node stands in; empty if in none."""
+    while node_id and node_id not in blocks:
+        node_id = node_id.rpartition(".")[0]
+    return node_id
 
 
 def gate_scope(gate: str) -> str:

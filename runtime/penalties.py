@@ -15,7 +15,7 @@ import torch
 from torch.nn import Parameter
 
 from compiler import ops
-from compiler.ir import Attrs, Edge, Graph, Node
+from compiler.ir import Attrs, Edge, Graph, Node, block_of
 from compiler.passes.prune_zero_edges import surviving_edges
 from graphspec.config import GateConfig
 from runtime.apgnag import APGNAG
@@ -105,7 +105,7 @@ class Penalty:
         self.scopes = graph.gate_scopes()
         self._last: tuple[frozenset[str], dict[str, float]] | None = None
         self._block_ids = frozenset(block.id for block in full.blocks)
-        self._blocks = [self._block_of(edge.dst) for edge in self._gated]
+        self._blocks = [block_of(edge.dst, self._block_ids) for edge in self._gated]
         self._full_flops = self._block_flops(full, full.edges()) if config.adaptive == "flops" else {}
         self._prices = self._price(latency) if config.adaptive in ("mac", "latency") else []
 
@@ -159,14 +159,8 @@ class Penalty:
         for node_id, shapes in inputs.items():
             node: Node = graph.node(node_id)
             reads = shapes[:1] if ops.op(node.op).reads is ops.Reads.SUM else shapes
-            flops[self._block_of(node_id)] += ops.cost(node.op, node.attrs, tuple(reads), len(shapes)).flops
+            flops[block_of(node_id, self._block_ids)] += ops.cost(node.op, node.attrs, tuple(reads), len(shapes)).flops
         return flops
-
-    def _block_of(self, node_id: str) -> str:
-        """Id of the innermost block a node stands in; empty outside of blocks."""
-        while node_id and node_id not in self._block_ids:
-            node_id = node_id.rpartition(".")[0]
-        return node_id
 
     def _exempt(self, living: Collection[Edge], alive: list[bool]) -> frozenset[str]:
         """Gates whose living edges are each the last living input of a scale-invariant op."""

@@ -5,10 +5,10 @@ The memory model (`compiler.lowering.memory`) reads the same plan, so it predict
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from compiler.ir import Block, Graph, Node
+from compiler.ir import Block, Graph, Node, block_of
 from compiler.ops import Reads, op, steps
 
 OVERWRITABLE = frozenset({"conv", "depthwise_conv", "linear", "batch_norm"})
@@ -21,16 +21,16 @@ EDGES_PER_VALUE = 2
 
 def regions(graph: Graph, nodes: Sequence[Node]) -> Iterator[list[Node]]:
     """The nodes of each block, and those outside of blocks."""
-    for block in graph.blocks:
-        yield [node for node in nodes if block.holds(node.id)]
-    yield [node for node in nodes if not any(block.holds(node.id) for block in graph.blocks)]
+    found: dict[str, list[Node]] = {block_id: [] for block_id in (*(block.id for block in graph.blocks), "")}
+    for node in nodes:
+        found[block_of(node.id, found)].append(node)
+    yield from found.values()
 
 
 def exits(graph: Graph) -> dict[str, tuple[list[Node], Block]]:
     """The blocks that give one value, by the node that makes it, with their nodes in order."""
     found = {}
-    for block in graph.blocks:
-        nodes = [node for node in graph.nodes() if block.holds(node.id)]
+    for block, nodes in zip(graph.blocks, regions(graph, graph.nodes()), strict=False):
         outside = [n for n in nodes if any(not block.holds(e.dst) for e in graph.users(n.id))]
         if len(outside) == 1:
             found[outside[0].id] = nodes, block
@@ -42,13 +42,13 @@ class Stack:
     """Gated sums and projections that read one buffer: who reads it, and what has been written to it by now."""
 
     readers: list[Node]
-    sources: set[str]
+    sources: list[str]
     home: frozenset[str]  # the nodes of the block it belongs to
     slots: dict[str, int] = field(default_factory=dict)  # value -> slot
 
-    def fill(self, computed: Iterable[str]) -> list[str]:
+    def fill(self, computed: Collection[str]) -> list[str]:
         """Give slots to those of the computed values that belong here and have none; they are returned in order."""
-        new = [i for i in computed if i in self.sources and i not in self.slots]
+        new = [i for i in self.sources if i in computed and i not in self.slots]
         for node_id in new:
             self.slots[node_id] = len(self.slots)
         return new
@@ -78,8 +78,19 @@ def stacks(graph: Graph, region: Sequence[Node]) -> list[Stack]:
             groups.remove(other)
             sources, readers = sources | other[0], other[1] + readers
         groups.append((sources, readers))
-    home = frozenset(node.id for node in region)
-    return [Stack(readers, sources, home) for sources, readers in groups if _pays(graph, sources, readers)]
+    home = [node.id for node in region]
+    return [
+        Stack(readers, _in_order(graph, readers, home), frozenset(home))
+        for sources, readers in groups
+        if _pays(graph, sources, readers)
+    ]
+
+
+def _in_order(graph: Graph, readers: Sequence[Node], home: Sequence[str]) -> list[str]:
+    """What is read: first the values of other blocks, then those of the own block in the order they are computed."""
+    sources = dict.fromkeys(edge.src for node in readers for edge in graph.inputs(node.id))
+    own = [node_id for node_id in home if node_id in sources]
+    return [*(i for i in sources if i not in own), *own]
 
 
 def _pays(graph: Graph, sources: set[str], readers: list[Node]) -> bool:
