@@ -207,14 +207,15 @@ def duel(make: dict[str, Callable[[], Runner]], pairs: int) -> Duel:
     speeds = []
     for index in range(pairs):
         runners = {name: make[name]() for name in (make if index % 2 == 0 else reversed(make))}
-        runs = max(1, round(SECONDS_PER_TURN / timed(runners[second], 5)[1]))
+        seconds = {name: timed(run, 5)[1] for name, run in runners.items()}
+        runs = max(1, round(SECONDS_PER_TURN / seconds[second]))
         turns: dict[str, list[float]] = {first: [], second: []}
         for turn in range(ROUNDS):
             for name in list(runners)[:: 1 if turn % 2 == 0 else -1]:
                 turns[name].append(_turn(runners[name], runs))
         speeds.append(statistics.median(b / a for a, b in zip(turns[first], turns[second], strict=True)))
-        for name, seconds in turns.items():
-            found[name] += seconds
+        for name in make:
+            found[name] += turns[name]
     return Duel(
         statistics.median(found[first]), statistics.median(found[second]), statistics.median(speeds), _interval(speeds)
     )

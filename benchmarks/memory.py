@@ -7,7 +7,7 @@ its resident memory on the CPU, in a child process per variant; what torch has a
 goes before, so that libraries are loaded. Times are of steps that take turns in one process: trust the ratios.
 
 On the CPU, resident memory includes what the C library holds back: freed memory that it cannot use again. With
-MALLOC_MMAP_THRESHOLD_=65536 in the environment it gives every piece back at once, and takes far longer.
+MALLOC_MMAP_THRESHOLD_=65536 in the environment it gives every large piece back at once, and takes far longer.
 """
 
 from __future__ import annotations

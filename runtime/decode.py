@@ -5,6 +5,7 @@ This runs in worker processes: it imports nothing that is slow to import and kee
 
 from __future__ import annotations
 
+import contextlib
 import math
 import struct
 import warnings
@@ -20,6 +21,7 @@ View = Literal["fit", "fb_resnet"]
 
 # What Pillow's readers raise on damaged files (SyntaxError: a PNG's chunks).
 UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+warnings.filterwarnings("ignore", "(Possibly )?[Cc]orrupt EXIF data", UserWarning)  # turning images is all it is for
 MODES = {1: "L", 3: "RGB"}  # channel count -> Pillow's name
 
 _TEST_MARGIN = 256 / 224  # fb.resnet tests on the central 224 pixels of images whose short side is 256
@@ -42,7 +44,8 @@ def decode(path: str, shape: tuple[int, int, int], view: View, key: int | None) 
         if view == "fit":
             enough = 2 * max(width, height)  # of either side: it may lie on its side
             file.draft(MODES[channels], (enough, enough))  # lets a large JPEG be decoded at reduced size
-        image = _upright(_eight_bits(file)).convert(MODES[channels])
+        file.load()  # damage shows here
+        image = _eight_bits(_upright(file)).convert(MODES[channels])
     if view == "fb_resnet" and key is not None:
         choices = torch.Generator().manual_seed(key)
         image = _jitter(_random_part(image, height, width, choices), choices)
@@ -53,11 +56,9 @@ def decode(path: str, shape: tuple[int, int, int], view: View, key: int | None) 
 
 def _upright(image: Image.Image) -> Image.Image:
     """Turned as its EXIF data says: cameras write that instead of turning pixels. Damaged EXIF data says nothing."""
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            return ImageOps.exif_transpose(image)
-    except UNREADABLE:
-        return image
+    with contextlib.suppress(Exception):  # a damaged tag can raise almost anything
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -157,6 +157,8 @@ class FileImages:
             # Forking a process that runs threads (torch's, CUDA's) can hang the child.
             multiprocessing_context=_worker_context() if workers else None,
         )
+        if not workers:
+            return iter(loader)
         with _interrupts_held_back():
             return iter(loader)
 
@@ -201,7 +203,7 @@ def _as_it_is(decoded: Any) -> Any:
 
 @contextlib.contextmanager
 def _interrupts_held_back() -> Iterator[None]:
-    """A Ctrl-C waits until this is over, and never reaches the processes started in it, which inherit the mask."""
+    """A Ctrl-C never reaches the processes started in here, which inherit the mask; for this one it waits."""
     resource_tracker.ensure_running()  # starting it would take interrupts out of the mask
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from compiler.lowering import groups
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden files anew instead of comparing")
@@ -49,3 +51,18 @@ def in_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr("runtime.export.THREADS", (1,))  # fewer timings of the exported model
     monkeypatch.setattr("runtime.export.LATENCY_BATCHES", (1,))
     return tmp_path
+
+
+# In graphs as small as those of tests, stacks (`compiler.lowering.groups`) hardly ever pay.
+
+
+@pytest.fixture
+def stacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gated sums of equal shapes always share a stack."""
+    monkeypatch.setattr(groups, "EDGES_PER_VALUE", 0)
+
+
+@pytest.fixture(params=[0, groups.EDGES_PER_VALUE], ids=["stacks", "apart"])
+def stacks_or_not(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Once with stacks always, once where they pay."""
+    monkeypatch.setattr(groups, "EDGES_PER_VALUE", request.param)

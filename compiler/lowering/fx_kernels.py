@@ -279,10 +279,10 @@ class _Projection(Function):
         given = _pixels(grad)
         weight_grad = None
         if ctx.needs_input_grad[1]:
-            first, last = min(ctx.positions), max(ctx.positions)
-            slots = _pixel_rows(filled)[first : last + 1]  # those in between, too: a product costs less than a copy
+            low, high = min(ctx.positions), max(ctx.positions)
+            slots = _pixel_rows(filled)[low : high + 1]  # those in between, too: copying the others would take longer
             weight_grads = torch.bmm(given.t().expand(len(slots), -1, -1), slots)
-            weight_grad = weight_grads[_index((ctx.positions,), given.device, first)[0]].transpose(0, 1)
+            weight_grad = weight_grads[_index((ctx.positions,), given.device, low)[0]].transpose(0, 1)
         if not ctx.needs_input_grad[0]:
             return None, weight_grad, None
         first = total is None
@@ -345,9 +345,9 @@ def joint_projection(weight: Tensor, bias: Tensor | None, *values: Tensor) -> Te
     if torch.compiler.is_compiling() or not all(map(_in_a_chain, values)):
         return F.conv2d(torch.cat(values, 1), weight, bias)
     first, *others = torch.split(weight.flatten(1), [value.shape[1] for value in values], 1)
-    y = torch.mm(_pixels(values[0]), first.t())
+    x = _pixels(values[0])
+    y = torch.mm(x, first.t()) if bias is None else torch.addmm(bias, x, first.t())
     for value, matrix in zip(values[1:], others, strict=True):
         y.addmm_(_pixels(value), matrix.t())
     n, _, h, w = values[0].shape
-    y = y.view(n, h, w, -1).permute(0, 3, 1, 2)
-    return y if bias is None else y + bias[:, None, None]
+    return y.view(n, h, w, -1).permute(0, 3, 1, 2)

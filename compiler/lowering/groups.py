@@ -16,7 +16,8 @@ OVERWRITABLE = frozenset({"conv", "depthwise_conv", "linear", "batch_norm"})
 
 EDGES_PER_VALUE = 2
 """A stack pays with more edges than this for every source and every sum. Measured on two cores, with the spaces of
-`benchmarks/supernet.py` pruned by 0, 20, 35, 50 and 70 %: the two ways are even at 2.0 to 2.4."""
+`benchmarks/supernet.py` pruned by 0, 20, 35, 50 and 70 %: the two ways are even at 2.0 to 2.4. Not measured on GPUs,
+where every edge starts kernels."""
 
 
 def regions(graph: Graph, nodes: Sequence[Node]) -> Iterator[list[Node]]:

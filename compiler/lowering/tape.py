@@ -286,8 +286,7 @@ class Tape:
         """Values that lie apart are projected one by one into the same memory."""
         out = _fresh(numbers, values[0].item, grad)
         weight = Buffer(Size(fixed=4 * tensors["weight"]))  # times the gates
-        trained = self.trained or self.gates_trained
-        keeps = (weight, *(value.buffer for value in values if trained)) if grad else ()
+        keeps = (weight, *(value.buffer for value in values)) if grad else ()
         weights = 4 * sum(tensors.values()) if self.trained else 0
         self.calls.append(Call(values, (out,), grad, makes=(weight,), keeps=keeps, weights=weights))
         return out

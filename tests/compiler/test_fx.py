@@ -234,6 +234,7 @@ def test_norm_scales_are_fixed_and_biases_free(lowering: Lowering) -> None:
 # -- recompute --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("stacks_or_not")
 @both
 def test_recompute_changes_nothing_but_what_is_kept(lowering: Lowering) -> None:
     graph = level_graph(8)
@@ -248,6 +249,7 @@ def test_recompute_changes_nothing_but_what_is_kept(lowering: Lowering) -> None:
     assert all(torch.equal(state[name], other_state[name]) for name in state)  # statistics moved once
 
 
+@pytest.mark.usefixtures("stacks_or_not")
 def test_recompute_keeps_only_what_crosses_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("compiler.lowering.fx.recomputed_blocks", lambda graph, lowering: exits(graph).keys())
     graph, kept = level_graph(8, channels=8, size=10), []
@@ -264,6 +266,7 @@ def test_recompute_keeps_only_what_crosses_blocks(monkeypatch: pytest.MonkeyPatc
     assert kept[1] < 0.4 * kept[0]
 
 
+@pytest.mark.usefixtures("stacks_or_not")
 def test_recompute_without_gradients_just_runs() -> None:
     graph = level_graph(8)
     with torch.no_grad():
@@ -274,6 +277,7 @@ def test_recompute_without_gradients_just_runs() -> None:
 # -- modes ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("stacks_or_not")
 @both
 def test_evaluation_uses_the_statistics(lowering: Lowering) -> None:
     graph = level_graph(9)
@@ -286,6 +290,7 @@ def test_evaluation_uses_the_statistics(lowering: Lowering) -> None:
     assert (alone - together).abs().max() < 1e-6
 
 
+@pytest.mark.usefixtures("stacks_or_not")
 @both
 def test_autocast_keeps_gates_and_their_gradients_in_float32(lowering: Lowering) -> None:
     graph = level_graph(10, channels=8)
@@ -302,6 +307,7 @@ def test_autocast_keeps_gates_and_their_gradients_in_float32(lowering: Lowering)
         assert error < 0.15  # bf16 has 8 bits, and batch norm amplifies
 
 
+@pytest.mark.usefixtures("stacks_or_not")
 def test_fused_autocast_is_as_exact_as_the_reference() -> None:
     errors = {"reference": 0.0, "fused": 0.0}
     for seed in range(12):
@@ -314,6 +320,7 @@ def test_fused_autocast_is_as_exact_as_the_reference() -> None:
     assert errors["fused"] <= 1.2 * errors["reference"]
 
 
+@pytest.mark.usefixtures("stacks_or_not")
 @both
 @pytest.mark.parametrize("recompute", [False, True])
 def test_torch_compile_gives_the_same(lowering: Lowering, recompute: bool) -> None:
@@ -331,6 +338,7 @@ def test_torch_compile_gives_the_same(lowering: Lowering, recompute: bool) -> No
         assert (compiled.get_buffer(name) - value).abs().max() < 1e-5, name
 
 
+@pytest.mark.usefixtures("stacks_or_not")
 @both
 def test_any_batch_size_and_layout(lowering: Lowering) -> None:
     graph = level_graph(12)

@@ -212,8 +212,9 @@ def test_the_peak_of_random_networks(seed: int, lowering: Lowering) -> None:
     assert network.predicted().peak == pytest.approx(network.peak(), rel=0.02)
 
 
+@pytest.mark.usefixtures("stacks_or_not")
 def test_the_peak_of_a_spec(tmp_path: Path) -> None:
-    """With a reduction and a shared stack; what oneDNN takes for a depthwise convolution's gradient is not foreseen."""
+    """With a reduction and shared gates; what oneDNN takes for a depthwise convolution's gradient is not foreseen."""
     network = Network(load(write_spec(tmp_path))[1], "fused", "weight", batch=128)
     assert network.predicted().peak == pytest.approx(network.peak(), rel=0.05)
 

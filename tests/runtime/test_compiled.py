@@ -64,6 +64,7 @@ def train(net: Supernet, seeds: range) -> None:
 
 
 @pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.usefixtures("stacks_or_not")
 def test_blocks_compile_once_per_kind_of_step_and_train_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recompute: bool
 ) -> None:

@@ -30,6 +30,7 @@ def supernet(graph: Graph, module: fx.GraphModule, mode: FakeTensorMode, patch: 
         return Supernet._assemble(graph, SearchConfig(), CUDA, module, ALONE)
 
 
+@pytest.mark.usefixtures("stacks_or_not")
 @pytest.mark.parametrize("lowering", ["reference", "fused"])
 @pytest.mark.parametrize("pruned", [0.0, 0.5])
 def test_steps_on_cuda_mix_no_devices(

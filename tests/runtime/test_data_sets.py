@@ -172,15 +172,21 @@ def test_a_folder_is_scaled_cropped_and_converted(tmp_path: Path) -> None:
     assert grey.train.images.shape == (24, 1, 8, 8)
 
 
-@pytest.mark.parametrize("size", [(16, 16), (16, 24)])
-def test_photographs_are_turned_upright(tmp_path: Path, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("kind", ["RGB", "I;16"])
+@pytest.mark.parametrize("size", [(16, 16), (160, 240)])
+def test_photographs_are_turned_upright(tmp_path: Path, size: tuple[int, int], kind: str, suffix: str) -> None:
+    if (kind, suffix) == ("I;16", "jpg"):
+        pytest.skip("JPEG has 8 bits")
     root = make_folder(tmp_path, size=(8, 8))
     width, height = size
-    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels = np.zeros((height, width), np.uint8)
     pixels[:, : width // 2] = 200  # as the sensor saw it: bright on the left
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6  # a quarter turn clockwise: bright on top
-    Image.fromarray(pixels).save(root / "train" / "cat" / "000.png", exif=exif)
+    image = Image.fromarray(pixels.astype(np.uint16) * 256) if kind == "I;16" else Image.fromarray(pixels).convert(kind)
+    (root / "train" / "cat" / "000.png").unlink()
+    image.save(root / "train" / "cat" / f"000.{suffix}", exif=exif)
     dataset = folder_set(root)
     assert isinstance(dataset.train, MemoryImages)
     upright = dataset.train.images[0].float()
@@ -286,12 +292,14 @@ def test_imagenet_cannot_be_held_in_memory(tmp_path: Path) -> None:
         load_dataset(config, (3, 8, 8), 2, seed=0)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "text", "empty"])
+@pytest.mark.parametrize("damage", ["truncated", "altered", "text", "empty"])
 def test_corrupt_images_are_named_or_skipped_and_counted(tmp_path: Path, damage: str) -> None:
     root = make_folder(tmp_path)
     bad = [root / "train" / "cat" / "003.png", root / "val" / "dog" / "002.png"]
     for path in bad:
-        content = {"truncated": path.read_bytes()[:-400], "text": b"no image", "empty": b""}[damage]
+        whole = path.read_bytes()
+        altered = whole[:-200] + bytes(64) + whole[-136:]  # in the middle of the compressed pixels
+        content = {"truncated": whole[:-400], "altered": altered, "text": b"no image", "empty": b""}[damage]
         path.write_bytes(content)
     with pytest.raises(RunError, match=r"skip_corrupt: true") as caught:
         folder_set(root)
