@@ -28,6 +28,19 @@ def golden(request: pytest.FixtureRequest) -> Callable[[Path, str], None]:
     return check
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _the_checkout_stays_as_it_is() -> Iterator[None]:
+    """Tests make no runs in the checkout, and leave its latest run the latest."""
+    runs = Path(__file__).parents[1] / "runs"
+
+    def seen() -> dict[Path, Path]:
+        return {path: path.resolve() for path in runs.glob("*")}
+
+    before = seen()
+    yield
+    assert seen() == before
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The one long test starts first, so that two workers end together."""
     items.sort(key=lambda item: item.path.name != "test_main_job.py")

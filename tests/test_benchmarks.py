@@ -179,7 +179,7 @@ def test_a_search_is_that_of_the_command(spec: Path, tmp_path: Path) -> None:
     alone = search.Search.start(str(spec), settings, tmp_path / "turns", "cpu")
     while alone.advance():
         pass
-    compiled = graphspec.compile(spec, out=tmp_path / "run", overrides=settings)
+    compiled = graphspec.compile(spec, out=tmp_path / "run", overrides=settings, root=tmp_path)
     assert compiled.run is not None
     graphspec.search(compiled.run, device="cpu", quiet=True)
     assert (tmp_path / "turns" / "metrics.jsonl").read_bytes() == compiled.run.search.metrics.read_bytes()
