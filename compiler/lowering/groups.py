@@ -90,7 +90,7 @@ def stacks(graph: Graph, region: Sequence[Node]) -> list[Stack]:
 def _in_order(graph: Graph, readers: Sequence[Node], home: Sequence[str]) -> list[str]:
     """What is read: first the values of other blocks, then those of the own block in the order they are computed."""
     sources = dict.fromkeys(edge.src for node in readers for edge in graph.inputs(node.id))
-    own = [node_id for node_id in home if node_id in sources]
+    own = dict.fromkeys(node_id for node_id in home if node_id in sources)
     return [*(i for i in sources if i not in own), *own]
 
 
