@@ -58,7 +58,7 @@ class Supernet:
 
     @classmethod
     def _assemble(
-        cls, graph: Graph, config: SearchConfig, device: torch.device, module: fx.GraphModule, world: World = ALONE
+        cls, graph: Graph, config: SearchConfig, device: torch.device, module: fx.GraphModule, world: World
     ) -> Supernet:
         freeze_norm_scales(module)
         share_batches(module, world.rank, world.size, statistics=config.sync_batch_norm)
