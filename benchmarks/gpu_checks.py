@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_steps import Variant, random_batch, start, step_of
+from benchmarks.jobs import halves
 from benchmarks.supernet import thinned
 from compiler.ir import Graph
 from graphspec.config import DataConfig, SearchConfig
 from runtime.apgnag import APGNAG
 from runtime.data import Place, load_dataset
 from runtime.supernet import Supernet
-from runtime.training import Batch, backward, classification_loss, training_only
+from runtime.training import Batch
 
 CPU = torch.device("cpu")
 LOGITS = {"fp64": 1e-9, "fp32": 1e-4, "tf32": 1e-2, "bf16": 5e-2}
@@ -104,14 +105,11 @@ def _truth(graph: Graph, config: SearchConfig, size: int) -> _Right:
 
 def _results(net: Supernet, batch: Batch) -> dict[str, Tensor]:
     kinds = {kind: dict(sorted(p.items())) for kind, p in (("weight", net.weight_params), ("gate", net.gate_vectors))}
-    networks = {"weight": net.weight_network, "gate": net.gate_network}
     found = {}
-    for kind, other in (("weight", "gate"), ("gate", "weight")):
-        chosen = list(kinds[kind].values())
-        with training_only(chosen, kinds[other].values()):
-            loss_fn = classification_loss(networks[kind], net.config, net.device)
-            backward(loss_fn, batch, chosen, net.config)
-        found[kind] = torch.cat([p.grad.flatten().cpu().double() for p in chosen if p.grad is not None])
+    for kind, (gradients, _) in halves(net).items():
+        gradients(batch)
+        grads = [p.grad for p in kinds[kind].values()]
+        found[kind] = torch.cat([grad.flatten().cpu().double() for grad in grads if grad is not None])
     with torch.no_grad():
         found["logits"] = net.module(batch[0])
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from benchmarks.common import Step, dispatched_ops, seconds_for, wait_for
+from benchmarks.jobs import Gradients, halves
 from benchmarks.supernet import thinned
 from compiler.ir import Graph
 from graphspec.config import SearchConfig
 from runtime.penalties import Penalty, set_gammas
 from runtime.supernet import Supernet
-from runtime.training import Batch, LossFn, backward, classification_loss, set_precision, training_only
+from runtime.training import Batch, set_precision
 
 KINDS = ("weight", "gate")
 WARM_UP = 3
@@ -71,19 +72,20 @@ class Taken:
 
 
 class Graphed:
-    """`backward` of a network for batches of one size, captured once as a CUDA graph: a call replays its kernels."""
+    """Gradients of batches of one size, captured once as a CUDA graph: a call replays its kernels."""
 
-    def __init__(self, loss_fn: LossFn, batch: Batch, params: Sequence[Parameter], config: SearchConfig) -> None:
-        self._params, self._batch = params, tuple(part.clone() for part in batch)
+    def __init__(self, gradients: Gradients, batch: Batch, params: Sequence[Parameter]) -> None:
+        x, y = batch
+        self._params, self._batch = params, (x.clone(), y.clone())
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # what is made once, such as index tensors, must be there before the capture
             for _ in range(WARM_UP):
-                backward(loss_fn, self._batch, params, config)
+                gradients(self._batch)
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            self._loss = backward(loss_fn, self._batch, params, config)
+            self._loss = gradients(self._batch)
         self._grads = [p.grad for p in params]
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -118,28 +120,16 @@ def start(variant: Variant, graph: Graph, config: SearchConfig, device: torch.de
 
 def step_of(net: Supernet, kind: str, batch: Batch, graphed: bool = False) -> Step:
     """A weight or gate step as the search takes it, always on the same batch."""
-    weights, gates = list(net.weight_params.values()), list(net.gate_vectors.values())
-    chosen, frozen, optimizer, network = (
-        (weights, gates, net.weights, net.weight_network)
-        if kind == "weight"
-        else (gates, weights, net.gates, net.gate_network)
-    )
-    loss_fn = classification_loss(network, net.config, net.device)
+    gradients, optimizer = halves(net)[kind]
     penalty = Penalty(net.graph, net.graph, net.config.gates)
-
-    def eager(images: Batch) -> Tensor:
-        return backward(loss_fn, images, chosen, net.config)
-
-    run: Callable[[Batch], Tensor] = eager
     if graphed:
-        with training_only(chosen, frozen):
-            run = Graphed(loss_fn, batch, chosen, net.config)
+        params = net.weight_params if kind == "weight" else net.gate_vectors
+        gradients = Graphed(gradients, batch, list(params.values()))
 
     def step() -> None:
         if kind == "gate":
             set_gammas(penalty, net.gates, net.gate_vectors)
-        with training_only(chosen, frozen):
-            run(batch)
+        gradients(batch)
         optimizer.step()
 
     return step

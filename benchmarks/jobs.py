@@ -1,17 +1,23 @@
-"""A search job outside of `graphspec search`: what benchmarks of whole searches and of their parts begin with."""
+"""A search job outside of `graphspec search`, and the halves of its steps: what benchmarks of searches begin with."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.optim import Optimizer
 
 from compiler.elaborate import load
 from graphspec.config import Configuration
 from runtime.data import load_dataset
 from runtime.logs import Console
 from runtime.search import SearchJob
+from runtime.supernet import Supernet
+from runtime.training import Batch
+
+Gradients = Callable[[Batch], Tensor]
 
 
 def search_job(
@@ -23,3 +29,8 @@ def search_job(
     dataset = load_dataset(config.data, (channels, height, width), parsed.classes, seed=config.seed)
     latencies = folder / "latencies.json"
     return SearchJob(graph, config, dataset, device, parsed.gate_init, console, latencies), config
+
+
+def halves(net: Supernet) -> dict[str, tuple[Gradients, Optimizer]]:
+    """A weight step and a gate step: what finds the gradients, and the optimizer that uses them."""
+    return {"weight": (net.weight_gradients, net.weights), "gate": (net.gate_gradients, net.gates)}

@@ -1,41 +1,48 @@
-"""Peak memory of a training step, predicted and measured, and what recompute costs.
+"""Peak memory of a training step, predicted and measured, and what recompute and keeping freed memory do to the time.
 
     python -m benchmarks.memory [--device cuda] [--precision bf16] [--rounds N] [--json]
 
-Predicted is what `graphspec compile` prints. Measured is by how much a process grows from before its network is made:
-its resident memory on the CPU, in a child process per variant; what torch has allocated on CUDA. A step of two images
-goes before, so that libraries are loaded. Times are of steps that take turns in one process: trust the ratios.
+Predicted is what `graphspec compile` prints. Allocated is the most that torch has taken at a time since before the
+network was made, by its own account. On the CPU a process grows by more: its C library cannot use all freed memory
+again. That growth is of a child process per variant, in which a step of two images goes before, so that libraries are
+loaded, and freed memory is kept as in every training (`runtime.heap`).
 
-On the CPU, resident memory includes what the C library holds back: freed memory that it cannot use again. With
-MALLOC_MMAP_THRESHOLD_=65536 in the environment it gives every large piece back at once, and takes far longer.
+Times with and without recompute are of steps that take turns in one process; with freed memory kept and not, of
+processes that take turns. Trust the ratios.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import json
-from collections.abc import Callable, Iterator, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import Bar, in_child, interleave, parser, resident, resident_peak, show, table
 from compiler.elaborate import load
 from compiler.ir import Graph
 from compiler.lowering.memory import MemoryModel, Training
 from graphspec.config import SearchConfig
+from runtime.heap import freed_memory_kept, give_back
 from runtime.supernet import Supernet
-from runtime.training import Batch, backward, classification_loss, training_only
+from runtime.training import Batch
 
 Row = dict[str, Any]
 Steps = dict[str, Callable[[], None]]
 KINDS = ("weight", "gate")
 CASES = (("digits", 64), ("cifar10_small", 64), ("cifar10_small", 128))
 TOLERANCE, MOST_MEMORY, MOST_TIME = 0.2, 0.5, 1.4
+CPU = torch.device("cpu")
+HEAPS = KEPT, USUAL = ("kept", "usual")
+TURNS = 3  # of processes, for each way to treat freed memory
 
 
 @dataclass(frozen=True)
@@ -66,19 +73,15 @@ def variants(precision: str) -> Iterator[Variant]:
 def make_steps(graph: Graph, config: SearchConfig, batch: int, device: torch.device) -> Steps:
     """A weight step and a gate step of a fresh supernet on a batch of noise."""
     net = Supernet.start(graph, config, device, seed=0, gate_init=1.0)
-    weights, gates = list(net.weight_params.values()), list(net.gate_vectors.values())
     x = torch.randn(batch, *graph.node("input").shape, generator=torch.Generator().manual_seed(0))
     images: Batch = (x.to(device, memory_format=torch.channels_last), torch.zeros(batch, dtype=torch.int64).to(device))
-    loss_fn = classification_loss(net.module, config, device)
 
     def weight_step() -> None:
-        with training_only(weights, gates):
-            backward(loss_fn, images, weights, config)
+        net.weight_gradients(images)
         net.weights.step()
 
     def gate_step() -> None:
-        with training_only(gates, weights):
-            backward(loss_fn, images, gates, config)
+        net.gate_gradients(images)
         net.gates.step()
 
     return {"weight": weight_step, "gate": gate_step}
@@ -87,38 +90,78 @@ def make_steps(graph: Graph, config: SearchConfig, batch: int, device: torch.dev
 # -- memory -----------------------------------------------------------------------------------------------------------
 
 
-def measured(variant: Variant, device: torch.device) -> dict[str, float]:
-    """By how many MiB memory grows at the peak of each kind of step; weights have gradients and momenta by then."""
+def measured(variant: Variant, device: torch.device) -> dict[str, dict[str, float]]:
+    """The most MiB that each kind of step allocates, weights, gradients and momenta included, and, on the CPU, by how
+    many MiB the process grows.
+    """
     graph, config = variant.settings()
     for step in make_steps(graph, config, 2, device).values():
         step()
+    if device.type == "cuda":
+        return {kind: {"allocated_mib": peak} for kind, peak in _allocated_on_cuda(graph, variant, device).items()}
+    with freed_memory_kept():
+        growth = _growth(graph, variant)
+        allocated = _allocated(graph, variant)
+    return {kind: {"allocated_mib": allocated[kind], "grown_mib": growth[kind]} for kind in KINDS}
+
+
+def _growth(graph: Graph, variant: Variant) -> dict[str, float]:
     _settle()
-    before = _in_use(device)
-    steps = make_steps(graph, config, variant.batch, device)
+    before, found = resident(), {}
+    steps = make_steps(graph, variant.settings()[1], variant.batch, torch.device("cpu"))
     steps["weight"]()
-    found = {}
     for kind in KINDS:
         _settle()
-        found[kind] = _peak(steps[kind], device) - before
+        found[kind] = resident_peak(steps[kind], times=2) - before
     return found
 
 
 def _settle() -> None:
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    give_back()
 
 
-def _in_use(device: torch.device) -> float:
-    return torch.cuda.memory_allocated(device) / 2**20 if device.type == "cuda" else resident()
+def _allocated(graph: Graph, variant: Variant) -> dict[str, float]:
+    steps: Steps = {}
+
+    def start() -> None:
+        steps.update(make_steps(graph, variant.settings()[1], variant.batch, torch.device("cpu")))
+        steps["weight"]()
+
+    left, _ = _account(start)
+    found = {}
+    for kind in KINDS:
+        more, peak = _account(steps[kind])
+        found[kind] = (left + peak) / 2**20
+        left += more
+    return found
 
 
-def _peak(step: Callable[[], None], device: torch.device) -> float:
-    if device.type == "cpu":
-        return resident_peak(step, times=2)
-    torch.cuda.reset_peak_memory_stats(device)
-    for _ in range(2):
-        step()
-    return torch.cuda.max_memory_allocated(device) / 2**20
+def _account(run: Callable[[], None]) -> tuple[int, int]:
+    """By how many bytes what torch has allocated grows until the end, and at most on the way."""
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    assert profiler.profiler is not None
+    now = most = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return now, most
+
+
+def _allocated_on_cuda(graph: Graph, variant: Variant, device: torch.device) -> dict[str, float]:
+    gc.collect()
+    before, found = torch.cuda.memory_allocated(device), {}
+    steps = make_steps(graph, variant.settings()[1], variant.batch, device)
+    steps["weight"]()
+    for kind in KINDS:
+        torch.cuda.reset_peak_memory_stats(device)
+        for _ in range(2):
+            steps[kind]()
+        found[kind] = (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    return found
 
 
 def predicted(variant: Variant, device: torch.device) -> dict[str, float]:
@@ -132,15 +175,17 @@ def memory_rows(found: Sequence[Variant], device: torch.device) -> list[Row]:
     """A row per variant and kind of step."""
     rows = []
     for variant in found:
-        measure = in_child("benchmarks.memory", ["--device", str(device), "--child", json.dumps(asdict(variant))])
+        measure = _child(variant, device)
         model = predicted(variant, device)
         for kind in KINDS:
-            ratio = model[kind] / measure[kind]
-            rows.append(
-                {**asdict(variant), "step": kind, "predicted_mib": model[kind], "measured_mib": measure[kind]}
-                | {"predicted_over_measured": ratio}
-            )
+            own = {"predicted_mib": model[kind], "grown_mib": None, **measure[kind]}
+            own["predicted_over_allocated"] = own["predicted_mib"] / own["allocated_mib"]
+            rows.append({**asdict(variant), "step": kind, **own})
     return rows
+
+
+def _child(variant: Variant, device: torch.device, *more: str) -> Any:
+    return in_child("benchmarks.memory", ["--device", str(device), "--child", json.dumps(asdict(variant)), *more])
 
 
 # -- time -------------------------------------------------------------------------------------------------------------
@@ -152,7 +197,8 @@ def time_rows(spec: str, batch: int, precision: str, rounds: int, device: torch.
     made = {on: make_steps(graph, config, batch, device) for on, (graph, config) in pair.items()}
     rows = []
     for kind in KINDS:
-        timings = interleave({str(on): _waited(made[on][kind], device) for on in made}, rounds, warmup=1)
+        with freed_memory_kept():
+            timings = interleave({str(on): _waited(made[on][kind], device) for on in made}, rounds, warmup=1)
         plain, again = timings["False"], timings["True"]
         rows.append(
             {
@@ -165,6 +211,44 @@ def time_rows(spec: str, batch: int, precision: str, rounds: int, device: torch.
             }
         )
     return rows
+
+
+def heap_rows(spec: str, batch: int, precision: str, rounds: int) -> list[Row]:
+    """What keeping freed memory brings on the CPU: a row per kind of step, with recompute and without."""
+    rows = []
+    for recompute in (False, True):
+        variant = Variant(spec, batch, recompute=recompute, precision=precision)
+        times: dict[str, list[Any]] = {how: [] for how in HEAPS}
+        for _ in range(TURNS):
+            for how, found in times.items():
+                found.append(_child(variant, CPU, "--heap", how, "--rounds", str(rounds)))
+        for kind in KINDS:
+            kept, usual = ([one[kind] for one in times[how]] for how in HEAPS)
+            rows.append(
+                {
+                    "spec": spec,
+                    "batch": batch,
+                    "recompute": recompute,
+                    "step": kind,
+                    "kept_ms": statistics.median(one["ms"] for one in kept),
+                    "usual_ms": statistics.median(one["ms"] for one in usual),
+                    "speed": statistics.median(b["ms"] / a["ms"] for a, b in zip(kept, usual, strict=True)),
+                    "kept_faults": statistics.median(one["page_faults"] for one in kept),
+                    "usual_faults": statistics.median(one["page_faults"] for one in usual),
+                }
+            )
+    return rows
+
+
+def timed(variant: Variant, how: str, rounds: int) -> Row:
+    """Milliseconds and page faults of both kinds of step, which take turns as in a search."""
+    graph, config = variant.settings()
+    with freed_memory_kept() if how == KEPT else nullcontext():
+        timings = interleave(make_steps(graph, config, variant.batch, CPU), rounds)
+    return {
+        kind: {"ms": 1000 * timing.median, "page_faults": statistics.median(timing.page_faults)}
+        for kind, timing in timings.items()
+    }
 
 
 def _waited(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
@@ -185,34 +269,62 @@ def bars(memory: Sequence[Row], times: Sequence[Row]) -> list[Bar]:
     for spec, batch in CASES:
         name = f"{spec} {batch}"
         own = [row for row in memory if (row["spec"], row["batch"]) == (spec, batch)]
-        errors = [abs(row["predicted_over_measured"] - 1) for row in own]
-        found.append(Bar(f"{name}: prediction, relative error", max(errors), TOLERANCE))
-        for kind in KINDS:
-            fused = [row for row in own if (row["lowering"], row["step"]) == ("fused", kind)]
-            sizes = {row["recompute"]: row["measured_mib"] for row in fused}
-            found.append(Bar(f"{name}: recompute, memory of a {kind} step", sizes[True] / sizes[False], MOST_MEMORY))
+        for key, what in (("allocated_mib", ""), ("grown_mib", " by growth")):
+            if any(row[key] is None for row in own):
+                continue
+            errors = [abs(row["predicted_mib"] / row[key] - 1) for row in own]
+            found.append(Bar(f"{name}: prediction, relative error{what}", max(errors), TOLERANCE))
+            for kind in KINDS:
+                fused = [row for row in own if (row["lowering"], row["step"]) == ("fused", kind)]
+                sizes = {row["recompute"]: row[key] for row in fused}
+                share = sizes[True] / sizes[False]
+                found.append(Bar(f"{name}: recompute, memory of a {kind} step{what}", share, MOST_MEMORY))
         for row in times:
             if (row["spec"], row["batch"]) == (spec, batch):
                 found.append(Bar(f"{name}: recompute, time of a {row['step']} step", row["time_ratio"], MOST_TIME))
     return found
 
 
-def report(memory: Sequence[Row], times: Sequence[Row]) -> list[str]:
-    """A table of memory and one of times."""
-    cells = [
-        [
-            row["spec"],
-            row["batch"],
-            row["lowering"],
-            "yes" if row["recompute"] else "no",
-            row["step"],
-            *(row[key] for key in ("predicted_mib", "measured_mib", "predicted_over_measured")),
-        ]
-        for row in memory
-    ]
-    header = ["spec", "batch", "lowering", "recompute", "step", "predicted MiB", "measured MiB", "predicted / measured"]
-    time_header = ["spec", "batch", "step", "ms", "ms with recompute", "recompute / plain"]
-    return [table(header, cells), *([table(time_header, [list(row.values()) for row in times])] if times else [])]
+MEMORY_COLUMNS = {
+    "spec": "spec",
+    "batch": "batch",
+    "lowering": "lowering",
+    "recompute": "recompute",
+    "step": "step",
+    "predicted MiB": "predicted_mib",
+    "allocated MiB": "allocated_mib",
+    "predicted / allocated": "predicted_over_allocated",
+    "the process grows by MiB": "grown_mib",
+}
+TIME_COLUMNS = {
+    "spec": "spec",
+    "batch": "batch",
+    "step": "step",
+    "ms": "plain_ms",
+    "ms with recompute": "recompute_ms",
+    "recompute / plain": "time_ratio",
+}
+HEAP_COLUMNS = {
+    "spec": "spec",
+    "batch": "batch",
+    "recompute": "recompute",
+    "step": "step",
+    "ms": "kept_ms",
+    "ms, freed memory not kept": "usual_ms",
+    "speed": "speed",
+    "page faults": "kept_faults",
+    "page faults, not kept": "usual_faults",
+}
+
+
+def report(memory: Sequence[Row], times: Sequence[Row], heap: Sequence[Row]) -> list[str]:
+    """A table of memory, one of what recompute costs and one of what keeping freed memory brings."""
+    tables = ((MEMORY_COLUMNS, memory), (TIME_COLUMNS, times), (HEAP_COLUMNS, heap))
+    return [table(list(columns), [_cells(row, columns.values()) for row in rows]) for columns, rows in tables if rows]
+
+
+def _cells(row: Row, keys: Iterable[str]) -> list[object]:
+    return [{True: "yes", False: "no"}[row[key]] if key == "recompute" else row[key] for key in keys]
 
 
 def main() -> None:
@@ -222,15 +334,20 @@ def main() -> None:
     options.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     options.add_argument("--rounds", type=int, default=5, help="rounds of timing; 0 leaves the times out")
     options.add_argument("--child", help=argparse.SUPPRESS)  # child: print the peaks of this variant
+    options.add_argument("--heap", choices=HEAPS, help=argparse.SUPPRESS)  # and with this, its times instead
     args = options.parse_args()
     device = torch.device(args.device)
     if args.child:
-        print(json.dumps(measured(Variant(**json.loads(args.child)), device)))
+        variant = Variant(**json.loads(args.child))
+        print(json.dumps(timed(variant, args.heap, args.rounds) if args.heap else measured(variant, device)))
         return
     memory = memory_rows(list(variants(args.precision)), device)
     cases = CASES if args.rounds else ()
     times = [row for case in cases for row in time_rows(*case, args.precision, args.rounds, device)]
-    show(args.json, {"memory": memory, "times": times}, report(memory, times), bars(memory, times))
+    with_heap = cases if device.type == "cpu" else ()
+    heap = [row for case in with_heap for row in heap_rows(*case, args.precision, args.rounds)]
+    found = {"memory": memory, "times": times, "heap": heap}
+    show(args.json, found, report(memory, times, heap), bars(memory, times))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.common import parser, show, table
+from benchmarks.jobs import halves
 from benchmarks.roofline import work_of
 from compiler.costs import total_cost
 from compiler.elaborate import load
@@ -35,7 +36,7 @@ from compiler.ops import BYTES, steps
 from graphspec.config import SearchConfig
 from runtime.launch import Launch
 from runtime.supernet import Supernet
-from runtime.training import backward, choose_device, classification_loss, training_only
+from runtime.training import choose_device
 from runtime.world import ALONE, World
 
 KINDS = ("weight", "gate")
@@ -106,17 +107,13 @@ def make_step(graph: Graph, config: SearchConfig, kind: str, world: World) -> Ca
     """A step on this process's slice of a batch of random images, the optimizer included."""
     device = choose_device("auto")
     net = Supernet.start(graph, config, device, seed=0, gate_init=1.0, world=world)
-    weights, gates = list(net.weight_params.values()), list(net.gate_vectors.values())
-    chosen, frozen, optimizer = (weights, gates, net.weights) if kind == "weight" else (gates, weights, net.gates)
-    network = net.weight_network if kind == "weight" else net.gate_network
+    gradients, optimizer = halves(net)[kind]
     generator = torch.Generator().manual_seed(world.rank)
     x = torch.randn(config.batch_size // world.size, *graph.node(INPUT).shape, generator=generator)
     batch = (x.to(device), torch.zeros(len(x), dtype=torch.int64, device=device))
-    loss_fn = classification_loss(network, config, device)
 
     def step() -> None:
-        with training_only(chosen, frozen):
-            loss = backward(loss_fn, batch, chosen, config)
+        loss = gradients(batch)
         optimizer.step()
         world.tables([float(loss)])
 

@@ -30,12 +30,12 @@ from benchmarks.common import (
     show,
     table,
 )
+from benchmarks.jobs import halves
 from compiler.elaborate import load
 from compiler.ir import Block, Graph
 from compiler.passes.prune_zero_edges import prune
 from graphspec.config import SearchConfig
 from runtime.supernet import Supernet
-from runtime.training import backward, classification_loss, training_only, weight_parameters
 
 Row = dict[str, Any]
 KINDS = ("weight", "gate")
@@ -134,17 +134,13 @@ def make_step(
     if not variant.channels_last:
         net.module.to(memory_format=torch.contiguous_format)
     layout = torch.channels_last if variant.channels_last else torch.contiguous_format
-    weights, gates = list(weight_parameters(net.module).values()), list(net.gate_vectors.values())
-    chosen, frozen, optimizer = (weights, gates, net.weights) if kind == "weight" else (gates, weights, net.gates)
+    gradients, optimizer = halves(net)[kind]
     batch = _batches(graph, layout, device)
-    network = net.weight_network if kind == "weight" else net.gate_network
-    loss_fn = classification_loss(network, config, device)
 
     def step() -> None:
         with record_function("step: data"):
             images = batch()
-        with training_only(chosen, frozen):
-            backward(loss_fn, images, chosen, config)
+        gradients(images)
         with record_function("step: optimizer"):
             optimizer.step()
 

@@ -22,6 +22,7 @@ from graphspec.errors import GraphspecError, RunError
 from runtime.checkpoint import CheckpointStore
 from runtime.data import Dataset, load_dataset
 from runtime.files import write_bytes, write_json, write_text
+from runtime.heap import freed_memory_kept
 from runtime.launch import Launch, refuse_processes
 from runtime.logs import Console, MetricsLog
 from runtime.loop import Job, Loop
@@ -228,7 +229,7 @@ def _train(attempt: _Attempt, device: torch.device, make: MakeJob[J], finish: Fi
     log = MetricsLog(folder.path if world.is_main else None, console.warn)
     command = resume_command(attempt.name, opened, options)
     report = LiveReport(opened.run, console, is_kept=world.is_main)
-    with StopFlag(speaks=world.is_main) as stop:
+    with StopFlag(speaks=world.is_main) as stop, freed_memory_kept():
         loop = Loop(job, world, store, log, console, stop, config.seed, settings.checkpoint, command, report.refresh)
         if options.resume and not loop.resume():
             console.line("no checkpoint yet: starting from the beginning")

@@ -18,23 +18,13 @@ from compiler.text import from_json, to_json
 from graphspec.config import Configuration
 from graphspec.errors import RunError
 from runtime.data import Dataset, Place
+from runtime.heap import give_back
 from runtime.latency import measured_latencies
 from runtime.logs import Console
 from runtime.penalties import Penalty, priced_call, set_gammas
 from runtime.stages import Position, Stage
 from runtime.supernet import Supernet
-from runtime.training import (
-    Feed,
-    Scores,
-    backward,
-    classification_loss,
-    clip_gradients,
-    evaluate,
-    rate_now,
-    recalibrate,
-    set_precision,
-    training_only,
-)
+from runtime.training import Feed, Scores, clip_gradients, evaluate, rate_now, recalibrate, set_precision
 from runtime.world import ALONE, World
 
 PRETRAIN, SEARCH = "pretrain", "search"
@@ -109,27 +99,20 @@ class SearchJob:
         return {"train_loss": torch.stack(losses).mean(), "gate_loss": self._gate_step(stage, at)}
 
     def _weight_step(self, stage: Stage, at: Position, index: int) -> Tensor:
-        net, config = self.supernet, self.config
-        params = list(net.weight_params.values())
+        net = self.supernet
         for group in net.weights.param_groups:
             group["lr"] = self._weight_rate(stage, at)
-        with training_only(params, net.gate_vectors.values()):
-            loss_fn = classification_loss(net.weight_network, config, self.device)
-            loss = backward(loss_fn, self.weight_feed.batch(self._epoch(stage, at), index), params, config)
-        clip_gradients(params, config.clip)
+        loss = net.weight_gradients(self.weight_feed.batch(self._epoch(stage, at), index))
+        clip_gradients(net.weight_params.values(), self.config.clip)
         net.weights.step()
         return loss
 
     def _gate_step(self, stage: Stage, at: Position) -> Tensor:
-        net, config = self.supernet, self.config
-        vectors = net.gate_vectors
+        net = self.supernet
         for group in net.gates.param_groups:
             group["lr"] = self._gate_rate(stage, at)
-        set_gammas(self.penalty, net.gates, vectors)
-        with training_only(vectors.values(), net.weight_params.values()):
-            loss_fn = classification_loss(net.gate_network, config, self.device)
-            batch = self.gate_feed.batch(self._epoch(stage, at), at.step)
-            loss = backward(loss_fn, batch, list(vectors.values()), config)
+        set_gammas(self.penalty, net.gates, net.gate_vectors)
+        loss = net.gate_gradients(self.gate_feed.batch(self._epoch(stage, at), at.step))
         net.gates.step()
         return loss
 
@@ -247,6 +230,7 @@ class SearchJob:
     def _prune(self, closed: set[str], seconds: float) -> None:
         before = self.supernet
         self.supernet = before.pruned(closed)
+        give_back()  # what the smaller network will not need
         self.zero_looks = {g: n for g, n in self.zero_looks.items() if g in set(self.supernet.graph.gates())}
         self.penalty = self._new_penalty()
         after = self.supernet

@@ -19,7 +19,16 @@ from compiler.passes.prune_zero_edges import carried_tensors, prune, take
 from graphspec.config import SearchConfig
 from runtime.apgnag import APGNAG
 from runtime.checkpoint import optimizer_state, restore_optimizer_state
-from runtime.training import Network, network_of, training_only, weight_optimizer, weight_parameters
+from runtime.training import (
+    Batch,
+    Network,
+    backward,
+    classification_loss,
+    network_of,
+    training_only,
+    weight_optimizer,
+    weight_parameters,
+)
 from runtime.world import ALONE, World
 
 MODEL, MOMENTUM, GATE_STATE = "model", "momentum", "gate_state"  # first part of the names of saved tensors
@@ -90,6 +99,25 @@ class Supernet:
             weights=weight_optimizer(module, config),
             gates=optimizer,
         )
+
+    # -- steps ------------------------------------------------------------------------------------------------------
+
+    def weight_gradients(self, batch: Batch) -> Tensor:
+        """Gradients of the batch's mean loss into the weights and nothing else; the loss as a scalar tensor."""
+        return self._gradients(self.weight_network, self.weight_params, self.gate_vectors, batch)
+
+    def gate_gradients(self, batch: Batch) -> Tensor:
+        """The same into the gates."""
+        return self._gradients(self.gate_network, self.gate_vectors, self.weight_params, batch)
+
+    def _gradients(
+        self, network: Network, chosen: Mapping[str, nn.Parameter], frozen: Mapping[str, nn.Parameter], batch: Batch
+    ) -> Tensor:
+        with training_only(chosen.values(), frozen.values()):
+            loss_fn = classification_loss(network, self.config, self.device)
+            return backward(loss_fn, batch, list(chosen.values()), self.config)
+
+    # -- gates ------------------------------------------------------------------------------------------------------
 
     def gate_values(self) -> dict[str, float]:
         """The value of every gate."""

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import compile as compiling
-from benchmarks import exemption, overhead, peers, roofline, scale, search, supernet
+from benchmarks import exemption, memory, overhead, peers, roofline, scale, search, supernet
 from benchmarks.turns import Worker
 from compiler.costs import total_cost
 from compiler.elaborate import load
@@ -208,6 +208,19 @@ def test_peak_memory_of_a_step(spec: Path, monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr(sys, "argv", ["supernet", "--spec", str(spec), "--peak", "fused", "--kind", "gate"])
     supernet.main()
     assert float(capsys.readouterr().out) >= 0
+
+
+def test_memory_of_a_step_is_as_predicted_by_torchs_own_account() -> None:
+    variant = memory.Variant("digits", 64, recompute=True)
+    model, found = memory.predicted(variant, memory.CPU), memory.measured(variant, memory.CPU)
+    for kind in memory.KINDS:
+        assert model[kind] == pytest.approx(found[kind]["allocated_mib"], rel=0.01)
+
+
+@pytest.mark.parametrize("how", memory.HEAPS)
+def test_times_with_freed_memory_kept_and_not(how: str) -> None:
+    found = memory.timed(memory.Variant("digits", 2), how, 1)
+    assert all(found[kind]["ms"] > 0 for kind in memory.KINDS)
 
 
 # -- workers that take turns ------------------------------------------------------------------------------------------

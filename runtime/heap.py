@@ -1,0 +1,56 @@
+"""Memory that a training step frees stays with the process, for the next step to use.
+
+Left alone, glibc hands large blocks and the end of the heap back to the kernel as soon as they are free. A step frees
+and takes the same hundreds of MiB again and again, and the kernel has to fill every page of them with zeros anew: on
+the CPU that was a sixth of a search step (`python -m benchmarks.memory`). CUDA has torch's own allocator.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # the parameters of mallopt(3)
+_NEVER, _NOTHING = -1, 0
+_USUAL_BLOCKS = 65536  # glibc's default number of blocks with a mapping of their own
+_LARGE_BLOCK = 32 * 2**20  # as far as glibc itself raises the size from which blocks get one; it trims at twice that
+_OWN_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_TOP_PAD_")
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Within this context the process gives no freed memory back; at its end it gives back what it can.
+
+    Does nothing where the C library is not glibc, or where the environment sets how glibc treats freed memory. The
+    setting is one of the process: what other threads free is kept too.
+    """
+    if not _is_glibc() or _is_set_by_user():
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_MMAP_MAX, _NOTHING)
+    libc.mallopt(_TRIM_THRESHOLD, _NEVER)
+    try:
+        yield
+    finally:
+        libc.mallopt(_MMAP_MAX, _USUAL_BLOCKS)
+        libc.mallopt(_MMAP_THRESHOLD, _LARGE_BLOCK)
+        libc.mallopt(_TRIM_THRESHOLD, 2 * _LARGE_BLOCK)
+        libc.malloc_trim(0)
+
+
+def give_back() -> None:
+    """Hand all free pages back once: after this point less is needed than before."""
+    if _is_glibc():
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _is_glibc() -> bool:
+    return platform.libc_ver()[0] == "glibc"
+
+
+def _is_set_by_user() -> bool:
+    return any(name in os.environ for name in _OWN_SETTINGS) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")

@@ -1,0 +1,101 @@
+"""Freed memory stays with the process while it trains, and only then."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager
+from pathlib import Path
+
+import pytest
+
+from graphspec import api
+from runtime import jobs
+from runtime.loop import Loop
+from tests.tiny import write_spec
+
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's heap is what is set")
+
+PROGRAM = """
+import json, resource
+import torch
+from runtime.heap import freed_memory_kept, give_back
+
+def faults(rounds=10):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(rounds):
+        blocks = [torch.ones(megabytes * 2**18) for megabytes in (48, 8)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def resident():
+    pages = open("/proc/self/statm").read().split()[1]
+    return int(pages) * resource.getpagesize() / 2**20
+
+faults()
+start = resident()
+found = {"before": faults()}
+with freed_memory_kept():
+    faults()
+    found["within"] = faults()
+    found["held"] = resident() - start
+    give_back()
+    found["given back"] = resident() - start
+    faults()
+found["after"] = resident() - start
+print(json.dumps(found))
+"""
+PAGES = 56 * 256  # of 4 KiB in the blocks of one round
+
+
+def run(**environment: str) -> dict[str, float]:
+    command = [sys.executable, "-c", PROGRAM]
+    names = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    done = subprocess.run(command, env=names | environment, capture_output=True, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def test_freed_memory_is_used_again_without_the_kernel() -> None:
+    found = run()
+    assert found["within"] < PAGES / 10
+    assert found["held"] > 50
+
+
+def test_it_is_given_back_when_asked_for_and_at_the_end() -> None:
+    found = run()
+    assert found["given back"] < 10
+    assert found["after"] < 10
+
+
+@pytest.mark.parametrize(
+    "environment", [{"MALLOC_MMAP_THRESHOLD_": "65536"}, {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=65536"}]
+)
+def test_the_environment_has_the_last_word(environment: dict[str, str]) -> None:
+    assert run(**environment)["held"] < 10
+
+
+def test_all_training_is_done_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events, train = [], Loop.run
+
+    @contextmanager
+    def noted() -> Iterator[None]:
+        events.append("kept")
+        yield
+        events.append("given back")
+
+    def run(loop: Loop) -> None:
+        events.append("train")
+        train(loop)
+
+    monkeypatch.setattr(jobs, "freed_memory_kept", noted)
+    monkeypatch.setattr(Loop, "run", run)
+    short = ["search.pretrain_epochs=0", "search.epochs=1", "retrain.epochs=1", "budget.params=null"]
+    with chdir(tmp_path):
+        api.compile(write_spec(tmp_path), overrides=short)
+        api.search(quiet=True)
+        api.retrain(quiet=True)
+    assert events == 2 * ["kept", "train", "given back"]
