@@ -20,6 +20,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,18 +98,18 @@ def measured(variant: Variant, device: torch.device) -> dict[str, dict[str, floa
     graph, config = variant.settings()
     for step in make_steps(graph, config, 2, device).values():
         step()
+    make = partial(make_steps, graph, config, variant.batch, device)
     if device.type == "cuda":
-        return {kind: {"allocated_mib": peak} for kind, peak in _allocated_on_cuda(graph, variant, device).items()}
+        return {kind: {"allocated_mib": peak} for kind, peak in _allocated_on_cuda(make, device).items()}
     with freed_memory_kept():
-        growth = _growth(graph, variant)
-        allocated = _allocated(graph, variant)
+        growth, allocated = _growth(make), _allocated(make)
     return {kind: {"allocated_mib": allocated[kind], "grown_mib": growth[kind]} for kind in KINDS}
 
 
-def _growth(graph: Graph, variant: Variant) -> dict[str, float]:
+def _growth(make: Callable[[], Steps]) -> dict[str, float]:
     _settle()
     before, found = resident(), {}
-    steps = make_steps(graph, variant.settings()[1], variant.batch, torch.device("cpu"))
+    steps = make()
     steps["weight"]()
     for kind in KINDS:
         _settle()
@@ -121,24 +122,24 @@ def _settle() -> None:
     give_back()
 
 
-def _allocated(graph: Graph, variant: Variant) -> dict[str, float]:
+def _allocated(make: Callable[[], Steps]) -> dict[str, float]:
     steps: Steps = {}
 
     def start() -> None:
-        steps.update(make_steps(graph, variant.settings()[1], variant.batch, torch.device("cpu")))
+        steps.update(make())
         steps["weight"]()
 
-    left, _ = _account(start)
+    left, _ = account(start)
     found = {}
     for kind in KINDS:
-        more, peak = _account(steps[kind])
+        more, peak = account(steps[kind])
         found[kind] = (left + peak) / 2**20
         left += more
     return found
 
 
-def _account(run: Callable[[], None]) -> tuple[int, int]:
-    """By how many bytes what torch has allocated grows until the end, and at most on the way."""
+def account(run: Callable[[], None]) -> tuple[int, int]:
+    """By how many bytes what torch has allocated on the CPU grows until the end, and at most on the way."""
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
@@ -151,10 +152,10 @@ def _account(run: Callable[[], None]) -> tuple[int, int]:
     return now, most
 
 
-def _allocated_on_cuda(graph: Graph, variant: Variant, device: torch.device) -> dict[str, float]:
+def _allocated_on_cuda(make: Callable[[], Steps], device: torch.device) -> dict[str, float]:
     gc.collect()
     before, found = torch.cuda.memory_allocated(device), {}
-    steps = make_steps(graph, variant.settings()[1], variant.batch, device)
+    steps = make()
     steps["weight"]()
     for kind in KINDS:
         torch.cuda.reset_peak_memory_stats(device)

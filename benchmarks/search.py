@@ -25,6 +25,7 @@ from typing import Any
 from benchmarks.common import ROOT, Bar, parser, show, table
 from benchmarks.jobs import search_job
 from runtime.checkpoint import CheckpointStore
+from runtime.heap import freed_memory_kept
 from runtime.logs import Console, MetricsLog
 from runtime.loop import Loop
 from runtime.signals import StopFlag
@@ -139,10 +140,11 @@ def duel(args: argparse.Namespace, settings: list[str], seed: int, folder: Path)
         WITHOUT: Search.start(args.spec, [*seeded, NEVER], folder / f"{WITHOUT}-{seed}", args.device),
     }
     order, going = list(searches), True
-    while going:
-        advanced = [searches[name].advance() for name in order]
-        going = any(advanced)
-        order.reverse()
+    with freed_memory_kept():
+        while going:
+            advanced = [searches[name].advance() for name in order]
+            going = any(advanced)
+            order.reverse()
     return [Outcome.of(name, seed, search) for name, search in searches.items()]
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.memory import account
 from compiler.elaborate import load
 from compiler.ir import INPUT, Block, Graph
 from compiler.lowering.fx import freeze_norm_scales, gate_parameters, lower
@@ -81,15 +81,7 @@ class Network:
         self.step()
         for parameter in self.chosen:
             parameter.grad = None
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            self.step()
-        now = most = 0
-        assert profiler.profiler is not None
-        for event in profiler.profiler.kineto_results.events():
-            if event.name() == "[memory]":
-                now += event.nbytes()
-                most = max(most, now)
-        return most
+        return account(self.step)[1]
 
     def predicted(self) -> Any:
         training = Training(lowering=self.lowering, recompute=self.recompute)
