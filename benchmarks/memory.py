@@ -25,9 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim import Optimizer
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import Bar, in_child, interleave, parser, resident, resident_peak, show, table
+from benchmarks.jobs import Gradients, halves
 from compiler.elaborate import load
 from compiler.ir import Graph
 from compiler.lowering.memory import MemoryModel, Training
@@ -77,15 +79,11 @@ def make_steps(graph: Graph, config: SearchConfig, batch: int, device: torch.dev
     x = torch.randn(batch, *graph.node("input").shape, generator=torch.Generator().manual_seed(0))
     images: Batch = (x.to(device, memory_format=torch.channels_last), torch.zeros(batch, dtype=torch.int64).to(device))
 
-    def weight_step() -> None:
-        net.weight_gradients(images)
-        net.weights.step()
+    def step(gradients: Gradients, optimizer: Optimizer) -> None:
+        gradients(images)
+        optimizer.step()
 
-    def gate_step() -> None:
-        net.gate_gradients(images)
-        net.gates.step()
-
-    return {"weight": weight_step, "gate": gate_step}
+    return {kind: partial(step, *half) for kind, half in halves(net).items()}
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------

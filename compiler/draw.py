@@ -18,7 +18,7 @@ from compiler.ir import Graph
 from graphspec.errors import GraphspecError
 
 Format = Literal["svg", "html", "dot", "txt"]
-FORMATS: tuple[str, ...] = get_args(Format)
+FORMATS: tuple[Format, ...] = get_args(Format)
 
 
 def draw(

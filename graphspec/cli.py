@@ -111,11 +111,12 @@ def show(
     from compiler.draw import FORMATS, draw
     from graphspec.targets import picture_of
 
-    kind = output.suffix.lstrip(".") if output else "txt"
-    if kind not in FORMATS:
+    wanted = output.suffix.lstrip(".") if output else "txt"
+    kind = next((known for known in FORMATS if known == wanted), None)
+    if kind is None:
         raise GraphspecError(f"{output}: cannot draw that; try a file that ends in .{', .'.join(FORMATS)}")
     picture = picture_of(target, settings or ())
-    drawn = draw(picture.graph, scope=block, gates=picture.gates, kept=picture.kept, format=kind)  # type: ignore[arg-type]  # checked above
+    drawn = draw(picture.graph, scope=block, gates=picture.gates, kept=picture.kept, format=kind)
     _deliver(drawn, output)
 
 

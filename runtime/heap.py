@@ -39,7 +39,7 @@ def freed_memory_kept() -> Iterator[None]:
         libc.mallopt(_MMAP_MAX, _USUAL_BLOCKS)
         libc.mallopt(_MMAP_THRESHOLD, _LARGE_BLOCK)
         libc.mallopt(_TRIM_THRESHOLD, 2 * _LARGE_BLOCK)
-        libc.malloc_trim(0)
+        give_back()
 
 
 def give_back() -> None:

@@ -124,7 +124,7 @@ class _Attempt:
                 stack.enter_context(self.opened.run.locked())
                 return self._prepared()
 
-            done: dict[str, Any] | None = self.world.decided(prepare)
+            done = self.world.decided(prepare)
             with losses_explained(self.world, resume_command(self.name, self.opened, self.options)):
                 return job() if done is None else done
 

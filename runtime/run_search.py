@@ -105,7 +105,7 @@ def _finish(place: Workplace, job: SearchJob) -> dict[str, Any]:
         _tell(result, place.opened.graph, place.console)
         return asdict(result)
 
-    return place.world.decided(write)  # type: ignore[no-any-return]
+    return place.world.decided(write)
 
 
 def _draw(opened: Opened, folder: JobDir, console: Console) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
@@ -38,6 +38,8 @@ BUFFERS = next(  # torch's name, old or new, for copying the main process's buff
     for name in ("forward_sync_buffers", "broadcast_buffers")
     if name in inspect.signature(DistributedDataParallel).parameters
 )
+
+T = TypeVar("T")
 
 
 class ToldError(RunError):
@@ -76,7 +78,7 @@ class World:
 
     # -- words ------------------------------------------------------------------------------------------------------
 
-    def decided(self, decide: Callable[[], Any]) -> Any:
+    def decided(self, decide: Callable[[], T]) -> T:
         """What the main process's `decide` gives (JSON), for all; its GraphspecError ends all of them."""
         if self.size == 1:
             return decide()
@@ -91,7 +93,8 @@ class World:
             raise error
         if "error" in answer:
             raise ToldError(answer["error"])
-        return answer["value"]
+        value: T = answer["value"]
+        return value
 
     def from_main(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The main process's tensors by name, on the CPU; those of the others are not looked at."""
