@@ -3,9 +3,10 @@
     python -m benchmarks.memory [--device cuda] [--precision bf16] [--rounds N] [--json]
 
 Predicted is what `graphspec compile` prints. Allocated is the most that torch has taken at a time since before the
-network was made, by its own account. On the CPU a process grows by more: its C library cannot use all freed memory
-again. That growth is of a child process per variant, in which a step of two images goes before, so that libraries are
-loaded, and freed memory is kept as in every training (`runtime.heap`).
+network was made, by its own account. On the CPU a process grows by more, which is a table of its own: its C library
+cannot use all freed memory again. The growth is of a child process per variant, in which weight steps, gate steps and
+validation take turns; a step of two images goes before, so that libraries are loaded, and freed memory is kept as in
+every training (`runtime.heap`).
 
 Times with and without recompute are of steps that take turns in one process; with freed memory kept and not, of
 processes that take turns. Trust the ratios.
@@ -31,16 +32,17 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.common import Bar, in_child, interleave, parser, resident, resident_peak, show, table
 from benchmarks.jobs import Gradients, halves
 from compiler.elaborate import load
-from compiler.ir import Graph
+from compiler.ir import INPUT, Graph
 from compiler.lowering.memory import MemoryModel, Training
 from graphspec.config import SearchConfig
-from runtime.heap import freed_memory_kept, give_back
+from runtime.heap import freed_memory_kept, give_back, heap_here
 from runtime.supernet import Supernet
-from runtime.training import Batch
+from runtime.training import Batch, evaluate
 
 Row = dict[str, Any]
-Steps = dict[str, Callable[[], None]]
+Steps = dict[str, Callable[[], object]]
 KINDS = ("weight", "gate")
+VALIDATION = "validation"
 CASES = (("digits", 64), ("cifar10_small", 64), ("cifar10_small", 128))
 TOLERANCE, MOST_MEMORY, MOST_TIME = 0.2, 0.5, 1.4
 CPU = torch.device("cpu")
@@ -74,45 +76,52 @@ def variants(precision: str) -> Iterator[Variant]:
 
 
 def make_steps(graph: Graph, config: SearchConfig, batch: int, device: torch.device) -> Steps:
-    """A weight step and a gate step of a fresh supernet on a batch of noise."""
+    """A weight step and a gate step of a fresh supernet on a batch of noise, and a batch of its validation."""
     net = Supernet.start(graph, config, device, seed=0, gate_init=1.0)
-    x = torch.randn(batch, *graph.node("input").shape, generator=torch.Generator().manual_seed(0))
-    images: Batch = (x.to(device, memory_format=torch.channels_last), torch.zeros(batch, dtype=torch.int64).to(device))
+
+    def noise(images: int) -> Batch:
+        x = torch.randn(images, *graph.node(INPUT).shape, generator=torch.Generator().manual_seed(0))
+        return x.to(device, memory_format=torch.channels_last), torch.zeros(images, dtype=torch.int64).to(device)
 
     def step(gradients: Gradients, optimizer: Optimizer) -> None:
         gradients(images)
         optimizer.step()
 
-    return {kind: partial(step, *half) for kind, half in halves(net).items()}
+    images = noise(batch)
+    steps: Steps = {kind: partial(step, *half) for kind, half in halves(net).items()}
+    return steps | {VALIDATION: lambda: evaluate(net.module, [noise(config.evaluation_batch)])}
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------
 
 
-def measured(variant: Variant, device: torch.device) -> dict[str, dict[str, float]]:
+def measured(variant: Variant, device: torch.device) -> dict[str, float]:
     """The most MiB that each kind of step allocates, weights, gradients and momenta included, and, on the CPU, by how
-    many MiB the process grows.
+    many MiB the process grows (`grown`).
     """
     graph, config = variant.settings()
-    for step in make_steps(graph, config, 2, device).values():
-        step()
+    small = make_steps(graph, config, 2, device)
+    for kind in KINDS:
+        small[kind]()
+    del small
     make = partial(make_steps, graph, config, variant.batch, device)
     if device.type == "cuda":
-        return {kind: {"allocated_mib": peak} for kind, peak in _allocated_on_cuda(make, device).items()}
+        return _allocated_on_cuda(make, device)
     with freed_memory_kept():
-        growth, allocated = _growth(make), _allocated(make)
-    return {kind: {"allocated_mib": allocated[kind], "grown_mib": growth[kind]} for kind in KINDS}
+        grown = _growth(make)
+    return {"grown": grown, **_allocated(make)}
 
 
-def _growth(make: Callable[[], Steps]) -> dict[str, float]:
+def _growth(make: Callable[[], Steps]) -> float:
     _settle()
-    before, found = resident(), {}
+    before = resident()
     steps = make()
-    steps["weight"]()
-    for kind in KINDS:
-        _settle()
-        found[kind] = resident_peak(steps[kind], times=2) - before
-    return found
+
+    def turn() -> None:
+        for step in steps.values():
+            step()
+
+    return resident_peak(turn, times=2) - before
 
 
 def _settle() -> None:
@@ -129,14 +138,14 @@ def _allocated(make: Callable[[], Steps]) -> dict[str, float]:
 
     left, _ = account(start)
     found = {}
-    for kind in KINDS:
-        more, peak = account(steps[kind])
+    for kind, step in steps.items():
+        more, peak = account(step)
         found[kind] = (left + peak) / 2**20
         left += more
     return found
 
 
-def account(run: Callable[[], None]) -> tuple[int, int]:
+def account(run: Callable[[], object]) -> tuple[int, int]:
     """By how many bytes what torch has allocated on the CPU grows until the end, and at most on the way."""
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -155,32 +164,38 @@ def _allocated_on_cuda(make: Callable[[], Steps], device: torch.device) -> dict[
     before, found = torch.cuda.memory_allocated(device), {}
     steps = make()
     steps["weight"]()
-    for kind in KINDS:
+    for kind, step in steps.items():
         torch.cuda.reset_peak_memory_stats(device)
         for _ in range(2):
-            steps[kind]()
+            step()
         found[kind] = (torch.cuda.max_memory_allocated(device) - before) / 2**20
     return found
 
 
 def predicted(variant: Variant, device: torch.device) -> dict[str, float]:
-    """The peaks in MiB that the model gives."""
+    """The peaks in MiB that the model gives and, where it is known how the process grows, its growth."""
     graph, config = variant.settings()
-    memory = MemoryModel(graph, Training.of(config, on_cpu=device.type == "cpu")).at(variant.batch)
-    return {"weight": memory.weight_step / 2**20, "gate": memory.gate_step / 2**20}
+    on_cpu = device.type == "cpu"
+    model = MemoryModel(graph, Training.of(config, on_cpu))
+    memory, heap = model.at(variant.batch), heap_here() if on_cpu else None
+    growth = {} if heap is None else {"grown": model.growth(heap, variant.batch) / 2**20}
+    steps = {"weight": memory.weight_step, "gate": memory.gate_step, VALIDATION: memory.validation}
+    return {kind: size / 2**20 for kind, size in steps.items()} | growth
 
 
-def memory_rows(found: Sequence[Variant], device: torch.device) -> list[Row]:
-    """A row per variant and kind of step."""
-    rows = []
+def memory_rows(found: Sequence[Variant], device: torch.device) -> tuple[list[Row], list[Row]]:
+    """What is allocated, a row per variant and kind of step, and what a process grows by, a row per variant."""
+    allocated, grown = [], []
     for variant in found:
-        measure = _child(variant, device)
-        model = predicted(variant, device)
-        for kind in KINDS:
-            own = {"predicted_mib": model[kind], "grown_mib": None, **measure[kind]}
-            own["predicted_over_allocated"] = own["predicted_mib"] / own["allocated_mib"]
-            rows.append({**asdict(variant), "step": kind, **own})
-    return rows
+        measure, model = _child(variant, device), predicted(variant, device)
+        for what in (what for what in model if what in measure):
+            sizes = model[what], measure[what]
+            figures = {"predicted_mib": sizes[0], "measured_mib": sizes[1], "ratio": sizes[0] / sizes[1]}
+            if what == "grown":
+                grown.append({**asdict(variant), **figures})
+            else:
+                allocated.append({**asdict(variant), "step": what, **figures})
+    return allocated, grown
 
 
 def _child(variant: Variant, device: torch.device, *more: str) -> Any:
@@ -243,14 +258,15 @@ def timed(variant: Variant, how: str, rounds: int) -> Row:
     """Milliseconds and page faults of both kinds of step, which take turns as in a search."""
     graph, config = variant.settings()
     with freed_memory_kept() if how == KEPT else nullcontext():
-        timings = interleave(make_steps(graph, config, variant.batch, CPU), rounds)
+        steps = make_steps(graph, config, variant.batch, CPU)
+        timings = interleave({kind: steps[kind] for kind in KINDS}, rounds)
     return {
         kind: {"ms": 1000 * timing.median, "page_faults": statistics.median(timing.page_faults)}
         for kind, timing in timings.items()
     }
 
 
-def _waited(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+def _waited(step: Callable[[], object], device: torch.device) -> Callable[[], None]:
     def run() -> None:
         step()
         if device.type == "cuda":
@@ -262,38 +278,60 @@ def _waited(step: Callable[[], None], device: torch.device) -> Callable[[], None
 # -- the report -------------------------------------------------------------------------------------------------------
 
 
-def bars(memory: Sequence[Row], times: Sequence[Row]) -> list[Bar]:
-    """What prediction and recompute are held to, for every spec and batch size; of predictions the worst case."""
+def bars(allocated: Sequence[Row], grown: Sequence[Row], times: Sequence[Row]) -> list[Bar]:
+    """What prediction and recompute are held to, for every spec and batch size; of predictions the worst case.
+
+    How a process grows is held to it in the fused lowering, which is the default.
+    """
     found = []
     for spec, batch in CASES:
         name = f"{spec} {batch}"
-        own = [row for row in memory if (row["spec"], row["batch"]) == (spec, batch)]
-        for key, what in (("allocated_mib", ""), ("grown_mib", " by growth")):
-            if any(row[key] is None for row in own):
-                continue
-            errors = [abs(row["predicted_mib"] / row[key] - 1) for row in own]
-            found.append(Bar(f"{name}: prediction, relative error{what}", max(errors), TOLERANCE))
-            for kind in KINDS:
-                fused = [row for row in own if (row["lowering"], row["step"]) == ("fused", kind)]
-                sizes = {row["recompute"]: row[key] for row in fused}
-                share = sizes[True] / sizes[False]
-                found.append(Bar(f"{name}: recompute, memory of a {kind} step{what}", share, MOST_MEMORY))
-        for row in times:
-            if (row["spec"], row["batch"]) == (spec, batch):
-                found.append(Bar(f"{name}: recompute, time of a {row['step']} step", row["time_ratio"], MOST_TIME))
+        steps, growth, own_times = (_of(rows, spec=spec, batch=batch) for rows in (allocated, grown, times))
+        fused = _of(growth, lowering="fused")
+        found.append(Bar(f"{name}: prediction, relative error", _worst(steps), TOLERANCE))
+        for kind in KINDS:
+            share = _recompute_share(_of(steps, lowering="fused", step=kind))
+            found.append(Bar(f"{name}: recompute, memory of a {kind} step", share, MOST_MEMORY))
+        if fused:
+            found.append(Bar(f"{name}: predicted growth, relative error", _worst(fused), TOLERANCE))
+            found.append(Bar(f"{name}: recompute, growth of the process", _recompute_share(fused), MOST_MEMORY))
+        for row in own_times:
+            found.append(Bar(f"{name}: recompute, time of a {row['step']} step", row["time_ratio"], MOST_TIME))
     return found
 
 
-MEMORY_COLUMNS = {
+def _of(rows: Iterable[Row], **wanted: object) -> list[Row]:
+    return [row for row in rows if wanted.items() <= row.items()]
+
+
+def _worst(rows: Sequence[Row]) -> float:
+    return max(abs(row["ratio"] - 1) for row in rows)
+
+
+def _recompute_share(rows: Sequence[Row]) -> float:
+    size = {row["recompute"]: row["measured_mib"] for row in rows}
+    share: float = size[True] / size[False]
+    return share
+
+
+ALLOCATED_COLUMNS = {
     "spec": "spec",
     "batch": "batch",
     "lowering": "lowering",
     "recompute": "recompute",
     "step": "step",
     "predicted MiB": "predicted_mib",
-    "allocated MiB": "allocated_mib",
-    "predicted / allocated": "predicted_over_allocated",
-    "the process grows by MiB": "grown_mib",
+    "allocated MiB": "measured_mib",
+    "predicted / allocated": "ratio",
+}
+GROWN_COLUMNS = {
+    "spec": "spec",
+    "batch": "batch",
+    "lowering": "lowering",
+    "recompute": "recompute",
+    "predicted growth MiB": "predicted_mib",
+    "the process grows by MiB": "measured_mib",
+    "predicted / measured": "ratio",
 }
 TIME_COLUMNS = {
     "spec": "spec",
@@ -316,9 +354,9 @@ HEAP_COLUMNS = {
 }
 
 
-def report(memory: Sequence[Row], times: Sequence[Row], heap: Sequence[Row]) -> list[str]:
-    """A table of memory, one of what recompute costs and one of what keeping freed memory brings."""
-    tables = ((MEMORY_COLUMNS, memory), (TIME_COLUMNS, times), (HEAP_COLUMNS, heap))
+def report(allocated: Sequence[Row], grown: Sequence[Row], times: Sequence[Row], heap: Sequence[Row]) -> list[str]:
+    """A table each: what is allocated, how a process grows, what recompute costs, what keeping freed memory brings."""
+    tables = ((ALLOCATED_COLUMNS, allocated), (GROWN_COLUMNS, grown), (TIME_COLUMNS, times), (HEAP_COLUMNS, heap))
     return [table(list(columns), [_cells(row, columns.values()) for row in rows]) for columns, rows in tables if rows]
 
 
@@ -340,13 +378,13 @@ def main() -> None:
         variant = Variant(**json.loads(args.child))
         print(json.dumps(timed(variant, args.heap, args.rounds) if args.heap else measured(variant, device)))
         return
-    memory = memory_rows(list(variants(args.precision)), device)
+    allocated, grown = memory_rows(list(variants(args.precision)), device)
     cases = CASES if args.rounds else ()
     times = [row for case in cases for row in time_rows(*case, args.precision, args.rounds, device)]
     with_heap = cases if device.type == "cpu" else ()
     heap = [row for case in with_heap for row in heap_rows(*case, args.precision, args.rounds)]
-    found = {"memory": memory, "times": times, "heap": heap}
-    show(args.json, found, report(memory, times, heap), bars(memory, times))
+    found = {"allocated": allocated, "grown": grown, "times": times, "heap": heap}
+    show(args.json, found, report(allocated, grown, times, heap), bars(allocated, grown, times))
 
 
 if __name__ == "__main__":

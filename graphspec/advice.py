@@ -10,7 +10,7 @@ import math
 from graphspec.config import Configuration, DataConfig, GateConfig, Schedule, SearchConfig
 from runtime.schedules import learning_rate, period_ends
 
-TOO_SOON = 0.25
+TOO_SOON = 0.1
 """A gate without gradient that dies within this many epochs leaves no time to tell useful edges from useless ones."""
 SAMPLES = 20_000
 TRAINING_IMAGES = {

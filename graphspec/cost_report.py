@@ -12,6 +12,7 @@ from compiler.lowering.memory import MemoryModel, Training, TrainingMemory
 from compiler.ops import Cost
 from compiler.passes.prune_zero_edges import prune
 from graphspec.config import SearchConfig
+from runtime.heap import heap_here
 
 HEADS = ("", "nodes", "edges", "gates", "params", "FLOPs", "MAC bytes")
 
@@ -24,6 +25,7 @@ class CostReport:
     gates: int  # gate parameters: a shared gate counts once
     smallest: Cost  # of the cheapest network of the space
     memory: TrainingMemory  # predicted peaks of the search as it is configured
+    growth: int | None  # bytes by which the process grows that searches on the CPU; None where that is not known
     batch_size: int
     graph_hash: str
 
@@ -42,6 +44,7 @@ class CostReport:
             "largest": asdict(total.cost),
             "search_memory_bytes": self.memory.peak,
             "search_memory": asdict(self.memory),
+            "search_growth_bytes": self.growth,
             "graph_hash": self.graph_hash,
             "blocks": [_row_json(row) for row in self.table.blocks],
             "stages": [_row_json(row) for row in self.table.stages],
@@ -67,22 +70,33 @@ class CostReport:
                 f"largest    {largest.params:,} params, {largest.flops:,} FLOPs (FLOPs are multiply-adds per image)",
                 f"memory     {_memory(self.memory)} at the peak (predicted for batch size {self.batch_size}; "
                 f"the data set and the libraries come on top)",
+                *self._growth_line(),
                 f"graph      {self.graph_hash[:16]}",
             ]
         )
+
+    def _growth_line(self) -> list[str]:
+        if self.growth is None:
+            return []
+        return [f"growth     {_mib(self.growth)} of a process on the CPU: its C library cannot reuse all that is freed"]
 
 
 def cost_report(graph: Graph, search: SearchConfig, graph_hash: str) -> CostReport:
     """All costs of a search graph."""
     smallest = total_cost(prune(graph, smallest_closed(graph)))
-    memory = MemoryModel(graph, Training.of(search)).at(search.batch_size)
-    return CostReport(cost_table(graph), len(graph.gates()), smallest, memory, search.batch_size, graph_hash)
+    model, heap, batch = MemoryModel(graph, Training.of(search)), heap_here(), search.batch_size
+    growth = None if heap is None else model.growth(heap, batch)
+    return CostReport(cost_table(graph), len(graph.gates()), smallest, model.at(batch), growth, batch, graph_hash)
 
 
 def _memory(memory: TrainingMemory) -> str:
     """The peaks of what there is, for people."""
     sizes = {"weight step": memory.weight_step, "gate step": memory.gate_step, "validation": memory.validation}
-    return ", ".join(f"{name} {size / 2**20:,.0f} MiB" for name, size in sizes.items() if size)
+    return ", ".join(f"{name} {_mib(size)}" for name, size in sizes.items() if size)
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"
 
 
 def _row_json(row: Row) -> dict[str, Any]:

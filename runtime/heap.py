@@ -13,11 +13,17 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from compiler.lowering.heap import Heap
+
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # the parameters of mallopt(3)
 _NEVER, _NOTHING = -1, 0
 _USUAL_BLOCKS = 65536  # glibc's default number of blocks with a mapping of their own
 _LARGE_BLOCK = 32 * 2**20  # as far as glibc itself raises the size from which blocks get one; it trims at twice that
 _OWN_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_TOP_PAD_")
+_MENDED = (2, 39)  # until then glibc handed small objects the slivers beside large pieces first (its bug 30723)
+_EVERY_PIECE, _FEW_PIECES = 1, 12
+"""Of so many pieces one has a small object beside it, before and since. Fitted to processes that train the digits and
+`cifar10_small` with glibc 2.36 and 2.41; `python -m benchmarks.memory` compares."""
 
 
 @contextmanager
@@ -46,6 +52,14 @@ def give_back() -> None:
     """Hand all free pages back once: after this point less is needed than before."""
     if _is_glibc():
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def heap_here() -> Heap | None:
+    """An empty heap like this process's, to play a training on; None where it is not known how it would grow."""
+    if not _is_glibc() or _is_set_by_user() or "malloc" in os.environ.get("LD_PRELOAD", ""):
+        return None
+    version = tuple(int(number) for number in platform.libc_ver()[1].split("."))
+    return Heap(_FEW_PIECES if version >= _MENDED else _EVERY_PIECE)
 
 
 def _is_glibc() -> bool:

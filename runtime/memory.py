@@ -13,6 +13,7 @@ from compiler.ir import Graph
 from compiler.lowering.memory import MemoryModel, Training
 from graphspec.config import SearchConfig, TrainingConfig
 from graphspec.errors import RunError
+from runtime.heap import heap_here
 from runtime.jobs import Workplace, has_results
 from runtime.launch import Launch
 
@@ -110,16 +111,16 @@ def check_memory(
     training = Training.of(config, on_cpu=device.type == "cpu")
     batch = -(-config.batch_size // processes)
     model = MemoryModel(graph, training)
-    needed = _peak(model, batch, images, validation_images)
+    needed = _needed(model, batch, images, validation_images)
     if needed <= free:
         return
-    largest = processes * model.largest_batch(lambda size: _peak(model, size, images, validation_images) <= free)
+    largest = processes * model.largest_batch(lambda size: _fits(model, size, images, validation_images, free))
     hints = [f"--set {job}.batch_size={largest}, the largest that fits"] if largest else []
     for others in _leaner(training, batch):
-        sizes = ((name, _peak(MemoryModel(graph, other), batch, images, validation_images)) for name, other in others)
+        sizes = ((name, _needed(MemoryModel(graph, other), batch, images, validation_images)) for name, other in others)
         first = next(((name, size) for name, size in sizes if size <= free), None)
         hints += [f"--set {job}.{first[0]}, which takes {_readable(first[1])}"] if first else []
-    least = _peak(model, 1, images, validation_images)
+    least = _needed(model, 1, images, validation_images)
     hints = hints or [f"a narrower network or smaller images: even a batch size of 1 takes {_readable(least)}"]
     raise RunError(
         f"{job}.batch_size {config.batch_size} does not fit: training takes {_readable(needed)} at its peak, "
@@ -128,9 +129,18 @@ def check_memory(
     )
 
 
-def _peak(model: MemoryModel, batch: int, images: int, validation_images: int) -> int:
-    """A batch holds no more images than there are."""
-    return model.at(min(batch, images), validation_images).peak
+def _needed(model: MemoryModel, batch: int, images: int, validation_images: int) -> int:
+    """What training takes of a device; a batch holds no more images than there are."""
+    batch = min(batch, images)
+    peak = model.at(batch, validation_images).peak
+    heap = heap_here() if model.training.on_cpu else None
+    return peak if heap is None else max(peak, model.growth(heap, batch, validation_images))
+
+
+def _fits(model: MemoryModel, batch: int, images: int, validation_images: int, free: int) -> bool:
+    if model.at(min(batch, images), validation_images).peak > free:  # which is quicker to find out
+        return False
+    return _needed(model, batch, images, validation_images) <= free
 
 
 def _leaner(training: Training, batch: int) -> Iterator[Iterator[tuple[str, Training]]]:

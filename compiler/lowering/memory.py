@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from compiler.ir import INPUT, Graph
 from compiler.lowering.groups import exits
+from compiler.lowering.heap import Account, Heap, Memory, Piece
 from compiler.lowering.tape import Buffer, Call, Lowering, Plan, Size, StepKind, Tape, Value
 from compiler.ops import node_tensors
 from graphspec.config import SearchConfig, TrainingConfig, evaluation_batch
@@ -22,6 +23,8 @@ MOST_IMAGES = 2**20
 """No larger batch is looked for."""
 PLANNED_BATCH = 64
 """At which it is decided what to recompute: it does not depend on it, as long as weights are small beside images."""
+TURNS = 2
+"""Of each kind of step that are played on a heap: later ones find room in what the first have left."""
 GATE_NUMBERS = 5
 """For every gate: its value, gradient, velocity, proximal point and sparsity weight."""
 
@@ -33,21 +36,36 @@ GATE_NUMBERS = 5
 class _Grad:
     """Memory of a gradient, and how many values have their gradient in it."""
 
-    bytes: int
+    piece: Piece
     users: int = 1
 
 
 class _Player:
-    """Plays calls at a batch size and notes the peak."""
+    """Plays calls at a batch size, taking from `memory` and giving back."""
 
-    def __init__(self, batch: int, accumulates: bool) -> None:
-        self.batch, self.accumulates = batch, accumulates
-        self.now = self.peak = 0
-        self.weight_grads = 0  # bytes of weight gradients that came so far
+    def __init__(self, batch: int, memory: Memory, accumulates: bool = False) -> None:
+        self.batch, self.memory, self.accumulates = batch, memory, accumulates
+        self.weight_grads: list[Piece] = []  # that came so far
         self.reads: Counter[Buffer] = Counter()  # still to come
         self.kept: Counter[Buffer] = Counter()
-        self.live: set[Buffer] = set()
+        self.live: dict[Buffer, Piece] = {}
         self.grads: dict[Value, _Grad] = {}
+
+    def step(self, calls: Sequence[Call]) -> int:
+        """Forward and, where anything gets a gradient, backward; what is in use between the two.
+
+        Of all pieces only `weight_grads` are not given back.
+        """
+        last = calls[-1].writes[0]
+        self.reads[last.buffer] += 1  # by the loss
+        self.forward(calls, keep=True)
+        kept = self.memory.now
+        if calls[-1].tracked:
+            self.grads[last] = self._new_grad(last)
+            self.backward(calls)
+        for piece in (*self.live.values(), *{grad: grad.piece for grad in self.grads.values()}.values()):
+            self.memory.give(piece)
+        return kept
 
     def forward(self, calls: Sequence[Call], keep: bool) -> None:
         """Play the forward pass; with `keep` its backward pass follows."""
@@ -81,10 +99,6 @@ class _Player:
                 self.kept[buffer] -= 1
                 self._drop_if_unused(buffer)
 
-    def give_grad(self, value: Value) -> None:
-        """The gradient that the loss gives."""
-        self.grads[value] = self._new_grad(value)
-
     def _back(self, call: Call) -> None:
         handed = self.grads.get(call.writes[0]) if call.passes else None
         given = [self.grads.pop(value) for value in call.writes if value in self.grads]
@@ -98,10 +112,11 @@ class _Player:
                     handed.users += 1
                     grad = handed
                 found.append((value, grad))
-        self.weight_grads += call.weights
-        self._take(call.weights)
+        weight_grads = self.memory.take(call.weights)
         if self.accumulates:
-            self.now -= call.weights
+            self.memory.give(weight_grads)
+        else:
+            self.weight_grads.append(weight_grads)
         self._need(call.back_work)
         for grad in given:
             self._leave(grad)
@@ -121,32 +136,24 @@ class _Player:
 
     # -- memory -----------------------------------------------------------------------------------------------------
 
-    def _take(self, amount: int) -> None:
-        self.now += amount
-        self.peak = max(self.peak, self.now)
-
     def _need(self, size: Size) -> None:
-        self.peak = max(self.peak, self.now + size.at(self.batch))
+        self.memory.give(self.memory.take(size.at(self.batch)))
 
     def _make(self, buffer: Buffer) -> None:
         if buffer not in self.live:
-            self.live.add(buffer)
-            self._take(buffer.size.at(self.batch))
+            self.live[buffer] = self.memory.take(buffer.size.at(self.batch))
 
     def _drop_if_unused(self, buffer: Buffer) -> None:
         if buffer in self.live and self.reads[buffer] <= 0 and self.kept[buffer] <= 0:
-            self.live.remove(buffer)
-            self.now -= buffer.size.at(self.batch)
+            self.memory.give(self.live.pop(buffer))
 
     def _new_grad(self, value: Value) -> _Grad:
-        grad = _Grad(value.size.at(self.batch))
-        self._take(grad.bytes)
-        return grad
+        return _Grad(self.memory.take(value.size.at(self.batch)))
 
     def _leave(self, grad: _Grad) -> None:
         grad.users -= 1
         if grad.users == 0:
-            self.now -= grad.bytes
+            self.memory.give(grad.piece)
 
 
 @dataclass(frozen=True)
@@ -155,20 +162,18 @@ class Played:
 
     kept: int  # for the backward pass, at the end of the forward pass; the output is counted too
     peak: int  # of everything that comes and goes, and of the weights' gradients where they come
-    weight_grads: int
 
 
 def play(calls: Sequence[Call], batch: int, accumulates: bool = False) -> Played:
     """Forward and, where anything gets a gradient, backward; `accumulates`: weight gradients are there already."""
-    player = _Player(batch, accumulates)
-    last = calls[-1].writes[0]
-    player.reads[last.buffer] += 1  # by the loss
-    player.forward(calls, keep=True)
-    kept = player.now
-    if calls[-1].tracked:
-        player.give_grad(last)
-        player.backward(calls)
-    return Played(kept, player.peak, player.weight_grads)
+    memory = Account()
+    kept = _Player(batch, memory, accumulates).step(calls)
+    return Played(kept, memory.peak)
+
+
+def _weight_bytes(calls: Sequence[Call]) -> int:
+    """Of all gradients of weights."""
+    return sum(call.weights + _weight_bytes(call.inside) for call in calls)
 
 
 def recomputed_blocks(graph: Graph, lowering: Lowering) -> frozenset[str]:
@@ -250,24 +255,45 @@ class MemoryModel:
         kinds += ["gate"] if training.searching and graph.gates() else []
         again = recomputed_blocks(graph, training.lowering) if training.recompute else frozenset()
         self.tapes = {kind: Tape(graph, training.plan(kind, again), graph.nodes()).write() for kind in kinds}
+        self.weight_grads = _weight_bytes(self.tapes["weight"])
 
     def at(self, batch: int, validation_images: int | None = None) -> TrainingMemory:
         """The peaks at a batch size; `validation_images`: how many there are, if that is known."""
-        training = self.training
-        validated = evaluation_batch(batch, training.accumulate, training.recompute)
-        validated = validated if validation_images is None else min(validated, validation_images)
-        parts = min(training.accumulate, batch)
-        part, always = math.ceil(batch / parts), self.always + batch * self.image
-        weight = play(self.tapes["weight"], part, accumulates=parts > 1)
-        grads = weight.weight_grads
-        optimizer = grads if training.on_cpu else grads + 2 * self.params  # works on all weights at once there
+        part, parts = self._parts(batch)
+        validated = self._validated(batch, validation_images)
+        grads, always = self.weight_grads, self.always + batch * self.image
+        weight = play(self.tapes["weight"], part, accumulates=parts > 1).peak + (grads if parts > 1 else 0)
+        optimizer = grads if self.training.on_cpu else grads + 2 * self.params  # works on all weights at once there
         gate = play(self.tapes["gate"], part).peak + grads + always if "gate" in self.tapes else 0
         evaluation = play(self.tapes["evaluation"], validated).peak + grads + self.always + validated * self.image
-        return TrainingMemory(
-            weight_step=always + max(weight.peak + (grads if parts > 1 else 0), optimizer),
-            gate_step=gate,
-            validation=evaluation,
-        )
+        return TrainingMemory(weight_step=always + max(weight, optimizer), gate_step=gate, validation=evaluation)
+
+    def growth(self, heap: Heap, batch: int, validation_images: int | None = None) -> int:
+        """By how many bytes a process with this heap grows until its steps, of all kinds in turns, find room in it."""
+        part, parts = self._parts(batch)
+        sizes = {"weight": part, "gate": part, "evaluation": self._validated(batch, validation_images)}
+        heap.take(self.always)
+        grads = [heap.take(self.weight_grads)] if parts > 1 else []
+        for kind in (kind for _ in range(TURNS) for kind in sizes if kind in self.tapes):
+            images = heap.take((sizes[kind] if kind == "evaluation" else batch) * self.image)
+            player = _Player(sizes[kind], heap, accumulates=parts > 1)
+            if kind == "weight" and parts == 1:
+                for piece in grads:
+                    heap.give(piece)
+                grads = player.weight_grads
+            player.step(self.tapes[kind])
+            heap.give(images)
+        return heap.peak
+
+    def _parts(self, batch: int) -> tuple[int, int]:
+        """Images of the largest part of a batch, and how many parts there are."""
+        parts = min(self.training.accumulate, batch)
+        return math.ceil(batch / parts), parts
+
+    def _validated(self, batch: int, images: int | None) -> int:
+        """How many images are evaluated at a time."""
+        most = evaluation_batch(batch, self.training.accumulate, self.training.recompute)
+        return most if images is None else min(most, images)
 
     def largest_batch(self, fits: Callable[[int], bool]) -> int:
         """The largest batch size that fits, up to `MOST_IMAGES`; 0 if not even one image does."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from graphspec import api
-from runtime import jobs
+from runtime import heap, jobs
 from runtime.loop import Loop
 from tests.tiny import write_spec
 
@@ -99,3 +99,27 @@ def test_all_training_is_done_with_it(tmp_path: Path, monkeypatch: pytest.Monkey
         api.search(quiet=True)
         api.retrain(quiet=True)
     assert events == 2 * ["kept", "train", "given back"]
+
+
+@pytest.mark.parametrize(
+    ("library", "environment", "pinned"),
+    [
+        (("glibc", "2.36"), {}, 1),
+        (("glibc", "2.38"), {}, 1),
+        (("glibc", "2.39"), {}, 12),
+        (("glibc", "2.41"), {"LD_PRELOAD": "libother.so"}, 12),
+        (("glibc", "2.36"), {"LD_PRELOAD": "/usr/lib/libjemalloc.so.2"}, None),
+        (("glibc", "2.36"), {"MALLOC_TRIM_THRESHOLD_": "65536"}, None),
+        (("", ""), {}, None),
+    ],
+)
+def test_the_heap_to_play_on_is_like_the_process_s(
+    monkeypatch: pytest.MonkeyPatch, library: tuple[str, str], environment: dict[str, str], pinned: int | None
+) -> None:
+    monkeypatch.setattr(platform, "libc_ver", lambda: library)
+    for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_", "LD_PRELOAD"))]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    found = heap.heap_here()
+    assert (None if found is None else found.pinned) == pinned

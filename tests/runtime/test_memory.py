@@ -11,6 +11,7 @@ import torch
 
 import runtime.memory
 from compiler.elaborate import load
+from compiler.lowering.heap import Heap
 from compiler.lowering.memory import MemoryModel, Training
 from graphspec import api
 from graphspec.config import RetrainConfig, SearchConfig, TrainingConfig
@@ -20,6 +21,12 @@ from tests.tiny import TINY, write_spec
 
 CPU = torch.device("cpu")
 MANY = 10**6  # images
+
+
+@pytest.fixture(autouse=True)
+def unknown_heap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that grows by what is in use, on every machine."""
+    monkeypatch.setattr(runtime.memory, "heap_here", lambda: None)
 
 
 def refusal(tmp_path: Path, config: TrainingConfig, free: int, images: int = MANY, validation: int = 1) -> str:
@@ -50,6 +57,19 @@ def test_the_message_names_the_largest_batch_that_fits(tmp_path: Path) -> None:
     largest = int(found[1])
     assert peak(tmp_path, largest) <= free < peak(tmp_path, largest + 1)
     assert largest >= 100
+
+
+def test_on_the_cpu_it_is_what_the_process_grows_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime.memory, "heap_here", lambda: Heap(pinned=1))
+    _, graph = load(write_spec(tmp_path))
+    model, config = MemoryModel(graph), SearchConfig(batch_size=512)
+    growth = model.growth(Heap(pinned=1), 512, 1)
+    assert growth > model.at(512, 1).peak
+    check_memory(graph, config, CPU, MANY, 1, growth)
+    message = refusal(tmp_path, config, growth - 1)
+    found = re.search(r"search\.batch_size=(\d+), the largest that fits", message)
+    assert found is not None
+    assert model.growth(Heap(pinned=1), int(found[1]), 1) < growth
 
 
 def test_what_fits_is_not_refused(tmp_path: Path) -> None:
