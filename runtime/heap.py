@@ -21,7 +21,7 @@ _USUAL_BLOCKS = 65536  # glibc's default number of blocks with a mapping of thei
 _LARGE_BLOCK = 32 * 2**20  # as far as glibc itself raises the size from which blocks get one; it trims at twice that
 _OWN_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_TOP_PAD_")
 _MENDED = (2, 39)  # until then glibc handed small objects the slivers beside large pieces first (its bug 30723)
-_EVERY_PIECE, _FEW_PIECES = 1, 12
+_EVERY_PIECE, _FEW_PIECES = 1, 4
 """Of so many pieces one has a small object beside it, before and since. Fitted to processes that train the digits and
 `cifar10_small` with glibc 2.36 and 2.41; `python -m benchmarks.memory` compares."""
 

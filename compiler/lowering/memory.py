@@ -23,8 +23,6 @@ MOST_IMAGES = 2**20
 """No larger batch is looked for."""
 PLANNED_BATCH = 64
 """At which it is decided what to recompute: it does not depend on it, as long as weights are small beside images."""
-TURNS = 2
-"""Of each kind of step that are played on a heap: later ones find room in what the first have left."""
 GATE_NUMBERS = 5
 """For every gate: its value, gradient, velocity, proximal point and sparsity weight."""
 
@@ -45,7 +43,6 @@ class _Player:
 
     def __init__(self, batch: int, memory: Memory, accumulates: bool = False) -> None:
         self.batch, self.memory, self.accumulates = batch, memory, accumulates
-        self.weight_grads: list[Piece] = []  # that came so far
         self.reads: Counter[Buffer] = Counter()  # still to come
         self.kept: Counter[Buffer] = Counter()
         self.live: dict[Buffer, Piece] = {}
@@ -54,7 +51,7 @@ class _Player:
     def step(self, calls: Sequence[Call]) -> int:
         """Forward and, where anything gets a gradient, backward; what is in use between the two.
 
-        Of all pieces only `weight_grads` are not given back.
+        All is given back but gradients of weights.
         """
         last = calls[-1].writes[0]
         self.reads[last.buffer] += 1  # by the loss
@@ -115,8 +112,6 @@ class _Player:
         weight_grads = self.memory.take(call.weights)
         if self.accumulates:
             self.memory.give(weight_grads)
-        else:
-            self.weight_grads.append(weight_grads)
         self._need(call.back_work)
         for grad in given:
             self._leave(grad)
@@ -269,19 +264,15 @@ class MemoryModel:
         return TrainingMemory(weight_step=always + max(weight, optimizer), gate_step=gate, validation=evaluation)
 
     def growth(self, heap: Heap, batch: int, validation_images: int | None = None) -> int:
-        """By how many bytes a process with this heap grows until its steps, of all kinds in turns, find room in it."""
+        """By how many bytes a process with this heap grows in one step of each kind; further ones find room in that."""
         part, parts = self._parts(batch)
-        sizes = {"weight": part, "gate": part, "evaluation": self._validated(batch, validation_images)}
-        heap.take(self.always)
-        grads = [heap.take(self.weight_grads)] if parts > 1 else []
-        for kind in (kind for _ in range(TURNS) for kind in sizes if kind in self.tapes):
-            images = heap.take((sizes[kind] if kind == "evaluation" else batch) * self.image)
-            player = _Player(sizes[kind], heap, accumulates=parts > 1)
-            if kind == "weight" and parts == 1:
-                for piece in grads:
-                    heap.give(piece)
-                grads = player.weight_grads
-            player.step(self.tapes[kind])
+        validated = self._validated(batch, validation_images)
+        sizes = {"weight": (part, batch), "gate": (part, batch), "evaluation": (validated, validated)}
+        heap.take(self.always + (self.weight_grads if parts > 1 else 0))
+        for kind in (kind for kind in sizes if kind in self.tapes):
+            played, loaded = sizes[kind]
+            images = heap.take(loaded * self.image)
+            _Player(played, heap, accumulates=parts > 1).step(self.tapes[kind])
             heap.give(images)
         return heap.peak
 

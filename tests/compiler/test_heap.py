@@ -43,7 +43,7 @@ def check(heap: Heap, used: list[Piece]) -> None:
     assert not ends & {start for start, _ in free}
 
 
-@given(moves=moves, pinned=st.sampled_from([1, 2, 12, NONE]))
+@given(moves=moves, pinned=st.sampled_from([1, 2, 4, NONE]))
 def test_pieces_do_not_overlap(moves: list[int | float], pinned: int) -> None:
     heap = Heap(pinned)
     used, account = play(heap, moves)
@@ -95,15 +95,8 @@ def test_sizes() -> None:
 def test_a_process_grows_by_more_than_is_in_use_and_most_where_everything_is_pinned() -> None:
     for training in (Training(), Training(recompute=True), Training(accumulate=4), Training(searching=False)):
         model = MemoryModel(chain_of_blocks(6), training)
-        least, some, most = (model.growth(Heap(pinned), 64) for pinned in (NONE, 12, 1))
+        least, some, most = (model.growth(Heap(pinned), 64) for pinned in (NONE, 4, 1))
         peak = model.at(64).peak
         assert peak * 0.98 < least < 1.25 * peak
         assert least < some * 1.02
         assert 1.1 * peak < most < 3 * peak
-
-
-def test_the_longer_steps_are_played_the_less_is_added() -> None:
-    """On one heap, training goes on in the room that there is."""
-    model, heap = MemoryModel(chain_of_blocks(4)), Heap(1)
-    first = model.growth(heap, 64)
-    assert model.growth(heap, 64) < 1.5 * first

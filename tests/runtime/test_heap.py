@@ -106,8 +106,8 @@ def test_all_training_is_done_with_it(tmp_path: Path, monkeypatch: pytest.Monkey
     [
         (("glibc", "2.36"), {}, 1),
         (("glibc", "2.38"), {}, 1),
-        (("glibc", "2.39"), {}, 12),
-        (("glibc", "2.41"), {"LD_PRELOAD": "libother.so"}, 12),
+        (("glibc", "2.39"), {}, 4),
+        (("glibc", "2.41"), {"LD_PRELOAD": "libother.so"}, 4),
         (("glibc", "2.36"), {"LD_PRELOAD": "/usr/lib/libjemalloc.so.2"}, None),
         (("glibc", "2.36"), {"MALLOC_TRIM_THRESHOLD_": "65536"}, None),
         (("", ""), {}, None),
