@@ -279,22 +279,18 @@ def _waited(step: Callable[[], object], device: torch.device) -> Callable[[], No
 
 
 def bars(allocated: Sequence[Row], grown: Sequence[Row], times: Sequence[Row]) -> list[Bar]:
-    """What prediction and recompute are held to, for every spec and batch size; of predictions the worst case.
-
-    How a process grows is held to it in the fused lowering, which is the default.
-    """
+    """What prediction and recompute are held to, for every spec and batch size; of predictions the worst case."""
     found = []
     for spec, batch in CASES:
         name = f"{spec} {batch}"
         steps, growth, own_times = (_of(rows, spec=spec, batch=batch) for rows in (allocated, grown, times))
-        fused = _of(growth, lowering="fused")
         found.append(Bar(f"{name}: prediction, relative error", _worst(steps), TOLERANCE))
         for kind in KINDS:
             share = _recompute_share(_of(steps, lowering="fused", step=kind))
             found.append(Bar(f"{name}: recompute, memory of a {kind} step", share, MOST_MEMORY))
-        if fused:
-            found.append(Bar(f"{name}: predicted growth, relative error", _worst(fused), TOLERANCE))
-            found.append(Bar(f"{name}: recompute, growth of the process", _recompute_share(fused), MOST_MEMORY))
+        if growth:
+            found.append(Bar(f"{name}: predicted growth, relative error", _worst(growth), TOLERANCE))
+            found.append(Bar(f"{name}: recompute, growth of the process", _recompute_share(_of(growth, lowering="fused")), MOST_MEMORY))
         for row in own_times:
             found.append(Bar(f"{name}: recompute, time of a {row['step']} step", row["time_ratio"], MOST_TIME))
     return found

@@ -60,7 +60,8 @@ class _Player:
         if calls[-1].tracked:
             self.grads[last] = self._new_grad(last)
             self.backward(calls)
-        for piece in (*self.live.values(), *{grad: grad.piece for grad in self.grads.values()}.values()):
+        grads = dict.fromkeys(self.grads.values())  # values may share one
+        for piece in (*self.live.values(), *(grad.piece for grad in grads)):
             self.memory.give(piece)
         return kept
 
