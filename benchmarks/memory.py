@@ -290,7 +290,8 @@ def bars(allocated: Sequence[Row], grown: Sequence[Row], times: Sequence[Row]) -
             found.append(Bar(f"{name}: recompute, memory of a {kind} step", share, MOST_MEMORY))
         if growth:
             found.append(Bar(f"{name}: predicted growth, relative error", _worst(growth), TOLERANCE))
-            found.append(Bar(f"{name}: recompute, growth of the process", _recompute_share(_of(growth, lowering="fused")), MOST_MEMORY))
+            share = _recompute_share(_of(growth, lowering="fused"))
+            found.append(Bar(f"{name}: recompute, growth of the process", share, MOST_MEMORY))
         for row in own_times:
             found.append(Bar(f"{name}: recompute, time of a {row['step']} step", row["time_ratio"], MOST_TIME))
     return found
