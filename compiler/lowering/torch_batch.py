@@ -142,7 +142,7 @@ def _statistics_together(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     var, mean = torch.var_mean(wide, _other_dims(x), correction=0)
-    count = mean.new_tensor([x.numel() // x.shape[1]])
+    count = mean.new_full((1,), x.numel() // x.shape[1])  # made where it is needed: a copy would wait for the GPU
     own = torch.cat([mean, var, count])
     parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, own)
