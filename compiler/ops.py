@@ -229,7 +229,11 @@ class NodeTensors:
     buffers: dict[str, Shape] = field(default_factory=dict)
 
 
-def walk(name: str, attrs: Attrs, inputs: tuple[Shape, ...]) -> list[tuple[Step, Op, Any, list[Shape], Shape]]:
+Walked = tuple[Step, Op, Any, list[Shape], Shape]
+"""A step with its row, attributes, input shapes and output shape."""
+
+
+def walk(name: str, attrs: Attrs, inputs: tuple[Shape, ...]) -> list[Walked]:
     """Every step of a node with its row, attributes, input shapes and output shape."""
     rows = []
     shapes = list(inputs)

@@ -14,7 +14,7 @@ from typing import Literal
 from compiler.ir import INPUT, OUTPUT, Block, Graph, Node
 from compiler.lowering.groups import OVERWRITABLE, Stack, exits, leaves_relu, regions, stacks
 from compiler.lowering.kept import Row, Setting, row_of
-from compiler.ops import Reads, Shape, input_shapes, op, walk
+from compiler.ops import Reads, Shape, Walked, input_shapes, op, walk
 
 StepKind = Literal["weight", "gate", "evaluation"]
 Lowering = Literal["fused", "reference"]
@@ -160,7 +160,12 @@ class Tape:
         rows = walk(node.op, node.attrs, input_shapes(self.graph, node))
         if self.fused and leaves_relu(self.graph, node, self.stack_of):
             rows = rows[:-1]
-        values, held, before = tuple(inputs), tuple(inputs), ""
+        return self._chain(rows, tuple(inputs), held=tuple(inputs))
+
+    def _chain(
+        self, rows: Sequence[Walked], values: tuple[Value, ...], held: tuple[Value, ...] = (), before: str = ""
+    ) -> Value:
+        """Steps one after the other; `held`: what the caller still has, `before`: the op that gave `values`."""
         for step, row, attrs, shapes, out in rows:
             tensors = {n: math.prod(s) for n, s in row.params(attrs, shapes, out).items()}
             values = (self._step(step.op, attrs, values, shapes, out, tensors, held, before),)
@@ -259,12 +264,7 @@ class Tape:
             value = self._chained(values, math.prod(out), tensors, grad)
         else:
             value = self._joined(values, math.prod(shapes[0]), math.prod(out), tensors, grad)
-        before = conv.name
-        for step, row, attrs, shapes, out in rows[2:]:
-            tensors = {n: math.prod(s) for n, s in row.params(attrs, shapes, out).items()}
-            value = self._step(step.op, attrs, (value,), shapes, out, tensors, (), before)
-            before = step.op
-        return value
+        return self._chain(rows[2:], (value,), before=conv.name)
 
     def _product(
         self, stacked: Value, values: tuple[Value, ...], numbers: int, tensors: dict[str, int], grad: bool
