@@ -25,7 +25,7 @@ class CostReport:
     gates: int  # gate parameters: a shared gate counts once
     smallest: Cost  # of the cheapest network of the space
     memory: TrainingMemory  # predicted peaks of the search as it is configured
-    growth: int | None  # bytes by which the process grows that searches on the CPU; None where that is not known
+    growth: int | None  # bytes by which the process grows that searches on the CPU; None where it is not glibc's
     batch_size: int
     graph_hash: str
 

@@ -2,7 +2,8 @@
 
 Left alone, glibc hands large blocks and the end of the heap back to the kernel as soon as they are free. A step frees
 and takes the same hundreds of MiB again and again, and the kernel has to fill every page of them with zeros anew: on
-the CPU that was a sixth of a search step (`python -m benchmarks.memory`). CUDA has torch's own allocator.
+the CPU that was a sixth of a search step (`python -m benchmarks.memory`). CUDA has torch's own allocator, and one that
+is loaded before glibc, such as jemalloc, is left as it is: it neither loses nor hands back what is soon taken again.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ _EVERY_PIECE, _FEW_PIECES = 1, 4
 def freed_memory_kept() -> Iterator[None]:
     """Within this context the process gives no freed memory back; at its end it gives back what it can.
 
-    Does nothing where the C library is not glibc, or where the environment sets how glibc treats freed memory. The
-    setting is one of the process: what other threads free is kept too.
+    Does nothing where memory does not come from glibc, or where the environment sets how glibc treats freed memory.
+    The setting is one of the process: what other threads free is kept too.
     """
-    if not _is_glibc() or _is_set_by_user():
+    if not _comes_from_glibc() or _is_set_by_user():
         yield
         return
     libc = ctypes.CDLL(None)
@@ -50,20 +51,30 @@ def freed_memory_kept() -> Iterator[None]:
 
 def give_back() -> None:
     """Hand all free pages back once: after this point less is needed than before."""
-    if _is_glibc():
+    if _comes_from_glibc():
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def heap_here() -> Heap | None:
-    """An empty heap like this process's, to play a training on; None where it is not known how it would grow."""
-    if not _is_glibc() or _is_set_by_user() or "malloc" in os.environ.get("LD_PRELOAD", ""):
+    """An empty heap like this process's, to play a training on; None where it is not glibc's with its own settings.
+
+    With jemalloc a process grows by what is in use at most; of other allocators and settings that is not known.
+    """
+    if not _comes_from_glibc() or _is_set_by_user():
         return None
     version = tuple(int(number) for number in platform.libc_ver()[1].split("."))
     return Heap(_FEW_PIECES if version >= _MENDED else _EVERY_PIECE)
 
 
-def _is_glibc() -> bool:
-    return platform.libc_ver()[0] == "glibc"
+def _comes_from_glibc() -> bool:
+    """Whether the allocator of this process is glibc's, and not one that LD_PRELOAD put before it.
+
+    torch calls `posix_memalign`; `malloc` itself has an address of its own in some builds of Python.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    called, own = (ctypes.CDLL(name).posix_memalign for name in (None, "libc.so.6"))
+    return ctypes.cast(called, ctypes.c_void_p).value == ctypes.cast(own, ctypes.c_void_p).value
 
 
 def _is_set_by_user() -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from runtime.jobs import Workplace, has_results
 from runtime.launch import Launch
 
 ROOT = Path("/")
+JEMALLOC = "LD_PRELOAD=libjemalloc.so.2"
 
 
 # -- what there is ----------------------------------------------------------------------------------------------------
@@ -110,18 +111,20 @@ def check_memory(
     job = "search" if isinstance(config, SearchConfig) else "retrain"
     training = Training.of(config, on_cpu=device.type == "cpu")
     batch = -(-config.batch_size // processes)
-    model = MemoryModel(graph, training)
-    needed = _needed(model, batch, images, validation_images)
+    demand = _Demand(MemoryModel(graph, training), images, validation_images)
+    needed, peak = demand.needed(batch), demand.peak(batch)
     if needed <= free:
         return
-    largest = processes * model.largest_batch(lambda size: _fits(model, size, images, validation_images, free))
+    largest = processes * demand.model.largest_batch(lambda size: demand.fits(size, free))
     hints = [f"--set {job}.batch_size={largest}, the largest that fits"] if largest else []
+    if peak <= free:  # what is too much is what glibc cannot use again
+        hints.append(f"{JEMALLOC} before the command, with which it takes {_readable(peak)}")
     for others in _leaner(training, batch):
-        sizes = ((name, _needed(MemoryModel(graph, other), batch, images, validation_images)) for name, other in others)
+        sizes = ((name, replace(demand, model=MemoryModel(graph, other)).needed(batch)) for name, other in others)
         first = next(((name, size) for name, size in sizes if size <= free), None)
         hints += [f"--set {job}.{first[0]}, which takes {_readable(first[1])}"] if first else []
-    least = _needed(model, 1, images, validation_images)
-    hints = hints or [f"a narrower network or smaller images: even a batch size of 1 takes {_readable(least)}"]
+    least = _readable(demand.needed(1))
+    hints = hints or [f"a narrower network or smaller images: even a batch size of 1 takes {least}"]
     raise RunError(
         f"{job}.batch_size {config.batch_size} does not fit: training takes {_readable(needed)} at its peak, "
         f"{_readable(free)} are available ({device})\n"
@@ -129,28 +132,40 @@ def check_memory(
     )
 
 
-def _needed(model: MemoryModel, batch: int, images: int, validation_images: int) -> int:
-    """What training takes of a device; a batch holds no more images than there are."""
-    batch = min(batch, images)
-    peak = model.at(batch, validation_images).peak
-    heap = heap_here() if model.training.on_cpu else None
-    return peak if heap is None else max(peak, model.growth(heap, batch, validation_images))
+@dataclass(frozen=True)
+class _Demand:
+    """Bytes that training takes of a device, by batch size; no batch holds more images than there are."""
+
+    model: MemoryModel
+    images: int
+    validation_images: int
+
+    def needed(self, batch: int) -> int:
+        """What has to be free."""
+        return max(self.peak(batch), self.growth(batch))
+
+    def fits(self, batch: int, free: int) -> bool:
+        """Whether it is; the peak is found sooner than the growth, and often is too much already."""
+        return self.peak(batch) <= free and self.growth(batch) <= free
+
+    def peak(self, batch: int) -> int:
+        """What is in use at most."""
+        return self.model.at(min(batch, self.images), self.validation_images).peak
+
+    def growth(self, batch: int) -> int:
+        """By how much this process grows on the CPU; 0 where that is no more than the peak, or not known."""
+        heap = heap_here() if self.model.training.on_cpu else None
+        return 0 if heap is None else self.model.growth(heap, min(batch, self.images), self.validation_images)
 
 
-def _fits(model: MemoryModel, batch: int, images: int, validation_images: int, free: int) -> bool:
-    if model.at(min(batch, images), validation_images).peak > free:  # which is quicker to find out
-        return False
-    return _needed(model, batch, images, validation_images) <= free
-
-
-def _leaner(training: Training, batch: int) -> Iterator[Iterator[tuple[str, Training]]]:
+def _leaner(training: Training, batch: int) -> Iterator[list[tuple[str, Training]]]:
     """Settings that need less memory at the same batch size; of each the mildest first."""
     if not training.recompute:
-        yield iter([("recompute=true", replace(training, recompute=True))])
+        yield [("recompute=true", replace(training, recompute=True))]
     if not training.half:
-        yield iter([("precision=bf16", replace(training, half=True))])
+        yield [("precision=bf16", replace(training, half=True))]
     parts = (training.accumulate * 2**power for power in range(1, 32))
-    yield ((f"accumulate={n}", replace(training, accumulate=n)) for n in parts if n <= batch)
+    yield [(f"accumulate={n}", replace(training, accumulate=n)) for n in parts if n <= batch]
 
 
 def _readable(count: int) -> str:

@@ -9,14 +9,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
+from ctypes.util import find_library
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from graphspec import api
 from runtime import heap, jobs
 from runtime.loop import Loop
-from tests.tiny import write_spec
+from tests.tiny import environment, write_spec
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's heap is what is set")
 
@@ -49,14 +51,14 @@ found["after"] = resident() - start
 print(json.dumps(found))
 """
 PAGES = 56 * 256  # of 4 KiB in the blocks of one round
+SETTINGS = ("MALLOC_", "GLIBC_", "LD_PRELOAD")  # names in the environment that begin so
 
 
-def run(**environment: str) -> dict[str, float]:
-    command = [sys.executable, "-c", PROGRAM]
-    names = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
-    done = subprocess.run(command, env=names | environment, capture_output=True, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
+def run(program: str = PROGRAM, **settings: str) -> Any:
+    command = [sys.executable, "-c", program]
+    names = {name: value for name, value in environment().items() if not name.startswith(SETTINGS)}
+    done = subprocess.run(command, env=names | settings, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
 
 
 def test_freed_memory_is_used_again_without_the_kernel() -> None:
@@ -72,10 +74,10 @@ def test_it_is_given_back_when_asked_for_and_at_the_end() -> None:
 
 
 @pytest.mark.parametrize(
-    "environment", [{"MALLOC_MMAP_THRESHOLD_": "65536"}, {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=65536"}]
+    "settings", [{"MALLOC_MMAP_THRESHOLD_": "65536"}, {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=65536"}]
 )
-def test_the_environment_has_the_last_word(environment: dict[str, str]) -> None:
-    assert run(**environment)["held"] < 10
+def test_the_environment_has_the_last_word(settings: dict[str, str]) -> None:
+    assert run(**settings)["held"] < 10
 
 
 def test_all_training_is_done_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,24 +104,43 @@ def test_all_training_is_done_with_it(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("library", "environment", "pinned"),
+    ("library", "settings", "pinned"),
     [
         (("glibc", "2.36"), {}, 1),
         (("glibc", "2.38"), {}, 1),
         (("glibc", "2.39"), {}, 4),
-        (("glibc", "2.41"), {"LD_PRELOAD": "libother.so"}, 4),
-        (("glibc", "2.36"), {"LD_PRELOAD": "/usr/lib/libjemalloc.so.2"}, None),
         (("glibc", "2.36"), {"MALLOC_TRIM_THRESHOLD_": "65536"}, None),
         (("", ""), {}, None),
     ],
 )
 def test_the_heap_to_play_on_is_like_the_process_s(
-    monkeypatch: pytest.MonkeyPatch, library: tuple[str, str], environment: dict[str, str], pinned: int | None
+    monkeypatch: pytest.MonkeyPatch, library: tuple[str, str], settings: dict[str, str], pinned: int | None
 ) -> None:
     monkeypatch.setattr(platform, "libc_ver", lambda: library)
-    for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_", "LD_PRELOAD"))]:
+    for name in [name for name in os.environ if name.startswith(SETTINGS)]:
         monkeypatch.delenv(name)
-    for name, value in environment.items():
+    for name, value in settings.items():
         monkeypatch.setenv(name, value)
     found = heap.heap_here()
     assert (None if found is None else found.pinned) == pinned
+
+
+# -- another allocator ------------------------------------------------------------------------------------------------
+
+JEMALLOC = find_library("jemalloc")
+GROWTH = """
+import json
+from benchmarks.memory import CPU, Variant, grown, predicted
+from runtime.heap import heap_here
+
+variant = Variant("digits", 256, recompute=True)
+print(json.dumps({**grown(variant, CPU), "peak": max(predicted(variant, CPU).values()), "glibc": bool(heap_here())}))
+"""
+
+
+@pytest.mark.skipif(JEMALLOC is None, reason="jemalloc is not installed")
+def test_with_jemalloc_a_process_grows_by_what_is_in_use() -> None:
+    found = run(GROWTH, LD_PRELOAD=str(JEMALLOC))
+    assert not found["glibc"]
+    assert found["predicted"] == found["peak"]
+    assert found["measured"] == pytest.approx(found["peak"], rel=0.2)

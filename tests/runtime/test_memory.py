@@ -67,9 +67,12 @@ def test_on_the_cpu_it_is_what_the_process_grows_by(tmp_path: Path, monkeypatch:
     assert growth > model.at(512, 1).peak
     check_memory(graph, config, CPU, MANY, 1, growth)
     message = refusal(tmp_path, config, growth - 1)
+    taken = model.at(512, 1).peak / 2**20
+    assert f"LD_PRELOAD=libjemalloc.so.2 before the command, with which it takes {taken:.0f} MiB" in message
     found = re.search(r"search\.batch_size=(\d+), the largest that fits", message)
     assert found is not None
     assert model.growth(Heap(pinned=1), int(found[1]), 1) < growth
+    assert "LD_PRELOAD" not in refusal(tmp_path, config, model.at(512, 1).peak - 1)
 
 
 def test_what_fits_is_not_refused(tmp_path: Path) -> None:
