@@ -29,7 +29,7 @@ from runtime.loop import Job, Loop
 from runtime.opened import Opened
 from runtime.report import write_report
 from runtime.rundir import JobDir, RunDir, environment
-from runtime.signals import StopFlag
+from runtime.signals import Interrupted, StopFlag
 from runtime.training import choose_device
 from runtime.world import ALONE, World, losses_explained
 
@@ -74,11 +74,18 @@ def run_job(name: str, opened: Opened, options: JobOptions, make: MakeJob[J], fi
     what is resumed has changed; Interrupted on a signal. Where torchrun has started several processes they share the
     job, and processes that it has started anew resume.
     """
-    if Launch.here().restarts:
-        options = replace(options, resume=True, overwrite=False)
     device = choose_device(options.device)
-    attempt = _Attempt(name, opened, options, World.join(device))
-    return attempt.run(lambda: _train(attempt, device, make, finish))
+    world = World.join(device)
+    if world.tables([Launch.here().restarts]).any():  # torchrun counts on each machine by itself
+        options = replace(options, resume=True, overwrite=False)
+    attempt = _Attempt(name, opened, options, world)
+    try:
+        return attempt.run(lambda: _train(attempt, device, make, finish))
+    except Interrupted:  # all stop together
+        raise
+    except BaseException:
+        world.abandon()
+        raise
 
 
 def run_drawing(

@@ -12,18 +12,20 @@ import atexit
 import hashlib
 import inspect
 import json
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
@@ -31,6 +33,7 @@ from graphspec.errors import GraphspecError, RunError
 from runtime.launch import Launch
 
 PATIENCE = timedelta(minutes=30)  # for a process that is late: the first one reads and measures for all
+MOMENT = 0.01  # seconds between looks at who has come
 LOST = ("gloo", "nccl", "connection", "timed out", "timeout", "recv", "broken pipe")  # in errors of a broken group
 
 BUFFERS = next(  # torch's name, old or new, for copying the main process's buffers to all before each step
@@ -61,15 +64,22 @@ class World:
     def join(cls, device: torch.device) -> World:
         """Meet the other processes that torchrun started; alone where it started none. Call it once a job."""
         launch = Launch.here()
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
         if launch.size == 1:
             return ALONE
         if not dist.is_initialized():
-            if device.type == "cuda":
-                torch.cuda.set_device(device)
-            _connect("nccl" if device.type == "cuda" else "gloo", launch)
+            _connect("nccl" if device.type == "cuda" else "gloo")
             atexit.register(dist.destroy_process_group)
         words = dist.new_group(backend="gloo", timeout=PATIENCE) if device.type == "cuda" else None
         return cls(launch.rank, launch.size, device, words)
+
+    def abandon(self) -> None:
+        """End without the others, after a failure that is this process's own.
+
+        To leave the group, nccl waits for what the others do, and these wait for this process. torchrun ends them.
+        """
+        atexit.unregister(dist.destroy_process_group)
 
     @property
     def is_main(self) -> bool:
@@ -141,10 +151,10 @@ class World:
 
     def gathered(self, value: Any) -> list[Any]:
         """The values (JSON) of all processes by rank."""
-        content = json.dumps(value).encode()
-        lengths = [int(length) for length in self.tables([len(content)])[:, 0]]
         if self.size == 1:
             return [value]
+        content = json.dumps(value).encode()
+        lengths = [int(length) for length in self.tables([len(content)])[:, 0]]
         own = torch.zeros(max(lengths), dtype=torch.uint8)
         own[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
         rows = [torch.empty_like(own) for _ in range(self.size)]
@@ -182,15 +192,44 @@ def fingerprint(tensors: Iterable[Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _connect(backend: str, launch: Launch) -> None:
+def _connect(backend: str) -> None:
     """Start the default process group.
 
-    The store through which processes find each other may outlive a restart by torchrun, so each start has names of its
-    own there: otherwise a process can wait for one that is gone.
+    The store through which processes find each other outlives a restart by torchrun, so each start has names of its own
+    there: otherwise a process can wait for one that is gone. torchrun's count of restarts is no such name, because on
+    several machines each counts its own.
     """
     store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
-    own = PrefixStore(f"graphspec/start{launch.restarts}", store)
+    own = PrefixStore(f"graphspec/{_name_of_start(store, rank, size)}", store)
     dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=PATIENCE)
+
+
+def _name_of_start(store: Store, rank: int, size: int) -> str:
+    """A name that rank 0 makes up for the processes of this start; RunError if one of them does not come.
+
+    Each of the others asks with a word of its own and waits for the answer to that. What a process that is gone has
+    asked is answered too, and heard by nobody.
+    """
+    if rank > 0:
+        word = uuid4().hex
+        store.set(f"asked/{rank}", word)
+        name = bytes(store.get(f"answer/{word}")).decode()
+        store.set(f"heard/{word}", name)
+        return name
+    name, missing, end = uuid4().hex, set(range(1, size)), time.monotonic() + PATIENCE.total_seconds()
+    while missing:
+        for other in [other for other in missing if store.check([f"asked/{other}"])]:
+            word = bytes(store.get(f"asked/{other}")).decode()
+            store.set(f"answer/{word}", name)
+            if store.check([f"heard/{word}"]) and bytes(store.get(f"heard/{word}")).decode() == name:
+                missing.remove(other)
+        if missing and time.monotonic() > end:
+            raise RunError(
+                f"rank {', '.join(map(str, sorted(missing)))} did not come within {PATIENCE}\n"
+                f"  try: the same torchrun command on every machine"
+            )
+        time.sleep(MOMENT)
+    return name
 
 
 @contextmanager

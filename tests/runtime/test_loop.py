@@ -20,7 +20,7 @@ from runtime.logs import Console, MetricsLog
 from runtime.loop import Loop
 from runtime.signals import Interrupted, StopFlag
 from runtime.stages import Position, Stage
-from runtime.world import ALONE
+from runtime.world import ALONE, World
 
 Hook = Callable[["Walk", Stage, Position], None]
 
@@ -127,6 +127,23 @@ def test_a_signal_leaves_a_checkpoint_to_go_on_from(
 def test_checkpoints_come_by_epoch_and_by_the_clock(tmp_path: Path, minutes: float, written: int) -> None:
     assert run(tmp_path, Walk(), minutes).written == written
     assert len(list((tmp_path / "checkpoints").glob("*.json"))) == 2
+
+
+def test_processes_compare_what_they_train_after_every_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[str, list[Tensor]]] = []
+
+    def check_same(world: World, when: str, parameters: Iterable[Tensor]) -> None:
+        compared.append((when, list(parameters)))
+        if len(compared) == 3:
+            raise RunError("drifted apart")
+
+    monkeypatch.setattr(World, "check_same", check_same)
+    job = Walk()
+    with pytest.raises(RunError, match="drifted apart"):
+        run(tmp_path, job)
+    ends = ("epoch 1 of first", "epoch 1 of second", "epoch 2 of second")
+    assert compared == [(f"by the end of {end}", [job.place]) for end in ends]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2, "an epoch that went wrong is not recorded"
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,10 @@ import torch
 
 import graphspec
 from graphspec.errors import RunError
-from tests.tiny import environment, write_spec
+from runtime.loop import Loop
+from runtime.signals import Interrupted
+from runtime.world import ALONE, World
+from tests.tiny import environment, free_port, write_spec
 
 # Rates are low, so that rounding does not grow from step to step, and after the first pruning gates rest, so that none
 # is near its threshold. Every kind of random draw is on.
@@ -34,8 +37,11 @@ JOBS = ("search", "retrain")
 FILES = ("metrics.jsonl", "weights.safetensors", "graph.txt")
 
 
-def torchrun(*arguments: str, restarts: int = 0) -> list[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--monitor-interval", "0.1"]
+ONE_MACHINE = ("--standalone", "--nproc-per-node", "2")
+
+
+def torchrun(*arguments: str, restarts: int = 0, machines: Sequence[str] = ONE_MACHINE) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", *machines, "--monitor-interval", "0.1"]
     return [sys.executable, *launcher, "--max-restarts", str(restarts), "-m", "graphspec", *arguments]
 
 
@@ -83,31 +89,75 @@ def _records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_killed_process_is_started_anew_and_nothing_is_lost(tmp_path: Path, shared: Path) -> None:
+@pytest.mark.parametrize(("job", "rank", "checkpoint"), [("search", 1, 2), ("retrain", 0, 1)])
+def test_a_killed_process_is_started_anew_and_nothing_is_lost(
+    tmp_path: Path, shared: Path, job: str, rank: int, checkpoint: int
+) -> None:
     run = compiled(tmp_path, "killed")
-    command = torchrun("search", str(run), restarts=1)
-    with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True) as launcher:
-        _wait_for(run / "search" / "checkpoints" / "00000002.json", launcher)
-        os.kill(_process_of(launcher.pid, rank=1), signal.SIGKILL)
+    if job == "retrain":
+        shutil.copytree(shared / "search", run / "search")
+    with started(torchrun(job, str(run), restarts=1)) as launcher:
+        _wait_for(run / job / "checkpoints" / f"{checkpoint:08}.json", launcher)
+        os.kill(_process_of(rank, launcher), signal.SIGKILL)
         _, errors = launcher.communicate()
     assert launcher.returncode == 0, errors
     assert "no checkpoint yet" not in errors
+    _same_files(run / job, shared / job)
+
+
+def test_two_machines_go_on_when_a_process_of_one_is_killed(tmp_path: Path, shared: Path) -> None:
+    """Two launchers that meet at an address, as on two machines: one restarts its process, the other joins it."""
+    run = compiled(tmp_path, "machines")
+    there = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--local-addr", "127.0.0.1")
+    command = torchrun("search", str(run), restarts=3, machines=("--nnodes", "2", "--nproc-per-node", "1", *there))
+    with started(command) as one, started(command) as other:
+        _wait_for(run / "search" / "checkpoints" / "00000002.json", one, other)
+        os.kill(_process_of(1, one, other), signal.SIGKILL)
+        errors = [launcher.communicate()[1] for launcher in (one, other)]
+    assert (one.returncode, other.returncode) == (0, 0), errors
+    assert "no checkpoint yet" not in "".join(errors)
+    _same_files(run / "search", shared / "search")
+
+
+def started(command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
+
+
+def _same_files(folder: Path, other: Path) -> None:
     for name in FILES:
-        assert (run / "search" / name).read_bytes() == (shared / "search" / name).read_bytes(), name
+        assert (folder / name).read_bytes() == (other / name).read_bytes(), name
 
 
-def _wait_for(path: Path, launcher: subprocess.Popen[str]) -> None:
+def _wait_for(path: Path, *launchers: subprocess.Popen[str]) -> None:
     while not path.exists():
-        assert launcher.poll() is None, "it ended early"
+        assert all(launcher.poll() is None for launcher in launchers), "it ended early"
         time.sleep(0.01)
 
 
-def _process_of(launcher: int, rank: int) -> int:
-    """The child of torchrun that has this rank; needs Linux."""
-    for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
-        if f"\0RANK={rank}\0" in Path(f"/proc/{pid}/environ").read_text():
-            return int(pid)
+def _process_of(rank: int, *launchers: subprocess.Popen[str]) -> int:
+    """The child of one of them that has this rank; needs Linux."""
+    for launcher in launchers:
+        for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split():
+            if f"\0RANK={rank}\0" in Path(f"/proc/{pid}/environ").read_text():
+                return int(pid)
     raise AssertionError(f"no process has rank {rank}")
+
+
+@pytest.mark.parametrize("failure", [RunError("a disk is full"), RuntimeError("out of memory"), None], ids=str)
+def test_a_process_that_fails_does_not_wait_for_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception | None
+) -> None:
+    """Leaving a group of processes may wait for them, so only a job that ends well, or is stopped, does it."""
+
+    def fail(loop: Loop) -> None:
+        raise failure or Interrupted(signal.SIGTERM, "again")
+
+    abandoned: list[World] = []
+    monkeypatch.setattr(World, "abandon", abandoned.append)
+    monkeypatch.setattr(Loop, "run", fail)
+    with pytest.raises(type(failure) if failure else Interrupted):
+        graphspec.search(compiled(tmp_path, "failed"), quiet=True)
+    assert abandoned == ([ALONE] if failure else [])
 
 
 @pytest.mark.parametrize("options", [{"seeds": [0, 1]}, {"overrides": ["search.strategy=random"]}], ids=str)

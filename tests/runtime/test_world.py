@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor, nn
 
+import runtime.world
 from compiler.lowering.torch_batch import BatchNorm, Dropout, DropPath, share_batches
 from graphspec.errors import RunError
 from runtime.world import ALONE, ToldError, World, fingerprint, losses_explained
+from tests.tiny import free_port
 
 SIZE = 2
 CPU = torch.device("cpu")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _enter(rank: int, port: int, work: Callable[..., None], folder: Path) -> None:
@@ -34,14 +31,15 @@ def _enter(rank: int, port: int, work: Callable[..., None], folder: Path) -> Non
         "LOCAL_RANK": str(rank),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        "TORCHELASTIC_RESTART_COUNT": str(rank),  # as on two machines, each of which counts by itself
     }
     torch.set_num_threads(1)
     work(World.join(CPU), folder)
 
 
-def together(work: Callable[[World, Path], None], folder: Path) -> None:
+def together(work: Callable[[World, Path], None], folder: Path, port: int | None = None) -> None:
     """Run `work` in two processes that are connected by gloo; what one raises, this raises."""
-    torch.multiprocessing.spawn(_enter, (free_port(), work, folder), nprocs=SIZE)
+    torch.multiprocessing.spawn(_enter, (port or free_port(), work, folder), nprocs=SIZE)
 
 
 # -- words ------------------------------------------------------------------------------------------------------------
@@ -69,6 +67,23 @@ def _fail() -> None:
 def test_words_go_from_one_to_all(tmp_path: Path) -> None:
     together(_talk, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"done0", "done1"}
+
+
+def test_processes_that_are_started_anew_meet_in_the_same_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for start in ("first", "second"):
+        (tmp_path / start).mkdir()
+        together(_talk, tmp_path / start, store.port)
+        assert {path.name for path in (tmp_path / start).iterdir()} == {"done0", "done1"}
+
+
+def test_a_process_that_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime.world, "PATIENCE", timedelta(0))
+    with pytest.raises(RunError, match=r"rank 1, 2 did not come within 0:00:00\n  try: the same torchrun command"):
+        runtime.world._name_of_start(dist.HashStore(), 0, 3)
 
 
 def test_a_process_alone_decides_by_itself() -> None:
