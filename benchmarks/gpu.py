@@ -9,8 +9,9 @@ out and said to be. Bars: fused in bf16 at least 4 times as fast as the referenc
 
 `roofline` is the floor over the time. The floor is the larger of two times: the step's floating-point operations at the
 measured rate of a large matrix product in that precision, and its bytes (see `benchmarks.roofline`) at that of a copy.
-`kernels` are what the GPU starts, copies and fills included; `busy ms` is how long they run, so the rest of a step's
-time the GPU waits for the CPU.
+`predicted GiB` is what `graphspec compile` predicts of the peak beside it, for steps whose kernels start one by one.
+Last, because a profiler slows down what runs after it: `kernels` are what the GPU starts, copies and fills included,
+and `busy ms` is how long they run, so the rest of a step's time the GPU waits for the CPU.
 """
 
 from __future__ import annotations
@@ -29,14 +30,16 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import ROOT, Bar, Ceilings, bar_table, ceilings, machine_line, parser, show, table
+from benchmarks.common import ROOT, Bar, Ceilings, bar_table, ceilings, machine_line, parser, reason, show, table
 from benchmarks.gpu_checks import all_checks
 from benchmarks.gpu_search import projected
-from benchmarks.gpu_steps import KINDS, Taken, Variant, as_json, measure, random_batch, start
+from benchmarks.gpu_steps import KINDS, Taken, Variant, measure, profiled, random_batch, start
 from benchmarks.roofline import work_of
 from compiler.elaborate import load
 from compiler.ir import Graph
+from compiler.lowering.memory import MemoryModel, Training
 from graphspec.config import SearchConfig
+from graphspec.errors import RunError
 from graphspec.spec import Spec
 
 FULL, SHARE = "specs/dso_nas_cifar10_full.yaml", "specs/dso_nas_cifar10_share.yaml"
@@ -63,9 +66,12 @@ COMPILED = tuple(
     Variant(lowering, p, compiled=True) for p in ("bf16", "tf32", "fp32") for lowering in ("fused", "reference")
 )
 HEADER = (
-    "space", "variant", "step", "ms", "min", "max", "busy ms", "kernels", "peak GiB", "TFLOP/s", "roofline", "speed",
+    "space", "variant", "step", "ms", "min", "max", "peak GiB", "predicted GiB", "TFLOP/s", "roofline", "speed",
 )  # fmt: skip
-LEFT_FOR_A_ROW = 15.0  # seconds: making the network, warming up, measuring, profiling
+FAILURES = (RunError, RuntimeError)  # torch.OutOfMemoryError is one, and so are errors of CUDA
+ROW = "row: "  # begins a line of the process that measures compiled steps
+LEFT_FOR_A_ROW = 25.0  # seconds: making the network, warming up, measuring
+FOR_PROFILES = 50.0  # seconds at the end
 
 
 @dataclass
@@ -79,6 +85,7 @@ class Report:
     ceilings: Ceilings | None = None
     checks: list[dict[str, Any]] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
+    profiles: list[dict[str, Any]] = field(default_factory=list)
     search: dict[str, Any] | None = None
     left_out: list[str] = field(default_factory=list)
 
@@ -86,9 +93,13 @@ class Report:
         """A line for people, on stderr where JSON goes to stdout."""
         print(text, file=sys.stderr if self.as_json else sys.stdout, flush=True)
 
-    def left(self) -> float:
-        """Seconds of the budget."""
-        return self.deadline - time.monotonic()
+    def left(self, reserved: float = FOR_PROFILES) -> float:
+        """Seconds of the budget, but for what is reserved."""
+        return self.deadline - time.monotonic() - reserved
+
+    def failed(self, space: str, variant: str, error: Exception) -> None:
+        """Say why there is no row."""
+        self.say(line((space, variant, reason(error), *[None] * (len(HEADER) - 3))))
 
 
 @dataclass(frozen=True)
@@ -146,11 +157,16 @@ def steps(report: Report, space: Space, variants: Iterable[Variant]) -> None:
             continue
         try:
             variant_rows(report, space, variant)
-        except torch.OutOfMemoryError:
-            report.say(line((space.name, variant.name, "out of memory", *[None] * (len(HEADER) - 3))))
-        gc.collect()
-        if report.device.type == "cuda":
-            torch.cuda.empty_cache()
+        except FAILURES as error:
+            report.failed(space.name, variant.name, error)
+        tidy(report.device)
+
+
+def tidy(device: torch.device) -> None:
+    """Free what the last network took."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def variant_rows(report: Report, space: Space, variant: Variant) -> None:
@@ -170,23 +186,34 @@ def add_row(report: Report, space: Space, variant: Variant, kind: str, taken: Ta
         "space": space.name,
         "variant": variant.name,
         "step": kind,
-        **as_json(taken),
+        **asdict(taken),
+        "median_seconds": taken.median,
+        "predicted_bytes": predicted_bytes(report, space, variant, kind),
         "flops_per_second": None if variant.pruned else flops / taken.median,
         "roofline": None if least is None else least / taken.median,
         "speed": base["median_seconds"] / taken.median if base else None,
     }
     report.rows.append(row)
-    busy, peak, rate = row["busy_seconds"], row["peak_bytes"], row["flops_per_second"]
+    rate = row["flops_per_second"]
     report.say(
         line((
             space.name, variant.name, kind,
             *(1000 * value for value in (taken.median, min(taken.seconds), max(taken.seconds))),
-            None if busy is None else 1000 * busy, taken.kernels, None if peak is None else peak / 2**30,
+            *(None if row[key] is None else row[key] / 2**30 for key in ("peak_bytes", "predicted_bytes")),
             None if rate is None else rate / 1e12,
             None if row["roofline"] is None else f"{row['roofline']:.1%}",
             row["speed"],
         ))
     )  # fmt: skip
+
+
+def predicted_bytes(report: Report, space: Space, variant: Variant, kind: str) -> int | None:
+    """The peak of a step by the model; None where torch decides by itself what it keeps."""
+    if variant.graphed or variant.compiled:
+        return None
+    training = Training.of(variant.settings(space.config), on_cpu=report.device.type == "cpu")
+    memory = MemoryModel(variant.graph(space.graph), training).at(space.batch)
+    return memory.weight_step if kind == "weight" else memory.gate_step
 
 
 def floor(report: Report, space: Space, variant: Variant, kind: str) -> float | None:
@@ -205,14 +232,32 @@ def find(report: Report, space: str, variant: Variant, kind: str) -> dict[str, A
     return next((row for row in report.rows if keys.items() <= row.items()), None)
 
 
-def kernels(report: Report, variants: Iterable[Variant], most: int = 12) -> None:
-    """Where the GPU's time goes in steps of the full space."""
-    for variant, kind in itertools.product(variants, KINDS):
-        row = find(report, "full", variant, kind)
-        if row is not None and row["by_kernel"]:
-            report.say(f"\nkernels of a {kind} step, {variant.name}\n")
-            longest = [(1000 * s, name[:110]) for name, s in list(row["by_kernel"].items())[:most]]
-            report.say(table(("ms", "kernel"), longest))
+def profiles(report: Report, space: Space, variants: Iterable[Variant], most: int = 12) -> None:
+    """What steps do on the GPU, in networks made anew; then where their time goes."""
+    report.say(f"\n{table(('variant', 'step', 'kernels', 'busy ms'), ())}")
+    for variant in variants:
+        if variant.needs_cuda() and report.device.type != "cuda":
+            continue
+        if report.left(0.0) < LEFT_FOR_A_ROW / 2:
+            report.left_out.append(f"kernels of {variant.name}")
+            continue
+        try:
+            net = start(variant, space.graph, space.config, report.device)
+            batch = random_batch(space.graph, space.batch, report.device, variant.channels_last)
+            found = {kind: profiled(net, kind, batch, variant) for kind in KINDS}
+        except FAILURES as error:
+            report.say(line((variant.name, reason(error), None, None)))
+            continue
+        for kind, one in found.items():
+            report.profiles.append({"variant": variant.name, "step": kind, **asdict(one)})
+            busy = None if one.busy_seconds is None else 1000 * one.busy_seconds
+            report.say(line((variant.name, kind, one.kernels, busy)))
+        del net
+        tidy(report.device)
+    for row in (row for row in report.profiles if row["by_kernel"]):
+        report.say(f"\nkernels of a {row['step']} step, {row['variant']}\n")
+        longest = [(1000 * s, name[:110]) for name, s in list(row["by_kernel"].items())[:most]]
+        report.say(table(("ms", "kernel"), longest))
 
 
 # -- torch.compile, in a process that can be ended --------------------------------------------------------------------
@@ -223,26 +268,42 @@ def compiled(report: Report, space: Space) -> None:
     done: set[str] = set()
     if report.device.type == "cuda" and report.left() > 2 * LEFT_FOR_A_ROW:
         command = [sys.executable, "-m", "benchmarks.gpu", "--compiled-rows", "--device", str(report.device)]
+        command += ["--tiny"] if report.tiny else []
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
             timer = threading.Timer(report.left(), process.kill)
             timer.start()
             assert process.stdout is not None
             for text in process.stdout:
-                index, kind, fields = json.loads(text)
-                add_row(report, space, COMPILED[index], kind, Taken(**fields))
-                done.add(COMPILED[index].name)
+                done |= compiled_row(report, space, text)
             timer.cancel()
     report.left_out += [f"full: {v.name}" for v in COMPILED if v.name not in done]
 
 
+def compiled_row(report: Report, space: Space, text: str) -> set[str]:
+    """Print and keep what a line of that process tells; the variant that it was about, if any."""
+    if not (text.startswith(ROW) and text.endswith("\n")):
+        return set()  # a library has printed it, or the process was ended in the middle of it
+    told = json.loads(text.removeprefix(ROW))
+    variant = COMPILED[told["variant"]]
+    if "error" in told:
+        report.failed(space.name, variant.name, RuntimeError(told["error"]))
+    else:
+        add_row(report, space, variant, told["step"], Taken(**told["taken"]))
+    return {variant.name}
+
+
 def compiled_rows(device: torch.device, tiny: bool) -> None:
-    """In the process of its own: a line of JSON for every step."""
+    """In the process of its own: a line for every step, or for what kept a variant from its steps."""
     space = Space.of("full", FULL, tiny)
+    batch = random_batch(space.graph, space.batch, device)
     for index, variant in enumerate(COMPILED):
-        net = start(variant, space.graph, space.config, device)
-        for kind in KINDS:
-            taken = measure(net, kind, random_batch(space.graph, space.batch, device), variant, 1.0, 5)
-            print(json.dumps([index, kind, asdict(taken)]), flush=True)
+        try:
+            net = start(variant, space.graph, space.config, device)
+            for kind in KINDS:
+                taken = measure(net, kind, batch, variant, 0.0 if tiny else 1.0, 2 if tiny else 5)
+                print(ROW + json.dumps({"variant": index, "step": kind, "taken": asdict(taken)}), flush=True)
+        except FAILURES as error:
+            print(ROW + json.dumps({"variant": index, "error": reason(error)}), flush=True)
 
 
 # -- the whole --------------------------------------------------------------------------------------------------------
@@ -261,6 +322,20 @@ def bars(report: Report) -> list[Bar]:
     return found
 
 
+def search(report: Report, space: Space) -> None:
+    """Project a search, and begin the table anew after it."""
+    if report.left() < 2 * LEFT_FOR_A_ROW:
+        report.left_out.append("the search")
+        return
+    try:
+        report.search = projected(space.spec, space.graph, report.device, report.tiny, min(80.0, report.left() / 2))
+        told = report.search["text"]
+    except FAILURES as error:
+        told = f"the search failed: {reason(error)}"
+    tidy(report.device)
+    report.say(f"\n{told}\n\n{table(HEADER, ())}")
+
+
 def run(report: Report) -> None:
     """Measure in order of worth."""
     report.ceilings = ceilings(report.device, *((64, 2**20) if report.tiny else (None, None)))
@@ -269,16 +344,12 @@ def run(report: Report) -> None:
     full, share = Space.of("full", FULL, report.tiny), Space.of("share", SHARE, report.tiny)
     report.say(table(HEADER, ()))
     steps(report, full, FIRST)
-    if report.left() > 2 * LEFT_FOR_A_ROW:
-        report.search = projected(share.spec, share.graph, report.device, report.tiny, min(80.0, report.left() / 2))
-        report.say(f"\n{report.search['text']}\n\n{table(HEADER, ())}")
-    else:
-        report.left_out.append("the search")
+    search(report, share)
     steps(report, full, NEXT)
     steps(report, share, FIRST)
     steps(report, full, LAST)
     compiled(report, full)
-    kernels(report, FIRST)
+    profiles(report, full, FIRST)
     if report.left_out:
         report.say(f"\nnot measured: {'; '.join(report.left_out)}")
     report.say(f"\n{bar_table(bars(report))}\n\n{machine_line()}")
@@ -296,6 +367,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         print("torch sees no NVIDIA GPU; to try the program out: --device cpu --tiny", file=sys.stderr)
         return 1
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # CUDA graphs are captured on the current one
     if args.compiled_rows:
         compiled_rows(device, args.tiny)
         return 0
@@ -307,7 +380,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.json:
         limits = asdict(report.ceilings) if report.ceilings else None
         found = {"checks": report.checks, "ceilings": limits, "rows": report.rows, "search": report.search}
-        show(True, found | {"left_out": report.left_out}, (), bars(report))
+        found |= {"profiles": report.profiles, "left_out": report.left_out}
+        show(True, found, (), bars(report))
     return 0 if right else 1
 
 

@@ -6,27 +6,29 @@
 # Packages that the Python lacks go into an environment in build/gpu-env, from the wheels in FOLDER or else from pip's
 # index. Exit status 1: a result is wrong or something is missing.
 set -euo pipefail
-cd "$(dirname "$0")/.."
 
 fail() { echo "gpu.sh: $1" >&2; exit 1; }
-usage() { sed -n '2,7s/^# \{0,1\}//p' "$0"; exit "$1"; }
+usage() { sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0; }
 
 wheels="" python=python3 arguments=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --wheels) [ -d "${2:-}" ] || fail "--wheels needs a folder with .whl files"; wheels=$(cd "$2" && pwd); shift 2 ;;
     --python) [ -n "${2:-}" ] || fail "--python needs a program"; python=$2; shift 2 ;;
-    -h|--help) usage 0 ;;
+    -h|--help) usage ;;
     *) arguments+=("$1"); shift ;;
   esac
 done
-budget=470 started=$SECONDS
+budget=445 started=$SECONDS
+cd "$(dirname "$0")/.."
 
 command -v "$python" >/dev/null || fail "there is no $python; try: --python /path/to/python3"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "$("$python" --version) is too old: 3.11 or newer is needed"
-read -r version new seen < <("$python" -c 'import torch
+said=$("$python" -c 'import torch
 new = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11)
-print(torch.__version__, new, torch.cuda.is_available())' 2>/dev/null) || fail "$python has no torch; try: --python with the one that has it"
+print(torch.__version__, new, torch.cuda.is_available())' 2>&1) \
+  || fail "$python has no torch that works (${said##*$'\n'}); try: --python with the one that has it"
+read -r version new seen <<<"${said##*$'\n'}"
 [ "$new" = True ] || fail "torch $version is too old: 2.11 or newer is needed"
 case "$seen ${arguments[*]-} " in
   True*|*" --device cpu "*) ;;
@@ -38,7 +40,8 @@ missing() {  # the packages that the benchmark imports and this Python does not 
 import importlib.util
 needed = {"jinja2": "jinja2", "networkx": "networkx", "numpy": "numpy", "onnx": "onnx", "onnxruntime": "onnxruntime",
           "PIL": "pillow", "pydantic": "pydantic", "yaml": "pyyaml", "rich": "rich", "safetensors": "safetensors",
-          "sklearn": "scikit-learn", "tensorboard": "tensorboard", "torchvision": "torchvision", "typer": "typer"}
+          "sklearn": "scikit-learn", "tensorboard": "tensorboard", "torch": "torch", "torchvision": "torchvision",
+          "typer": "typer"}
 print(*(name for module, name in needed.items() if importlib.util.find_spec(module) is None))
 PYTHON
 }
@@ -50,7 +53,7 @@ if [ -n "$lacking" ]; then
   rm -rf "$target"
   "$python" -m venv --without-pip "$target" || fail "$python cannot make a virtual environment"
   # The environment sees all that the Python has, a virtual environment too, and leaves it as it is.
-  "$python" -c 'import site; print(*site.getsitepackages(), sep="\n")' \
+  "$python" -c 'import sys; print(*(path for path in sys.path if path.endswith("-packages")), sep="\n")' \
     >"$("$target/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/parent.pth"
   echo "torch==$version" >"$target/constraints.txt"  # whatever needs torch has to take the one that is there
   from=(--constraint "$target/constraints.txt")

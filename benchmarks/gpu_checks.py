@@ -7,6 +7,7 @@ network is deep, and ReLU and max pooling turn a small difference into a large o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchmarks.common import reason
 from benchmarks.gpu_steps import Variant, random_batch, start, step_of
 from benchmarks.jobs import halves
 from benchmarks.supernet import thinned
@@ -45,16 +47,25 @@ class Check:
 
 def all_checks(graph: Graph, config: SearchConfig, device: torch.device, batch: int) -> Iterator[Check]:
     """Every check, one after the other; `graph` should be small."""
-    yield from _optimizer(device)
+    yield from _finished("APG-NAG", _optimizer(device))
     for name, space in (("full", graph), ("pruned", thinned(graph, 0.6))):
         right = _truth(space, config, batch)
         for lowering in ("reference", "fused"):
             for precision in ("fp64", "fp32", "tf32", "bf16") if device.type == "cuda" else ("fp64", "fp32", "bf16"):
-                yield from _passes(f"{name} space, {lowering}, {precision}", right, lowering, precision, device)
-    yield from _trajectory(graph, config, device, batch)
-    yield from _data(device)
+                words = f"{name} space, {lowering}, {precision}"
+                yield from _finished(words, _passes(words, right, lowering, precision, device))
+    yield from _finished("8 steps with a pruning", _trajectory(graph, config, device, batch))
+    yield from _finished("a training batch", _data(device))
     if device.type == "cuda":
-        yield from _replay(graph, config, device, batch)
+        yield from _finished("CUDA graphs", _replay(graph, config, device, batch))
+
+
+def _finished(name: str, checks: Iterator[Check]) -> Iterator[Check]:
+    """The checks; what keeps them from their end is a wrong result, and others come after it."""
+    try:
+        yield from checks
+    except RuntimeError as error:
+        yield Check(f"{name}: {reason(error)}", math.nan, 0.0)
 
 
 def relative(found: Tensor, right: Tensor) -> float:

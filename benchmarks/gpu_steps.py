@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +49,15 @@ class Variant:
         }
         return ", ".join([self.lowering, self.precision, *(word for word, true in extras.items() if true)])
 
+    def graph(self, full: Graph) -> Graph:
+        """What is left of the whole graph."""
+        return thinned(full, self.pruned) if self.pruned else full
+
+    def settings(self, config: SearchConfig) -> SearchConfig:
+        """A search's settings with its own."""
+        own = {"lowering": self.lowering, "precision": self.precision, "compile": self.compiled}
+        return config.model_copy(update=own)
+
     def needs_cuda(self) -> bool:
         """Whether it says something on a GPU only."""
         return self.graphed or self.searched or self.precision == "tf32"
@@ -61,14 +69,20 @@ class Taken:
 
     seconds: tuple[float, ...]
     peak_bytes: int | None  # of GPU memory, the network's and the step's
-    kernels: int  # started on the GPU; operators sent to the backend on a CPU
-    busy_seconds: float | None  # of the GPU
-    by_kernel: dict[str, float]  # GPU seconds by the kernel's name
 
     @property
     def median(self) -> float:
         """Median seconds."""
         return statistics.median(self.seconds)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What one step does."""
+
+    kernels: int  # started on the GPU, copies and fills included; operators sent to the backend on a CPU
+    busy_seconds: float | None  # of the GPU
+    by_kernel: dict[str, float]  # GPU seconds by the kernel's name
 
 
 class Graphed:
@@ -108,11 +122,10 @@ def random_batch(graph: Graph, size: int, device: torch.device, channels_last: b
 
 def start(variant: Variant, graph: Graph, config: SearchConfig, device: torch.device) -> Supernet:
     """A fresh supernet; also sets the process's precision."""
-    settings = {"lowering": variant.lowering, "precision": variant.precision, "compile": variant.compiled}
-    config = config.model_copy(update=settings)
+    config = variant.settings(config)
     set_precision(config, device)
     torch.backends.cudnn.benchmark = variant.searched
-    net = Supernet.start(thinned(graph, variant.pruned) if variant.pruned else graph, config, device, 0, 1.0)
+    net = Supernet.start(variant.graph(graph), config, device, 0, 1.0)
     if not variant.channels_last:
         net.module.to(memory_format=torch.contiguous_format)
     return net
@@ -136,49 +149,39 @@ def step_of(net: Supernet, kind: str, batch: Batch, graphed: bool = False) -> St
 
 
 def measure(net: Supernet, kind: str, batch: Batch, variant: Variant, seconds: float, least: int) -> Taken:
-    """Run a kind of step for about so many seconds, at least `least` times, then once more under the profiler."""
+    """Run a kind of step for about so many seconds, at least `least` times."""
     device = net.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    step = step_of(net, kind, batch, variant.graphed)
-    for _ in range(WARM_UP):
-        step()
+    step = _warm(net, kind, batch, variant)
     found: list[float] = []
     until = time.perf_counter() + seconds
     while len(found) < least or (time.perf_counter() < until and len(found) < 50):
         found.append(seconds_for(step, device))
-    if device.type != "cuda":
-        return Taken(tuple(found), None, dispatched_ops(step), None, {})
-    peak = torch.cuda.max_memory_allocated(device)
-    kernels, by_kernel = profiled(step, device)
-    return Taken(tuple(found), peak, kernels, sum(by_kernel.values()), by_kernel)
+    return Taken(tuple(found), torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None)
 
 
-def profiled(step: Step, device: torch.device) -> tuple[int, dict[str, float]]:
-    """How many kernels a step starts on the GPU, copies and fills included, and the seconds of each by name."""
+def profiled(net: Supernet, kind: str, batch: Batch, variant: Variant) -> Profile:
+    """What a kind of step does. Under CUDA it may slow down all that this process does after it."""
+    step = _warm(net, kind, batch, variant)
+    if net.device.type != "cuda":
+        return Profile(dispatched_ops(step), None, {})
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
-    wait_for(device)
+    wait_for(net.device)
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         step()
-        wait_for(device)
+        wait_for(net.device)
+    events = [event for event in profiler.events() if event.device_type == DeviceType.CUDA]
     seconds: Counter[str] = Counter()
-    count = 0
-    for event in profiler.events():
-        if event.device_type == DeviceType.CUDA:
-            seconds[event.name] += event.time_range.elapsed_us() / 1e6
-            count += 1
-    return count, dict(seconds.most_common())
+    for event in events:
+        seconds[event.name] += event.time_range.elapsed_us() / 1e6
+    return Profile(len(events), sum(seconds.values()), dict(seconds.most_common(20)))
 
 
-def as_json(taken: Taken) -> dict[str, Any]:
-    """For `--json`."""
-    return {
-        "seconds": list(taken.seconds),
-        "median_seconds": taken.median,
-        "peak_bytes": taken.peak_bytes,
-        "kernels": taken.kernels,
-        "busy_seconds": taken.busy_seconds,
-        "by_kernel": dict(list(taken.by_kernel.items())[:20]),
-    }
+def _warm(net: Supernet, kind: str, batch: Batch, variant: Variant) -> Step:
+    step = step_of(net, kind, batch, variant.graphed)
+    for _ in range(WARM_UP):
+        step()
+    return step

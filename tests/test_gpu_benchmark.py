@@ -7,13 +7,18 @@ import io
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch._dynamo.backends.debugging import aot_eager
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_steps
 from benchmarks.gpu_checks import Check
+from benchmarks.gpu_steps import Variant
+from runtime.supernet import Supernet
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,7 +47,11 @@ def test_every_step_that_a_cpu_can_take_is_timed(report: dict[str, Any]) -> None
     variants = [v for v in (*gpu.FIRST, *gpu.NEXT, *gpu.LAST) if not v.needs_cuda()]
     full = [(row["variant"], row["step"]) for row in report["rows"] if row["space"] == "full"]
     assert full == [(v.name, kind) for v in variants for kind in ("weight", "gate")]
-    assert all(row["median_seconds"] > 0 and row["kernels"] > 100 for row in report["rows"])
+    assert all(row["median_seconds"] > 0 for row in report["rows"])
+    assert all(row["kernels"] > 100 for row in report["profiles"])
+    profiled = [(v.name, kind) for v in gpu.FIRST if not v.needs_cuda() for kind in gpu.KINDS]
+    assert [(row["variant"], row["step"]) for row in report["profiles"]] == profiled
+    assert all(row["predicted_bytes"] > 0 for row in report["rows"])
     assert {row["space"] for row in report["rows"]} == {"full", "share"}
     assert report["left_out"] == [f"full: {variant.name}" for variant in gpu.COMPILED]
 
@@ -56,11 +65,37 @@ def test_the_search_is_projected_from_what_was_measured(report: dict[str, Any]) 
 
 def test_no_budget_leaves_everything_out_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     space = gpu.Space.of("full", gpu.FULL, tiny=True)
-    report = gpu.Report(gpu.torch.device("cpu"), deadline=0.0, tiny=True, as_json=False)
+    report = gpu.Report(torch.device("cpu"), deadline=0.0, tiny=True, as_json=False)
     gpu.steps(report, space, gpu.FIRST[:2])
     assert report.rows == []
     assert report.left_out == [f"full: {gpu.BASE.name}", f"full: {gpu.BEST.name}"]
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # by torch's own tracer
+def test_compiled_steps_are_measured_and_what_fails_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken, compiled = gpu.COMPILED[:2]
+
+    def start(variant: Variant, *arguments: Any) -> Supernet:
+        if variant == broken:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore.")
+        return gpu_steps.start(variant, *arguments)
+
+    monkeypatch.setattr(gpu, "start", start)
+    monkeypatch.setattr(gpu, "COMPILED", (broken, compiled))
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=aot_eager))
+    assert gpu.main(["--device", "cpu", "--tiny", "--compiled-rows"]) == 0
+    lines = [f"{gpu.ROW}{{half a line", *capsys.readouterr().out.splitlines(keepends=True)]
+    report = gpu.Report(torch.device("cpu"), deadline=0.0, tiny=True, as_json=False)
+    space = gpu.Space.of("full", gpu.FULL, tiny=True)
+    done = [gpu.compiled_row(report, space, text) for text in lines]
+    assert done == [set(), {broken.name}, {compiled.name}, {compiled.name}]
+    assert [(row["variant"], row["step"]) for row in report.rows] == [(compiled.name, kind) for kind in gpu.KINDS]
+    assert all(row["predicted_bytes"] is None for row in report.rows)
+    assert f"| full | {broken.name} | CUDA out of memory. Tried to allocate 2 GiB. |" in capsys.readouterr().out
 
 
 def test_a_wrong_result_ends_in_exit_status_1(
@@ -76,7 +111,7 @@ def test_a_wrong_result_ends_in_exit_status_1(
 
 
 def test_without_a_gpu_it_says_how_to_try_it() -> None:
-    if gpu.torch.cuda.is_available():
+    if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     done = script("--python", sys.executable)
     assert done.returncode == 1
