@@ -94,12 +94,6 @@ def resident() -> float:
     return _status("VmRSS")
 
 
-def resident_peak(step: Step, times: int = 3) -> float:
-    """The most MiB of this process that are in memory while the step runs; needs Linux."""
-    before = resident()
-    return before + peak_growth(step, times)
-
-
 def peak_growth(step: Step, times: int = 3) -> float:
     """By how many MiB the resident memory of this process grows at most while the step runs."""
     growth = Growth()
@@ -108,10 +102,13 @@ def peak_growth(step: Step, times: int = 3) -> float:
     return growth.peak_mib
 
 
-def in_child(module: str, arguments: Sequence[str]) -> Any:
-    """The JSON that `python -m module *arguments` prints as its last line; a fresh process has fresh memory."""
+def in_child(module: str, arguments: Sequence[str], settings: Mapping[str, str] | None = None) -> Any:
+    """The JSON that `python -m module *arguments` prints as its last line; a fresh process has fresh memory.
+
+    `settings` go into its environment.
+    """
     command = [sys.executable, "-m", module, *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | dict(settings or {})
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if result.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr}")
@@ -176,6 +173,16 @@ def wait_for(device: torch.device) -> None:
 
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def finished(step: Step, device: torch.device) -> Step:
+    """The step and the wait until the device has done it."""
+
+    def run() -> None:
+        step()
+        wait_for(device)
+
+    return run
 
 
 @contextmanager
@@ -266,6 +273,11 @@ def show(as_json: bool, record: Mapping[str, Any], tables: Sequence[str], bars: 
         print(json.dumps({"machine": machine(), **record, "bars": kept}, indent=1))
     else:
         print("\n\n".join([*tables, *([bar_table(bars)] if bars else []), machine_line()]))
+
+
+def reason(error: Exception) -> str:
+    """Why something failed: the first line of what the error says."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def bar_table(bars: Sequence[Bar]) -> str:

@@ -6,10 +6,10 @@ Predicted is what `graphspec compile` prints. Allocated is the most that torch h
 network was made, by its own account. On the CPU a process grows by more, which is a table of its own: its C library
 cannot use all freed memory again. The growth is of a child process per variant, in which weight steps, gate steps and
 validation take turns; a step of two images goes before, so that libraries are loaded, and freed memory is kept as in
-every training (`runtime.heap`).
+every training (`runtime.heap`). Where jemalloc is installed, there is a child process with it besides.
 
-Times with and without recompute are of steps that take turns in one process; with freed memory kept and not, of
-processes that take turns. Trust the ratios.
+Times with and without recompute are of steps that take turns in one process; with freed memory kept, left to glibc and
+with jemalloc, of processes that take turns. Trust the ratios.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ import json
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from ctypes.util import find_library
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.common import Bar, in_child, interleave, parser, resident, resident_peak, show, table
+from benchmarks.common import ROOT, Bar, Growth, finished, in_child, interleave, parser, show, table
 from benchmarks.jobs import Gradients, halves
 from compiler.elaborate import load
 from compiler.ir import INPUT, Graph
@@ -43,10 +43,12 @@ Row = dict[str, Any]
 Steps = dict[str, Callable[[], object]]
 KINDS = ("weight", "gate")
 VALIDATION = "validation"
+ALLOCATED, GROWN, TIMES = "allocated", "grown", "times"  # what a child process is asked for
 CASES = (("digits", 64), ("cifar10_small", 64), ("cifar10_small", 128))
 TOLERANCE, MOST_MEMORY, MOST_TIME = 0.2, 0.5, 1.4
 CPU = torch.device("cpu")
-HEAPS = KEPT, USUAL = ("kept", "usual")
+KEPT, USUAL, JEMALLOC = "kept", "usual", "jemalloc"  # ways to treat freed memory
+ALLOCATORS = {KEPT: "C library", JEMALLOC: "jemalloc"}
 TURNS = 3  # of processes, for each way to treat freed memory
 
 
@@ -62,7 +64,7 @@ class Variant:
 
     def settings(self) -> tuple[Graph, SearchConfig]:
         """The space and how it is searched."""
-        spec, graph = load(Path("specs") / f"{self.spec}.yaml")
+        spec, graph = load(ROOT / "specs" / f"{self.spec}.yaml")
         changed = {key: value for key, value in asdict(self).items() if key not in ("spec", "batch")}
         return graph, spec.config.search.model_copy(update={**changed, "batch_size": self.batch})
 
@@ -95,38 +97,32 @@ def make_steps(graph: Graph, config: SearchConfig, batch: int, device: torch.dev
 # -- memory -----------------------------------------------------------------------------------------------------------
 
 
-def measured(variant: Variant, device: torch.device) -> dict[str, float]:
-    """The most MiB that each kind of step allocates, weights, gradients and momenta included, and, on the CPU, by how
-    many MiB the process grows (`grown`).
-    """
+def allocated(variant: Variant, device: torch.device) -> dict[str, float]:
+    """The most MiB that each kind of step allocates, weights, gradients and momenta included."""
+    graph, config = variant.settings()
+    make = partial(make_steps, graph, config, variant.batch, device)
+    return _allocated_on_cuda(make, device) if device.type == "cuda" else _allocated(make)
+
+
+def grown(variant: Variant, device: torch.device) -> dict[str, float]:
+    """By how many MiB a fresh process grows on the CPU, and what is predicted for its allocator."""
     graph, config = variant.settings()
     small = make_steps(graph, config, 2, device)
     for kind in KINDS:
         small[kind]()
     del small
-    make = partial(make_steps, graph, config, variant.batch, device)
-    if device.type == "cuda":
-        return _allocated_on_cuda(make, device)
-    with freed_memory_kept():
-        grown = _growth(make)
-    return {"grown": grown, **_allocated(make)}
-
-
-def _growth(make: Callable[[], Steps]) -> float:
-    _settle()
-    before = resident()
-    steps = make()
-
-    def turn() -> None:
-        for step in steps.values():
-            step()
-
-    return resident_peak(turn, times=2) - before
-
-
-def _settle() -> None:
     gc.collect()
     give_back()
+    with freed_memory_kept():
+        growth = Growth()
+        steps = make_steps(graph, config, variant.batch, device)
+        for _ in range(2):
+            for step in steps.values():
+                step()
+    measured = growth.peak_mib
+    model, heap = _model(variant, device), heap_here()
+    size = model.at(variant.batch).peak if heap is None else model.growth(heap, variant.batch)
+    return {"measured": measured, "predicted": size / 2**20}
 
 
 def _allocated(make: Callable[[], Steps]) -> dict[str, float]:
@@ -173,33 +169,61 @@ def _allocated_on_cuda(make: Callable[[], Steps], device: torch.device) -> dict[
 
 
 def predicted(variant: Variant, device: torch.device) -> dict[str, float]:
-    """The peaks in MiB that the model gives and, where it is known how the process grows, its growth."""
+    """The peaks in MiB that the model gives."""
+    memory = _model(variant, device).at(variant.batch)
+    sizes = {"weight": memory.weight_step, "gate": memory.gate_step, VALIDATION: memory.validation}
+    return {kind: size / 2**20 for kind, size in sizes.items()}
+
+
+def _model(variant: Variant, device: torch.device) -> MemoryModel:
     graph, config = variant.settings()
-    on_cpu = device.type == "cpu"
-    model = MemoryModel(graph, Training.of(config, on_cpu))
-    memory, heap = model.at(variant.batch), heap_here() if on_cpu else None
-    growth = {} if heap is None else {"grown": model.growth(heap, variant.batch) / 2**20}
-    steps = {"weight": memory.weight_step, "gate": memory.gate_step, VALIDATION: memory.validation}
-    return {kind: size / 2**20 for kind, size in steps.items()} | growth
+    return MemoryModel(graph, Training.of(config, on_cpu=device.type == "cpu"))
 
 
-def memory_rows(found: Sequence[Variant], device: torch.device) -> tuple[list[Row], list[Row]]:
-    """What is allocated, a row per variant and kind of step, and what a process grows by, a row per variant."""
-    allocated, grown = [], []
+def allocated_rows(found: Sequence[Variant], device: torch.device) -> list[Row]:
+    """What is allocated: a row per variant and kind of step."""
+    rows = []
     for variant in found:
-        measure, model = _child(variant, device), predicted(variant, device)
-        for what in (what for what in model if what in measure):
-            sizes = model[what], measure[what]
-            figures = {"predicted_mib": sizes[0], "measured_mib": sizes[1], "ratio": sizes[0] / sizes[1]}
-            if what == "grown":
-                grown.append({**asdict(variant), **figures})
-            else:
-                allocated.append({**asdict(variant), "step": what, **figures})
-    return allocated, grown
+        model = predicted(variant, device)
+        for kind, size in child(variant, ALLOCATED, KEPT, device).items():
+            figures = {"predicted_mib": model[kind], "measured_mib": size, "ratio": model[kind] / size}
+            rows.append({**asdict(variant), "step": kind, **figures})
+    return rows
 
 
-def _child(variant: Variant, device: torch.device, *more: str) -> Any:
-    return in_child("benchmarks.memory", ["--device", str(device), "--child", json.dumps(asdict(variant)), *more])
+def grown_rows(found: Sequence[Variant], device: torch.device) -> list[Row]:
+    """What a process on the CPU grows by: a row per variant and allocator."""
+    rows = []
+    for variant in found if device.type == "cpu" else ():
+        for how in allocators():
+            sizes = child(variant, GROWN, how, device)
+            model, size = sizes["predicted"], sizes["measured"]
+            figures = {"predicted_mib": model, "measured_mib": size, "ratio": model / size}
+            rows.append({**asdict(variant), "allocator": ALLOCATORS[how], **figures})
+    return rows
+
+
+# -- child processes --------------------------------------------------------------------------------------------------
+
+
+def allocators() -> list[str]:
+    """Ways to treat freed memory that differ in the allocator; jemalloc where it is installed."""
+    return [KEPT, JEMALLOC] if find_library(JEMALLOC) else [KEPT]
+
+
+def child(variant: Variant, what: str, how: str, device: torch.device, rounds: int = 0) -> Any:
+    """What a fresh process answers."""
+    preload = find_library(JEMALLOC) if how == JEMALLOC else ""
+    asked = json.dumps([asdict(variant), what, how])
+    arguments = ["--device", str(device), "--rounds", str(rounds), "--child", asked]
+    return in_child("benchmarks.memory", arguments, {"LD_PRELOAD": str(preload)})
+
+
+def answer(variant: Variant, what: str, how: str, device: torch.device, rounds: int) -> Any:
+    """In the child process."""
+    if what == TIMES:
+        return timed(variant, how, rounds)
+    return {ALLOCATED: allocated, GROWN: grown}[what](variant, device)
 
 
 # -- time -------------------------------------------------------------------------------------------------------------
@@ -212,7 +236,7 @@ def time_rows(spec: str, batch: int, precision: str, rounds: int, device: torch.
     rows = []
     for kind in KINDS:
         with freed_memory_kept():
-            timings = interleave({str(on): _waited(made[on][kind], device) for on in made}, rounds, warmup=1)
+            timings = interleave({str(on): finished(made[on][kind], device) for on in made}, rounds, warmup=1)
         plain, again = timings["False"], timings["True"]
         rows.append(
             {
@@ -228,36 +252,29 @@ def time_rows(spec: str, batch: int, precision: str, rounds: int, device: torch.
 
 
 def heap_rows(spec: str, batch: int, precision: str, rounds: int) -> list[Row]:
-    """What keeping freed memory brings on the CPU: a row per kind of step, with recompute and without."""
-    rows = []
+    """What other ways to treat freed memory cost on the CPU: a row per kind of step, with recompute and without."""
+    ways, rows = [*allocators(), USUAL], []
     for recompute in (False, True):
         variant = Variant(spec, batch, recompute=recompute, precision=precision)
-        times: dict[str, list[Any]] = {how: [] for how in HEAPS}
+        times: dict[str, list[Any]] = {how: [] for how in ways}
         for _ in range(TURNS):
             for how, found in times.items():
-                found.append(_child(variant, CPU, "--heap", how, "--rounds", str(rounds)))
+                found.append(child(variant, TIMES, how, CPU, rounds))
         for kind in KINDS:
-            kept, usual = ([one[kind] for one in times[how]] for how in HEAPS)
-            rows.append(
-                {
-                    "spec": spec,
-                    "batch": batch,
-                    "recompute": recompute,
-                    "step": kind,
-                    "kept_ms": statistics.median(one["ms"] for one in kept),
-                    "usual_ms": statistics.median(one["ms"] for one in usual),
-                    "speed": statistics.median(b["ms"] / a["ms"] for a, b in zip(kept, usual, strict=True)),
-                    "kept_faults": statistics.median(one["page_faults"] for one in kept),
-                    "usual_faults": statistics.median(one["page_faults"] for one in usual),
-                }
-            )
+            row: Row = {"spec": spec, "batch": batch, "recompute": recompute, "step": kind}
+            for how in ways:
+                own, kept = ([one[kind] for one in times[name]] for name in (how, KEPT))
+                row[f"{how}_ms"] = statistics.median(one["ms"] for one in own)
+                row[f"{how}_faults"] = statistics.median(one["page_faults"] for one in own)
+                row[f"{how}_time_ratio"] = statistics.median(a["ms"] / b["ms"] for a, b in zip(own, kept, strict=True))
+            rows.append(row)
     return rows
 
 
 def timed(variant: Variant, how: str, rounds: int) -> Row:
     """Milliseconds and page faults of both kinds of step, which take turns as in a search."""
     graph, config = variant.settings()
-    with freed_memory_kept() if how == KEPT else nullcontext():
+    with nullcontext() if how == USUAL else freed_memory_kept():
         steps = make_steps(graph, config, variant.batch, CPU)
         timings = interleave({kind: steps[kind] for kind in KINDS}, rounds)
     return {
@@ -266,32 +283,24 @@ def timed(variant: Variant, how: str, rounds: int) -> Row:
     }
 
 
-def _waited(step: Callable[[], object], device: torch.device) -> Callable[[], None]:
-    def run() -> None:
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    return run
-
-
 # -- the report -------------------------------------------------------------------------------------------------------
 
 
-def bars(allocated: Sequence[Row], grown: Sequence[Row], times: Sequence[Row]) -> list[Bar]:
+def bars(sizes: Sequence[Row], grown: Sequence[Row], times: Sequence[Row]) -> list[Bar]:
     """What prediction and recompute are held to, for every spec and batch size; of predictions the worst case."""
     found = []
     for spec, batch in CASES:
         name = f"{spec} {batch}"
-        steps, growth, own_times = (_of(rows, spec=spec, batch=batch) for rows in (allocated, grown, times))
+        steps, growth, own_times = (_of(rows, spec=spec, batch=batch) for rows in (sizes, grown, times))
         found.append(Bar(f"{name}: prediction, relative error", _worst(steps), TOLERANCE))
         for kind in KINDS:
             share = _recompute_share(_of(steps, lowering="fused", step=kind))
             found.append(Bar(f"{name}: recompute, memory of a {kind} step", share, MOST_MEMORY))
-        if growth:
-            found.append(Bar(f"{name}: predicted growth, relative error", _worst(growth), TOLERANCE))
-            share = _recompute_share(_of(growth, lowering="fused"))
-            found.append(Bar(f"{name}: recompute, growth of the process", share, MOST_MEMORY))
+        for allocator in dict.fromkeys(row["allocator"] for row in growth):
+            own, words = _of(growth, allocator=allocator), f"growth of the process ({allocator})"
+            found.append(Bar(f"{name}: predicted {words}, relative error", _worst(own), TOLERANCE))
+            share = _recompute_share(_of(own, lowering="fused"))
+            found.append(Bar(f"{name}: recompute, {words}", share, MOST_MEMORY))
         for row in own_times:
             found.append(Bar(f"{name}: recompute, time of a {row['step']} step", row["time_ratio"], MOST_TIME))
     return found
@@ -311,54 +320,40 @@ def _recompute_share(rows: Sequence[Row]) -> float:
     return share
 
 
-ALLOCATED_COLUMNS = {
-    "spec": "spec",
-    "batch": "batch",
-    "lowering": "lowering",
-    "recompute": "recompute",
+VARIANT = {"spec": "spec", "batch": "batch", "lowering": "lowering", "recompute": "recompute"}
+STEP = {"spec": "spec", "batch": "batch", "step": "step"}
+ALLOCATED_COLUMNS = VARIANT | {
     "step": "step",
     "predicted MiB": "predicted_mib",
     "allocated MiB": "measured_mib",
     "predicted / allocated": "ratio",
 }
-GROWN_COLUMNS = {
-    "spec": "spec",
-    "batch": "batch",
-    "lowering": "lowering",
-    "recompute": "recompute",
+GROWN_COLUMNS = VARIANT | {
+    "allocator": "allocator",
     "predicted growth MiB": "predicted_mib",
     "the process grows by MiB": "measured_mib",
     "predicted / measured": "ratio",
 }
-TIME_COLUMNS = {
-    "spec": "spec",
-    "batch": "batch",
-    "step": "step",
-    "ms": "plain_ms",
-    "ms with recompute": "recompute_ms",
-    "recompute / plain": "time_ratio",
-}
-HEAP_COLUMNS = {
-    "spec": "spec",
-    "batch": "batch",
+TIME_COLUMNS = STEP | {"ms": "plain_ms", "ms with recompute": "recompute_ms", "recompute / plain": "time_ratio"}
+HEAP_COLUMNS = STEP | {
     "recompute": "recompute",
-    "step": "step",
     "ms": "kept_ms",
-    "ms, freed memory not kept": "usual_ms",
-    "speed": "speed",
+    "not kept / kept": "usual_time_ratio",
+    "jemalloc / kept": "jemalloc_time_ratio",
     "page faults": "kept_faults",
-    "page faults, not kept": "usual_faults",
+    "not kept": "usual_faults",
+    "jemalloc": "jemalloc_faults",
 }
 
 
-def report(allocated: Sequence[Row], grown: Sequence[Row], times: Sequence[Row], heap: Sequence[Row]) -> list[str]:
-    """A table each: what is allocated, how a process grows, what recompute costs, what keeping freed memory brings."""
-    tables = ((ALLOCATED_COLUMNS, allocated), (GROWN_COLUMNS, grown), (TIME_COLUMNS, times), (HEAP_COLUMNS, heap))
+def report(sizes: Sequence[Row], grown: Sequence[Row], times: Sequence[Row], heap: Sequence[Row]) -> list[str]:
+    """A table each: what is allocated, how a process grows, what recompute costs, what freed memory costs."""
+    tables = ((ALLOCATED_COLUMNS, sizes), (GROWN_COLUMNS, grown), (TIME_COLUMNS, times), (HEAP_COLUMNS, heap))
     return [table(list(columns), [_cells(row, columns.values()) for row in rows]) for columns, rows in tables if rows]
 
 
 def _cells(row: Row, keys: Iterable[str]) -> list[object]:
-    return [{True: "yes", False: "no"}[row[key]] if key == "recompute" else row[key] for key in keys]
+    return [{True: "yes", False: "no"}[row[key]] if key == "recompute" else row.get(key) for key in keys]
 
 
 def main() -> None:
@@ -367,21 +362,21 @@ def main() -> None:
     options.add_argument("--device", default="cpu", help="cpu or cuda")
     options.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     options.add_argument("--rounds", type=int, default=5, help="rounds of timing; 0 leaves the times out")
-    options.add_argument("--child", help=argparse.SUPPRESS)  # child: print the peaks of this variant
-    options.add_argument("--heap", choices=HEAPS, help=argparse.SUPPRESS)  # and with this, its times instead
+    options.add_argument("--child", help=argparse.SUPPRESS)  # what to answer, as JSON: see `child`
     args = options.parse_args()
     device = torch.device(args.device)
     if args.child:
-        variant = Variant(**json.loads(args.child))
-        print(json.dumps(timed(variant, args.heap, args.rounds) if args.heap else measured(variant, device)))
+        variant, what, how = json.loads(args.child)
+        print(json.dumps(answer(Variant(**variant), what, how, device, args.rounds)))
         return
-    allocated, grown = memory_rows(list(variants(args.precision)), device)
+    ways = list(variants(args.precision))
+    sizes, growth = allocated_rows(ways, device), grown_rows(ways, device)
     cases = CASES if args.rounds else ()
     times = [row for case in cases for row in time_rows(*case, args.precision, args.rounds, device)]
     with_heap = cases if device.type == "cpu" else ()
     heap = [row for case in with_heap for row in heap_rows(*case, args.precision, args.rounds)]
-    found = {"allocated": allocated, "grown": grown, "times": times, "heap": heap}
-    show(args.json, found, report(allocated, grown, times, heap), bars(allocated, grown, times))
+    found = {"allocated": sizes, "grown": growth, "times": times, "heap": heap}
+    show(args.json, found, report(sizes, growth, times, heap), bars(sizes, growth, times))
 
 
 if __name__ == "__main__":

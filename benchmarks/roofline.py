@@ -26,16 +26,15 @@ import torch
 
 from benchmarks.common import (
     ROOT,
-    Step,
     Timing,
     as_json,
     best_seconds,
     ceilings,
+    finished,
     interleave,
     parser,
     show,
     table,
-    wait_for,
 )
 from benchmarks.supernet import BATCH, KINDS, Variant, make_step
 from compiler.costs import total_cost
@@ -135,16 +134,6 @@ def measure(graph: Graph, config: SearchConfig, device: torch.device, args: argp
     top = better(first, measured_limits(device, args.precision, args.matrix))
     rows = [row(graph, v, kind, timings[kind][v.name], top[v.precision]) for kind in KINDS for v in variants]
     return {"ceilings": {name: asdict(limits) for name, limits in top.items()}, "rows": rows}
-
-
-def finished(step: Step, device: torch.device) -> Step:
-    """The step and the wait until the device has done it."""
-
-    def run() -> None:
-        step()
-        wait_for(device)
-
-    return run
 
 
 def report(found: dict[str, Any]) -> list[str]:
