@@ -193,19 +193,25 @@ def fingerprint(tensors: Iterable[Tensor]) -> str:
 
 
 def _connect(backend: str) -> None:
-    """Start the default process group.
+    """Start the default process group; RunError if the processes do not find each other.
 
     The store through which processes find each other outlives a restart by torchrun, so each start has names of its own
     there: otherwise a process can wait for one that is gone. torchrun's count of restarts is no such name, because on
     several machines each counts its own.
     """
-    store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
-    own = PrefixStore(f"graphspec/{_name_of_start(store, rank, size)}", store)
-    dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=PATIENCE)
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+        own = PrefixStore(f"graphspec/{_name_of_start(store, rank, size)}", store)
+        dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=PATIENCE)
+    except dist.DistError as error:
+        raise RunError(
+            f"this process does not find the others: {str(error).splitlines()[0]}\n"
+            f"  try: the same torchrun command on every machine, and an address that all of them can reach"
+        ) from error
 
 
 def _name_of_start(store: Store, rank: int, size: int) -> str:
-    """A name that rank 0 makes up for the processes of this start; RunError if one of them does not come.
+    """A name that rank 0 makes up for the processes of this start; DistStoreError if one of them does not come.
 
     Each of the others asks with a word of its own and waits for the answer to that. What a process that is gone has
     asked is answered too, and heard by nobody.
@@ -224,10 +230,7 @@ def _name_of_start(store: Store, rank: int, size: int) -> str:
             if store.check([f"heard/{word}"]) and bytes(store.get(f"heard/{word}")).decode() == name:
                 missing.remove(other)
         if missing and time.monotonic() > end:
-            raise RunError(
-                f"rank {', '.join(map(str, sorted(missing)))} did not come within {PATIENCE}\n"
-                f"  try: the same torchrun command on every machine"
-            )
+            raise dist.DistStoreError(f"rank {', '.join(map(str, sorted(missing)))} did not come within {PATIENCE}")
         time.sleep(MOMENT)
     return name
 

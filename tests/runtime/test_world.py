@@ -80,9 +80,20 @@ def test_processes_that_are_started_anew_meet_in_the_same_store(
         assert {path.name for path in (tmp_path / start).iterdir()} == {"done0", "done1"}
 
 
-def test_a_process_that_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rank", [0, 1])
+def test_processes_that_do_not_find_each_other(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    monkeypatch.setattr(runtime.world, "PATIENCE", timedelta(seconds=1))
+    place = {"RANK": rank, "WORLD_SIZE": 3, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    for name, value in place.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(RunError, match=r"does not find the others: (?i:.*time).*\n  try: the same torchrun command"):
+        World.join(CPU)
+    assert not dist.is_initialized()
+
+
+def test_those_that_do_not_come_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime.world, "PATIENCE", timedelta(0))
-    with pytest.raises(RunError, match=r"rank 1, 2 did not come within 0:00:00\n  try: the same torchrun command"):
+    with pytest.raises(dist.DistStoreError, match=r"^rank 1, 2 did not come within 0:00:00$"):
         runtime.world._name_of_start(dist.HashStore(), 0, 3)
 
 
