@@ -1,6 +1,6 @@
 """Peak memory of a training step, predicted and measured, and what recompute and keeping freed memory do to the time.
 
-    python -m benchmarks.memory [--device cuda] [--precision bf16] [--rounds N] [--json]
+    python -m benchmarks.memory [--device cuda] [--precision bf16] [--part sizes|times] [--rounds N] [--json]
 
 Predicted is what `graphspec compile` prints. Allocated is the most that torch has taken at a time since before the
 network was made, by its own account. On the CPU a process grows by more, which is a table of its own: its C library
@@ -43,7 +43,8 @@ Row = dict[str, Any]
 Steps = dict[str, Callable[[], object]]
 KINDS = ("weight", "gate")
 VALIDATION = "validation"
-ALLOCATED, GROWN, TIMES = "allocated", "grown", "times"  # what a child process is asked for
+SIZES, TIMES = "sizes", "times"
+ALLOCATED, GROWN = "allocated", "grown"  # what a child process is asked for, and TIMES
 CASES = (("digits", 64), ("cifar10_small", 64), ("cifar10_small", 128))
 TOLERANCE, MOST_MEMORY, MOST_TIME = 0.2, 0.5, 1.4
 CPU = torch.device("cpu")
@@ -292,8 +293,9 @@ def bars(sizes: Sequence[Row], grown: Sequence[Row], times: Sequence[Row]) -> li
     for spec, batch in CASES:
         name = f"{spec} {batch}"
         steps, growth, own_times = (_of(rows, spec=spec, batch=batch) for rows in (sizes, grown, times))
-        found.append(Bar(f"{name}: prediction, relative error", _worst(steps), TOLERANCE))
-        for kind in KINDS:
+        if steps:
+            found.append(Bar(f"{name}: prediction, relative error", _worst(steps), TOLERANCE))
+        for kind in KINDS if steps else ():
             share = _recompute_share(_of(steps, lowering="fused", step=kind))
             found.append(Bar(f"{name}: recompute, memory of a {kind} step", share, MOST_MEMORY))
         for allocator in dict.fromkeys(row["allocator"] for row in growth):
@@ -361,7 +363,8 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--device", default="cpu", help="cpu or cuda")
     options.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    options.add_argument("--rounds", type=int, default=5, help="rounds of timing; 0 leaves the times out")
+    options.add_argument("--part", choices=(SIZES, TIMES), help="default: both")
+    options.add_argument("--rounds", type=int, default=5, help="rounds of timing")
     options.add_argument("--child", help=argparse.SUPPRESS)  # what to answer, as JSON: see `child`
     args = options.parse_args()
     device = torch.device(args.device)
@@ -369,9 +372,9 @@ def main() -> None:
         variant, what, how = json.loads(args.child)
         print(json.dumps(answer(Variant(**variant), what, how, device, args.rounds)))
         return
-    ways = list(variants(args.precision))
+    ways = list(variants(args.precision)) if args.part != TIMES else []
     sizes, growth = allocated_rows(ways, device), grown_rows(ways, device)
-    cases = CASES if args.rounds else ()
+    cases = CASES if args.part != SIZES else ()
     times = [row for case in cases for row in time_rows(*case, args.precision, args.rounds, device)]
     with_heap = cases if device.type == "cpu" else ()
     heap = [row for case in with_heap for row in heap_rows(*case, args.precision, args.rounds)]
