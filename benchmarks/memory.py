@@ -1,6 +1,6 @@
 """Peak memory of a training step, predicted and measured, and what recompute and keeping freed memory do to the time.
 
-    python -m benchmarks.memory [--device cuda] [--precision bf16] [--part sizes|times] [--rounds N] [--json]
+    python -m benchmarks.memory [--case SPEC:BATCH ...] [--part sizes|times] [--device cuda] [--precision bf16] [--json]
 
 Predicted is what `graphspec compile` prints. Allocated is the most that torch has taken at a time since before the
 network was made, by its own account. On the CPU a process grows by more, which is a table of its own: its C library
@@ -45,7 +45,8 @@ KINDS = ("weight", "gate")
 VALIDATION = "validation"
 SIZES, TIMES = "sizes", "times"
 ALLOCATED, GROWN = "allocated", "grown"  # what a child process is asked for, and TIMES
-CASES = (("digits", 64), ("cifar10_small", 64), ("cifar10_small", 128))
+Case = tuple[str, int]  # a spec that ships, and a batch size
+CASES: tuple[Case, ...] = (("digits", 64), ("cifar10_small", 64), ("cifar10_small", 128))
 TOLERANCE, MOST_MEMORY, MOST_TIME = 0.2, 0.5, 1.4
 CPU = torch.device("cpu")
 KEPT, USUAL, JEMALLOC = "kept", "usual", "jemalloc"  # ways to treat freed memory
@@ -70,9 +71,9 @@ class Variant:
         return graph, spec.config.search.model_copy(update={**changed, "batch_size": self.batch})
 
 
-def variants(precision: str) -> Iterator[Variant]:
+def variants(cases: Sequence[Case], precision: str) -> Iterator[Variant]:
     """All of them, recompute after the same without it."""
-    for spec, batch in CASES:
+    for spec, batch in cases:
         for lowering in ("fused", "reference"):
             for recompute in (False, True):
                 yield Variant(spec, batch, lowering, recompute, precision)
@@ -287,10 +288,10 @@ def timed(variant: Variant, how: str, rounds: int) -> Row:
 # -- the report -------------------------------------------------------------------------------------------------------
 
 
-def bars(sizes: Sequence[Row], grown: Sequence[Row], times: Sequence[Row]) -> list[Bar]:
+def bars(cases: Sequence[Case], sizes: Sequence[Row], grown: Sequence[Row], times: Sequence[Row]) -> list[Bar]:
     """What prediction and recompute are held to, for every spec and batch size; of predictions the worst case."""
     found = []
-    for spec, batch in CASES:
+    for spec, batch in cases:
         name = f"{spec} {batch}"
         steps, growth, own_times = (_of(rows, spec=spec, batch=batch) for rows in (sizes, grown, times))
         if steps:
@@ -358,9 +359,15 @@ def _cells(row: Row, keys: Iterable[str]) -> list[object]:
     return [{True: "yes", False: "no"}[row[key]] if key == "recompute" else row.get(key) for key in keys]
 
 
+def _case(text: str) -> Case:
+    spec, _, batch = text.partition(":")
+    return spec, int(batch)
+
+
 def main() -> None:
     """Measure and print."""
     options = parser(__doc__)
+    options.add_argument("--case", type=_case, action="append", metavar="SPEC:BATCH", help="a spec that ships, by name")
     options.add_argument("--device", default="cpu", help="cpu or cuda")
     options.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     options.add_argument("--part", choices=(SIZES, TIMES), help="default: both")
@@ -372,14 +379,15 @@ def main() -> None:
         variant, what, how = json.loads(args.child)
         print(json.dumps(answer(Variant(**variant), what, how, device, args.rounds)))
         return
-    ways = list(variants(args.precision)) if args.part != TIMES else []
+    chosen = args.case or CASES
+    ways = list(variants(chosen, args.precision)) if args.part != TIMES else []
     sizes, growth = allocated_rows(ways, device), grown_rows(ways, device)
-    cases = CASES if args.part != SIZES else ()
+    cases = chosen if args.part != SIZES else ()
     times = [row for case in cases for row in time_rows(*case, args.precision, args.rounds, device)]
     with_heap = cases if device.type == "cpu" else ()
     heap = [row for case in with_heap for row in heap_rows(*case, args.precision, args.rounds)]
     found = {"allocated": sizes, "grown": growth, "times": times, "heap": heap}
-    show(args.json, found, report(sizes, growth, times, heap), bars(sizes, growth, times))
+    show(args.json, found, report(sizes, growth, times, heap), bars(chosen, sizes, growth, times))
 
 
 if __name__ == "__main__":

@@ -220,12 +220,11 @@ def test_memory_of_a_step_is_as_predicted_by_torchs_own_account() -> None:
 
 def test_memory_and_its_times(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """All tables and bars, with what the child processes are asked for measured here."""
-    monkeypatch.setattr(memory, "CASES", (("digits", 2),))
     monkeypatch.setattr(memory, "TURNS", 1)
     monkeypatch.setattr(memory, "child", lambda variant, what, how, device, rounds: json.loads(
         json.dumps(memory.answer(variant, what, how, device, rounds))))  # fmt: skip
     monkeypatch.setattr(memory, "find_library", lambda name: f"lib{name}.so.2")
-    record = found(memory, monkeypatch, capsys, "--rounds", 1)
+    record = found(memory, monkeypatch, capsys, "--case", "digits:2", "--rounds", 1)
     variants = [(row["lowering"], row["recompute"]) for row in record["allocated"][:: len(memory.KINDS) + 1]]
     assert variants == [(lowering, again) for lowering in ("fused", "reference") for again in (False, True)]
     assert all(row["ratio"] == row["predicted_mib"] / row["measured_mib"] for row in record["allocated"])
