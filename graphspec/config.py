@@ -109,8 +109,8 @@ class GateConfig(Section):
 class PruneConfig(Section):
     """When edges whose gate is zero are removed while searching."""
 
-    every: Epochs = 5
-    """Look every this many epochs; 0: only at the end."""
+    every: NonNegative = 5
+    """Look every this many epochs; 0.5 also looks in the middle of each, 0 only at the end."""
     patience: Positive = 2
     """An edge goes after being zero at this many looks in a row; the look at the end of the search takes every zero."""
 

@@ -67,7 +67,7 @@ class SearchJob:
         self.supernet = Supernet.start(full, self.config, device, config.seed, gate_init, world)
         self.zero_looks: dict[str, int] = {}  # how many looks in a row found a gate at zero
         self.full_accuracy: float | None = None  # validation accuracy at the end of pretraining
-        self.unpruned_seconds: float | None = None  # of a step before the last pruning, until the epoch after it ends
+        self.unpruned_seconds: float | None = None  # of a step before an epoch that began with a pruning, until it ends
         self.penalty = self._new_penalty()
         self.stages = self._stages()
 
@@ -96,7 +96,10 @@ class SearchJob:
             return {"train_loss": self._weight_step(stage, at, at.step)}
         steps = self.config.weight_steps
         losses = [self._weight_step(stage, at, at.step * steps + i) for i in range(steps)]
-        return {"train_loss": torch.stack(losses).mean(), "gate_loss": self._gate_step(stage, at)}
+        found = {"train_loss": torch.stack(losses).mean(), "gate_loss": self._gate_step(stage, at)}
+        if at.step + 1 < stage.steps_per_epoch and self._looks_after(stage, at.epoch, at.step + 1):
+            self._look(last=False)
+        return found
 
     def _weight_step(self, stage: Stage, at: Position, index: int) -> Tensor:
         net = self.supernet
@@ -138,7 +141,8 @@ class SearchJob:
         last = at.epoch + 1 == stage.epochs
         if stage.name == SEARCH:
             self._tell_gain(seconds)
-            self._look(last, seconds, at.epoch + 1)
+            if last or self._looks_after(stage, at.epoch + 1, 0):
+                self._look(last, seconds)
         scores = self.validate()
         if stage.name == PRETRAIN and last:
             self.full_accuracy = scores.accuracy
@@ -185,17 +189,20 @@ class SearchJob:
         if not self.config.sync_batch_norm:
             self.world.average_statistics(self.supernet.module)
 
-    def _look(self, last: bool, seconds: float, epoch: int) -> None:
+    def _looks_after(self, stage: Stage, epochs: int, steps: int) -> bool:
+        """Whether zero gates are looked for after so many epochs and steps of the search."""
+        every = self.config.prune.every
+        stride = max(1, round(every * stage.steps_per_epoch))
+        return every > 0 and (epochs * stage.steps_per_epoch + steps) % stride == 0
+
+    def _look(self, last: bool, seconds: float | None = None) -> None:
         """Count gates at zero, and prune those that were for long enough (at the end: all that are zero).
 
-        What goes is decided by the main process; others wait for its word.
+        What goes is decided by the main process; others wait for its word. `seconds`: of a step in the epoch that ends.
         """
-        every, patience = self.config.prune.every, self.config.prune.patience
-        if not last and (every == 0 or epoch % every):
-            return
         zero = self.supernet.zero_gates()
         self.zero_looks = {gate: self.zero_looks.get(gate, 0) + 1 for gate in zero}
-        wanted = {gate for gate in zero if last or self.zero_looks[gate] >= patience}
+        wanted = {gate for gate in zero if last or self.zero_looks[gate] >= self.config.prune.patience}
         decision = self.world.decided(lambda: [sorted(wanted), sorted(self._guarded(wanted))])
         closed, kept = map(set, decision)
         self.zero_looks = {gate: looks for gate, looks in self.zero_looks.items() if gate not in kept}
@@ -227,7 +234,7 @@ class SearchJob:
             self.console.line(f"kept {_listed(mend)} although zero: without it nothing reaches the output")
         return kept | set(mend)
 
-    def _prune(self, closed: set[str], seconds: float) -> None:
+    def _prune(self, closed: set[str], seconds: float | None) -> None:
         before = self.supernet
         self.supernet = before.pruned(closed)
         give_back()  # what the smaller network will not need
@@ -235,10 +242,11 @@ class SearchJob:
         self.penalty = self._new_penalty()
         after = self.supernet
         self.unpruned_seconds = seconds
+        took = "" if seconds is None else f"; a step took {seconds:.3f} s"
         self.console.line(
             f"pruned {before.graph.edge_count() - after.graph.edge_count()} edges, "
             f"{after.graph.edge_count()} left; FLOPs {total_cost(after.graph).flops / 1e6:.2f} M "
-            f"(were {total_cost(before.graph).flops / 1e6:.2f} M); a step took {seconds:.3f} s"
+            f"(were {total_cost(before.graph).flops / 1e6:.2f} M){took}"
         )
         for block in emptied_blocks(before.graph, after.graph):
             self.console.line(f"block {block} lost all its edges: it is the identity now")
