@@ -221,7 +221,7 @@ def test_memory_of_a_step_is_as_predicted_by_torchs_own_account() -> None:
 def test_memory_and_its_times(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """All tables and bars, with what the child processes are asked for measured here."""
     monkeypatch.setattr(memory, "TURNS", 1)
-    monkeypatch.setattr(memory, "child", lambda variant, what, how, device, rounds: json.loads(
+    monkeypatch.setattr(memory, "child", lambda variant, what, how, device, rounds=0: json.loads(
         json.dumps(memory.answer(variant, what, how, device, rounds))))  # fmt: skip
     monkeypatch.setattr(memory, "find_library", lambda name: f"lib{name}.so.2")
     record = found(memory, monkeypatch, capsys, "--case", "digits:2", "--rounds", 1)

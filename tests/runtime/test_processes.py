@@ -153,7 +153,7 @@ def test_a_process_that_fails_does_not_wait_for_the_others(
         raise failure or Interrupted(signal.SIGTERM, "again")
 
     abandoned: list[World] = []
-    monkeypatch.setattr(World, "abandon", abandoned.append)
+    monkeypatch.setattr(World, "abandon", lambda world: abandoned.append(world))
     monkeypatch.setattr(Loop, "run", fail)
     with pytest.raises(type(failure) if failure else Interrupted):
         graphspec.search(compiled(tmp_path, "failed"), quiet=True)
