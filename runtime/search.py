@@ -191,9 +191,7 @@ class SearchJob:
 
     def _looks_after(self, stage: Stage, epochs: int, steps: int) -> bool:
         """Whether zero gates are looked for after so many epochs and steps of the search."""
-        every = self.config.prune.every
-        stride = max(1, round(every * stage.steps_per_epoch))
-        return every > 0 and (epochs * stage.steps_per_epoch + steps) % stride == 0
+        return is_look(epochs * stage.steps_per_epoch + steps, self.config.prune.every * stage.steps_per_epoch)
 
     def _look(self, last: bool, seconds: float | None = None) -> None:
         """Count gates at zero, and prune those that were for long enough (at the end: all that are zero).
@@ -299,6 +297,11 @@ class SearchJob:
         self.zero_looks = dict(state["zero_looks"])
         self.full_accuracy = state["full_accuracy"]
         self.penalty = self._new_penalty()
+
+
+def is_look(done: int, stride: float) -> bool:
+    """Whether a look follows step number `done`, counted from 1: the n-th comes after n strides (0: none do)."""
+    return stride > 0 and done == round(round(done / stride) * stride)
 
 
 def emptied_blocks(before: Graph, after: Graph) -> list[str]:

@@ -24,6 +24,7 @@ from compiler.text import from_json
 from graphspec import api
 from graphspec.errors import GraphspecError, RunError
 from runtime.run_search import SearchResult
+from runtime.search import is_look
 from runtime.training import Feed
 from tests.runtime.test_data_sets import make_folder
 from tests.tiny import TINY, command, environment, graphspec, write_spec
@@ -143,6 +144,21 @@ def test_a_search_killed_at_bad_moments_ends_bit_identical(searched: Path, tmp_p
     assert kills >= 2
     graphspec(tmp_path, "search", "--resume", *OFTEN)
     assert final_files(tmp_path) == final_files(searched)
+
+
+@pytest.mark.parametrize(
+    ("every", "steps", "looks"),
+    [
+        (0, 5, []),
+        (1, 5, [5, 10, 15, 20]),
+        (2, 5, [10, 20]),
+        (0.5, 5, [2, 5, 8, 10, 12, 15, 18, 20]),  # an end of an epoch is always one of them
+        (0.1, 3, list(range(1, 13))),  # more often than there are steps
+        (1.5, 3, [4, 9]),
+    ],
+)
+def test_when_zero_gates_are_looked_for(every: float, steps: int, looks: list[int]) -> None:
+    assert [done for done in range(1, 4 * steps + 1) if is_look(done, every * steps)] == looks
 
 
 def test_pruning_within_an_epoch_survives_a_kill(tmp_path: Path) -> None:
