@@ -118,7 +118,7 @@ def check_memory(
     largest = processes * demand.model.largest_batch(lambda size: demand.fits(size, free))
     hints = [f"--set {job}.batch_size={largest}, the largest that fits"] if largest else []
     if peak <= free:  # what is too much is what glibc cannot use again
-        hints.append(f"{JEMALLOC} before the command, with which it takes {_readable(peak)}")
+        hints.append(f"{JEMALLOC} before the command, with which it takes {_readable(peak)}, and longer")
     for others in _leaner(training, batch):
         sizes = ((name, replace(demand, model=MemoryModel(graph, other)).needed(batch)) for name, other in others)
         first = next(((name, size) for name, size in sizes if size <= free), None)
