@@ -112,7 +112,8 @@ def check_memory(
     training = Training.of(config, on_cpu=device.type == "cpu")
     batch = -(-config.batch_size // processes)
     demand = _Demand(MemoryModel(graph, training), images, validation_images)
-    needed, peak = demand.needed(batch), demand.peak(batch)
+    peak = demand.peak(batch)
+    needed = max(peak, demand.growth(batch))
     if needed <= free:
         return
     largest = processes * demand.model.largest_batch(lambda size: demand.fits(size, free))

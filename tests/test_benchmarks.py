@@ -233,6 +233,7 @@ def test_memory_and_its_times(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         (kind, again) for again in (False, True) for kind in memory.KINDS
     ]
     assert all(row["kept_time_ratio"] == 1 and row["jemalloc_time_ratio"] > 0 for row in record["heap"])
+    assert all(row[f"{how}_ms"] > 0 for row in record["heap"] for how in (memory.KEPT, memory.USUAL, memory.JEMALLOC))
     names = [bar["name"] for bar in record["bars"]]
     assert "digits 2: recompute, growth of the process (jemalloc)" in names
     assert len(names) == 1 + 2 + 2 * 2 + 2
