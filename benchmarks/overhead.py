@@ -25,6 +25,7 @@ from PIL import Image
 from benchmarks.common import ROOT, Bar, Step, Timing, as_json, interleave, parser, show, table
 from benchmarks.jobs import search_job
 from runtime.data import Loader
+from runtime.heap import freed_memory_kept
 from runtime.logs import Console
 from runtime.penalties import set_gammas
 from runtime.search import SearchJob
@@ -171,6 +172,7 @@ def shares(timings: dict[str, Timing]) -> dict[str, float]:
     }
 
 
+@freed_memory_kept()  # as in every search
 def measure(job: SearchJob, rounds: int) -> dict[str, Timing]:
     """All parts in turns."""
     steps = parts(job)

@@ -27,6 +27,7 @@ from benchmarks.common import ROOT, Bar, Timing, as_json, interleave, parser, sh
 from benchmarks.jobs import search_job
 from benchmarks.turns import Turns, Worker
 from compiler.lowering.fx import lower
+from runtime.heap import freed_memory_kept
 from runtime.logs import Console
 from runtime.stages import Position
 
@@ -54,6 +55,7 @@ def forward_flops(module: nn.Module, shape: tuple[int, ...]) -> int:
     return int(counter.get_total_flops())
 
 
+@freed_memory_kept()  # as in every search
 def work(args: argparse.Namespace) -> None:
     """Our side: search steps of the spec on random images, turn by turn."""
     settings = [

@@ -42,6 +42,7 @@ from compiler.elaborate import load
 from compiler.ir import Graph
 from compiler.ops import BYTES
 from graphspec.config import SearchConfig
+from runtime.heap import freed_memory_kept
 
 FORWARDS = {"weight": 3, "gate": 2}  # times the forward pass's FLOPs
 TRAFFIC = 3  # times the forward pass's bytes
@@ -154,6 +155,7 @@ def report(found: dict[str, Any]) -> list[str]:
     ]
 
 
+@freed_memory_kept()  # as in every search
 def main() -> None:
     """Measure and print."""
     options = parser(__doc__)

@@ -34,6 +34,7 @@ from compiler.elaborate import load
 from compiler.ir import INPUT, OUTPUT, Graph
 from compiler.ops import BYTES, steps
 from graphspec.config import SearchConfig
+from runtime.heap import freed_memory_kept
 from runtime.launch import Launch
 from runtime.supernet import Supernet
 from runtime.training import choose_device
@@ -120,6 +121,7 @@ def make_step(graph: Graph, config: SearchConfig, kind: str, world: World) -> Ca
     return step
 
 
+@freed_memory_kept()  # as in every search
 def measured(graph: Graph, config: SearchConfig, world: World, rounds: int) -> list[dict[str, Any]]:
     """Median seconds of each kind of step, and the speed of many over that of one."""
     found = []

@@ -35,6 +35,7 @@ from compiler.elaborate import load
 from compiler.ir import Block, Graph
 from compiler.passes.prune_zero_edges import prune
 from graphspec.config import SearchConfig
+from runtime.heap import freed_memory_kept
 from runtime.supernet import Supernet
 
 Row = dict[str, Any]
@@ -259,6 +260,7 @@ def report(rows: Sequence[Row]) -> list[str]:
     return parts
 
 
+@freed_memory_kept()  # as in every search
 def main() -> None:
     """Measure and print."""
     options = parser(__doc__)
