@@ -28,6 +28,7 @@ from compiler.lowering.fx_kernels import (
     scaled,
 )  # fmt: skip
 from compiler.lowering.groups import Stack, leaves_relu, regions, stacks
+from compiler.lowering.kept import kept_apart
 from compiler.lowering.torch_lean import LEAN
 from compiler.lowering.torch_ops import Chain, torch_steps
 from compiler.ops import Reads, input_shapes, op
@@ -96,7 +97,8 @@ class FusedEmitter(Emitter):
         ready = stack.ready(self.graph, self.sums)
         stack_name, name = _name(stack), f"{_name(stack)}_{len(stack.slots)}"
         rows, coefs = self.coefficients(name, [self.graph.inputs(node.id) for node in ready], stack.slots)
-        results = self.call(gated_sums, (self.filled[stack_name], coefs, rows), f"{name}_sums")
+        apart = kept_apart(self.graph, ready)
+        results = self.call(gated_sums, (self.filled[stack_name], coefs, rows, apart), f"{name}_sums")
         self.filled[stack_name] = self.item(results, 0, stack_name)
         for index, node in enumerate(ready, 1):
             self.sums[node.id] = self.item(results, index, f"{python_name(node.id)}_sum")

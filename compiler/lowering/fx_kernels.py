@@ -151,10 +151,10 @@ def _span(rows: Rows) -> slice:
 
 
 class _GatedSums(Function):
-    """`(filled, coefs (sums, slots), rows) -> filled, *sums`."""
+    """`(filled, coefs (sums, slots), rows, apart) -> filled, *sums`."""
 
     @staticmethod
-    def forward(ctx: Any, filled: Tensor, coefs: Tensor, rows: Rows) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, filled: Tensor, coefs: Tensor, rows: Rows, apart: tuple[bool, ...]) -> tuple[Tensor, ...]:
         ctx.rows = rows
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(filled, coefs)
@@ -163,7 +163,9 @@ class _GatedSums(Function):
         span = _span(rows)
         with _no_autocast(filled):
             torch.mm(factors[:, span], _matrix(filled)[span], out=_matrix(sums))
-        return filled.data, *(value.data for value in sums)
+        copies = ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]  # a weight step, whose readers keep some sums
+        own = (value.clone() if copies and alone else value.data for value, alone in zip(sums, apart, strict=True))
+        return filled.data, *own
 
     @staticmethod
     @once_differentiable
@@ -176,11 +178,11 @@ class _GatedSums(Function):
             coefs_grad = torch.zeros_like(coefs)
             coefs_grad[:, span] = _dots(given, filled[span]).to(coefs.dtype)
         if not ctx.needs_input_grad[0]:
-            return None, coefs_grad, None
+            return None, coefs_grad, None, None
         if total is None:
             total = _new_slots(len(filled), filled[0]).zero_()
         _matrix(total)[span].addmm_(coefs.to(filled.dtype)[:, span].t(), _matrix(given))
-        return total, coefs_grad, None
+        return total, coefs_grad, None, None
 
 
 def _slots_of(values: Sequence[Tensor | None], like: Tensor) -> Tensor:
@@ -204,13 +206,16 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return images.sum(dtype=torch.promote_types(images.dtype, torch.float32))
 
 
-def gated_sums(stack: Stack, coefs: Tensor, rows: Rows) -> tuple[Any, ...]:
-    """`(stack, *sums)`: for every row the sum of coefficient times slot `(N, C, H, W)`; the stack is to be used on."""
+def gated_sums(stack: Stack, coefs: Tensor, rows: Rows, apart: tuple[bool, ...]) -> tuple[Any, ...]:
+    """`(stack, *sums)`: for every row the sum of coefficient times slot `(N, C, H, W)`; the stack is to be used on.
+
+    Sums share their memory, but in a weight step for those `apart`, so that it does not stay where a reader keeps some.
+    """
     if torch.compiler.is_compiling():
         factors = coefs.to(stack.filled.dtype)
         rests = [[stack.filled[k] * factors[n, k] for m, k in _edges(rows) if m == n] for n in range(len(rows))]
         return stack, *(functools.reduce(torch.add, terms) for terms in rests)
-    filled, *sums = _GatedSums.apply(stack.filled, coefs, rows)
+    filled, *sums = _GatedSums.apply(stack.filled, coefs, rows, apart)
     return Stack(stack.buffer, filled), *sums
 
 

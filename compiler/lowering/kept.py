@@ -6,9 +6,13 @@ torch really keeps. An op without a row, such as a custom one, is taken to keep 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from compiler.ir import Graph, Node
+from compiler.ops import input_shapes, walk
 
 
 @dataclass(frozen=True)
@@ -101,3 +105,16 @@ def row_of(op: str, attrs: Any, setting: Setting) -> Row:
     """The row of a primitive op as it runs there."""
     rule = ROWS.get(op)
     return UNKNOWN if rule is None else rule(attrs, setting)
+
+
+def kept_apart(graph: Graph, readers: Sequence[Node]) -> tuple[bool, ...]:
+    """Which of the sums that one product gives these readers lie in memory of their own while weights are trained.
+
+    They are those that their readers keep, where others are not kept, whose memory can then be used again.
+    """
+    kept = []
+    for node in readers:
+        step, _, attrs, shapes, _ = walk(node.op, node.attrs, input_shapes(graph, node))[0]
+        setting = Setting(lean=True, trained=True, inputs_pixels=math.prod(shapes[0][1:]), on_cpu=True)
+        kept.append(row_of(step.op, attrs, setting).keeps_in)
+    return tuple(own and not all(kept) for own in kept)

@@ -13,7 +13,7 @@ from typing import Literal
 
 from compiler.ir import INPUT, OUTPUT, Block, Graph, Node
 from compiler.lowering.groups import OVERWRITABLE, Stack, exits, leaves_relu, regions, stacks
-from compiler.lowering.kept import Row, Setting, row_of
+from compiler.lowering.kept import Row, Setting, kept_apart, row_of
 from compiler.ops import Reads, Shape, Walked, input_shapes, op, walk
 
 StepKind = Literal["weight", "gate", "evaluation"]
@@ -223,11 +223,13 @@ class Tape:
         ready = stack.ready(self.graph, self.sums)
         grad = stacked.grad or self.gates_trained
         slot = stacked.numbers // len(stack.slots)
-        buffer = Buffer(Size(len(ready) * slot * stacked.item))
+        shared = Buffer(Size(len(ready) * slot * stacked.item))
         after = Value(stacked.buffer, stacked.numbers, stacked.item, grad)
-        sums = tuple(Value(buffer, slot, stacked.item, grad) for _ in ready)
+        copied = kept_apart(self.graph, ready) if self.trained and stacked.grad else (False,) * len(ready)
+        buffers = [Buffer(Size(slot * stacked.item)) if own else shared for own in copied]
+        sums = tuple(Value(buffer, slot, stacked.item, grad) for buffer in buffers)
         keeps = (stacked.buffer,) if grad else ()
-        self.calls.append(Call((stacked,), (after, *sums), grad, keeps=keeps, back_work=buffer.size, passes=True))
+        self.calls.append(Call((stacked,), (after, *sums), grad, keeps=keeps, back_work=shared.size, passes=True))
         self.filled[id(stack)] = after
         self.sums |= {node.id: value for node, value in zip(ready, sums, strict=True)}
 

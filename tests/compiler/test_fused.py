@@ -216,7 +216,7 @@ def test_a_stack_where_it_pays() -> None:
 
 
 @pytest.mark.usefixtures("stacks_or_not")
-@pytest.mark.parametrize(("step", "share"), [("weights", 0.8), ("gates", 0.6)])
+@pytest.mark.parametrize(("step", "share"), [("weights", 0.75), ("gates", 0.5)])
 def test_fused_keeps_less_for_the_backward_pass(step: str, share: float) -> None:
     found = {}
     for lowering in LOWERINGS:
