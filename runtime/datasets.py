@@ -6,9 +6,12 @@ number of classes are the spec's, that code from outside may be run.
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import os
-from collections.abc import Callable, Sequence
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,9 +153,11 @@ class _Torchvision:
         from torchvision import datasets
 
         name, root, download = expected.config.name, expected.root, expected.config.download
+        damaged = (RuntimeError, OSError, ValueError, KeyError, EOFError, AssertionError, tarfile.TarError)
         try:
-            return getattr(datasets, self.kind)(root=str(root), download=download, **half)
-        except (RuntimeError, OSError, ValueError, KeyError, EOFError, AssertionError) as error:  # its readers assert
+            with _others_wait(root) if download else nullcontext():
+                return getattr(datasets, self.kind)(root=str(root), download=download, **half)
+        except damaged as error:  # its readers assert
             looked = f"{root} (looked for {root / self.lies_at})"
             if download:
                 raise RunError(f"data set {name!r} could not be fetched to {looked}: {error}") from error
@@ -166,6 +171,16 @@ class _Torchvision:
         if self.kind == "SVHN":  # the only one that keeps (N, C, H, W)
             return _memory(pixels.transpose(0, 2, 3, 1), half.labels)
         return _memory(pixels, half.targets)
+
+
+@contextmanager
+def _others_wait(root: Path) -> Iterator[None]:
+    """One process at a time fetches to a folder: those that start together would write over each other's files."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".graphspec-fetch.lock").open("w") as file:
+        with suppress(OSError):  # some network disks have no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _open_folder(expected: _Expected, _: int) -> Opened:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -76,7 +76,7 @@ def run_job(name: str, opened: Opened, options: JobOptions, make: MakeJob[J], fi
     """
     device = choose_device(options.device)
     world = World.join(device)
-    if world.tables([Launch.here().restarts]).any():  # torchrun counts on each machine by itself
+    if world.restarted:
         options = replace(options, resume=True, overwrite=False)
     attempt = _Attempt(name, opened, options, world)
     try:
@@ -132,7 +132,8 @@ class _Attempt:
                 return self._prepared()
 
             done = self.world.decided(prepare)
-            with losses_explained(self.world, resume_command(self.name, self.opened, self.options)):
+            command = resume_command(self.name, self.opened, self.options)
+            with losses_explained(self.world, command), _full_memory_explained(self.name):
                 return job() if done is None else done
 
     def _prepared(self) -> dict[str, Any] | None:
@@ -149,6 +150,21 @@ class _Attempt:
             )
         check_config(name, folder, opened.spec.config)
         return None
+
+
+@contextmanager
+def _full_memory_explained(name: str) -> Iterator[None]:
+    """RunError where a device has no memory left, in spite of what was predicted."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise RunError(
+            f"the {name} has run out of memory: {str(error).splitlines()[0]}\n"
+            f"  try: --set {name}.batch_size=N, a smaller one, --set {name}.recompute=true, or nothing else that "
+            f"runs on this device; --resume goes on from the last checkpoint"
+        ) from error
 
 
 def has_results(folder: JobDir) -> bool:

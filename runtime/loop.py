@@ -158,10 +158,12 @@ class Loop:
     def _checked_tensors(self, stage: Stage) -> dict[str, Tensor]:
         """The job's tensors; RunError if one is not finite, so that every checkpoint is a good one."""
         tensors = self.job.tensors()
-        for name, tensor in tensors.items():
-            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                last = Position(self.position.stage, self.position.epoch, max(self.position.step - 1, 0))
-                raise self._diverged(stage, last, f"{name} became infinite or not a number")
+        finite = {name: tensor.isfinite().all() for name, tensor in tensors.items() if tensor.is_floating_point()}
+        device = next(iter(finite.values())).device
+        if not torch.stack([each.to(device) for each in finite.values()]).all():  # one look: each waits for the GPU
+            name = next(name for name, each in finite.items() if not each)
+            last = Position(self.position.stage, self.position.epoch, max(self.position.step - 1, 0))
+            raise self._diverged(stage, last, f"{name} became infinite or not a number")
         return tensors
 
     def _diverged(self, stage: Stage, at: Position, what: str) -> RunError:

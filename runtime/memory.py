@@ -16,6 +16,7 @@ from graphspec.errors import RunError
 from runtime.heap import heap_here
 from runtime.jobs import Workplace, has_results
 from runtime.launch import Launch
+from runtime.sources import MemoryImages
 
 ROOT = Path("/")
 JEMALLOC = "LD_PRELOAD=libjemalloc.so.2"
@@ -89,7 +90,15 @@ def require_memory(graph: Graph, config: TrainingConfig, place: Workplace) -> No
         free = available_memory(place.device)
         if free is not None and place.device.type == "cpu":
             free //= Launch.here().local_size  # all processes of a machine share its memory
-        check_memory(graph, config, place.device, images, validation, free, place.world.size)
+        check_memory(graph, config, place.device, images, validation, free, place.world.size, _copied(place))
+
+
+def _copied(place: Workplace) -> int:
+    """Bytes of the images that will be copied to the device."""
+    if place.device.type == "cpu":
+        return 0
+    sets = (place.dataset.train, place.dataset.test)
+    return sum(images.images.nbytes for images in sets if isinstance(images, MemoryImages))
 
 
 def check_memory(
@@ -100,18 +109,21 @@ def check_memory(
     validation_images: int,
     free: int | None,
     processes: int = 1,
+    besides: int = 0,
 ) -> None:
     """RunError if a job needs more than the `free` bytes (None: not known); no batch is larger than its images.
 
-    `free` is what one of the `processes` has for its slice of a batch. Compiled code decides by itself what it keeps,
-    so nothing is foretold about it.
+    `free` is what one of the `processes` has for its slice of a batch; it takes the bytes `besides` for other things.
+    Compiled code decides by itself what it keeps, so nothing is foretold about it.
     """
     if free is None or config.compile:
         return
     job = "search" if isinstance(config, SearchConfig) else "retrain"
     training = Training.of(config, on_cpu=device.type == "cpu")
     batch = -(-config.batch_size // processes)
-    demand = _Demand(MemoryModel(graph, training), images, validation_images)
+    model = MemoryModel(graph, training)
+    besides += model.params if processes > 1 else 0  # DistributedDataParallel sends gradients from memory of its own
+    demand = _Demand(model, images, validation_images, besides)
     peak = demand.peak(batch)
     needed = max(peak, demand.growth(batch))
     if needed <= free:
@@ -140,6 +152,7 @@ class _Demand:
     model: MemoryModel
     images: int
     validation_images: int
+    besides: int
 
     def needed(self, batch: int) -> int:
         """What has to be free."""
@@ -151,12 +164,14 @@ class _Demand:
 
     def peak(self, batch: int) -> int:
         """What is in use at most."""
-        return self.model.at(min(batch, self.images), self.validation_images).peak
+        return self.besides + self.model.at(min(batch, self.images), self.validation_images).peak
 
     def growth(self, batch: int) -> int:
         """By how much this process grows on the CPU; 0 where that is no more than the peak, or not known."""
         heap = heap_here() if self.model.training.on_cpu else None
-        return 0 if heap is None else self.model.growth(heap, min(batch, self.images), self.validation_images)
+        if heap is None:
+            return 0
+        return self.besides + self.model.growth(heap, min(batch, self.images), self.validation_images)
 
 
 def _leaner(training: Training, batch: int) -> Iterator[list[tuple[str, Training]]]:

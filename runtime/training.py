@@ -40,6 +40,10 @@ def choose_device(name: str) -> torch.device:
     Of several processes on a machine each gets a GPU of its own.
     """
     launch = Launch.here()
+    if launch.local_size > 1 and name.startswith("cuda:"):
+        raise RunError(
+            f"--device {name}: {launch.local_size} processes run on this machine; cuda gives each one its own"
+        )
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if launch.size > 1 and name == "cuda":

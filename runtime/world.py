@@ -33,6 +33,7 @@ from graphspec.errors import GraphspecError, RunError
 from runtime.launch import Launch
 
 PATIENCE = timedelta(minutes=30)  # for a process that is late: the first one reads and measures for all
+GPU_PATIENCE = timedelta(minutes=10)  # for one that has left a step: with nccl the others learn of it by waiting only
 MOMENT = 0.01  # seconds between looks at who has come
 LOST = ("gloo", "nccl", "connection", "timed out", "timeout", "recv", "broken pipe")  # in errors of a broken group
 
@@ -58,21 +59,34 @@ class World:
     rank: int = 0
     size: int = 1
     device: torch.device = torch.device("cpu")  # noqa: RUF009  a device is a value
+    restarted: bool = False  # torchrun has started one of them anew: it counts on each machine by itself
     _words: Any = None  # process group for tensors on the CPU; None: the default one
 
     @classmethod
     def join(cls, device: torch.device) -> World:
-        """Meet the other processes that torchrun started; alone where it started none. Call it once a job."""
+        """Meet the other processes that torchrun started; alone where it started none. Call it once a job.
+
+        RunError if they do not find each other.
+        """
         launch = Launch.here()
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)
         if launch.size == 1:
             return ALONE
-        if not dist.is_initialized():
-            _connect("nccl" if device.type == "cuda" else "gloo")
-            atexit.register(dist.destroy_process_group)
-        words = dist.new_group(backend="gloo", timeout=PATIENCE) if device.type == "cuda" else None
-        return cls(launch.rank, launch.size, device, words)
+        on_gpu, restarts = device.type == "cuda", torch.tensor([launch.restarts])
+        try:
+            if not dist.is_initialized():
+                _connect("nccl" if on_gpu else "gloo")
+                atexit.register(dist.destroy_process_group)
+            words: Any = dist.new_group(backend="gloo", timeout=PATIENCE) if on_gpu else None
+            dist.all_reduce(restarts, dist.ReduceOp.MAX, group=words)
+        except RuntimeError as error:
+            raise RunError(
+                f"this process does not find the others: {str(error).splitlines()[0]}\n"
+                f"  try: the same torchrun command on every machine, and an address that all of them can reach "
+                f"(GLOO_SOCKET_IFNAME names the network device to use)"
+            ) from error
+        return cls(launch.rank, launch.size, device, bool(restarts), words)
 
     def abandon(self) -> None:
         """End without the others, after a failure that is this process's own.
@@ -193,21 +207,16 @@ def fingerprint(tensors: Iterable[Tensor]) -> str:
 
 
 def _connect(backend: str) -> None:
-    """Start the default process group; RunError if the processes do not find each other.
+    """Start the default process group.
 
     The store through which processes find each other outlives a restart by torchrun, so each start has names of its own
     there: otherwise a process can wait for one that is gone. torchrun's count of restarts is no such name, because on
     several machines each counts its own.
     """
-    try:
-        store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
-        own = PrefixStore(f"graphspec/{_name_of_start(store, rank, size)}", store)
-        dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=PATIENCE)
-    except dist.DistError as error:
-        raise RunError(
-            f"this process does not find the others: {str(error).splitlines()[0]}\n"
-            f"  try: the same torchrun command on every machine, and an address that all of them can reach"
-        ) from error
+    store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+    own = PrefixStore(f"graphspec/{_name_of_start(store, rank, size)}", store)
+    timeout = GPU_PATIENCE if backend == "nccl" else PATIENCE
+    dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=timeout)
 
 
 def _name_of_start(store: Store, rank: int, size: int) -> str:

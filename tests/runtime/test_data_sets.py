@@ -1,9 +1,14 @@
 """The data sets a spec can name: real loaders on small real files, and what is said when something is wrong."""
 
 import gzip
+import hashlib
+import http.server
 import pickle
 import struct
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +124,42 @@ def test_the_root_comes_from_the_environment_when_the_spec_gives_none(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RunError, match=rf"{tmp_path}/data/MNIST/raw"):
         load_dataset(DataConfig(name="mnist"), (1, 28, 28), 10, seed=0)
+
+
+def idx(values: np.ndarray) -> bytes:
+    """The format of MNIST's files: type, dimensions, sizes, bytes."""
+    return gzip.compress(bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">i4").tobytes() + values.tobytes())
+
+
+def test_of_several_processes_one_fetches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {}
+    for half in ("train", "t10k"):
+        files[f"{half}-images-idx3-ubyte.gz"] = idx(np.zeros((20, 28, 28), np.uint8))
+        files[f"{half}-labels-idx1-ubyte.gz"] = idx(np.arange(20, dtype=np.uint8) % 10)
+    asked = []
+
+    class Mirror(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            time.sleep(0.1)  # long enough for all to ask
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(files[self.path[1:]])
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror) as server, ThreadPoolExecutor(3) as processes:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+        digests = [(name, hashlib.md5(content).hexdigest()) for name, content in files.items()]
+        monkeypatch.setattr(torchvision.datasets.MNIST, "resources", digests)
+        for count in (1, 3):
+            config = DataConfig(name="mnist", root=str(tmp_path / str(count)), download=True)
+            opened = [processes.submit(load_dataset, config, (1, 28, 28), 10, seed=0) for _ in range(count)]
+            assert [len(one.result().train.labels) for one in opened] == [20] * count
+        server.shutdown()
+    assert asked[: len(asked) // 2] == asked[len(asked) // 2 :], "three ask for no more than one does"
 
 
 def test_a_damaged_set_is_an_error(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from graphspec import api
 from graphspec.config import RetrainConfig, SearchConfig, TrainingConfig
 from graphspec.errors import RunError
 from runtime.memory import available_memory, check_memory, host_memory
+from runtime.search import SearchJob
 from tests.tiny import TINY, write_spec
 
 CPU = torch.device("cpu")
@@ -84,7 +86,7 @@ def test_what_fits_is_not_refused(tmp_path: Path) -> None:
 
 def test_several_processes_need_memory_for_their_slices(tmp_path: Path) -> None:
     _, graph = load(write_spec(tmp_path))
-    free = peak(tmp_path, 32)
+    free = peak(tmp_path, 32) + MemoryModel(graph, Training()).params  # what is sent lies apart
     check_memory(graph, SearchConfig(batch_size=64), CPU, MANY, 1, free, processes=2)
     with pytest.raises(RunError, match=r"batch_size 68 does not fit(?s:.*)--set search.batch_size=64, "):
         check_memory(graph, SearchConfig(batch_size=68), CPU, MANY, 1, free, processes=2)
@@ -169,6 +171,32 @@ def test_search_and_retrain_ask_before_they_start(
     monkeypatch.setattr(runtime.memory, "available_memory", lambda device: 1000)
     with pytest.raises(RunError, match=r"retrain.batch_size 64 does not fit"):
         api.retrain(run)
+
+
+def test_other_things_need_memory_too(tmp_path: Path) -> None:
+    _, graph = load(write_spec(tmp_path))
+    free, config = peak(tmp_path, 64), SearchConfig(batch_size=64)
+    check_memory(graph, config, CPU, MANY, 1, free + 1000, besides=1000)
+    with pytest.raises(RunError, match="does not fit"):
+        check_memory(graph, config, CPU, MANY, 1, free + 999, besides=1000)
+
+
+def allocate_too_much() -> None:
+    torch.empty(2**60, dtype=torch.uint8)
+
+
+def say_what_cuda_says() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+@pytest.mark.parametrize("fail", [allocate_too_much, say_what_cuda_says])
+def test_memory_that_runs_out_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail: Callable[[], None]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(SearchJob, "step", lambda *_: fail())
+    with pytest.raises(RunError, match=r"the search has run out of memory: .*llocate(?s:.*)search.batch_size=N"):
+        api.search(write_spec(tmp_path), quiet=True)
 
 
 # -- what there is ----------------------------------------------------------------------------------------------------

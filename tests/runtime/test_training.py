@@ -93,6 +93,12 @@ def test_a_device_that_is_not_there_is_an_error_that_says_what_to_try(name: str)
         choose_device(name)
 
 
+def test_processes_of_a_machine_do_not_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(RunError, match="--device cuda:0: 2 processes run on this machine; cuda gives each one its own"):
+        choose_device("cuda:0")
+
+
 def test_auto_takes_a_device_that_works() -> None:
     assert torch.ones(1, device=choose_device("auto")).item() == 1.0
     assert choose_device("cpu") == CPU

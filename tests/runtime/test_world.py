@@ -91,6 +91,18 @@ def test_processes_that_do_not_find_each_other(monkeypatch: pytest.MonkeyPatch, 
     assert not dist.is_initialized()
 
 
+def test_processes_that_cannot_reach_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They meet at the store; then gloo does not get through, where a host's name is that of its loopback device."""
+
+    def no_mesh(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Gloo connectFullMesh failed with [..] Connection refused\nmore")
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(runtime.world, "_connect", no_mesh)
+    with pytest.raises(RunError, match=r"does not find the others: Gloo .* refused\n  try: .*GLOO_SOCKET_IFNAME"):
+        World.join(CPU)
+
+
 def test_those_that_do_not_come_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime.world, "PATIENCE", timedelta(0))
     with pytest.raises(dist.DistStoreError, match=r"^rank 1, 2 did not come within 0:00:00$"):
