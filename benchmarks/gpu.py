@@ -20,11 +20,13 @@ import argparse
 import gc
 import itertools
 import json
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -166,7 +168,8 @@ def tidy(device: torch.device) -> None:
     """Free what the last network took."""
     gc.collect()
     if device.type == "cuda":
-        torch.cuda.empty_cache()
+        with suppress(*FAILURES):  # after some errors CUDA says the same to all that is asked of it
+            torch.cuda.empty_cache()
 
 
 def variant_rows(report: Report, space: Space, variant: Variant) -> None:
@@ -273,9 +276,12 @@ def compiled(report: Report, space: Space) -> None:
             timer = threading.Timer(report.left(), process.kill)
             timer.start()
             assert process.stdout is not None
-            for text in process.stdout:
-                done |= compiled_row(report, space, text)
-            timer.cancel()
+            try:
+                for text in process.stdout:
+                    done |= compiled_row(report, space, text)
+            finally:
+                timer.cancel()
+                process.kill()
     report.left_out += [f"full: {v.name}" for v in COMPILED if v.name not in done]
 
 
@@ -355,6 +361,13 @@ def run(report: Report) -> None:
     report.say(f"\n{bar_table(bars(report))}\n\n{machine_line()}")
 
 
+def found(report: Report) -> dict[str, Any]:
+    """The report for `--json`."""
+    limits = asdict(report.ceilings) if report.ceilings else None
+    parts = {"checks": report.checks, "ceilings": limits, "rows": report.rows, "search": report.search}
+    return parts | {"profiles": report.profiles, "left_out": report.left_out}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check, measure, print; the exit status."""
     options = parser(__doc__)
@@ -373,17 +386,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         compiled_rows(device, args.tiny)
         return 0
     report = Report(device, time.monotonic() + args.budget_seconds, args.tiny, args.json)
-    right = check(report)
-    run(report)
+    try:
+        right = check(report)
+        run(report)
+    finally:
+        if args.json:
+            show(True, found(report), (), bars(report))
     if not right:
         report.say("\nWRONG RESULTS, see `NO` in the first table: the times above mean nothing until they are right")
-    if args.json:
-        limits = asdict(report.ceilings) if report.ceilings else None
-        found = {"checks": report.checks, "ceilings": limits, "rows": report.rows, "search": report.search}
-        found |= {"profiles": report.profiles, "left_out": report.left_out}
-        show(True, found, (), bars(report))
     return 0 if right else 1
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped: the time is up"))
     raise SystemExit(main())

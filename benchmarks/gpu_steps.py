@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections import Counter
@@ -91,7 +92,7 @@ class Graphed:
     def __init__(self, gradients: Gradients, batch: Batch, params: Sequence[Parameter]) -> None:
         x, y = batch
         self._params, self._batch = params, (x.clone(), y.clone())
-        stream = torch.cuda.Stream()
+        stream = _side_stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # what is made once, such as index tensors, must be there before the capture
             for _ in range(WARM_UP):
@@ -110,6 +111,12 @@ class Graphed:
         for p, grad in zip(self._params, self._grads, strict=True):
             p.grad = grad
         return self._loss
+
+
+@functools.cache
+def _side_stream() -> torch.cuda.Stream:
+    """One for all graphs: a stream's work space stays with the process."""
+    return torch.cuda.Stream()
 
 
 def random_batch(graph: Graph, size: int, device: torch.device, channels_last: bool = True) -> Batch:

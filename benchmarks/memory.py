@@ -37,7 +37,7 @@ from compiler.lowering.memory import MemoryModel, Training
 from graphspec.config import SearchConfig
 from runtime.heap import freed_memory_kept, give_back, heap_here
 from runtime.supernet import Supernet
-from runtime.training import Batch, evaluate
+from runtime.training import Batch, evaluate, set_precision
 
 Row = dict[str, Any]
 Steps = dict[str, Callable[[], object]]
@@ -81,6 +81,7 @@ def variants(cases: Sequence[Case], precision: str) -> Iterator[Variant]:
 
 def make_steps(graph: Graph, config: SearchConfig, batch: int, device: torch.device) -> Steps:
     """A weight step and a gate step of a fresh supernet on a batch of noise, and a batch of its validation."""
+    set_precision(config, device)
     net = Supernet.start(graph, config, device, seed=0, gate_init=1.0)
 
     def noise(images: int) -> Batch:
@@ -379,6 +380,8 @@ def main() -> None:
         variant, what, how = json.loads(args.child)
         print(json.dumps(answer(Variant(**variant), what, how, device, args.rounds)))
         return
+    if args.rounds < 1:
+        options.error("--rounds: at least 1; --part sizes leaves the times out")
     chosen = args.case or CASES
     ways = list(variants(chosen, args.precision)) if args.part != TIMES else []
     sizes, growth = allocated_rows(ways, device), grown_rows(ways, device)

@@ -37,7 +37,7 @@ from graphspec.config import SearchConfig
 from runtime.heap import freed_memory_kept
 from runtime.launch import Launch
 from runtime.supernet import Supernet
-from runtime.training import choose_device
+from runtime.training import choose_device, set_precision
 from runtime.world import ALONE, World
 
 KINDS = ("weight", "gate")
@@ -107,6 +107,7 @@ def predicted(graph: Graph, args: argparse.Namespace) -> tuple[dict[str, Any], l
 def make_step(graph: Graph, config: SearchConfig, kind: str, world: World) -> Callable[[], None]:
     """A step on this process's slice of a batch of random images, the optimizer included."""
     device = choose_device("auto")
+    set_precision(config, device)
     net = Supernet.start(graph, config, device, seed=0, gate_init=1.0, world=world)
     gradients, optimizer = halves(net)[kind]
     generator = torch.Generator().manual_seed(world.rank)

@@ -37,6 +37,7 @@ from compiler.passes.prune_zero_edges import prune
 from graphspec.config import SearchConfig
 from runtime.heap import freed_memory_kept
 from runtime.supernet import Supernet
+from runtime.training import set_precision
 
 Row = dict[str, Any]
 KINDS = ("weight", "gate")
@@ -139,6 +140,7 @@ def make_step(
     batch = _batches(graph, layout, device)
 
     def step() -> None:
+        set_precision(config, device)  # of the process: variants take turns
         with record_function("step: data"):
             images = batch()
         gradients(images)
