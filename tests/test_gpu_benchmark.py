@@ -110,6 +110,19 @@ def test_a_wrong_result_ends_in_exit_status_1(
     assert "WRONG RESULTS" in out
 
 
+def test_what_was_found_is_told_when_it_is_stopped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(report: gpu.Report) -> None:
+        raise SystemExit("stopped: the time is up")
+
+    monkeypatch.setattr(gpu, "all_checks", lambda *_: [Check("right", 0.1, 1.0)])
+    monkeypatch.setattr(gpu, "run", stopped)
+    with pytest.raises(SystemExit):
+        gpu.main(["--device", "cpu", "--tiny", "--json"])
+    assert [check["name"] for check in json.loads(capsys.readouterr().out)["checks"]] == ["right"]
+
+
 def test_without_a_gpu_it_says_how_to_try_it() -> None:
     done = script("--python", sys.executable)
     assert done.returncode == 1
