@@ -112,9 +112,14 @@ def kept_apart(graph: Graph, readers: Sequence[Node]) -> tuple[bool, ...]:
 
     They are those that their readers keep, where others are not kept, whose memory can then be used again.
     """
-    kept = []
-    for node in readers:
-        step, _, attrs, shapes, _ = walk(node.op, node.attrs, input_shapes(graph, node))[0]
-        setting = Setting(lean=True, trained=True, inputs_pixels=math.prod(shapes[0][1:]), on_cpu=True)
-        kept.append(row_of(step.op, attrs, setting).keeps_in)
+    kept = [_keeps_sum(graph, node) for node in readers]
     return tuple(own and not all(kept) for own in kept)
+
+
+def _keeps_sum(graph: Graph, node: Node) -> bool:
+    for step, _, attrs, shapes, _ in walk(node.op, node.attrs, input_shapes(graph, node)):
+        setting = Setting(lean=True, trained=True, inputs_pixels=math.prod(shapes[0][1:]), on_cpu=True)  # or on a GPU
+        row = row_of(step.op, attrs, setting)
+        if not row.hands_on:
+            return row.keeps_in
+    return False
