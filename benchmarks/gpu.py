@@ -20,7 +20,7 @@ import argparse
 import gc
 import itertools
 import json
-import signal
+import os
 import subprocess
 import sys
 import threading
@@ -74,6 +74,7 @@ FAILURES = (RunError, RuntimeError)  # torch.OutOfMemoryError is one, and so are
 ROW = "row: "  # begins a line of the process that measures compiled steps
 LEFT_FOR_A_ROW = 25.0  # seconds: making the network, warming up, measuring
 FOR_PROFILES = 50.0  # seconds at the end
+GRACE = 25.0  # seconds after the budget, for what has begun
 
 
 @dataclass
@@ -361,7 +362,16 @@ def run(report: Report) -> None:
     report.say(f"\n{bar_table(bars(report))}\n\n{machine_line()}")
 
 
-def found(report: Report) -> dict[str, Any]:
+def stop(report: Report) -> None:
+    """End the process with what there is by now: a GPU that hangs holds the main thread, which nothing else ends."""
+    if report.as_json:
+        show(True, record(report), (), bars(report))
+    print("stopped: the time is up", file=sys.stderr)
+    sys.stdout.flush()
+    os._exit(1)
+
+
+def record(report: Report) -> dict[str, Any]:
     """The report for `--json`."""
     limits = asdict(report.ceilings) if report.ceilings else None
     parts = {"checks": report.checks, "ceilings": limits, "rows": report.rows, "search": report.search}
@@ -386,17 +396,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         compiled_rows(device, args.tiny)
         return 0
     report = Report(device, time.monotonic() + args.budget_seconds, args.tiny, args.json)
+    limit = threading.Timer(args.budget_seconds + GRACE, stop, [report])
+    limit.daemon = True
+    limit.start()
     try:
         right = check(report)
         run(report)
     finally:
+        limit.cancel()
         if args.json:
-            show(True, found(report), (), bars(report))
+            show(True, record(report), (), bars(report))
     if not right:
         report.say("\nWRONG RESULTS, see `NO` in the first table: the times above mean nothing until they are right")
     return 0 if right else 1
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped: the time is up"))
     raise SystemExit(main())

@@ -110,17 +110,24 @@ def test_a_wrong_result_ends_in_exit_status_1(
     assert "WRONG RESULTS" in out
 
 
-def test_what_was_found_is_told_when_it_is_stopped(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def stopped(report: gpu.Report) -> None:
-        raise SystemExit("stopped: the time is up")
-
-    monkeypatch.setattr(gpu, "all_checks", lambda *_: [Check("right", 0.1, 1.0)])
-    monkeypatch.setattr(gpu, "run", stopped)
-    with pytest.raises(SystemExit):
-        gpu.main(["--device", "cpu", "--tiny", "--json"])
-    assert [check["name"] for check in json.loads(capsys.readouterr().out)["checks"]] == ["right"]
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_what_hangs_is_stopped_with_what_was_found(options: list[str]) -> None:
+    """A main thread that waits in C, as for a GPU, runs no Python and hears no signal."""
+    program = """
+import threading
+from benchmarks import gpu
+from benchmarks.gpu_checks import Check
+gpu.GRACE = 0.0
+gpu.all_checks = lambda *_: [Check("logits", 0.0, 0.1)]
+gpu.run = lambda report: threading.Event().wait()
+"""
+    command = f"{program}\ngpu.main(['--device', 'cpu', '--tiny', '--budget-seconds', '1', *{options}])"
+    done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.endswith("stopped: the time is up\n")
+    assert "logits" in done.stdout
+    if options:
+        assert [check["name"] for check in json.loads(done.stdout)["checks"]] == ["logits"]
 
 
 def test_without_a_gpu_it_says_how_to_try_it() -> None:
