@@ -11,7 +11,7 @@ import importlib
 import os
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,10 +176,10 @@ class _Torchvision:
 @contextmanager
 def _others_wait(root: Path) -> Iterator[None]:
     """One process at a time fetches to a folder: those that start together would write over each other's files."""
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / ".graphspec-fetch.lock").open("w") as file:
-        with suppress(OSError):  # some network disks have no locks
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with ExitStack() as stack:
+        with suppress(OSError):  # a folder that holds the set may be read-only, and some network disks have no locks
+            root.mkdir(parents=True, exist_ok=True)
+            fcntl.flock(stack.enter_context((root / ".graphspec-fetch.lock").open("w")), fcntl.LOCK_EX)
         yield
 
 

@@ -60,6 +60,7 @@ class Workplace:
 
 
 REPORT_SECONDS = 30.0
+FULL = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")  # in errors of a full memory
 HARMLESS = ("data.workers", "data.download")  # with checkpoint.*: settings that no result depends on
 
 J = TypeVar("J", bound=Job)
@@ -158,12 +159,12 @@ def _full_memory_explained(name: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not isinstance(error, torch.OutOfMemoryError) and not any(words in str(error) for words in FULL):
             raise
         raise RunError(
             f"the {name} has run out of memory: {str(error).splitlines()[0]}\n"
-            f"  try: --set {name}.batch_size=N, a smaller one, --set {name}.recompute=true, or nothing else that "
-            f"runs on this device; --resume goes on from the last checkpoint"
+            f"  try: --resume with nothing else on this device; or --overwrite with --set {name}.recompute=true or a "
+            f"smaller {name}.batch_size"
         ) from error
 
 

@@ -90,14 +90,14 @@ def require_memory(graph: Graph, config: TrainingConfig, place: Workplace) -> No
         free = available_memory(place.device)
         if free is not None and place.device.type == "cpu":
             free //= Launch.here().local_size  # all processes of a machine share its memory
-        check_memory(graph, config, place.device, images, validation, free, place.world.size, _copied(place))
+        check_memory(graph, config, place.device, images, validation, free, place.world.size, _copied(config, place))
 
 
-def _copied(place: Workplace) -> int:
-    """Bytes of the images that will be copied to the device."""
+def _copied(config: TrainingConfig, place: Workplace) -> int:
+    """Bytes of the images that will be copied to the device; a search sees no test images."""
     if place.device.type == "cpu":
         return 0
-    sets = (place.dataset.train, place.dataset.test)
+    sets = (place.dataset.train,) if isinstance(config, SearchConfig) else (place.dataset.train, place.dataset.test)
     return sum(images.images.nbytes for images in sets if isinstance(images, MemoryImages))
 
 

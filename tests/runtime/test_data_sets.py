@@ -160,6 +160,9 @@ def test_of_several_processes_one_fetches(tmp_path: Path, monkeypatch: pytest.Mo
             assert [len(one.result().train.labels) for one in opened] == [20] * count
         server.shutdown()
     assert asked[: len(asked) // 2] == asked[len(asked) // 2 :], "three ask for no more than one does"
+    (tmp_path / "3" / ".graphspec-fetch.lock").unlink()
+    (tmp_path / "3" / ".graphspec-fetch.lock").mkdir()  # as where nothing may be written
+    assert len(load_dataset(config, (1, 28, 28), 10, seed=0).train.labels) == 20
 
 
 def test_a_damaged_set_is_an_error(tmp_path: Path) -> None:

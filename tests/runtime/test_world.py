@@ -174,7 +174,27 @@ def _step_in_slices(world: World, folder: Path) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-14, msg=f"{world.rank} {name}")
+    _norm_in_half(world)
     (folder / f"done{world.rank}").touch()
+
+
+def _norm_in_half(world: World) -> None:
+    """Values of two bytes, kept channels last, in a norm of four: as near to float64 as rounding allows."""
+    x, weights = batch()[0].bfloat16(), torch.linspace(-1, 1, 64).view(8, 8)
+    found, expected = [], []
+    for values, norm, results in ((x, BatchNorm(3, 1e-5, 0.3), found), (x, BatchNorm(3, 1e-5, 0.3).double(), expected)):
+        whole = norm.weight.dtype == torch.float64
+        share_batches(norm, 0 if whole else world.rank, 1 if whole else world.size)
+        own = values.double() if whole else values.chunk(world.size)[world.rank].to(memory_format=torch.channels_last)
+        own = own.detach().requires_grad_()
+        y = norm(own)
+        (y * weights.to(y.dtype)).sum().backward()
+        assert own.grad is not None
+        grads = [value if not whole else value.chunk(world.size)[world.rank] for value in (y.detach(), own.grad)]
+        results += [*grads, norm.running_mean, norm.running_var]
+    assert found[0].dtype == torch.bfloat16
+    for value, right in zip(found, expected, strict=True):
+        assert (value.double() - right).norm() < 1e-2 * right.norm()
 
 
 def test_slices_give_the_gradients_and_statistics_of_the_whole_batch(tmp_path: Path) -> None:
