@@ -7,6 +7,7 @@ the ratio of two of them in the same round is what to trust.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -94,12 +95,20 @@ def resident() -> float:
     return _status("VmRSS")
 
 
-def peak_growth(step: Step, times: int = 3) -> float:
-    """By how many MiB the resident memory of this process grows at most while the step runs."""
-    growth = Growth()
-    for _ in range(times):
-        step()
-    return growth.peak_mib
+def account(run: Callable[[], object]) -> tuple[int, int]:
+    """By how many bytes what torch has allocated on the CPU grows until the end, and at most on the way."""
+    from torch.profiler import ProfilerActivity, profile
+
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    assert profiler.profiler is not None
+    now = most = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return now, most
 
 
 def in_child(module: str, arguments: Sequence[str], settings: Mapping[str, str] | None = None) -> Any:

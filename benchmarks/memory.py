@@ -27,9 +27,8 @@ from typing import Any
 
 import torch
 from torch.optim import Optimizer
-from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.common import ROOT, Bar, Growth, finished, in_child, interleave, parser, show, table
+from benchmarks.common import ROOT, Bar, Growth, account, finished, in_child, interleave, parser, show, table
 from benchmarks.jobs import Gradients, halves
 from compiler.elaborate import load
 from compiler.ir import INPUT, Graph
@@ -142,20 +141,6 @@ def _allocated(make: Callable[[], Steps]) -> dict[str, float]:
         found[kind] = (left + peak) / 2**20
         left += more
     return found
-
-
-def account(run: Callable[[], object]) -> tuple[int, int]:
-    """By how many bytes what torch has allocated on the CPU grows until the end, and at most on the way."""
-    gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    assert profiler.profiler is not None
-    now = most = 0
-    for event in profiler.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            most = max(most, now)
-    return now, most
 
 
 def _allocated_on_cuda(make: Callable[[], Steps], device: torch.device) -> dict[str, float]:

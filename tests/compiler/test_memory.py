@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.memory import account
+from benchmarks.common import account
 from compiler.elaborate import load
 from compiler.ir import INPUT, Block, Graph
 from compiler.lowering.fx import freeze_norm_scales, gate_parameters, lower
