@@ -118,8 +118,8 @@ def kept_apart(graph: Graph, readers: Sequence[Node]) -> tuple[bool, ...]:
 
 def _keeps_sum(graph: Graph, node: Node) -> bool:
     for step, _, attrs, shapes, _ in walk(node.op, node.attrs, input_shapes(graph, node)):
-        setting = Setting(lean=True, trained=True, inputs_pixels=math.prod(shapes[0][1:]), on_cpu=True)  # or on a GPU
-        row = row_of(step.op, attrs, setting)
+        pixels = math.prod(shapes[0][1:])
+        row = row_of(step.op, attrs, Setting(lean=True, trained=True, inputs_pixels=pixels, on_cpu=True))
         if not row.hands_on:
             return row.keeps_in
     return False
