@@ -100,7 +100,7 @@ def account(run: Callable[[], object]) -> tuple[int, int]:
     from torch.profiler import ProfilerActivity, profile
 
     gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         run()
     assert profiler.profiler is not None
     now = most = 0
@@ -233,7 +233,7 @@ def seconds_by_group(step: Step, group_of: Callable[[list[str]], str]) -> dict[s
     """Self CPU seconds of a step by group; `group_of` gets the names of an event and those around it, inner first."""
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
         step()
     groups: dict[str, float] = {}
     for event in profiler.events():

@@ -177,7 +177,7 @@ def profiled(net: Supernet, kind: str, batch: Batch, variant: Variant) -> Profil
     from torch.profiler import ProfilerActivity, profile
 
     wait_for(net.device)
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
         step()
         wait_for(net.device)
     events = [event for event in profiler.events() if event.device_type == DeviceType.CUDA]

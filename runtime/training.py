@@ -34,6 +34,11 @@ class Scores:
     count: int
 
 
+RECOMPUTES_COMPILED = "2.15"
+"""torch 2.11 runs the code that it compiled for the first pass in the second one too, so that batch norm's running
+statistics are updated twice. Versions in between have not been tried."""
+
+
 def choose_device(name: str) -> torch.device:
     """`auto`, `cpu`, `cuda` or `cuda:n` as a device; RunError if it is not there.
 
@@ -60,8 +65,18 @@ def choose_device(name: str) -> torch.device:
 
 
 def network_of(module: fx.GraphModule, config: TrainingConfig) -> nn.Module:
-    """What training steps call: the module, with its blocks compiled where the configuration asks for it."""
-    return CompiledByBlock(module) if config.compile else module
+    """What training steps call: the module, with its blocks compiled where the configuration asks for it.
+
+    RunError for compiled blocks that are recomputed where torch is too old for it.
+    """
+    if not config.compile:
+        return module
+    if config.recompute and torch.__version__ < RECOMPUTES_COMPILED:
+        raise RunError(
+            f"compile together with recompute needs torch {RECOMPUTES_COMPILED} or newer, this is {torch.__version__}\n"
+            f"  try: one of the two, or a newer torch"
+        )
+    return CompiledByBlock(module)
 
 
 def weight_parameters(module: nn.Module) -> dict[str, Parameter]:
