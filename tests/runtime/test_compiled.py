@@ -91,7 +91,12 @@ def test_blocks_compile_once_per_kind_of_step_and_train_the_same(
         assert compiler.graphs == first
         nets.append(net.tensors())
     once = 2 * len(graph.blocks)
-    assert 0 < first <= (2 * once if recompute else once)  # a recomputed block leaves its statistics alone
+    if torch.__version__ < RECOMPUTES_COMPILED:
+        assert 0 < first <= once  # blocks of the same content share what was compiled there
+    else:
+        assert (
+            once < first <= 2 * once if recompute else first == once
+        )  # a recomputed block leaves its statistics alone
     plain, compiled = nets
     assert plain.keys() == compiled.keys()
     for name, tensor in plain.items():

@@ -126,16 +126,12 @@ def test_the_root_comes_from_the_environment_when_the_spec_gives_none(
         load_dataset(DataConfig(name="mnist"), (1, 28, 28), 10, seed=0)
 
 
-def idx(values: np.ndarray) -> bytes:
-    """The format of MNIST's files: type, dimensions, sizes, bytes."""
-    return gzip.compress(bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">i4").tobytes() + values.tobytes())
-
-
 def test_of_several_processes_one_fetches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {}
     for half in ("train", "t10k"):
-        files[f"{half}-images-idx3-ubyte.gz"] = idx(np.zeros((20, 28, 28), np.uint8))
-        files[f"{half}-labels-idx1-ubyte.gz"] = idx(np.arange(20, dtype=np.uint8) % 10)
+        for kind, values in (("images-idx3", np.zeros((20, 28, 28), np.uint8)), ("labels-idx1", np.arange(20) % 10)):
+            write_idx(tmp_path / "idx", values.astype(np.uint8))
+            files[f"{half}-{kind}-ubyte.gz"] = gzip.compress((tmp_path / "idx").read_bytes())
     asked = []
 
     class Mirror(http.server.BaseHTTPRequestHandler):
