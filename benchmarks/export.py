@@ -142,12 +142,12 @@ def _count_steps(count: Counter[str], seen: set[object], node: Node, sources: tu
 def dynamo_bytes(module: torch.nn.Module, shape: tuple[int, ...]) -> bytes:
     """The file of torch.onnx.export, optimised, with a dynamic batch.
 
-    Our strided 1x1 convolutions skip pixels before they multiply; the exporter gets plain ones, which become one node.
+    Ours leave out unread pixels before they multiply; the exporter gets plain convolutions, which become one node.
     """
     module = copy.deepcopy(module)
     for part in module.modules():
         if isinstance(part, Conv):
-            part.step = 1  # `forward` leaves the stride to torch
+            part.step, part.border, part.window = 1, 0, (part.stride, part.padding, part.dilation)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")
         program = torch.onnx.export(

@@ -43,11 +43,23 @@ class Setting:
 Rule = Callable[[Any, Setting], Row]
 
 
+def pixel_step(a: Any) -> int:
+    """A convolution reads every so many-th row and column of pixels, from the first on; the others are left out first.
+
+    Its window moves by strides and its taps lie dilations apart, so that a divisor of both, and of the border, is what
+    all that it reads lies apart. A border that it does not divide is added before, where the window is one pixel.
+    """
+    if a.kernel == 1:
+        return int(a.stride)
+    common = math.gcd(a.stride, a.dilation)
+    return common if a.pad % common == 0 else 1
+
+
 def _conv(a: Any, s: Setting) -> Row:
-    skips = a.kernel == 1 and a.stride > 1  # pixels are left out first: two gradients of slices on the way back
-    back = 1 / a.stride + 2 / a.stride**2 if skips else 0.0
+    step = pixel_step(a)
+    back = 1 / step + 2 / step**2 if step > 1 else 0.0  # two gradients of slices
     if s.lean and not s.trained:
-        return Row(back_values=back + (1 / a.stride**2 if skips else 1))
+        return Row(back_values=back + 1 / step**2)
     return Row(keeps_in=True, back_values=back)
 
 

@@ -47,13 +47,12 @@ class _FrozenConv(Function):
 class LeanConv(Conv):
     """A 2-d convolution."""
 
-    def convolve(self, x: Tensor, stride: Any, padding: Any) -> Tensor:
+    def convolve(self, x: Tensor) -> Tensor:
         """The convolution of `x: (N, C, H, W)`."""
         trained = self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
         if trained or not x.requires_grad or torch.compiler.is_compiling():
-            return super().convolve(x, stride, padding)
-        window = (stride, padding, self.dilation, self.groups)
-        y: Tensor = _FrozenConv.apply(x, self.weight, self.bias, window)
+            return super().convolve(x)
+        y: Tensor = _FrozenConv.apply(x, self.weight, self.bias, (*self.window, self.groups))
         return y
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from compiler.ir import Node, TensorType
 from compiler.lowering.groups import OVERWRITABLE
+from compiler.lowering.kept import pixel_step
 from compiler.lowering.torch_batch import BatchNorm, Dropout, DropPath
 from compiler.ops import Shape, infer, op, read_attrs, steps
 from graphspec.errors import GraphspecError
@@ -29,29 +30,31 @@ Builder = Callable[[Any, tuple[Shape, ...], Shape], nn.Module]
 
 
 class Conv(nn.Conv2d):
-    """A 2-d convolution, which with a 1x1 kernel and a stride leaves out the unread pixels before it multiplies.
+    """A 2-d convolution that leaves out the pixels that it does not read (`pixel_step`) before it multiplies.
 
-    oneDNN does the same inside, but up to at least 3.13 its gradient of the weight writes past the end of its memory
-    where the images are channels last and have fewer than 16 channels.
+    Windows with a stride and a dilation of 2 become plain ones over a quarter of the pixels: oneDNN takes many times
+    as long for the others' gradient. With a 1x1 kernel it leaves out pixels by itself, but up to at least 3.13 its
+    gradient of the weight writes past the end of its memory where the images are channels last and have fewer than 16
+    channels.
     """
 
     def __init__(self, inputs: int, outputs: int, window: Any, groups: int, bias: bool) -> None:
         super().__init__(
             inputs, outputs, window.kernel, window.stride, window.pad, window.dilation, groups=groups, bias=bias
         )
-        self.kernel, self.step, self.border = window.kernel, window.stride, window.pad
+        step = self.step = pixel_step(window)
+        self.border = window.pad if window.pad % step else 0  # added before
+        stride, padding, dilation = window.stride // step, (window.pad - self.border) // step, window.dilation // step
+        self.window = (stride, stride), (padding, padding), (max(1, dilation),) * 2
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, channels, H', W')`."""
-        if self.kernel > 1 or self.step == 1:
-            return self.convolve(x, self.stride, self.padding)
         x = F.pad(x, [self.border] * 4) if self.border else x
-        x = x[:, :, :: self.step, :: self.step]
-        return self.convolve(x, (1, 1), (0, 0))
+        return self.convolve(x[:, :, :: self.step, :: self.step] if self.step > 1 else x)
 
-    def convolve(self, x: Tensor, stride: Any, padding: Any) -> Tensor:
-        """The convolution of `x: (N, C, H, W)` as torch computes it."""
-        return F.conv2d(x, self.weight, self.bias, stride, padding, self.dilation, self.groups)
+    def convolve(self, x: Tensor) -> Tensor:
+        """The convolution of the pixels that are read, `x: (N, C, H, W)`, as torch computes it."""
+        return F.conv2d(x, self.weight, self.bias, *self.window, self.groups)
 
 
 class LayerNorm(nn.Module):

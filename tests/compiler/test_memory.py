@@ -148,6 +148,7 @@ SINGLE: dict[str, dict[str, Any]] = {
 CASES = [
     *((name, SINGLE.get(name, {})) for name in ROWS if name not in ("linear", "global_avg_pool", "flatten")),
     ("conv", {"kernel": 1, "stride": 2, "norm": "none", "act": "none"}),
+    ("depthwise_conv", {"kernel": 3, "stride": 2, "dilation": 2, "norm": "none", "act": "none"}),
     ("avg_pool", {"kernel": 3, "dilation": 2, "padding": 1}),
     ("max_pool", {"kernel": 3, "stride": 2}),
     ("conv", {"kernel": 3, "act": "hard_swish"}),

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -27,7 +29,10 @@ CASES: tuple[tuple[str, dict[str, Any], tuple[Shape, ...]], ...] = (
     ("conv", {"kernel": 2, "norm": "none", "act": "none", "bias": False}, (IMAGE,)),
     ("conv", {"kernel": 1, "stride": 2, "channels": 4}, (IMAGE,)),
     ("conv", {"kernel": 1, "stride": 3, "padding": 2, "norm": "none", "act": "none"}, (IMAGE,)),
+    ("conv", {"kernel": 5, "stride": 4, "dilation": 2, "channels": 4}, (IMAGE,)),
     ("depthwise_conv", {"kernel": 5}, (IMAGE,)),
+    ("depthwise_conv", {"kernel": 3, "stride": 2, "dilation": 2, "norm": "none", "act": "none"}, (IMAGE,)),
+    ("depthwise_conv", {"kernel": 3, "stride": 2, "dilation": 2, "padding": 1}, (IMAGE,)),
     ("depthwise_conv", {"kernel": 3, "stride": 2, "norm": "none", "act": "none"}, (IMAGE,)),
     ("sep_conv", {"kernel": 3, "channels": 5}, (IMAGE,)),
     ("max_pool", {"kernel": 3, "norm": "batch", "act": "relu"}, (IMAGE,)),
@@ -125,21 +130,64 @@ def test_inputs_are_left_as_they_were(name: str, attrs: dict[str, Any], shapes: 
     assert all(map(torch.equal, values, values_for(shapes)))
 
 
+# -- convolutions -----------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=200, derandomize=True)
+@given(
+    st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    st.integers(1, 4), st.integers(1, 6), st.integers(1, 4), st.none() | st.integers(0, 5),
+)  # fmt: skip
+def test_a_convolution_that_leaves_out_pixels_is_the_whole_one(
+    size: tuple[int, int], kernel: int, stride: int, dilation: int, padding: int | None
+) -> None:
+    attrs = {"kernel": kernel, "stride": stride, "dilation": dilation, "padding": padding}
+    pad = dilation * (kernel - 1) // 2 if padding is None else padding
+    assume(all(side + 2 * pad > dilation * (kernel - 1) for side in size))
+    shapes: tuple[Shape, ...] = ((2, *size),)
+    conv = filled(
+        torch_module(node_of("conv", {**attrs, "channels": 3, "norm": "none", "act": "none"}, shapes), shapes)
+    )
+    whole = nn.Conv2d(2, 3, kernel, stride, pad, dilation).double()
+    whole.load_state_dict(conv.state_dict())
+    found = []
+    for module in (whole, conv):
+        x = values_for(shapes)[0].requires_grad_()
+        y = module(x)
+        (y * torch.arange(y.numel(), dtype=y.dtype).view_as(y)).sum().backward()
+        found.append((y, x.grad, *(p.grad for p in module.parameters())))
+    for right, mine in zip(*found, strict=True):
+        assert right is not None
+        assert mine is not None
+        assert mine.shape == right.shape
+        assert (mine - right).abs().max() <= 1e-12 * (1 + right.abs().max())
+
+
 @pytest.mark.parametrize("table", [TORCH, LEAN], ids=["torch", "lean"])
-def test_no_1x1_convolution_with_a_stride_reaches_torch(table: dict[str, Any]) -> None:
-    """Its gradient can overwrite memory; see `compiler.lowering.torch_ops.Conv`."""
-    strides = []
+@pytest.mark.parametrize(
+    ("attrs", "reaches"),
+    [
+        ({"kernel": 1, "stride": 2}, (1, [1, 1], [0, 0], [1, 1])),  # otherwise its gradient can overwrite memory
+        ({"kernel": 1, "stride": 2, "padding": 1}, (1, [1, 1], [0, 0], [1, 1])),
+        ({"kernel": 3, "stride": 2, "dilation": 2}, (3, [1, 1], [1, 1], [1, 1])),
+        ({"kernel": 3, "stride": 2, "dilation": 4}, (3, [1, 1], [2, 2], [2, 2])),
+        ({"kernel": 3, "stride": 2, "dilation": 2, "padding": 1}, (3, [2, 2], [1, 1], [2, 2])),
+        ({"kernel": 3, "stride": 2}, (3, [2, 2], [1, 1], [1, 1])),
+    ],
+)
+def test_which_convolutions_reach_torch(table: dict[str, Any], attrs: dict[str, Any], reaches: tuple[int, ...]) -> None:
+    found = []
 
     class Note(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if "convolution" in str(func):
-                strides.append((args[1].shape[-1], args[3]))
+                found.append((args[1].shape[-1], *args[3:6]))
             return func(*args, **(kwargs or {}))
 
-    node = node_of("conv", {"kernel": 1, "stride": 2}, (IMAGE,))
+    node = node_of("conv", attrs, (IMAGE,))
     with Note():
         torch_module(node, (IMAGE,), table)(torch.randn(2, *IMAGE))
-    assert strides == [(1, [1, 1])]
+    assert found == [reaches]
 
 
 # -- lean rows --------------------------------------------------------------------------------------------------------
