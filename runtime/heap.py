@@ -50,7 +50,7 @@ def freed_memory_kept() -> Iterator[None]:
 
 
 def give_back() -> None:
-    """Hand all free pages back once: after this point less is needed than before."""
+    """Hand all free pages back once: what comes next needs less than what was before, or pieces of other sizes."""
     if _comes_from_glibc():
         ctypes.CDLL(None).malloc_trim(0)
 

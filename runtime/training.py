@@ -16,6 +16,7 @@ from graphspec.config import Schedule, TrainingConfig
 from graphspec.errors import RunError
 from runtime.compiled import CompiledByBlock
 from runtime.data import Loader
+from runtime.heap import give_back
 from runtime.launch import Launch
 from runtime.schedules import learning_rate
 from runtime.stages import Position, Stage
@@ -162,8 +163,10 @@ def evaluate(
 ) -> Scores:
     """Loss and accuracy in evaluation mode over the batches of all processes; the module is left in training mode.
 
-    `predict` gives the logits (N, classes) where they are not simply what the module returns.
+    `predict` gives the logits (N, classes) where they are not simply what the module returns. Pieces of memory have
+    other sizes than in a step and fit between those badly: free memory is given back before and after.
     """
+    give_back()
     module.eval()
     count, sums = 0, []
     for x, y in batches:
@@ -175,6 +178,7 @@ def evaluate(
     for losses, hits in sums:  # read only now, so that the device never waits for a batch to be read
         loss += float(losses)
         right += int(hits)
+    give_back()
     total, right_ones, images = world.tables([loss, right, count]).sum(0).tolist()
     return Scores(total / max(images, 1), right_ones / max(images, 1), int(images))
 

@@ -265,15 +265,23 @@ class MemoryModel:
         return TrainingMemory(weight_step=always + max(weight, optimizer), gate_step=gate, validation=evaluation)
 
     def growth(self, heap: Heap, batch: int, validation_images: int | None = None) -> int:
-        """By how many bytes a process with this heap grows in one step of each kind; further ones find room in that."""
+        """By how many bytes a process with this heap grows in one step of each kind; further ones find room in that.
+
+        What is free is given back before validation and after it, so they do not add up.
+        """
         part, parts = self._parts(batch)
         validated = self._validated(batch, validation_images)
-        sizes = {"weight": (part, batch), "gate": (part, batch), "evaluation": (validated, validated)}
-        heap.take(self.always + (self.weight_grads if parts > 1 else 0))
-        for kind in (kind for kind in sizes if kind in self.tapes):
-            played, loaded = sizes[kind]
+        steps = self._grown(heap, ("weight", "gate"), part, batch, parts > 1)
+        return max(steps, self._grown(Heap(heap.pinned), ("evaluation",), validated, validated, accumulates=True))
+
+    def _grown(self, heap: Heap, kinds: Sequence[StepKind], played: int, loaded: int, accumulates: bool) -> int:
+        """How far the heap reaches when these steps have been played; `loaded`: images that are there meanwhile,
+        `accumulates`: so are gradients of weights, from the beginning.
+        """
+        heap.take(self.always + (self.weight_grads if accumulates else 0))
+        for tape in (self.tapes[kind] for kind in kinds if kind in self.tapes):
             images = heap.take(loaded * self.image)
-            _Player(played, heap, accumulates=parts > 1).step(self.tapes[kind])
+            _Player(played, heap, accumulates).step(tape)
             heap.give(images)
         return heap.peak
 

@@ -99,4 +99,11 @@ def test_a_process_grows_by_more_than_is_in_use_and_most_where_everything_is_pin
         peak = model.at(64).peak
         assert peak * 0.98 < least < 1.25 * peak
         assert least < some * 1.02
-        assert 1.1 * peak < most < 3 * peak
+        assert 1.05 * peak < most < 3 * peak
+
+
+def test_validation_takes_the_place_of_steps() -> None:
+    model = MemoryModel(chain_of_blocks(6))
+    steps, validation = model.growth(Heap(1), 64, 1), model.growth(Heap(1), 1, 256)
+    assert steps > validation > model.growth(Heap(1), 1, 1)
+    assert model.growth(Heap(1), 64, 256) == max(steps, validation)

@@ -73,6 +73,44 @@ def test_it_is_given_back_when_asked_for_and_at_the_end() -> None:
     assert found["after"] < 10
 
 
+EVALUATION = """
+import json, resource
+import torch
+from torch import nn
+from runtime.heap import freed_memory_kept
+from runtime.training import evaluate
+
+def resident():
+    pages = open("/proc/self/statm").read().split()[1]
+    return int(pages) * resource.getpagesize() / 2**20
+
+def batch():
+    torch.ones(48 * 2**18)
+    held.append(resident() - start)
+    yield torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64)
+    torch.ones(64 * 2**18)
+
+module, held, start = nn.Linear(3, 2), [], 0
+evaluate(module, batch())
+held.clear()
+start = resident()
+with freed_memory_kept():
+    blocks = [torch.ones(2**18) for _ in range(60)]
+    del blocks
+    held.append(resident() - start)
+    evaluate(module, batch())
+    held.append(resident() - start)
+print(json.dumps(held))
+"""
+
+
+def test_validation_does_not_add_to_what_steps_hold() -> None:
+    after_step, within, after = run(EVALUATION)
+    assert after_step > 55
+    assert within < 58  # its own 48 MiB, and not those of the step
+    assert after < 10
+
+
 @pytest.mark.parametrize(
     "settings", [{"MALLOC_MMAP_THRESHOLD_": "65536"}, {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=65536"}]
 )
