@@ -9,7 +9,8 @@ out and said to be. Bars: fused in bf16 at least 4 times as fast as the referenc
 
 `roofline` is the floor over the time. The floor is the larger of two times: the step's floating-point operations at the
 measured rate of a large matrix product in that precision, and its bytes (see `benchmarks.roofline`) at that of a copy.
-`predicted GiB` is what `graphspec compile` predicts of the peak beside it, for steps whose kernels start one by one.
+`predicted GiB` is what the check before training predicts of the peak beside it, for steps whose kernels start one by
+one.
 Last, because a profiler slows down what runs after it: `kernels` are what the GPU starts, copies and fills included,
 and `busy ms` is how long they run, so the rest of a step's time the GPU waits for the CPU.
 """

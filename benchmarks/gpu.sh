@@ -24,9 +24,10 @@ cd "$(dirname "$0")/.."
 
 command -v "$python" >/dev/null || fail "there is no $python; try: --python /path/to/python3"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "$("$python" --version) is too old: 3.11 or newer is needed"
-said=$("$python" -c 'import torch
-new = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11)
-print(torch.__version__, new, torch.cuda.is_available())' 2>&1) \
+said=$("$python" -c 'import importlib.metadata, torch
+version = importlib.metadata.version("torch")  # as pip knows it; torch itself may add the build to it
+new = tuple(map(int, version.split(".")[:2])) >= (2, 11)
+print(version, new, torch.cuda.is_available())' 2>&1) \
   || fail "$python has no torch that works (${said##*$'\n'}); try: --python with the one that has it"
 read -r version new seen <<<"${said##*$'\n'}"
 [ "$new" = True ] || fail "torch $version is too old: 2.11 or newer is needed"

@@ -2,11 +2,12 @@
 
     python -m benchmarks.memory [--case SPEC:BATCH ...] [--part sizes|times] [--device cuda] [--precision bf16] [--json]
 
-Predicted is what `graphspec compile` prints. Allocated is the most that torch has taken at a time since before the
-network was made, by its own account. On the CPU a process grows by more, which is a table of its own: its C library
-cannot use all freed memory again. The growth is of a child process per variant, in which weight steps, gate steps and
-validation take turns; a step of two images goes before, so that libraries are loaded, and freed memory is kept as in
-every training (`runtime.heap`). Where jemalloc is installed, there is a child process with it besides.
+Predicted is what the check before training counts with, and what `graphspec compile` prints for the CPU. Allocated is
+the most that torch has taken at a time since before the network was made, by its own account. On the CPU a process
+grows by more, which is a table of its own: its C library cannot use all freed memory again. The growth is of a child
+process per variant, in which weight steps, gate steps and validation take turns; a step of two images goes before, so
+that libraries are loaded, and freed memory is kept as in every training (`runtime.heap`). Where jemalloc is installed,
+there is a child process with it besides.
 
 Times with and without recompute are of steps that take turns in one process; with freed memory kept, left to glibc and
 with jemalloc, of processes that take turns. Trust the ratios.
