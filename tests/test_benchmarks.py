@@ -223,8 +223,13 @@ def test_memory_of_a_step_is_as_predicted_by_torchs_own_account() -> None:
         assert model[kind] == pytest.approx(size, rel=0.01)
 
 
-def test_memory_and_its_times(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_memory_and_its_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """All tables and bars, with what the child processes are asked for measured here."""
+    (tmp_path / "specs").mkdir()
+    write_spec(tmp_path / "specs").rename(tmp_path / "specs" / "digits.yaml")
+    monkeypatch.setattr(memory, "ROOT", tmp_path)
     monkeypatch.setattr(memory, "TURNS", 1)
     monkeypatch.setattr(memory, "child", lambda variant, what, how, device, rounds=0: json.loads(
         json.dumps(memory.answer(variant, what, how, device, rounds))))  # fmt: skip
