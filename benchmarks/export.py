@@ -139,15 +139,18 @@ def _count_steps(count: Counter[str], seen: set[object], node: Node, sources: tu
 # -- measuring ------------------------------------------------------------------------------------------------------
 
 
-def dynamo_bytes(module: torch.nn.Module, shape: tuple[int, ...]) -> bytes:
-    """The file of torch.onnx.export, optimised, with a dynamic batch.
-
-    Ours leave out unread pixels before they multiply; the exporter gets plain convolutions, which become one node.
-    """
+def with_plain_convolutions(module: torch.nn.Module) -> torch.nn.Module:
+    """A copy whose convolutions become one node each: ours leave out unread pixels before they multiply."""
     module = copy.deepcopy(module)
     for part in module.modules():
         if isinstance(part, Conv):
             part.step, part.border, part.window = 1, 0, (part.stride, part.padding, part.dilation)
+    return module
+
+
+def dynamo_bytes(module: torch.nn.Module, shape: tuple[int, ...]) -> bytes:
+    """The file of torch.onnx.export, optimised, with a dynamic batch."""
+    module = with_plain_convolutions(module)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")
         program = torch.onnx.export(

@@ -14,15 +14,17 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from benchmarks import compile as compiling
-from benchmarks import exemption, memory, overhead, peers, roofline, scale, search, supernet
+from benchmarks import exemption, export, memory, overhead, peers, roofline, scale, search, supernet
 from benchmarks.turns import Worker
 from compiler.costs import total_cost
 from compiler.elaborate import load
 from compiler.lowering.fx import lower
 from compiler.lowering.memory import MemoryModel, Training
+from compiler.lowering.torch_ops import Conv
 from tests.tiny import environment, write_spec
 
 ROOT = Path(__file__).parent.parent
@@ -247,6 +249,21 @@ def test_memory_and_its_times(
     names = [bar["name"] for bar in record["bars"]]
     assert "digits 2: recompute, growth of the process (jemalloc)" in names
     assert len(names) == 1 + 2 + 2 * 2 + 2
+
+
+# -- exported models --------------------------------------------------------------------------------------------------
+
+
+def test_the_exporter_gets_the_same_network_with_plain_convolutions() -> None:
+    graph = load(peers.SPEC, ["symbols.width=2"])[1]
+    module = lower(graph).double().eval()
+    plain = export.with_plain_convolutions(module)
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        right, found = module(x), plain(x)
+    assert (found - right).abs().max() <= 1e-10 * right.abs().max()
+    assert {part.step for part in plain.modules() if isinstance(part, Conv)} == {1}
+    assert 2 in {part.step for part in module.modules() if isinstance(part, Conv)}
 
 
 # -- workers that take turns ------------------------------------------------------------------------------------------
