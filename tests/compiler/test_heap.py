@@ -93,13 +93,14 @@ def test_sizes() -> None:
 
 
 def test_a_process_grows_by_more_than_is_in_use_and_most_where_everything_is_pinned() -> None:
-    for training in (Training(), Training(recompute=True), Training(accumulate=4), Training(searching=False)):
-        model = MemoryModel(chain_of_blocks(6), training)
+    searches = [(6, Training()), (6, Training(recompute=True)), (6, Training(accumulate=4))]
+    for blocks, training in (*searches, (2, Training(searching=False))):  # weight steps alone leave few holes in six
+        model = MemoryModel(chain_of_blocks(blocks), training)
         least, some, most = (model.growth(Heap(pinned), 64) for pinned in (NONE, 4, 1))
         peak = model.at(64).peak
         assert peak * 0.98 < least < 1.25 * peak
         assert least < some * 1.02
-        assert 1.05 * peak < most < 3 * peak
+        assert 1.1 * peak < most < 3 * peak
 
 
 def test_validation_takes_the_place_of_steps() -> None:

@@ -88,6 +88,21 @@ def values_for(shapes: tuple[Shape, ...], batch: int = 3) -> list[Tensor]:
     return [torch.randn(batch, *s, generator=generator, dtype=torch.float64) for s in shapes]
 
 
+def assert_same(mine: nn.Module, right: nn.Module, x: Tensor) -> None:
+    """Their values at `x` and all gradients agree."""
+    found = []
+    for module in (right, mine):
+        value = x.clone().requires_grad_()
+        out = module(value)
+        (out * torch.arange(out[0].numel(), dtype=out.dtype).view_as(out[0])).sum().backward()
+        found.append((out, value.grad, *(p.grad for p in module.parameters() if p.requires_grad)))
+    for expected, got in zip(*found, strict=True):
+        assert expected is not None
+        assert got is not None
+        assert got.shape == expected.shape
+        assert (got - expected).abs().max() <= 1e-12 * (1 + expected.abs().max())
+
+
 def test_every_primitive_op_has_a_row() -> None:
     primitive = {name for name, row in known_ops().items() if row.infer is not None} - {"input", "output"}
     assert primitive == set(TORCH)
@@ -150,17 +165,7 @@ def test_a_convolution_that_leaves_out_pixels_is_the_whole_one(
     )
     whole = nn.Conv2d(2, 3, kernel, stride, pad, dilation).double()
     whole.load_state_dict(conv.state_dict())
-    found = []
-    for module in (whole, conv):
-        x = values_for(shapes)[0].requires_grad_()
-        y = module(x)
-        (y * torch.arange(y.numel(), dtype=y.dtype).view_as(y)).sum().backward()
-        found.append((y, x.grad, *(p.grad for p in module.parameters())))
-    for right, mine in zip(*found, strict=True):
-        assert right is not None
-        assert mine is not None
-        assert mine.shape == right.shape
-        assert (mine - right).abs().max() <= 1e-12 * (1 + right.abs().max())
+    assert_same(conv, whole, values_for(shapes)[0])
 
 
 @pytest.mark.parametrize("table", [TORCH, LEAN], ids=["torch", "lean"])
@@ -198,17 +203,9 @@ def test_which_convolutions_reach_torch(table: dict[str, Any], attrs: dict[str, 
     ("name", "attrs", "shapes"), [c for c in CASES if c[0] in {*LEAN, "sep_conv"}], ids=lambda value: str(value)
 )
 def test_lean_rows_agree_with_torch(name: str, attrs: dict[str, Any], shapes: tuple[Shape, ...], fixed: bool) -> None:
-    node, found = node_of(name, attrs, shapes), []
-    for table in (TORCH, LEAN):
-        module = filled(torch_module(node, shapes, table)).requires_grad_(not fixed)
-        value = values_for(shapes)[0].to(memory_format=torch.channels_last).requires_grad_()
-        out = module(value)
-        (out * torch.arange(out[0].numel(), dtype=out.dtype).view_as(out[0])).sum().backward()
-        found.append((out, value.grad, *(p.grad for p in module.parameters() if not fixed)))
-    for right, mine in zip(*found, strict=True):
-        assert right is not None
-        assert mine is not None
-        assert (mine - right).abs().max() <= 1e-12 * (1 + right.abs().max())
+    node = node_of(name, attrs, shapes)
+    right, mine = (filled(torch_module(node, shapes, table)).requires_grad_(not fixed) for table in (TORCH, LEAN))
+    assert_same(mine, right, values_for(shapes)[0].to(memory_format=torch.channels_last))
 
 
 def test_a_pool_of_many_pixels_counts_them_in_32_bits() -> None:
