@@ -16,9 +16,9 @@ from pathlib import Path
 
 import graphspec
 from benchmarks.common import ROOT, parser, show, table
-from compiler.ir import Graph
-from compiler.text import from_json
-from graphspec.errors import PassError
+from compiler.errors import PassError
+from compiler.ir.graph import Graph
+from compiler.ir.text import from_json
 
 SPEC = ROOT / "specs" / "digits.yaml"
 SETTINGS = ("budget.params=null", "budget.flops=null", "retrain.epochs=10")

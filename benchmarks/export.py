@@ -35,16 +35,16 @@ import onnxruntime
 import torch
 
 from benchmarks.common import Bar, parser, show, table
-from compiler.costs import total_cost
-from compiler.elaborate import load
-from compiler.ir import INPUT, OUTPUT, Graph, Model, Node
-from compiler.lowering.fx import load_weights, lower, weights_of
-from compiler.lowering.onnx import check, emit
-from compiler.lowering.torch_ops import Conv
+from compiler.analysis.costs import total_cost
+from compiler.elaborate.builder import load
+from compiler.errors import PassError
+from compiler.ir.graph import INPUT, OUTPUT, Graph, Model, Node
+from compiler.lowering.onnx.model import check, emit
+from compiler.lowering.torch.fx import load_weights, lower, weights_of
+from compiler.lowering.torch.modules import Conv
 from compiler.ops import Reads, op, steps
+from compiler.passes.pipeline import TO_COMPACT
 from compiler.passes.prune_zero_edges import prune
-from compiler.pipeline import TO_COMPACT
-from graphspec.errors import PassError
 
 SPECS = Path(__file__).parents[1] / "specs"
 NETWORKS = {  # name -> spec and parameters to prune to

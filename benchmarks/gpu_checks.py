@@ -19,12 +19,12 @@ from benchmarks.common import reason
 from benchmarks.gpu_steps import Variant, random_batch, start, step_of
 from benchmarks.jobs import halves
 from benchmarks.supernet import thinned
-from compiler.ir import Graph
-from graphspec.config import DataConfig, SearchConfig
-from runtime.apgnag import APGNAG
-from runtime.data import Place, load_dataset
-from runtime.supernet import Supernet
-from runtime.training import Batch
+from compiler.ir.graph import Graph
+from compiler.language.config import DataConfig, SearchConfig
+from runtime.data.dataset import Place, load_dataset
+from runtime.search.supernet import Supernet
+from runtime.strategies.apgnag import APGNAG
+from runtime.training.step import Batch
 
 CPU = torch.device("cpu")
 LOGITS = {"fp64": 1e-9, "fp32": 1e-4, "tf32": 1e-2, "bf16": 5e-2}

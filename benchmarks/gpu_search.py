@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from benchmarks.common import wait_for
-from compiler.ir import Graph
-from graphspec.config import Configuration, DataConfig
-from graphspec.spec import Spec
-from runtime.data import load_dataset
-from runtime.logs import Console
-from runtime.search import SearchJob
-from runtime.stages import Position, Stage
+from compiler.ir.graph import Graph
+from compiler.language.config import Configuration, DataConfig
+from compiler.language.spec import Spec
+from runtime.data.dataset import load_dataset
+from runtime.jobs.logs import Console
+from runtime.search.search_job import SearchJob
+from runtime.training.stages import Position, Stage
 
 CIFAR10_IMAGES = 50_000
 

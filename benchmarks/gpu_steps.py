@@ -16,11 +16,11 @@ from torch.nn import Parameter
 from benchmarks.common import Step, dispatched_ops, seconds_for, wait_for
 from benchmarks.jobs import Gradients, halves
 from benchmarks.supernet import thinned
-from compiler.ir import Graph
-from graphspec.config import SearchConfig
-from runtime.penalties import Penalty, set_gammas
-from runtime.supernet import Supernet
-from runtime.training import Batch, set_precision
+from compiler.ir.graph import Graph
+from compiler.language.config import SearchConfig
+from runtime.search.supernet import Supernet
+from runtime.strategies.penalties import Penalty, set_gammas
+from runtime.training.step import Batch, set_precision
 
 KINDS = ("weight", "gate")
 WARM_UP = 3

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from compiler.elaborate import load
-from graphspec.config import Configuration
-from runtime.data import load_dataset
-from runtime.logs import Console
-from runtime.search import SearchJob
-from runtime.supernet import Supernet
-from runtime.training import Batch
+from compiler.elaborate.builder import load
+from compiler.language.config import Configuration
+from runtime.data.dataset import load_dataset
+from runtime.jobs.logs import Console
+from runtime.search.search_job import SearchJob
+from runtime.search.supernet import Supernet
+from runtime.training.step import Batch
 
 Gradients = Callable[[Batch], Tensor]
 

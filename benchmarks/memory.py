@@ -6,8 +6,8 @@ Predicted is what the check before training counts with, and what `graphspec com
 the most that torch has taken at a time since before the network was made, by its own account. On the CPU a process
 grows by more, which is a table of its own: its C library cannot use all freed memory again. The growth is of a child
 process per variant, in which weight steps, gate steps and validation take turns; a step of two images goes before, so
-that libraries are loaded, and freed memory is kept as in every training (`runtime.heap`). Where jemalloc is installed,
-there is a child process with it besides.
+that libraries are loaded, and freed memory is kept as in every training (`runtime.training.heap`). Where jemalloc is
+installed, there is a child process with it besides.
 
 Times with and without recompute are of steps that take turns in one process; with freed memory kept, left to glibc and
 with jemalloc, of processes that take turns. Trust the ratios.
@@ -31,13 +31,13 @@ from torch.optim import Optimizer
 
 from benchmarks.common import ROOT, Bar, Growth, account, finished, in_child, interleave, parser, show, table
 from benchmarks.jobs import Gradients, halves
-from compiler.elaborate import load
-from compiler.ir import INPUT, Graph
+from compiler.elaborate.builder import load
+from compiler.ir.graph import INPUT, Graph
+from compiler.language.config import SearchConfig
 from compiler.lowering.memory import MemoryModel, Training
-from graphspec.config import SearchConfig
-from runtime.heap import freed_memory_kept, give_back, heap_here
-from runtime.supernet import Supernet
-from runtime.training import Batch, evaluate, set_precision
+from runtime.search.supernet import Supernet
+from runtime.training.heap import freed_memory_kept, give_back, heap_here
+from runtime.training.step import Batch, evaluate, set_precision
 
 Row = dict[str, Any]
 Steps = dict[str, Callable[[], object]]

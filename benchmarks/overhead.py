@@ -24,14 +24,14 @@ from PIL import Image
 
 from benchmarks.common import ROOT, Bar, Step, Timing, as_json, interleave, parser, show, table
 from benchmarks.jobs import search_job
-from runtime.data import Loader
-from runtime.heap import freed_memory_kept
-from runtime.logs import Console
-from runtime.penalties import set_gammas
-from runtime.search import SearchJob
-from runtime.stages import Position
-from runtime.supernet import Supernet
-from runtime.training import Feed
+from runtime.data.dataset import Loader
+from runtime.jobs.logs import Console
+from runtime.search.search_job import SearchJob
+from runtime.search.supernet import Supernet
+from runtime.strategies.penalties import set_gammas
+from runtime.training.heap import freed_memory_kept
+from runtime.training.stages import Position
+from runtime.training.step import Feed
 
 CPU = torch.device("cpu")
 STEP, DATA, WEIGHTS, GATES, LOOK = "whole step", "two batches", "weight optimizer", "gate optimizer", "new gammas"

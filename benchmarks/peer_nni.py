@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.turns import Turns
-from runtime.heap import freed_memory_kept
+from runtime.training.heap import freed_memory_kept
 
 BATCHES = 4  # of images, taken again and again
 

@@ -26,10 +26,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.common import ROOT, Bar, Timing, as_json, interleave, parser, show, table
 from benchmarks.jobs import search_job
 from benchmarks.turns import Turns, Worker
-from compiler.lowering.fx import lower
-from runtime.heap import freed_memory_kept
-from runtime.logs import Console
-from runtime.stages import Position
+from compiler.lowering.torch.fx import lower
+from runtime.jobs.logs import Console
+from runtime.training.heap import freed_memory_kept
+from runtime.training.stages import Position
 
 SPEC = ROOT / "specs" / "darts_cell.yaml"
 CELLS = 8  # of the spec

@@ -37,12 +37,12 @@ from benchmarks.common import (
     table,
 )
 from benchmarks.supernet import BATCH, KINDS, Variant, make_step
-from compiler.costs import total_cost
-from compiler.elaborate import load
-from compiler.ir import Graph
+from compiler.analysis.costs import total_cost
+from compiler.elaborate.builder import load
+from compiler.ir.graph import Graph
+from compiler.language.config import SearchConfig
 from compiler.ops import BYTES
-from graphspec.config import SearchConfig
-from runtime.heap import freed_memory_kept
+from runtime.training.heap import freed_memory_kept
 
 FORWARDS = {"weight": 3, "gate": 2}  # times the forward pass's FLOPs
 TRAFFIC = 3  # times the forward pass's bytes

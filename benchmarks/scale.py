@@ -29,16 +29,16 @@ import torch.distributed as dist
 from benchmarks.common import parser, show, table
 from benchmarks.jobs import halves
 from benchmarks.roofline import work_of
-from compiler.costs import total_cost
-from compiler.elaborate import load
-from compiler.ir import INPUT, OUTPUT, Graph
+from compiler.analysis.costs import total_cost
+from compiler.elaborate.builder import load
+from compiler.ir.graph import INPUT, OUTPUT, Graph
+from compiler.language.config import SearchConfig
 from compiler.ops import BYTES, steps
-from graphspec.config import SearchConfig
-from runtime.heap import freed_memory_kept
-from runtime.launch import Launch
-from runtime.supernet import Supernet
-from runtime.training import choose_device, set_precision
-from runtime.world import ALONE, World
+from runtime.processes.launch import Launch
+from runtime.processes.world import ALONE, World
+from runtime.search.supernet import Supernet
+from runtime.training.heap import freed_memory_kept
+from runtime.training.step import choose_device, set_precision
 
 KINDS = ("weight", "gate")
 HIDDEN = 2 / 3  # share of a weight step during which gradients can be sent: the backward pass

@@ -24,13 +24,13 @@ from typing import Any
 
 from benchmarks.common import ROOT, Bar, parser, show, table
 from benchmarks.jobs import search_job
-from runtime.checkpoint import CheckpointStore
-from runtime.heap import freed_memory_kept
-from runtime.logs import Console, MetricsLog
-from runtime.loop import Loop
-from runtime.signals import StopFlag
-from runtime.training import choose_device
-from runtime.world import ALONE
+from runtime.jobs.logs import Console, MetricsLog
+from runtime.jobs.signals import StopFlag
+from runtime.processes.world import ALONE
+from runtime.rundir.checkpoint import CheckpointStore
+from runtime.training.heap import freed_memory_kept
+from runtime.training.loop import Loop
+from runtime.training.step import choose_device
 
 WITH, WITHOUT = "pruning", "without"
 NEVER = "search.prune.every=0"

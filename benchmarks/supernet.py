@@ -32,13 +32,13 @@ from benchmarks.common import (
     table,
 )
 from benchmarks.jobs import halves
-from compiler.elaborate import load
-from compiler.ir import Block, Graph
+from compiler.elaborate.builder import load
+from compiler.ir.graph import Block, Graph
+from compiler.language.config import SearchConfig
 from compiler.passes.prune_zero_edges import prune
-from graphspec.config import SearchConfig
-from runtime.heap import freed_memory_kept
-from runtime.supernet import Supernet
-from runtime.training import set_precision
+from runtime.search.supernet import Supernet
+from runtime.training.heap import freed_memory_kept
+from runtime.training.step import set_precision
 
 Row = dict[str, Any]
 KINDS = ("weight", "gate")

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from compiler.ir import AttrValue, attrs_of
+from compiler.ir.graph import AttrValue, attrs_of
 from compiler.ops import Op, OpAttrs, Reads, Shape, Step, TypeMismatchError, register
 
 Positive = Annotated[int, Field(gt=0)]

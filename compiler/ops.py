@@ -18,9 +18,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from compiler.ir import Attrs, Graph, Node, TensorType, attrs_of
-from graphspec.errors import GraphspecError, did_you_mean
-from graphspec.findings import describe
+from compiler.errors import GraphspecError, did_you_mean
+from compiler.ir.graph import Attrs, Graph, Node, TensorType, attrs_of
+from compiler.language.findings import describe
 
 BYTES = 4  # float32
 

@@ -2,8 +2,8 @@
 
     python examples/gamma_strategy.py [SPEC]
 
-A strategy is a subclass of `runtime.penalties.Penalty`. The search makes one for its graph, and a new one whenever it
-has removed edges; before every gate step it asks for the weights of all gates, given those that are closed.
+A strategy is a subclass of `runtime.strategies.penalties.Penalty`. The search makes one for its graph, and a new one
+whenever it has removed edges; before every gate step it asks for the weights of all gates, given those that are closed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import graphspec
-from runtime.penalties import Penalty
+from runtime.strategies.penalties import Penalty
 
 SPEC = Path(__file__).parent.parent / "specs" / "digits.yaml"
 

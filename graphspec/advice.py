@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 
-from graphspec.config import Configuration, DataConfig, GateConfig, Schedule, SearchConfig
-from runtime.schedules import learning_rate, period_ends
+from compiler.language.config import Configuration, DataConfig, GateConfig, Schedule, SearchConfig
+from runtime.training.schedules import learning_rate, period_ends
 
 TOO_SOON = 0.1
 """A gate without gradient that dies within this many epochs leaves no time to tell useful edges from useless ones."""

@@ -4,7 +4,7 @@
     compiled = graphspec.compile("specs/digits.yaml")
     found = graphspec.search(compiled.run)
 
-Every function takes a `RunDir` or a path to one (None: the latest). Errors are `graphspec.errors.GraphspecError`.
+Every function takes a `RunDir` or a path to one (None: the latest). Errors are `compiler.errors.GraphspecError`.
 torch is imported by the functions that train, and by no other.
 """
 
@@ -22,30 +22,30 @@ from typing import TYPE_CHECKING, Any, overload
 
 import yaml
 
-from compiler.architecture import Architecture
-from compiler.derive import derive as derive_architecture
-from compiler.elaborate import load as load_spec
-from compiler.ir import Graph
-from compiler.text import from_json, graph_hash, json_hash, text, to_json
-from compiler.verify import verify
+from compiler.architecture.derive import derive as derive_architecture
+from compiler.architecture.found import Architecture
+from compiler.elaborate.builder import load as load_spec
+from compiler.errors import RunError
+from compiler.garbage import collector_paused
+from compiler.ir.graph import Graph
+from compiler.ir.text import from_json, graph_hash, json_hash, text, to_json
+from compiler.ir.verify import verify
+from compiler.language.spec import Spec
 from graphspec.advice import advise
 from graphspec.cost_report import CostReport, cost_report
-from graphspec.errors import RunError
-from graphspec.garbage import collector_paused
-from graphspec.spec import Spec
-from runtime.files import write_text
-from runtime.launch import refuse_processes
-from runtime.opened import Opened
-from runtime.rundir import RUNS, RunDir
-from runtime.rundir import Compiled as RunFiles
-from runtime.study import Study, checked_seeds, copy_search, found_params, found_sizes
+from runtime.processes.launch import refuse_processes
+from runtime.rundir.directory import RUNS, RunDir
+from runtime.rundir.directory import Compiled as RunFiles
+from runtime.rundir.files import write_text
+from runtime.rundir.opened import Opened
+from runtime.rundir.study import Study, checked_seeds, copy_search, found_params, found_sizes
 
 if TYPE_CHECKING:
-    from runtime.bench import BenchResult
-    from runtime.export import ExportResult
-    from runtime.penalties import Penalty
-    from runtime.run_retrain import RetrainResult
-    from runtime.run_search import SearchResult
+    from runtime.export.bench import BenchResult
+    from runtime.export.run_export import ExportResult
+    from runtime.jobs.run_retrain import RetrainResult
+    from runtime.jobs.run_search import SearchResult
+    from runtime.strategies.penalties import Penalty
 
 Target = RunDir | str | os.PathLike[str] | None
 SUFFIXES = (".yaml", ".yml")  # of spec files
@@ -151,16 +151,16 @@ def search(
     penalty_type: type[Penalty] | None = None,
     **options: Any,
 ) -> SearchResult | Study[SearchResult]:
-    """Search the space of a run; `options` are those of `runtime.jobs.JobOptions`.
+    """Search the space of a run; `options` are those of `runtime.jobs.runner.JobOptions`.
 
     With `seeds`, once for each, in runs below the run. `match` is the run whose size the random strategy draws at (with
     `seeds` and a run of several seeds, that of the same seed). `penalty_type`, a subclass of
-    `runtime.penalties.Penalty`, decides the sparsity weight of every gate.
+    `runtime.strategies.penalties.Penalty`, decides the sparsity weight of every gate.
     """
-    from runtime.jobs import JobOptions
-    from runtime.penalties import Penalty
-    from runtime.run_search import SearchResult, run_search
-    from runtime.run_study import StudyJob, refuse_study
+    from runtime.jobs.run_search import SearchResult, run_search
+    from runtime.jobs.run_study import StudyJob, refuse_study
+    from runtime.jobs.runner import JobOptions
+    from runtime.strategies.penalties import Penalty
 
     job = JobOptions(**options)
     if seeds is None:
@@ -186,13 +186,13 @@ def retrain(
 def retrain(
     target: Target = None, *, seeds: Sequence[int] | None = None, overrides: Sequence[str] = (), **options: Any
 ) -> RetrainResult | Study[RetrainResult]:
-    """Train the found network from scratch; `options` are those of `runtime.jobs.JobOptions`.
+    """Train the found network from scratch; `options` are those of `runtime.jobs.runner.JobOptions`.
 
     With `seeds`, once for each: what the search of the same seed found, or the one network that the run found.
     """
-    from runtime.jobs import JobOptions
-    from runtime.run_retrain import RetrainResult, run_retrain
-    from runtime.run_study import StudyJob, refuse_study
+    from runtime.jobs.run_retrain import RetrainResult, run_retrain
+    from runtime.jobs.run_study import StudyJob, refuse_study
+    from runtime.jobs.runner import JobOptions
 
     job = JobOptions(**options)
     if seeds is None:
@@ -287,9 +287,9 @@ def _is_spec(target: Target) -> bool:
 
 
 def export(target: Target = None, *, overrides: Sequence[str] = (), **options: Any) -> ExportResult:
-    """Emit the network as ONNX and check it; `options` are those of `runtime.export.ExportOptions`."""
-    from runtime.export import ExportOptions, run_export
-    from runtime.run_study import refuse_study
+    """Emit the network as ONNX and check it; `options` are those of `runtime.export.run_export.ExportOptions`."""
+    from runtime.export.run_export import ExportOptions, run_export
+    from runtime.jobs.run_study import refuse_study
 
     opened = open_run(target, overrides)
     refuse_study(opened, "export")
@@ -297,8 +297,8 @@ def export(target: Target = None, *, overrides: Sequence[str] = (), **options: A
 
 
 def bench(target: Target = None, **options: Any) -> BenchResult:
-    """Measure an exported run (None: the latest) or any ONNX file; `options` are those of `runtime.bench.run_bench`."""
-    from runtime.bench import run_bench
+    """Measure an exported run (None: the latest) or any ONNX file; `options`: see `runtime.export.bench.run_bench`."""
+    from runtime.export.bench import run_bench
 
     path = target.path if isinstance(target, RunDir) else target
     return run_bench(None if path is None else Path(path), **options)

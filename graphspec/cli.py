@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 import graphspec
-from graphspec.errors import GraphspecError
+from compiler.errors import GraphspecError
 from graphspec.shadowing import refuse_shadowed
 
 TO_A_MODEL, AROUND_A_RUN, COMPILER = (
@@ -108,7 +108,7 @@ def show(
     settings: SetOpt = None,
 ) -> None:
     """Draw a search space, or before and after of a searched run (.svg, .html, .dot, .txt)."""
-    from compiler.draw import FORMATS, draw
+    from compiler.drawing.formats import FORMATS, draw
     from graphspec.targets import picture_of
 
     wanted = output.suffix.lstrip(".") if output else "txt"
@@ -127,7 +127,7 @@ def diff_command(
     as_json: JsonOpt = False,
 ) -> None:
     """List what B lacks of A: nodes, edges, parameters and FLOPs per block."""
-    from compiler.diff import diff
+    from compiler.analysis.diff import diff
     from graphspec.targets import graph_of
 
     found = diff(graph_of(a), graph_of(b))
@@ -147,9 +147,9 @@ def opt(
     settings: SetOpt = None,
 ) -> None:
     """Run passes over a spec's graph and print the result: the compiler's debugger."""
-    from compiler.ir import Model
-    from compiler.pipeline import Printer, parse_pipeline
-    from compiler.text import text
+    from compiler.ir.graph import Model
+    from compiler.ir.text import text
+    from compiler.passes.pipeline import Printer, parse_pipeline
     from graphspec.targets import graph_of
 
     graph = graph_of(spec, settings or ())
@@ -164,7 +164,7 @@ def schema(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="File to write instead of printing.")] = None,
 ) -> None:
     """Print the JSON Schema of the language, for editors."""
-    from graphspec.schema import json_schema
+    from compiler.language.schema import json_schema
 
     _deliver(json.dumps(json_schema(), indent=2) + "\n", output)
 
@@ -193,7 +193,7 @@ def _deliver(content: str, output: Path | None) -> None:
     if output is None:
         typer.echo(content, nl=not content.endswith("\n"))
         return
-    from runtime.files import write_text
+    from runtime.rundir.files import write_text
 
     write_text(output, content)
     say(f"wrote {output}")
@@ -201,7 +201,7 @@ def _deliver(content: str, output: Path | None) -> None:
 
 def _of_rank(message: str) -> str:
     """The message, with the process that says it where several do a job."""
-    from runtime.launch import Launch
+    from runtime.processes.launch import Launch
 
     rank = Launch.here().rank
     return f"rank {rank}: {message}" if rank else message

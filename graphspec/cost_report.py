@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from compiler.costs import CostTable, Row, cost_table, total_cost
-from compiler.guards import smallest_closed
-from compiler.ir import Graph
+from compiler.analysis.costs import CostTable, Row, cost_table, total_cost
+from compiler.analysis.guards import smallest_closed
+from compiler.ir.graph import Graph
+from compiler.language.config import SearchConfig
 from compiler.lowering.memory import MemoryModel, Training, TrainingMemory
 from compiler.ops import Cost
 from compiler.passes.prune_zero_edges import prune
-from graphspec.config import SearchConfig
-from runtime.heap import heap_here
+from runtime.training.heap import heap_here
 
 HEADS = ("", "nodes", "edges", "gates", "params", "FLOPs", "MAC bytes")
 

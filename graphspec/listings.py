@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from compiler.ir.verify import RULES
 from compiler.ops import Op, Reads, known_ops
-from compiler.verify import RULES
 
 
 def _attrs(row: Op) -> list[dict[str, Any]]:

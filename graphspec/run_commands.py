@@ -42,10 +42,10 @@ def init(
 @app.command(rich_help_panel=AROUND_A_RUN)
 def report(target: RunArg = None, as_json: JsonOpt = False) -> None:
     """Write one self-contained HTML page about a run, also while it is running; sum up what was reached."""
-    from runtime.report import write_report
+    from runtime.reporting.page import write_report
     from runtime.reporting.record import read_run
     from runtime.reporting.summary import summarise
-    from runtime.rundir import RunDir
+    from runtime.rundir.directory import RunDir
 
     run = RunDir.latest() if target is None else RunDir.open(target)
     path = write_report(run)

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import graphspec
-from graphspec.errors import GraphspecError
+from compiler.errors import GraphspecError
 
 
 def refuse_shadowed() -> None:

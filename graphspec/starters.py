@@ -7,8 +7,8 @@ from pathlib import Path
 import yaml
 
 import graphspec
-from graphspec.errors import RunError, did_you_mean
-from runtime.files import write_text
+from compiler.errors import RunError, did_you_mean
+from runtime.rundir.files import write_text
 
 SCHEMA = "graphspec.schema.json"  # what the shipped specs name for editors
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from compiler.architecture import Architecture
-from compiler.elaborate import load
-from compiler.ir import Graph
+from compiler.architecture.found import Architecture
+from compiler.elaborate.builder import load
+from compiler.errors import GraphspecError
+from compiler.ir.graph import Graph
+from compiler.ir.text import from_json
 from compiler.passes.prune_zero_edges import prune
-from compiler.text import from_json
-from graphspec.errors import GraphspecError
-from runtime.rundir import RunDir
+from runtime.rundir.directory import RunDir
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from compiler.errors import RunError
 from graphspec.cli import TO_A_MODEL, JsonOpt, SeedOpt, SetOpt, TargetArg, app, overrides_of, print_json, say
-from graphspec.errors import RunError
-from runtime.launch import Launch
+from runtime.processes.launch import Launch
 
 ResumeOpt = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")]
 OverwriteOpt = Annotated[bool, typer.Option("--overwrite", help="Start anew over an earlier attempt.")]
@@ -95,7 +95,7 @@ def _options(resume: bool, overwrite: bool, device: str, trust_code: bool, quiet
 
 def _seeds(text: str | None, smoke: bool) -> tuple[int, ...] | None:
     """The seeds asked for; RunError if the list is wrong."""
-    from runtime.study import parse_seeds
+    from runtime.rundir.study import parse_seeds
 
     if text is not None and smoke:
         raise RunError("--smoke runs once and keeps nothing, so it takes no --seeds\n  try: one of the two")

@@ -64,8 +64,8 @@ def one_thread() -> Iterator[None]:
 def in_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An empty working folder for commands that run in this process, where torch is imported already."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("runtime.export.THREADS", (1,))  # fewer timings of the exported model
-    monkeypatch.setattr("runtime.export.LATENCY_BATCHES", (1,))
+    monkeypatch.setattr("runtime.export.run_export.THREADS", (1,))  # fewer timings of the exported model
+    monkeypatch.setattr("runtime.export.run_export.LATENCY_BATCHES", (1,))
     return tmp_path
 
 

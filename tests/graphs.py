@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from compiler.ir import INPUT, OUTPUT, Block, Graph, Model, Node, Phase, TensorType, attrs_of
+from compiler.ir.graph import INPUT, OUTPUT, Block, Graph, Model, Node, Phase, TensorType, attrs_of
 from compiler.passes.infer_types import infer_types
 
 SAME_SIZE_OPS: tuple[tuple[str, dict[str, Any]], ...] = (

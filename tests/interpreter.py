@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compiler.ir import INPUT, OUTPUT, Edge, Graph, Node
+from compiler.ir.graph import INPUT, OUTPUT, Edge, Graph, Node
 from compiler.ops import Reads, node_tensors, op, read_attrs, steps
 
 Tensors = Mapping[str, Tensor]

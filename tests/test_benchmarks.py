@@ -20,11 +20,11 @@ from PIL import Image
 from benchmarks import compile as compiling
 from benchmarks import exemption, export, memory, overhead, peers, roofline, scale, search, supernet
 from benchmarks.turns import Worker
-from compiler.costs import total_cost
-from compiler.elaborate import load
-from compiler.lowering.fx import lower
+from compiler.analysis.costs import total_cost
+from compiler.elaborate.builder import load
 from compiler.lowering.memory import MemoryModel, Training
-from compiler.lowering.torch_ops import Conv
+from compiler.lowering.torch.fx import lower
+from compiler.lowering.torch.modules import Conv
 from tests.tiny import environment, write_spec
 
 ROOT = Path(__file__).parent.parent

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 import graphspec as graphspec_package
+from compiler.errors import SpecError
+from compiler.ir.text import from_json, graph_hash
+from compiler.ir.verify import RULES
 from compiler.lowering.heap import Heap
-from compiler.text import from_json, graph_hash
-from compiler.verify import RULES
 from graphspec import cost_report
 from graphspec.cli import main
-from graphspec.errors import SpecError
-from runtime import files
+from runtime.rundir import files
 from tests.tiny import TINY, environment, graphspec, write_spec
 
 ROOT = Path(__file__).parent.parent

@@ -104,11 +104,11 @@ network: [{body: 2}, head]
 PARITY = """
 import sys
 import numpy as np, onnxruntime, torch
-from compiler.elaborate import load
-from compiler.ir import Model
-from compiler.lowering.fx import initialise, lower, weights_of
-from compiler.lowering.onnx import check, emit
-from compiler.pipeline import TO_EXPORT, TO_INHERIT
+from compiler.elaborate.builder import load
+from compiler.ir.graph import Model
+from compiler.lowering.torch.fx import initialise, lower, weights_of
+from compiler.lowering.onnx.model import check, emit
+from compiler.passes.pipeline import TO_EXPORT, TO_INHERIT
 graph = load("spec.yaml")[1]
 model = TO_INHERIT.run(Model(graph, dict.fromkeys(graph.gates(), 1.0), {}))
 module = lower(model.graph)

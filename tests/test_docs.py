@@ -22,12 +22,12 @@ from PIL import Image
 import graphspec.export_command
 import graphspec.run_commands
 import graphspec.training_commands  # noqa: F401  (these add their commands to `app`)
-from compiler.elaborate import MAX_NODES, load
-from compiler.template import MAX_EDGES
+from compiler.elaborate.builder import MAX_NODES, load
+from compiler.elaborate.template import MAX_EDGES
+from compiler.errors import GraphspecError
+from compiler.language.reference import rewritten
+from compiler.language.source import MAX_BYTES, MAX_DEPTH, MAX_SIZE
 from graphspec.cli import app
-from graphspec.errors import GraphspecError
-from graphspec.reference import rewritten
-from graphspec.source import MAX_BYTES, MAX_DEPTH, MAX_SIZE
 from tests.tiny import TINY, environment
 
 ROOT = Path(__file__).parent.parent
@@ -104,7 +104,7 @@ def test_no_local_paths_and_no_unknown_hosts(path: Path) -> None:
 def test_generated_parts_are_up_to_date(name: str) -> None:
     text = (ROOT / "docs" / name).read_text(encoding="utf-8")
     assert "<!-- generated: " in text
-    assert rewritten(text) == text, "run: python -m graphspec.reference docs/*.md"
+    assert rewritten(text) == text, "run: python -m compiler.language.reference docs/*.md"
 
 
 def test_limits_are_those_of_the_code() -> None:

@@ -50,11 +50,11 @@ def test_gamma_strategy(in_process: Path, capsys: pytest.CaptureFixture[str]) ->
 
 CUSTOM_OP = """
 import numpy, onnxruntime, torch
-from compiler.elaborate import load
-from compiler.ir import Model
-from compiler.lowering.fx import lower, weights_of
-from compiler.lowering.onnx import check, emit
-from compiler.pipeline import TO_COMPACT
+from compiler.elaborate.builder import load
+from compiler.ir.graph import Model
+from compiler.lowering.torch.fx import lower, weights_of
+from compiler.lowering.onnx.model import check, emit
+from compiler.passes.pipeline import TO_COMPACT
 _, graph = load("digits_scaled.yaml")
 assert any(node.op == "channel_scale" for node in graph.nodes())
 graph = TO_COMPACT.run(Model(graph)).graph

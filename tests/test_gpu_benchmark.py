@@ -18,7 +18,7 @@ from torch._dynamo.backends.debugging import aot_eager
 from benchmarks import gpu, gpu_steps
 from benchmarks.gpu_checks import Check
 from benchmarks.gpu_steps import Variant
-from runtime.supernet import Supernet
+from runtime.search.supernet import Supernet
 
 ROOT = Path(__file__).parent.parent
 

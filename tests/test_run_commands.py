@@ -14,14 +14,14 @@ import yaml
 import graphspec.export_command
 import graphspec.run_commands
 import graphspec.training_commands  # noqa: F401  (these add their commands)
-from compiler.elaborate import load
-from compiler.random_architecture import random_closed
+from compiler.architecture.random_network import random_closed
+from compiler.elaborate.builder import load
+from compiler.errors import RunError
 from graphspec import api
 from graphspec.cli import main
-from graphspec.errors import RunError
 from graphspec.starters import starters
-from runtime.rundir import RunDir
-from runtime.signals import Interrupted
+from runtime.jobs.signals import Interrupted
+from runtime.rundir.directory import RunDir
 from tests.tiny import TINY
 
 FAST = """\

@@ -1,1 +1,1 @@
-"""Drawing graphs: geometry, what to show, and one writer per format. `compiler.draw.draw` is the way in."""
+"""Drawing graphs: geometry, what to show, and one writer per format. `compiler.drawing.formats.draw` is the way in."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from compiler.costs import block_of, node_costs
-from compiler.ir import Block, Edge, Graph, Node
+from compiler.analysis.costs import block_of, node_costs
+from compiler.errors import GraphspecError, did_you_mean
+from compiler.ir.graph import Block, Edge, Graph, Node
 from compiler.ops import Cost
-from graphspec.errors import GraphspecError, did_you_mean
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from compiler.ir import Block, Graph, Node, block_of
+from compiler.ir.graph import Block, Graph, Node, block_of
 from compiler.ops import Reads, op, steps
 
 OVERWRITABLE = frozenset({"conv", "depthwise_conv", "linear", "batch_norm"})

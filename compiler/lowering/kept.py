@@ -1,7 +1,7 @@
 """What every primitive op keeps for its backward pass and needs while it runs, as torch and the lowerings do it.
 
-One row per op, beside the rows of `compiler.lowering.torch_ops` and `torch_lean`; a test compares every row with what
-torch really keeps. An op without a row, such as a custom one, is taken to keep what it reads and what it gives.
+One row per op, beside the rows of `compiler.lowering.torch.modules` and `torch_lean`; a test compares every row with
+what torch really keeps. An op without a row, such as a custom one, is taken to keep what it reads and what it gives.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from compiler.ir import Graph, Node
+from compiler.ir.graph import Graph, Node
 from compiler.ops import input_shapes, walk
 
 

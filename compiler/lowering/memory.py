@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from compiler.ir import INPUT, Graph
+from compiler.ir.graph import INPUT, Graph
+from compiler.language.config import SearchConfig, TrainingConfig, evaluation_batch
 from compiler.lowering.groups import exits
 from compiler.lowering.heap import Account, Heap, Memory, Piece
 from compiler.lowering.tape import Buffer, Call, Lowering, Plan, Size, StepKind, Tape, Value
 from compiler.ops import node_tensors
-from graphspec.config import SearchConfig, TrainingConfig, evaluation_batch
 
 MOST_IMAGES = 2**20
 """No larger batch is looked for."""

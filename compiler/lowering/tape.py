@@ -1,6 +1,6 @@
 """What a training step does, as memory sees it: a list of calls with sizes, written from static shapes without torch.
 
-`Tape` follows the emitters of `compiler.lowering.fx_emit` and `fx_fused` call by call: which values are computed in
+`Tape` follows the emitters of `compiler.lowering.torch.emit` and `fused` call by call: which values are computed in
 which order, which share memory, and what each call keeps for its backward pass. `compiler.lowering.memory` plays it.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from compiler.ir import INPUT, OUTPUT, Block, Graph, Node
+from compiler.ir.graph import INPUT, OUTPUT, Block, Graph, Node
 from compiler.lowering.groups import OVERWRITABLE, Stack, exits, leaves_relu, regions, stacks
 from compiler.lowering.kept import Row, Setting, kept_apart, row_of
 from compiler.ops import Reads, Shape, Walked, input_shapes, op, walk

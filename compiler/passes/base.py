@@ -1,7 +1,7 @@
 """What a pass is: a small frozen dataclass with a kebab-case name, its options as fields and one method.
 
-Passes are functional: they take a `Model` and return one; the graphs have at most some ten thousand nodes, so a copy
-is cheap and nothing needs undoing. The runner (`compiler.pipeline`) verifies after every pass, a pass never has to.
+Passes are functional: they take a `Model` and return one; the graphs have at most some ten thousand nodes, so a copy is
+cheap and nothing needs undoing. The runner (`compiler.passes.pipeline`) verifies after every pass, a pass never has to.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-from compiler.ir import Model
+from compiler.ir.graph import Model
 
 
 @dataclass(frozen=True)

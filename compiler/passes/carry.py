@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from compiler.ir import Graph, Node
+from compiler.ir.graph import Graph, Node
 from compiler.ops import Reads, Step, node_tensors, op, read_attrs, steps
 
 Cut = tuple[int, tuple[int, ...]]  # keep these indices along this dimension

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from compiler.ir import Graph, Model, Node
+from compiler.ir.graph import Graph, Model, Node
 from compiler.ops import op, parts, read_attrs
 from compiler.passes.base import Pass
 from compiler.passes.draft import Draft

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 
-from compiler.ir import INPUT, OUTPUT, Block, Graph, Node, Phase
+from compiler.ir.graph import INPUT, OUTPUT, Block, Graph, Node, Phase
 
 Source = tuple[str, str | None]  # id of the node read, gate of the edge
 

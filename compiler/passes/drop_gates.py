@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compiler.ir import Model, Phase
+from compiler.errors import PassError
+from compiler.ir.graph import Model, Phase
 from compiler.passes.base import Pass
 from compiler.passes.draft import Draft
-from graphspec.errors import PassError
 
 
 @dataclass(frozen=True)

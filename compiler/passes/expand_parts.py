@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from compiler.ir import Model, Node
+from compiler.ir.graph import Model, Node
 from compiler.ops import parts
 from compiler.passes.base import Pass
 from compiler.passes.draft import Draft, sources_of

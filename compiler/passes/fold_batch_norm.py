@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.ir import Model, Node, attrs_of
+from compiler.errors import PassError
+from compiler.ir.graph import Model, Node, attrs_of
 from compiler.ops import parts, read_attrs
 from compiler.passes.base import Pass
 from compiler.passes.draft import Draft
-from graphspec.errors import PassError
 
 AVERAGES = frozenset({"avg_pool", "global_avg_pool", "identity", "dropout", "drop_path"})
 AFFINE = frozenset({"conv", "depthwise_conv", "linear", "batch_norm"})

@@ -23,12 +23,12 @@ from typing import Any
 
 import numpy as np
 
-from compiler.ir import Graph, Model, Node, Phase, attrs_of
+from compiler.errors import PassError
+from compiler.ir.graph import Graph, Model, Node, Phase, attrs_of
 from compiler.ops import Step, node_tensors, read_attrs, steps
 from compiler.passes.base import Pass
 from compiler.passes.draft import Draft, Source, free_id, taken_paths
 from compiler.passes.infer_types import infer_types
-from graphspec.errors import PassError
 
 LINEAR = frozenset({"conv", "depthwise_conv", "linear"})
 HOMOGENEOUS = frozenset(

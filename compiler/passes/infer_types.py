@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from compiler.ir import INPUT, Graph, Model, Phase
+from compiler.errors import PassError
+from compiler.ir.graph import INPUT, Graph, Model, Phase
 from compiler.ops import TypeMismatchError, infer
 from compiler.passes.base import Pass
-from graphspec.errors import PassError
 
 
 def infer_types(graph: Graph, phase: Phase | None = None) -> Graph:

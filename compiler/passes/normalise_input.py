@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from compiler.ir import INPUT, Model, Node, attrs_of
+from compiler.errors import GraphspecError
+from compiler.ir.graph import INPUT, Model, Node, attrs_of
 from compiler.passes.draft import Draft, sources_of
-from graphspec.errors import GraphspecError
 
 NORMALISE = "normalise"
 EPS = 1e-12  # next to (255 * std)^2 it vanishes in float32

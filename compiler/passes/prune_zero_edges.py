@@ -17,12 +17,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from compiler.ir import INPUT, OUTPUT, Edge, Graph, Model, Node, attrs_of
+from compiler.errors import PassError
+from compiler.ir.graph import INPUT, OUTPUT, Edge, Graph, Model, Node, attrs_of
 from compiler.ops import Reads, infer, op
 from compiler.passes.base import Pass
 from compiler.passes.carry import Cut, can_lose_channels, carried_tensors, take
 from compiler.passes.draft import Draft, Source, living_blocks, sources_of
-from graphspec.errors import PassError
 
 NAME = "prune-zero-edges"
 

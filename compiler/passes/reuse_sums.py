@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from compiler.ir import Graph, Model, Node
+from compiler.ir.graph import Graph, Model, Node
 from compiler.passes.base import Pass
 from compiler.passes.draft import Draft, free_id, sources_of, taken_paths
 

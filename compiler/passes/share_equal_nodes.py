@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from compiler.ir import Model
+from compiler.ir.graph import Model
 from compiler.ops import Reads, node_tensors, op
 from compiler.passes.base import Pass
 from compiler.passes.draft import Draft

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from compiler.ir import Model, Node
+from compiler.errors import PassError
+from compiler.ir.graph import Model, Node
 from compiler.ops import Reads, op
 from compiler.passes.base import Pass
 from compiler.passes.draft import Draft, sources_of
-from graphspec.errors import PassError
 
 
 @dataclass(frozen=True)

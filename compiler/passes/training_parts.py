@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from compiler.costs import block_of
-from compiler.ir import OUTPUT, Block, Edge, Graph, Model, Node, attrs_of
+from compiler.analysis.costs import block_of
+from compiler.errors import PassError
+from compiler.ir.graph import OUTPUT, Block, Edge, Graph, Model, Node, attrs_of
 from compiler.ops import op
 from compiler.passes.base import Pass
 from compiler.passes.draft import Draft, free_id, sources_of, taken_paths
 from compiler.passes.infer_types import infer_types
-from graphspec.errors import PassError
 
 NAME = "add-training-parts"
 POOL_KERNEL, POOL_STRIDE, NARROW, WIDE = 5, 3, 128, 768  # of the auxiliary head

@@ -20,13 +20,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from compiler.costs import total_cost
-from compiler.ir import Graph, Model
+from compiler.analysis.costs import total_cost
+from compiler.errors import PassError
+from compiler.ir.graph import Graph, Model
+from compiler.language.config import BudgetConfig
 from compiler.ops import Cost
 from compiler.passes.base import Pass
 from compiler.passes.width_plan import NAME, WidthPlan, plan_widths
-from graphspec.config import BudgetConfig
-from graphspec.errors import PassError
 
 NEAR = 0.02  # share of the budget that may stay unused
 MAX_MULTIPLIER = 2**20

@@ -18,10 +18,10 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from compiler.ir import INPUT, OUTPUT, Attrs, Graph, Node, TensorType, attrs_of
+from compiler.errors import PassError
+from compiler.ir.graph import INPUT, OUTPUT, Attrs, Graph, Node, TensorType, attrs_of
 from compiler.ops import Cost, Reads, cost, infer, input_shapes, op, read_attrs
 from compiler.passes.infer_types import infer_types
-from graphspec.errors import PassError
 
 NAME = "widen"
 CONSTANT = ""  # the key of a sum's constant part; the others are ids of nodes that write their channels

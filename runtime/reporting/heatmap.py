@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from compiler.ir import Graph, gate_scope
+from compiler.ir.graph import Graph, gate_scope
 from runtime.reporting.record import GateHistory
 
 SMALL, LARGE = 9.0, 17.0  # side of a cell, in pixels

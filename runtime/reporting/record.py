@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compiler.ir import Graph
+from compiler.errors import PassError, RunError
+from compiler.ir.graph import Graph
+from compiler.ir.text import from_json
 from compiler.passes.prune_zero_edges import prune
-from compiler.text import from_json
-from graphspec.errors import PassError, RunError
-from runtime.files import guarded
-from runtime.rundir import JobDir, RunDir
+from runtime.rundir.directory import JobDir, RunDir
+from runtime.rundir.files import guarded
 
 Record = Mapping[str, Any]
 

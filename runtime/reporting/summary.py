@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from compiler.costs import total_cost
+from compiler.analysis.costs import total_cost
 from runtime.reporting.record import RunRecord
-from runtime.study import Figure
+from runtime.rundir.study import Figure
 
 PERCENT, COUNT, MILLISECONDS, ERROR = "{:.2%}", "{:,.0f}", "{:.3f} ms", "{:.1e}"
 BATCH = THREADS = 1  # of the latency in the summary; the report has all of them

@@ -10,10 +10,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from compiler.costs import CostTable, Row, cost_table
-from compiler.ir import Graph
+from compiler.analysis.costs import CostTable, Row, cost_table
+from compiler.ir.graph import Graph
+from compiler.language.config import Configuration
 from compiler.ops import Cost
-from graphspec.config import Configuration
 from runtime.reporting.record import Record, RunRecord
 
 

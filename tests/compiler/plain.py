@@ -13,7 +13,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from compiler.ir import INPUT, OUTPUT, Block, Graph
+from compiler.ir.graph import INPUT, OUTPUT, Block, Graph
 from compiler.ops import Reads, node_tensors, op
 from tests import interpreter
 from tests.graphs import graph_of

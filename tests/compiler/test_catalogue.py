@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import nn
 
-from compiler.ir import Node, TensorType, attrs_of
-from compiler.lowering.onnx_ops import ONNX
-from compiler.lowering.torch_ops import TORCH, torch_module
+from compiler.ir.graph import Node, TensorType, attrs_of
+from compiler.lowering.onnx.nodes import ONNX
+from compiler.lowering.torch.modules import TORCH, torch_module
 from compiler.ops import (
     Op,
     OpAttrs,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from channel_scale.op import ChannelScaleAttrs
-from compiler.ir import Node
-from compiler.lowering.onnx_ops import Writer
+from compiler.ir.graph import Node
+from compiler.lowering.onnx.nodes import Writer
 
 
 def emit(writer: Writer, node: Node, attrs: ChannelScaleAttrs, inputs: list[str]) -> str:

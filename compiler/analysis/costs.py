@@ -1,0 +1,85 @@
+"""Costs of a graph from its static shapes: per node, block, stage and in total.
+
+The same numbers drive `graphspec compile`'s table, the adaptive penalties, the width multiplier and the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from compiler.ir.graph import INPUT, OUTPUT, Block, Edge, Graph
+from compiler.ops import Cost, node_cost
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the cost table."""
+
+    name: str
+    kind: str  # block kind; empty for a stage or the total
+    nodes: int
+    edges: int
+    gates: int
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """Rows per block and per stage, and the whole network."""
+
+    blocks: tuple[Row, ...]
+    stages: tuple[Row, ...]
+    total: Row
+
+
+def node_costs(graph: Graph) -> dict[str, Cost]:
+    """Cost of every node; the graph must be typed."""
+    return {node.id: node_cost(graph, node) for node in graph.nodes()}
+
+
+def total_cost(graph: Graph) -> Cost:
+    """Cost of the whole network per image; parameters are counted once."""
+    return sum(node_costs(graph).values(), Cost())
+
+
+def block_of(graph: Graph) -> dict[str, Block]:
+    """The block every node belongs to."""
+    by_id = {block.id: block for block in graph.blocks}
+    found = {}
+    for node in graph.nodes():
+        segments = node.id.split(".")
+        for length in range(len(segments) - 1, 0, -1):
+            block = by_id.get(".".join(segments[:length]))
+            if block is not None:
+                found[node.id] = block
+                break
+    return found
+
+
+def cost_table(graph: Graph) -> CostTable:
+    """Costs per block, stage and in total. Gates shared by several blocks count once in the total."""
+    costs, home = node_costs(graph), block_of(graph)
+    members: dict[str, list[str]] = {block.id: [] for block in graph.blocks}
+    for node_id, block in home.items():
+        members[block.id].append(node_id)
+    blocks = tuple(_row(graph, block.id, block.kind, members[block.id], costs) for block in graph.blocks)
+    stages: dict[str, list[str]] = {}
+    for block in graph.blocks:
+        stages.setdefault(block.stage, []).extend(members[block.id])
+    everything = [n.id for n in graph.nodes() if n.id not in (INPUT, OUTPUT)]
+    return CostTable(
+        blocks,
+        tuple(_row(graph, stage, "", ids, costs) for stage, ids in stages.items()),
+        _row(graph, graph.name, "", everything, costs, extra_edges=len(graph.inputs(OUTPUT))),
+    )
+
+
+def _row(
+    graph: Graph, name: str, kind: str, ids: Iterable[str], costs: Mapping[str, Cost], extra_edges: int = 0
+) -> Row:
+    ids = list(ids)
+    edges: list[Edge] = [edge for node_id in ids for edge in graph.inputs(node_id)]
+    gates = {edge.gate for edge in edges if edge.gate is not None}
+    total = sum((costs[node_id] for node_id in ids), Cost())
+    return Row(name, kind, len(ids), len(edges) + extra_edges, len(gates), total)

@@ -1,0 +1,62 @@
+"""What must stay: a path from the input to the output, whatever the gates say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+
+from compiler.analysis.costs import node_costs
+from compiler.ir.graph import INPUT, OUTPUT, Edge, Graph
+
+
+def shortest_path(graph: Graph, length: Callable[[Edge], float]) -> list[Edge]:
+    """The edges from the input to the output with the smallest sum of lengths (none below 0); linear in the edges.
+
+    A path through a `zero` node carries nothing and does not count; elaboration sees to it that there is another.
+    """
+    silent = {node.id for node in graph.nodes() if node.op == "zero"}
+    best: dict[str, float] = {INPUT: 0.0}
+    via: dict[str, Edge] = {}
+    for edge in graph.edges():
+        if edge.src in silent:
+            continue
+        total = best.get(edge.src, math.inf) + length(edge)
+        if total < best.get(edge.dst, math.inf):
+            best[edge.dst], via[edge.dst] = total, edge
+    path: list[Edge] = []
+    node_id = OUTPUT
+    while node_id != INPUT:
+        path.append(via[node_id])
+        node_id = path[-1].src
+    return path[::-1]
+
+
+def reopened(graph: Graph, closed: Collection[str], cost: Callable[[Edge], float]) -> list[str]:
+    """Gates among `closed` to keep open so that the input still reaches the output; empty if it does already.
+
+    They lie on the path whose closed edges have the smallest sum of `cost`; open edges cost nothing.
+    """
+    shut = frozenset(closed)
+    path = shortest_path(graph, lambda edge: cost(edge) if edge.gate in shut else 0.0)
+    return list(dict.fromkeys(edge.gate for edge in path if edge.gate is not None and edge.gate in shut))
+
+
+def kept_by_strength(graph: Graph, closed: Collection[str], strength: Mapping[str, float]) -> list[str]:
+    """The gates to keep open where closing all of `closed` would cut the network: the strongest that mend it."""
+    return reopened(graph, closed, lambda edge: 1.0 / (1e-12 + max(strength.get(edge.gate or "", 0.0), 0.0)))
+
+
+def smallest_closed(graph: Graph) -> set[str]:
+    """The gates to close for the cheapest network of the space; ties in multiply-adds go to fewer bytes moved.
+
+    Where a path without gates leads to the output, all gates: no network of the space is cheaper. Else all but those
+    on the path whose nodes have the fewest multiply-adds. That is the cheapest network if every edge has a gate of its
+    own and every op sums its inputs; gates shared by blocks, and ungated edges beside the path, keep more alive, and
+    another path may then be cheaper.
+    """
+    gates = set(graph.gates())
+    if not reopened(graph, gates, lambda edge: 1.0):
+        return gates
+    costs = {node_id: cost.flops + 1e-12 * cost.mac_bytes for node_id, cost in node_costs(graph).items()}
+    path = shortest_path(graph, lambda edge: costs[edge.dst])
+    return gates - {edge.gate for edge in path if edge.gate is not None}

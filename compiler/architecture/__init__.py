@@ -1,0 +1,1 @@
+"""Found architectures: the document, transfer to another network, random ones."""

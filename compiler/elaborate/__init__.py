@@ -1,0 +1,1 @@
+"""Elaborate: Spec -> Graph."""

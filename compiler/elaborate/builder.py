@@ -1,0 +1,333 @@
+"""Elaborate: Spec -> Graph. Instantiates every block template of the network with concrete sizes.
+
+Symbols of a block's type are solved from the values it reads; channels that are not written follow from the declared
+output type (`out` and what merely passes its channels on), else from the input. All mistakes of the spec are
+collected and raised together as one SpecError.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from compiler.elaborate.template import MAX_EDGES, OUT, Reporter, Template, TemplateNode, make_template, resolve_op
+from compiler.errors import Diagnostic, SpecError, did_you_mean
+from compiler.garbage import collector_paused
+from compiler.ir.graph import INPUT, OUTPUT, Attrs, Block, Graph, Node, Phase, TensorType, attrs_of
+from compiler.language.dims import Dim, DimError
+from compiler.language.parse import parse
+from compiler.language.spec import BlockSpec, NetworkEntry, Path, Spec
+from compiler.ops import TypeMismatchError, explain_attr_errors, infer, op, read_attrs
+
+MAX_NODES = 150_000  # nodes of the elaborated network
+_FREE_CHANNELS = frozenset({"concat", "flatten", "mean"})  # ops whose channels do not pass on to what they read
+
+
+def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> tuple[Spec, Graph]:
+    """Parse and elaborate a spec file; SpecError with every independent mistake of structure and of meaning."""
+    parsed = parse(path, overrides)
+    if parsed.spec is None:
+        raise SpecError(parsed.diagnostics)
+    return parsed.spec, elaborate(parsed.spec, parsed.diagnostics)
+
+
+def elaborate(spec: Spec, problems: Iterable[Diagnostic] = ()) -> Graph:
+    """The search graph of a spec, typed; SpecError with every mistake found, after those that parsing found."""
+    with collector_paused():
+        return _elaborate(spec, problems)
+
+
+def _elaborate(spec: Spec, problems: Iterable[Diagnostic]) -> Graph:
+    report = Reporter(spec)
+    report.found += problems
+    for shorthand in spec.ops.values():
+        resolve_op(spec, shorthand, report)
+    templates = {name: make_template(spec, block, report) for name, block in spec.blocks.items()}
+    builder = _Builder(spec, report, templates)
+    builder.run()
+    if report.found:
+        raise SpecError(report.found)
+    return builder.graph
+
+
+@dataclass
+class _Builder:
+    spec: Spec
+    report: Reporter
+    templates: Mapping[str, Template | None]
+    graph: Graph = field(init=False)
+    values: dict[str, list[str]] = field(init=False)  # entry name -> node ids of its values, the last one last
+    failed: set[Path] = field(default_factory=set)  # definitions already reported: instances repeat their mistakes
+
+    def __post_init__(self) -> None:
+        self.graph = Graph(self.spec.name, Phase.SEARCH)
+        self.graph.add(Node(INPUT, INPUT, type=TensorType(self.spec.input)))
+        self.values = {"in": [INPUT]}
+
+    def run(self) -> None:
+        """Build every entry in order, then the output."""
+        entries = {entry.name: entry for entry in self.spec.network}
+        if not self._entries_are_known(entries) or self._sizes_are_broken() or not self._fits():
+            return
+        blocks: list[Block] = []
+        for entry in self._ordered(entries):
+            made = self._entry(entry)
+            if made is None:
+                return  # nothing can be said about what reads it
+            blocks += made
+        if self.report.found or not blocks:
+            return
+        self.graph.blocks = tuple(blocks)
+        self._connect_output(blocks[-1])
+
+    def _sizes_are_broken(self) -> bool:
+        """Whether the parser has left out something that the network's sizes and order follow from."""
+        return any(path[0] in ("network", "input", "classes", "symbols") for path in self.spec.broken)
+
+    def _fits(self) -> bool:
+        repeats = Counter(dict.fromkeys(self.templates, 0))
+        for entry in self.spec.network:
+            repeats[entry.block] += entry.repeat or 1
+        blocks = [(template, repeats[name]) for name, template in self.templates.items() if template is not None]
+        nodes = sum(len(template.nodes) * count for template, count in blocks)
+        edges = sum(sum(len(node.sources) for node in template.nodes) * count for template, count in blocks)
+        instances = sum(repeats.values())
+        fits = max(nodes, instances) <= MAX_NODES and edges <= MAX_EDGES
+        if not fits:
+            size = f"{instances} blocks, {nodes} nodes and {edges} edges"
+            self.report.error(
+                ("network",),
+                f"the network would have {size}; at most {MAX_NODES} nodes and {MAX_EDGES} edges are allowed",
+            )
+        return fits
+
+    # -- entries of the network -------------------------------------------------------------------------------------
+
+    def _ordered(self, entries: Mapping[str, NetworkEntry]) -> list[NetworkEntry]:
+        """Entries after the entries they read, the one that nothing reads last; wrong ones are reported."""
+        read = {source for entry in entries.values() for source in entry.inputs}
+        unread = [entry for entry in entries.values() if entry.name not in read]
+        for entry in unread[:-1]:
+            self.report.error(entry.path, f"nothing reads {entry.name!r}; the network's output is {unread[-1].name!r}")
+        return _topological(list(entries.values()), self.report) if len(unread) == 1 else []
+
+    def _entries_are_known(self, entries: Mapping[str, NetworkEntry]) -> bool:
+        before = len(self.report.found)
+        known = ["in", *entries]
+        for entry in entries.values():
+            for source in entry.inputs:
+                if source not in known and ("network", source) not in self.spec.broken:
+                    hint = did_you_mean(source, known)
+                    self.report.error((*entry.path, "from"), f"unknown network entry {source!r}{hint}")
+            if entry.block not in self.spec.blocks and not self._is_broken_block(entry.block):
+                hint = did_you_mean(entry.block, self.spec.blocks)
+                self.report.error((*entry.path, "block"), f"unknown block {entry.block!r}{hint}")
+        return len(self.report.found) == before
+
+    def _is_broken_block(self, name: str) -> bool:
+        return not {("blocks",), ("blocks", name)}.isdisjoint(self.spec.broken)
+
+    def _entry(self, entry: NetworkEntry) -> list[Block] | None:
+        if entry.block not in self.spec.blocks:
+            return None  # left out because of a mistake reported already
+        definition = self.spec.blocks[entry.block]
+        history = [self.values[name][-1] for name in reversed(entry.inputs)]
+        count = len(definition.type.inputs)
+        if not entry.repeat and len(history) != count:
+            message = f"block {entry.block!r} takes {count} values, but {entry.name!r} reads {len(history)}"
+            self.report.error((*entry.path, "from"), message)
+            return None
+        made = []
+        for index in range(entry.repeat or 1):
+            block_id = entry.name if entry.repeat is None else f"{entry.name}.block{index}"
+            sources = [history[max(len(history) - 1 - i, 0)] for i in range(count)]
+            block = self._instance(definition, block_id, entry, tuple(sources))
+            if block is None:
+                return None
+            made.append(block)
+            history.append(block.output)
+        self.values[entry.name] = history
+        return made
+
+    def _connect_output(self, last: Block) -> None:
+        found = self.graph.node(last.output).shape
+        if found not in ((self.spec.classes,), (self.spec.classes, 1, 1)):
+            self.report.error(
+                self.spec.network[-1].path,
+                f"the network gives {TensorType(found)}, but `classes` asks for {self.spec.classes} values; "
+                f"end it with a block of type [C, H, W] -> [classes]",
+            )
+            return
+        self.graph.add(Node(OUTPUT, OUTPUT, type=TensorType(found)))
+        self.graph.connect(last.output, OUTPUT)
+
+    # -- one block --------------------------------------------------------------------------------------------------
+
+    def _instance(self, block: BlockSpec, block_id: str, entry: NetworkEntry, sources: tuple[str, ...]) -> Block | None:
+        symbols = self._bind(block, block_id, entry, sources)
+        if symbols is None:
+            return None
+        try:
+            declared = tuple(dim.evaluate(symbols) for dim in block.type.output)
+            if min(declared) < 1:
+                raise DimError(f"{block.type} gives {TensorType(declared)}: every size must be at least 1")
+        except DimError as error:
+            self._fail((*block.path, "type"), f"block {block.name!r} in {block_id}: {error}")
+            return None
+        output = self._fill(block, block_id, entry, sources, symbols, declared)
+        if output is None:  # reported; the declared type stands in, so that the rest of the network is checked too
+            output = f"{block_id}.declared"
+            self.graph.add(Node(output, "identity", type=TensorType(declared)))
+        stage = entry.name if entry.repeat is not None else block_id
+        return Block(block_id, block.name, stage, sources, output)
+
+    def _fill(
+        self,
+        block: BlockSpec,
+        block_id: str,
+        entry: NetworkEntry,
+        sources: tuple[str, ...],
+        symbols: Mapping[str, int],
+        declared: tuple[int, ...],
+    ) -> str | None:
+        """Add the instance's nodes; the id of its output, or None if a node does not fit (reported)."""
+        template = self.templates[block.name]
+        if template is None:
+            return None
+        values = self._input_values(template, block_id, sources)
+        scope = _gate_scope(block, block_id, entry)
+        demands = _demanded_channels(template, declared[0])
+        for node in template.nodes:
+            if not self._node(node, block_id, scope, symbols, values, demands):
+                return None
+        found = self.graph.node(values[OUT]).shape
+        if found != declared:
+            self._fail(
+                (*block.path, "type"),
+                f"block {block.name!r} in {block_id}: its type says it gives {TensorType(declared)}, "
+                f"but {OUT!r} gives {TensorType(found)}",
+            )
+            return None
+        return values[OUT]
+
+    def _input_values(self, template: Template, block_id: str, sources: tuple[str, ...]) -> dict[str, str]:
+        """Node ids of the block's inputs; a value taken twice passes through an identity, so that edges stay unique."""
+        values: dict[str, str] = {}
+        for name, source in zip(template.inputs, sources, strict=True):
+            if source in values.values():
+                twin = Node(f"{block_id}.{name}", "identity", type=self.graph.node(source).type)
+                self.graph.add(twin)
+                self.graph.connect(source, twin.id)
+                source = twin.id
+            values[name] = source
+        return values
+
+    def _bind(
+        self, block: BlockSpec, block_id: str, entry: NetworkEntry, sources: tuple[str, ...]
+    ) -> dict[str, int] | None:
+        symbols = dict(self.spec.symbols)
+        for dims, source in zip(block.type.inputs, sources, strict=True):
+            shape = self.graph.node(source).shape
+            wanted = "[" + ", ".join(map(str, dims)) + "]"
+            try:
+                if len(dims) != len(shape):
+                    raise DimError(f"expected {len(dims)} dimensions, found {len(shape)}")
+                for dim, size in zip(dims, shape, strict=True):
+                    dim.bind(size, symbols)
+            except DimError as error:
+                found = f"{source!r} gives [{', '.join(map(str, shape))}]"
+                self._fail(entry.path, f"{block_id}: block {block.name!r} takes {wanted}, but {found}: {error}")
+                return None
+        return symbols
+
+    def _node(
+        self,
+        node: TemplateNode,
+        block_id: str,
+        scope: str,
+        symbols: Mapping[str, int],
+        values: dict[str, str],
+        demands: Mapping[str, int],
+    ) -> bool:
+        types = [TensorType(self.graph.node(values[s.name]).shape) for s in node.sources]
+        try:
+            attrs = _concrete_attrs(node, symbols, demands, types)
+            made = infer(node.op, attrs, types)
+        except DimError as error:
+            self._fail(node.path, f"{node.name!r} in {block_id}: {error}")
+            return False
+        except ValidationError as error:
+            for attr, message in explain_attr_errors(node.op, error):
+                self._fail((*node.path, attr), f"{node.name!r} in {block_id}: {message}")
+            return False
+        except TypeMismatchError as error:
+            self._type_error(node, block_id, types, error)
+            return False
+        node_id = f"{block_id}.{node.name}"
+        self.graph.add(Node(node_id, node.op, attrs, made))
+        for source in node.sources:
+            gate = f"{scope}/{node.name}<{source.name}" if source.gated else None
+            self.graph.connect(values[source.name], node_id, gate)
+        values[node.name] = node_id
+        return True
+
+    def _type_error(self, node: TemplateNode, block_id: str, types: list[TensorType], error: TypeMismatchError) -> None:
+        """Report at the first edge whose type differs from the first one, naming both ends."""
+        odd = next((i for i, t in enumerate(types) if t != types[0]), 0)
+        ends = ", ".join(f"{node.sources[i].name!r} gives {types[i]}" for i in dict.fromkeys((0, odd)))
+        message = f"edge from {node.sources[odd].name!r} to {node.name!r} in {block_id}: {error} ({ends})"
+        self._fail(node.sources[odd].path, message)
+
+    def _fail(self, path: Path, message: str) -> None:
+        if path not in self.failed:
+            self.failed.add(path)
+            piece = path[:2] if path[0] == "blocks" else path
+            self.report.error(path, message, [piece, ("symbols",), ("input",), ("classes",), ("network",)])
+
+
+def _gate_scope(block: BlockSpec, block_id: str, entry: NetworkEntry) -> str:
+    if block.share == "block":
+        return block.name
+    return f"{entry.name}.{block.name}" if block.share == "stage" else block_id
+
+
+def _demanded_channels(template: Template, channels: int) -> dict[str, int]:
+    """Channels that `out`'s declared type asks of nodes: passed back through ops that keep their channels."""
+    demands = {OUT: channels}
+    for node in reversed(template.nodes):
+        row = op(node.op)
+        if node.name in demands and not row.sets_channels and node.op not in _FREE_CHANNELS:
+            for source in node.sources:
+                demands.setdefault(source.name, demands[node.name])
+    return demands
+
+
+def _concrete_attrs(
+    node: TemplateNode, symbols: Mapping[str, int], demands: Mapping[str, int], types: list[TensorType]
+) -> Attrs:
+    """Attributes with sizes evaluated and channels filled in; DimError or ValidationError if they are wrong."""
+    attrs: dict[str, Any] = {k: v.evaluate(symbols) if isinstance(v, Dim) else v for k, v in node.attrs.items()}
+    if op(node.op).sets_channels and attrs.get("channels") is None:
+        attrs["channels"] = demands.get(node.name, types[0].shape[0])
+    made = attrs_of(attrs)
+    read_attrs(node.op, made)
+    return made
+
+
+def _topological(entries: list[NetworkEntry], report: Reporter) -> list[NetworkEntry]:
+    done: dict[str, NetworkEntry] = {}
+    waiting = list(entries)
+    while waiting:
+        ready = [e for e in waiting if all(s == "in" or s in done for s in e.inputs)]
+        if not ready:
+            names = ", ".join(repr(e.name) for e in waiting)
+            report.error(waiting[0].path, f"these network entries read each other in a cycle: {names}")
+            return []
+        done.update((e.name, e) for e in ready)
+        waiting = [e for e in waiting if e.name not in done]
+    return list(done.values())

@@ -1,0 +1,392 @@
+"""Block templates: a block as written, with sugar expanded and names resolved, before any size is known.
+
+Levels, choices and patterns become plain nodes and edges here; unknown ops, attributes and names, cycles, unreachable
+nodes and misplaced gates are found here, once per block and not once per instance.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import re
+import typing
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from pydantic import ValidationError
+
+from compiler.errors import Diagnostic, Place, did_you_mean
+from compiler.language.dims import Dim, DimError
+from compiler.language.spec import BlockSpec, LevelsSpec, NodeSpec, OpSpec, Path, Spec
+from compiler.ops import OpAttrs, UnknownOpError, explain_attr_errors, known_ops, op
+
+OUT = "out"
+MAX_EDGES = 300_000  # of one block, and of the elaborated network
+_ANY_SIZE = Dim("1")  # stands in for a size that cannot be read
+_SIZED = re.compile(r"(?P<op>.+)_(?P<kernel>\d+)x(?P=kernel)")
+
+
+@dataclass(frozen=True)
+class Source:
+    """An edge of a template: the local name it reads, whether it is gated, and where it is written."""
+
+    name: str
+    gated: bool
+    path: Path
+
+
+@dataclass(frozen=True)
+class TemplateNode:
+    """A node of a template; sizes among `attrs` may still be expressions (`Dim`)."""
+
+    name: str
+    op: str
+    attrs: Mapping[str, Any]
+    sources: tuple[Source, ...]
+    path: Path
+
+
+@dataclass(frozen=True)
+class Template:
+    """A block's nodes, each after the nodes it reads; `inputs` are the names of the values the block takes."""
+
+    block: BlockSpec
+    inputs: tuple[str, ...]
+    nodes: tuple[TemplateNode, ...]
+
+
+class Reporter:
+    """Collects diagnostics: a wrong piece is reported and left out, the rest goes on."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        self.found: list[Diagnostic] = []
+
+    def error(self, path: Path, message: str, follows_from: Iterable[Path] = ()) -> None:
+        """Note a mistake at this place, or at the first override among the pieces that it follows from."""
+        place: Place = self.spec.place(*path)
+        overrides = (self.spec.override_in(*piece) for piece in follows_from)
+        override = next((found for found in overrides if found is not None), None)
+        if override is not None and place.file != override.file:
+            place, message = override, f"{message} (at {place})"
+        self.found.append(Diagnostic(place, message))
+
+
+def input_names(count: int) -> tuple[str, ...]:
+    """`in`, or `in0`, `in1`, ... for a block that takes several values."""
+    return ("in",) if count == 1 else tuple(f"in{i}" for i in range(count))
+
+
+def make_template(spec: Spec, block: BlockSpec, report: Reporter) -> Template | None:
+    """The block's template; None if anything in it is wrong (reported)."""
+    before = len(report.found)
+    inputs = input_names(len(block.type.inputs))
+    if block.levels is not None and not _levels_fit(block.levels, report):
+        return None
+    nodes = _expand(spec, block, inputs, report)
+    if any(path[: len(block.path)] == block.path for path in spec.broken):
+        return None  # reported while parsing; what its missing pieces lead to is no news
+    if any(node.op not in known_ops() for node in nodes.values()):
+        return None  # reported here, or the shorthand was left out
+    if OUT not in nodes and len(report.found) == before:
+        hint = did_you_mean(OUT, nodes)
+        report.error(block.path, f"block {block.name!r} has no node {OUT!r}, which is its output{hint}")
+    if len(report.found) > before:
+        return None
+    ordered = _in_order(nodes, inputs, report)
+    if ordered is None:
+        return None
+    template = Template(block, inputs, ordered)
+    _check_reachable(template, report)
+    if len(report.found) == before:
+        _check_gates(template, report)
+        _check_zeros(template, report)
+    return template if len(report.found) == before else None
+
+
+# -- sugar ----------------------------------------------------------------------------------------------------------
+
+
+def _expand(spec: Spec, block: BlockSpec, inputs: tuple[str, ...], report: Reporter) -> dict[str, TemplateNode]:
+    """All nodes by name, levels and choices spelt out; mistakes are reported."""
+    nodes = {node.name: node for node in _level_nodes(spec, block, inputs, report)}
+    names = dict.fromkeys([*nodes, *block.nodes, *_broken_names(spec, (*block.path, "nodes"))])
+    edges = 0
+    for name, node in block.nodes.items():
+        sources = _sources(spec, block, node, name, names, inputs, report)
+        edges += len(sources) * max(1, len(node.choose))
+        if edges > MAX_EDGES:
+            report.error(block.path, f"block {block.name!r} has more than {MAX_EDGES} edges")
+            break
+        if node.choose:
+            for made in _choice_nodes(spec, name, node, sources, report):
+                nodes[made.name] = made
+        else:
+            resolved = resolve_op(spec, node.op, report)
+            nodes[name] = TemplateNode(name, *resolved, sources, node.path)
+    return nodes
+
+
+def _broken_names(spec: Spec, path: Path) -> list[str]:
+    """Names of the pieces below `path` that were left out because of mistakes reported already."""
+    return [str(p[len(path)]) for p in spec.broken if len(p) > len(path) and p[: len(path)] == path]
+
+
+def _levels_fit(levels: LevelsSpec, report: Reporter) -> bool:
+    """Whether the levels have few enough edges to be spelt out; reported if not."""
+    nodes = levels.count * len(levels.ops)
+    edges = nodes + nodes * (nodes - len(levels.ops)) // 2
+    if edges > MAX_EDGES:
+        message = f"{levels.count} levels of {len(levels.ops)} ops have {edges} edges; at most {MAX_EDGES} are allowed"
+        report.error((*levels.path, "count"), message)
+    return edges <= MAX_EDGES
+
+
+def _level_nodes(spec: Spec, block: BlockSpec, inputs: tuple[str, ...], report: Reporter) -> Iterable[TemplateNode]:
+    levels = block.levels
+    if levels is None:
+        return
+    is_broken = (*block.path, "nodes", levels.source) in spec.broken
+    if levels.source not in inputs and levels.source not in block.nodes and not is_broken:
+        known = [*inputs, *block.nodes]
+        report.error((*levels.path, "from"), f"unknown node {levels.source!r}{did_you_mean(levels.source, known)}")
+    resolved = [resolve_op(spec, written, report) for written in levels.ops]
+    earlier: list[str] = []
+    for level in range(levels.count):
+        first = Source(levels.source, levels.gated and (level > 0 or levels.gate_input), levels.path)
+        sources = (first, *(Source(name, levels.gated, levels.path) for name in earlier))
+        made = [f"level{level}.{written.label}" for written in levels.ops]
+        for name, written, (op_name, attrs) in zip(made, levels.ops, resolved, strict=True):
+            yield TemplateNode(name, op_name, attrs, sources, written.path)
+        earlier += made
+
+
+def _choice_nodes(
+    spec: Spec, name: str, node: NodeSpec, sources: tuple[Source, ...], report: Reporter
+) -> Iterable[TemplateNode]:
+    """One node for every op of the choice on every edge, and the node that merges them through gates."""
+    resolved = [(written, *resolve_op(spec, written, report)) for written in node.choose]
+    merged = []
+    for source in sources:
+        for written, op_name, attrs in resolved:
+            made = f"{name}.{source.name.replace('.', '_')}.{written.label}".replace(".in.", ".from_in.")
+            yield TemplateNode(made, op_name, attrs, (source,), written.path)
+            merged.append(Source(made, True, node.path))
+    yield TemplateNode(name, *resolve_op(spec, node.op, report), tuple(merged), node.path)
+
+
+def _sources(
+    spec: Spec,
+    block: BlockSpec,
+    node: NodeSpec,
+    name: str,
+    names: Collection[str],
+    inputs: tuple[str, ...],
+    report: Reporter,
+) -> tuple[Source, ...]:
+    """The node's edges with patterns spelt out (`levels.*` reads every level node)."""
+    found: dict[str, Source] = {}
+    for edge in node.inputs:
+        matches = _matches(edge.source, name, names, inputs)
+        for source in matches:
+            if source in found:
+                report.error(edge.path, f"{name!r} reads {source!r} twice")
+            found[source] = Source(source, edge.gated, edge.path)
+        if not matches and not _may_be_broken(spec, block, edge.source):
+            known = [*inputs, *names]
+            what = "no node matches" if "*" in edge.source else "unknown node"
+            hint = did_you_mean(edge.source, known)
+            if edge.source == "in" and len(inputs) > 1:
+                hint = f"; this block takes {len(inputs)} values, called {', '.join(inputs)}"
+            report.error(edge.path, f"{what} {edge.source!r}{hint}")
+    return tuple(found.values())
+
+
+def _may_be_broken(spec: Spec, block: BlockSpec, source: str) -> bool:
+    """Whether the name may stand for a level node that is missing because the levels have a mistake."""
+    levels_are_broken = any(p[: len(block.path) + 1] == (*block.path, "levels") for p in spec.broken)
+    return levels_are_broken and source.startswith("level")
+
+
+def _matches(pattern: str, name: str, names: Collection[str], inputs: tuple[str, ...]) -> list[str]:
+    if "*" not in pattern:
+        return [pattern] if pattern in inputs or pattern in names else []
+    if pattern == "levels.*":
+        return [n for n in names if n.startswith("level") and "." in n]
+    return [n for n in names if n != name and fnmatchcase(n, pattern)]
+
+
+# -- ops and attributes ---------------------------------------------------------------------------------------------
+
+
+def resolve_op(spec: Spec, written: OpSpec, report: Reporter) -> tuple[str, dict[str, Any]]:
+    """Catalogue name and attributes of an op as written, shorthands and `_KxK` sizes resolved; mistakes reported."""
+    name, attrs = written.op, dict(written.attrs)
+    shorthand = spec.ops.get(name)
+    if shorthand is not None:
+        name, attrs = shorthand.op, {**shorthand.attrs, **attrs}
+    sized = _SIZED.fullmatch(name)
+    if sized and name not in known_ops() and sized["op"] in known_ops():
+        name, attrs = sized["op"], {"kernel": int(sized["kernel"]), **attrs}
+    try:
+        row = op(name)
+    except UnknownOpError:
+        if ("ops", name) in spec.broken:
+            return name, attrs
+        hint = did_you_mean(name, [*spec.ops, *_op_spellings()]) or "; `graphspec ops` lists all ops"
+        path = written.path if shorthand is None else shorthand.path
+        report.error((*path, "op"), f"unknown op {name!r}{hint}")
+        return name, attrs
+    if name in ("input", "output"):
+        report.error((*written.path, "op"), f"the op {name!r} is the compiler's own; read `in`, and call a node `out`")
+        return name, attrs
+    places = {attr: (*shorthand.path, attr) for attr in shorthand.attrs} if shorthand is not None else {}
+    places |= {attr: (*written.path, attr) for attr in written.attrs}
+    attrs = _read_sizes(row.attrs, attrs, places, report)
+    _check_attrs(spec, name, attrs, written, places, report)
+    return name, attrs
+
+
+def _op_spellings() -> list[str]:
+    windowed = [name for name, row in known_ops().items() if "kernel" in row.attrs.model_fields]
+    sized = [f"{name}_{size}x{size}" for name in windowed for size in (1, 3, 5, 7)]
+    return [*known_ops(), *sized]
+
+
+def _takes_size(model: type[OpAttrs], attr: str) -> bool:
+    annotation = model.model_fields[attr].annotation
+    parts = [annotation, *typing.get_args(annotation)]
+    return any(part is int or int in typing.get_args(part) for part in parts)
+
+
+def _read_sizes(
+    model: type[OpAttrs], attrs: dict[str, Any], places: Mapping[str, Path], report: Reporter
+) -> dict[str, Any]:
+    """Expressions among integer attributes as `Dim`."""
+    read = dict(attrs)
+    for attr, value in attrs.items():
+        if isinstance(value, str) and attr in model.model_fields and _takes_size(model, attr):
+            try:
+                read[attr] = Dim.parse(value)
+            except DimError as error:
+                report.error(places[attr], f"{attr}: {error}")
+                read[attr] = _ANY_SIZE
+    return read
+
+
+def _check_attrs(
+    spec: Spec, name: str, attrs: Mapping[str, Any], written: OpSpec, places: Mapping[str, Path], report: Reporter
+) -> None:
+    stand_ins = {k: 1 if isinstance(v, Dim) else v for k, v in attrs.items()}
+    try:
+        op(name).read_attrs(stand_ins)
+    except ValidationError as error:
+        for attr, message in explain_attr_errors(name, error):
+            is_unknown = attr in places and attr not in op(name).attrs.model_fields
+            place = spec.key_place(*places[attr]) if is_unknown else spec.place(*places.get(attr, written.path))
+            report.found.append(Diagnostic(place, message))
+
+
+# -- the whole block ------------------------------------------------------------------------------------------------
+
+
+def _in_order(
+    nodes: Mapping[str, TemplateNode], inputs: tuple[str, ...], report: Reporter
+) -> tuple[TemplateNode, ...] | None:
+    """Nodes after the nodes they read, ties as written; None (reported) if there is a cycle."""
+    rank = {name: i for i, name in enumerate(nodes)}
+    names = list(rank)
+    missing = {name: sum(s.name not in inputs for s in node.sources) for name, node in nodes.items()}
+    users: dict[str, list[str]] = {name: [] for name in nodes}
+    for name, node in nodes.items():
+        for source in node.sources:
+            if source.name not in inputs:
+                users[source.name].append(name)
+    ready = [rank[name] for name, count in missing.items() if count == 0]
+    heapq.heapify(ready)
+    ordered: list[TemplateNode] = []
+    while ready:
+        name = names[heapq.heappop(ready)]
+        ordered.append(nodes[name])
+        for user in users[name]:
+            missing[user] -= 1
+            if missing[user] == 0:
+                heapq.heappush(ready, rank[user])
+    if len(ordered) == len(nodes):
+        return tuple(ordered)
+    cycle = _cycle({n for n, count in missing.items() if count > 0}, nodes)
+    message = f"these nodes read each other in a cycle: {' -> '.join([*cycle, cycle[0]])}"
+    report.error(nodes[cycle[0]].path, message, [nodes[name].path for name in cycle])
+    return None
+
+
+def _cycle(left: set[str], nodes: Mapping[str, TemplateNode]) -> list[str]:
+    """One cycle among nodes that could not be ordered, in the direction of the edges."""
+    walk: list[str] = [next(n for n in nodes if n in left)]
+    while True:
+        previous = next(s.name for s in nodes[walk[-1]].sources if s.name in left)
+        if previous in walk:
+            return list(reversed(walk[walk.index(previous) :]))
+        walk.append(previous)
+
+
+def _check_reachable(template: Template, report: Reporter) -> None:
+    """Every node must reach `out`, and every input must be read."""
+    needed = {OUT}
+    for node in reversed(template.nodes):
+        if node.name in needed:
+            needed.update(source.name for source in node.sources)
+    for node in template.nodes:
+        if node.name not in needed:
+            message = f"node {node.name!r} does not reach {OUT!r}: nothing that {OUT!r} needs reads it"
+            report.error(node.path, message, [template.block.path])
+    for name in template.inputs:
+        if name not in needed:
+            message = f"block {template.block.name!r} never reads its input {name!r}"
+            report.error((*template.block.path, "type"), message, [template.block.path])
+
+
+def _check_gates(template: Template, report: Reporter) -> None:
+    for node, source in gates_on_bridges(template):
+        report.error(
+            source.path,
+            f"the edge from {source.name!r} to {node.name!r} may not have a gate: every path through the block uses "
+            f"it, so closing it would cut the network; leave it ungated or add a path beside it",
+            [template.block.path],
+        )
+
+
+def _check_zeros(template: Template, report: Reporter) -> None:
+    """Some path from the inputs to `out` must not pass a `zero` op."""
+    carrying = set(template.inputs)
+    for node in template.nodes:
+        if node.op != "zero" and any(source.name in carrying for source in node.sources):
+            carrying.add(node.name)
+    if OUT not in carrying:
+        message = f"every path to {OUT!r} passes an op `zero`, so the block gives a constant; add a path without one"
+        report.error(template.nodes[-1].path, message, [template.block.path])
+
+
+def gates_on_bridges(template: Template) -> list[tuple[TemplateNode, Source]]:
+    """Gated edges that all paths from the block's inputs to its output use.
+
+    Every node lies on such a path, so an edge that all of them use has every other node before or behind it: its ends
+    stand next to each other in topological order, and no other edge spans the gap between them. The inputs hang on one
+    imagined node before them.
+    """
+    order = {name: i for i, name in enumerate([*template.inputs, *(node.name for node in template.nodes)])}
+    changes = [0] * (len(order) + 1)  # of the number of edges that span the gap before each position
+    ends = [(-1, order[name]) for name in template.inputs]
+    ends += [(order[source.name], order[node.name]) for node in template.nodes for source in node.sources]
+    for start, end in ends:
+        changes[start + 1] += 1
+        changes[end + 1] -= 1
+    spans = list(itertools.accumulate(changes))
+    return [
+        (node, source)
+        for node in template.nodes
+        for source in node.sources
+        if source.gated and order[node.name] == order[source.name] + 1 and spans[order[node.name]] == 1
+    ]

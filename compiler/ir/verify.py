@@ -1,0 +1,162 @@
+"""Verification: which graphs are legal in which phase, one function per rule.
+
+A rule's name is its id and its docstring its explanation (`graphspec rules` prints them). A rule yields
+`(where, message, hint)` for every violation; `verify` raises the first as a `RuleError`.
+"""
+
+from __future__ import annotations
+
+import keyword
+import re
+from collections.abc import Callable, Iterator
+
+from compiler.errors import RuleError
+from compiler.ir.graph import INPUT, OUTPUT, Graph, Phase
+from compiler.ops import TypeMismatchError, UnknownOpError, infer, op
+
+Violations = Iterator[tuple[str, str, str]]
+Rule = Callable[[Graph], Violations]
+
+SEGMENT = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def graph_is_acyclic(graph: Graph) -> Violations:
+    """No node reads its own value, directly or through others."""
+    cycle = graph.find_cycle()
+    if cycle:
+        yield cycle[0], f"cycle {' -> '.join(cycle)}", "remove one of these edges"
+
+
+def one_input_and_one_output(graph: Graph) -> Violations:
+    """There is one node of op `input`, called `input`, and one of op `output`, called `output`, which nobody reads."""
+    for node_id in (INPUT, OUTPUT):
+        if node_id not in graph or graph.node(node_id).op != node_id:
+            yield graph.name, f"no {node_id} node", f"add a node {node_id!r} of op {node_id!r}"
+    for node in graph.nodes():
+        if node.op in (INPUT, OUTPUT) and node.id != node.op:
+            yield node.id, f"a second {node.op} node", f"there is one {node.op}, called {node.op!r}"
+    if OUTPUT in graph and graph.users(OUTPUT):
+        yield OUTPUT, "the output is read by a node", "read the node before it"
+
+
+def ids_are_module_paths(graph: Graph) -> Violations:
+    """Ids are dotted Python names, no keywords: torch.fx turns them into attribute paths."""
+    for node in graph.nodes():
+        for segment in node.id.split("."):
+            if not SEGMENT.fullmatch(segment) or keyword.iskeyword(segment):
+                yield node.id, f"{segment!r} is no usable name", "use small letters, digits and _, and no keyword"
+
+
+def ops_are_known(graph: Graph) -> Violations:
+    """Every node's op is in the catalogue."""
+    for node in graph.nodes():
+        try:
+            op(node.op)
+        except UnknownOpError as error:
+            yield node.id, str(error), "`graphspec ops` lists all ops"
+
+
+def slots_are_dense(graph: Graph) -> Violations:
+    """The edges into a node are numbered 0, 1, 2, ... without gaps."""
+    for node in graph.nodes():
+        slots = [edge.slot for edge in graph.inputs(node.id)]
+        if slots != list(range(len(slots))):
+            yield node.id, f"slots {slots}", "renumber the edges (Graph.restricted_to does)"
+
+
+def every_op_has_inputs(graph: Graph) -> Violations:
+    """Only the input reads nothing, and the output reads exactly one value."""
+    for node in graph.nodes():
+        count = len(graph.inputs(node.id))
+        if (node.op == INPUT) != (count == 0):
+            yield node.id, f"{node.op} reads {count} values", "connect it or remove it"
+        if node.op == OUTPUT and count > 1:
+            yield node.id, f"the output reads {count} values", "merge them first"
+
+
+def output_edge_has_no_gate(graph: Graph) -> Violations:
+    """The edge into the output carries no gate: scaling the logits is no choice of architecture."""
+    for edge in graph.inputs(OUTPUT):
+        if edge.gate is not None:
+            yield OUTPUT, f"gate {edge.gate!r} on the edge from {edge.src!r}", "put the gate further up"
+
+
+def every_node_on_a_path(graph: Graph) -> Violations:
+    """Every node is reached from the input and reaches the output."""
+    alive = graph.descendants(INPUT) & graph.ancestors(OUTPUT) | {INPUT, OUTPUT}
+    for node in graph.nodes():
+        if node.id not in alive:
+            yield node.id, "stands on no path from the input to the output", "connect it or remove it"
+
+
+def every_type_known(graph: Graph) -> Violations:
+    """Every node has a type."""
+    for node in graph.nodes():
+        if node.type is None:
+            yield node.id, "has no type", "run infer-types"
+
+
+def types_follow_the_ops(graph: Graph) -> Violations:
+    """Every node's type is what its op gives for the types it reads."""
+    for node in graph.nodes():
+        if node.op == INPUT or node.type is None:
+            continue
+        types = [t for e in graph.inputs(node.id) if (t := graph.node(e.src).type) is not None]
+        try:
+            found = infer(node.op, node.attrs, types)
+        except TypeMismatchError as error:
+            yield node.id, str(error), "change the op's attributes or what it reads"
+        else:
+            if found != node.type:
+                yield node.id, f"says {node.type}, its op gives {found}", "run infer-types"
+
+
+def gates_are_scoped(graph: Graph) -> Violations:
+    """A gate id is `<scope>/<name>`: the scope says which gate vector it belongs to."""
+    for gate in graph.gates():
+        scope, slash, name = gate.partition("/")
+        if not (scope and slash and name):
+            yield gate, "has no scope", "call it <scope>/<destination><<source>"
+
+
+def no_gates_left(graph: Graph) -> Violations:
+    """A compact graph carries no gate."""
+    for gate in graph.gates():
+        yield gate, "is still there", "run prune-zero-edges and drop-gates (or fold-gates)"
+
+
+STRUCTURE: tuple[Rule, ...] = (
+    graph_is_acyclic,
+    one_input_and_one_output,
+    ids_are_module_paths,
+    ops_are_known,
+    slots_are_dense,
+    every_op_has_inputs,
+    output_edge_has_no_gate,
+    gates_are_scoped,
+)
+TYPED: tuple[Rule, ...] = (*STRUCTURE, every_node_on_a_path, every_type_known, types_follow_the_ops)
+RULES: dict[Phase, tuple[Rule, ...]] = {
+    Phase.RAW: STRUCTURE,
+    Phase.SEARCH: TYPED,
+    Phase.COMPACT: (*TYPED, no_gates_left),
+}
+
+
+def violations(graph: Graph, phase: Phase | None = None) -> list[RuleError]:
+    """Every violation of the phase's rules (the graph's own phase by default), in the order of the table."""
+    found: list[RuleError] = []
+    for rule in RULES[phase or graph.phase]:
+        found += [RuleError(rule.__name__, *violation) for violation in rule(graph)]
+        if found:  # later rules may rely on earlier ones
+            break
+    return found
+
+
+def verify(graph: Graph, phase: Phase | None = None) -> None:
+    """Raise the first violation of the phase's rules as a RuleError."""
+    for error in violations(graph, phase):
+        raise error
+
+
+__all__ = ["RULES", "STRUCTURE", "Rule", "verify", "violations"]

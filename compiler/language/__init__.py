@@ -1,0 +1,1 @@
+"""The language: YAML with positions -> `Spec`, its grammar, schema and reference."""

@@ -1,0 +1,184 @@
+"""The parts of the documentation that are written from the code: settings, ops, rules and passes.
+
+`python -m compiler.language.reference docs/*.md` rewrites what stands between `<!-- generated: NAME -->` and
+`<!-- end of NAME -->` in these files; a test compares them with what this module says.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from compiler.errors import GraphspecError, did_you_mean
+from compiler.ir.verify import RULES
+from compiler.language.config import Configuration, Schedule, Section
+from compiler.ops import Op, Reads, known_ops
+from compiler.passes.registry import PASSES
+from runtime.rundir.files import write_text
+
+_GENERATED = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
+SETTING = ("key", "value", "default", "meaning")
+
+
+# -- values -----------------------------------------------------------------------------------------------------------
+
+_KINDS = {
+    "integer": "whole number",
+    "number": "number",
+    "string": "text",
+    "boolean": "`true`, `false`",
+    "null": "`null`",
+}
+_SIGNS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
+
+
+def _kind(schema: Mapping[str, Any]) -> str:
+    """What may be written for a value with this JSON schema."""
+    if "anyOf" in schema:
+        return " or ".join(map(_kind, schema["anyOf"]))
+    if "enum" in schema:
+        return ", ".join(f"`{word}`" for word in schema["enum"])
+    if schema["type"] == "array":
+        return f"list of {_KINDS[schema['items']['type']]}s"
+    if "pattern" in schema:
+        return "text such as `60k`, `3.0M`"
+    return _KINDS[schema["type"]] + "".join(
+        f" {sign} {schema[key]:.15g}" for key, sign in _SIGNS.items() if key in schema
+    )
+
+
+def _value(value: Any) -> str:
+    """A default as one would write it in YAML."""
+    if isinstance(value, tuple):
+        return f"`[{', '.join(_value(item).strip('`') for item in value)}]`"
+    if value is None or isinstance(value, bool):
+        return f"`{str(value).lower().replace('none', 'null')}`"
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *([_cell(value) for value in row] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+# -- settings ---------------------------------------------------------------------------------------------------------
+
+
+def settings() -> str:
+    """One table per section of the configuration, and one for schedules, which stand in several places."""
+    default = Configuration()
+    seed = _row("seed", Configuration.model_json_schema()["properties"]["seed"], default.seed)
+    parts = [_table(SETTING, [seed])]
+    for name, section in default:
+        if isinstance(section, Section):
+            parts.append(f"### `{name}`\n\n{type(section).__doc__}\n\n{_table(SETTING, _rows(section, f'{name}.'))}")
+    parts.append(f"### Schedules\n\n{Schedule.__doc__}\n\n{_table(SETTING, _rows(Schedule(), ''))}")
+    return "\n".join(parts)
+
+
+def _rows(section: Section, prefix: str) -> Iterator[list[str]]:
+    """A row per setting of a section, those of the sections inside it by their full key."""
+    schemas = type(section).model_json_schema()["properties"]
+    for name, value in section:
+        key = f"{prefix}{name}"
+        if isinstance(value, Schedule):
+            meaning = f"{_description(section, name)} Its keys: `{key}.kind` and so on, see [schedules](#schedules)."
+            yield [f"`{key}`", "schedule", f"`{{kind: {value.kind}}}`", meaning]
+        elif isinstance(value, Section):
+            yield from _rows(value, f"{key}.")
+        else:
+            yield _row(key, schemas[name] | {"description": _description(section, name)}, value)
+
+
+def _row(key: str, schema: Mapping[str, Any], default: Any) -> list[str]:
+    return [f"`{key}`", _kind(schema), _value(default), schema["description"]]
+
+
+def _description(section: Section, name: str) -> str:
+    """What a setting means; a section that only changes a default leaves it to the section it extends."""
+    fields = (base.model_fields.get(name) for base in type(section).__mro__ if issubclass(base, Section))
+    return next(field.description for field in fields if field is not None and field.description)
+
+
+# -- ops, rules, passes -----------------------------------------------------------------------------------------------
+
+
+def ops() -> str:
+    """The built-in catalogue: a table of ops, then the attributes of each."""
+    rows = [row for row in known_ops().values() if row.name not in ("input", "output") and row.torch is None]
+    listed = [[f"`{row.name}`", row.doc, _reads(row), _attribute_names(row)] for row in rows]
+    parts = [_table(["op", "computes", "several inputs", "attributes"], listed)]
+    for row in rows:
+        if row.attrs.model_fields:
+            parts.append(f"#### `{row.name}`\n\n{_attributes(row)}")
+    return "\n".join(parts)
+
+
+def _reads(row: Op) -> str:
+    return "kept apart" if row.reads is Reads.APART else "added first"
+
+
+def _attribute_names(row: Op) -> str:
+    return ", ".join(f"`{name}`" for name in row.attrs.model_fields) or "none"
+
+
+def _attributes(row: Op) -> str:
+    rows = []
+    for name, schema in row.attrs.model_json_schema()["properties"].items():
+        field = row.attrs.model_fields[name]
+        default = "required" if field.is_required() else _value(field.default)
+        rows.append([f"`{name}`", _kind(schema), default, schema["description"]])
+    return _table(["attribute", "value", "default", "meaning"], rows)
+
+
+def rules() -> str:
+    """The verification rules with the phases they hold in."""
+    phases: dict[str, list[str]] = {}
+    docs: dict[str, str] = {}
+    for phase, table in RULES.items():
+        for rule in table:
+            phases.setdefault(rule.__name__, []).append(phase.name)
+            docs[rule.__name__] = rule.__doc__ or ""
+    return _table(["rule", "phases", "meaning"], [[f"`{n}`", ", ".join(phases[n]), docs[n]] for n in phases])
+
+
+def passes() -> str:
+    """The passes with the first line of their docstring."""
+    return _table(
+        ["pass", "does"], [[f"`{name}`", (kind.__doc__ or "").split("\n")[0]] for name, kind in PASSES.items()]
+    )
+
+
+PARTS: dict[str, Callable[[], str]] = {"settings": settings, "ops": ops, "rules": rules, "passes": passes}
+
+
+def rewritten(document: str) -> str:
+    """The document with every generated part as the code says it now; GraphspecError at a part with no such name."""
+
+    def part(match: re.Match[str]) -> str:
+        name = match[2]
+        if name not in PARTS:
+            raise GraphspecError(f"no generated part is called {name!r}{did_you_mean(name, PARTS)}")
+        return f"{match[1]}\n{PARTS[name]()}\n{match[3]}"
+
+    return _GENERATED.sub(part, document)
+
+
+def main(paths: Sequence[str]) -> None:
+    """Rewrite these files where they differ."""
+    for path in map(Path, paths):
+        before = path.read_text(encoding="utf-8")
+        after = rewritten(before)
+        if after != before:
+            write_text(path, after)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

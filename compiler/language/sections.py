@@ -1,0 +1,71 @@
+"""Reads the configuration sections with the models of `config` and says their findings in our words."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from compiler.errors import Diagnostic, did_you_mean
+from compiler.language.config import Configuration
+from compiler.language.findings import describe
+from compiler.language.layers import TreePlaces
+from compiler.language.reader import At, Reader
+from compiler.language.spec import Path
+
+SECTIONS = tuple(Configuration.model_fields)
+
+
+def read_sections(reader: Reader, keys: Mapping[str, At], places: TreePlaces) -> Configuration:
+    """The configuration; a section with a mistake takes its defaults and counts as broken."""
+    given = {name: keys[name] for name in SECTIONS if name in keys}
+    wrong: set[str] = set()
+    while True:
+        plain = {name: at.tree.plain() for name, at in given.items() if name not in wrong}
+        try:
+            return Configuration.model_validate_json(json.dumps(plain), strict=True)
+        except ValidationError as error:
+            found = error.errors()
+        for item in found:
+            reader.problems.append(_explain(item, given, places))
+        wrong |= {str(item["loc"][0]) for item in found if item["loc"]} or set(given)
+        reader.broken |= {(name,) for name in wrong}
+
+
+def _explain(item: ErrorDetails, given: Mapping[str, At], places: TreePlaces) -> Diagnostic:
+    loc: Path = tuple(item["loc"])
+    where = ".".join(map(str, loc))
+    if item["type"] == "extra_forbidden":
+        known = _known_keys(loc[:-1])
+        hint = did_you_mean(str(loc[-1]), known) or f"; it takes {', '.join(known)}"
+        return Diagnostic(places.key_place(loc), f"unknown key {loc[-1]!r} in {'.'.join(map(str, loc[:-1]))}{hint}")
+    if item["type"] == "value_error":
+        message = str(item["ctx"]["error"])
+        return Diagnostic(places.place(loc or _first_path_in(message, given)), message)
+    return Diagnostic(places.place(loc), f"{where}: {describe(item)}")
+
+
+def _first_path_in(message: str, given: Mapping[str, At]) -> Path:
+    """The first setting that a message about several of them names, if the spec gives its section."""
+    for word in re.findall(r"[a-z_]+(?:\.[a-z_]+)+", message):
+        if word.split(".")[0] in given:
+            return tuple(word.split("."))
+    return ()
+
+
+def _known_keys(loc: Path) -> list[str]:
+    """Keys of the model at this place of the configuration."""
+    model: type[BaseModel] = Configuration
+    for part in loc:
+        model = next(_models_in(model.model_fields[str(part)].annotation))
+    return list(model.model_fields)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    for part in (annotation, *get_args(annotation)):
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            yield part

@@ -1,0 +1,137 @@
+"""The parsed spec: plain immutable data, one class per construct of the language.
+
+`compiler.language.parse` makes these from YAML, `compiler.elaborate.builder` reads them. Every value remembers where it
+was written through `Spec.place(*path)`, where `path` is the way from the root of the file, e.g. `("blocks", "stem",
+"nodes", "out", "kernel")`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from compiler.errors import Place
+from compiler.language.config import Configuration
+from compiler.language.dims import BlockType
+
+LANGUAGE_VERSION = 1
+Share = Literal["none", "block", "stage"]
+Path = tuple[str | int, ...]
+
+
+class Places(Protocol):
+    """Where things are written."""
+
+    def place(self, path: Path) -> Place:
+        """The position of the value at `path`, or of its nearest enclosing value."""
+
+    def key_place(self, path: Path) -> Place:
+        """The position of the key at the end of `path`, or of the nearest enclosing one."""
+
+    def override_in(self, path: Path) -> Place | None:
+        """Where the first override at `path` or below it is written; None if there is none."""
+
+    def plain(self) -> Any:
+        """The whole spec as dicts, lists and scalars, `extends` and overrides merged in."""
+
+
+@dataclass(frozen=True)
+class EdgeSpec:
+    """One entry of a node's `from`: a node of the block, `in`/`in0`/`in1`..., or a pattern such as `levels.*`."""
+
+    source: str
+    gated: bool
+    path: Path
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """An op as written: a catalogue name, a name from the `ops` section or a name with a size (`sep_conv_3x3`).
+
+    `label` is the node id segment it gives in levels and choices (the name, unless written as `{name: ..., op: ...}`).
+    """
+
+    label: str
+    op: str
+    attrs: Mapping[str, Any]
+    path: Path
+
+
+@dataclass(frozen=True)
+class NodeSpec:
+    """A node of a block. With `choose`, every edge passes through each of these ops, gated, and `op` merges them."""
+
+    op: OpSpec
+    inputs: tuple[EdgeSpec, ...]
+    choose: tuple[OpSpec, ...]
+    path: Path
+
+
+@dataclass(frozen=True)
+class LevelsSpec:
+    """`count` levels of the same ops; each op reads the block input and every op of every earlier level."""
+
+    count: int
+    ops: tuple[OpSpec, ...]
+    source: str  # what level 0 reads: `in` unless said otherwise
+    gated: bool  # gates between levels
+    gate_input: bool  # gates on level 0's input edges (the paper has them, the released code does not)
+    path: Path
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """A typed DAG; its output is the node called `out`. Sources in `nodes` may name `levels` nodes as `level0.<op>`."""
+
+    name: str
+    type: BlockType
+    nodes: Mapping[str, NodeSpec]
+    levels: LevelsSpec | None
+    share: Share
+    path: Path
+
+
+@dataclass(frozen=True)
+class NetworkEntry:
+    """One entry of the network: a block instance, or (with `repeat`) a stage of that many instances in a chain.
+
+    `inputs` names earlier entries or `in`, most recent first where a chain implies them. A repeated block with k
+    inputs reads the last k values of its chain.
+    """
+
+    name: str
+    block: str
+    repeat: int | None
+    inputs: tuple[str, ...]
+    path: Path
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A whole spec file, after `extends` and overrides."""
+
+    name: str
+    input: tuple[int, ...]  # (C, H, W)
+    classes: int
+    symbols: Mapping[str, int]  # constants usable in types and sizes; `classes` is always among them
+    ops: Mapping[str, OpSpec]
+    blocks: Mapping[str, BlockSpec]
+    network: tuple[NetworkEntry, ...]
+    gate_init: float
+    config: Configuration
+    text: str  # the file as given
+    places: Places = field(repr=False, compare=False)
+    broken: frozenset[Path] = frozenset()  # pieces with mistakes, reported already, left out or set to a default
+
+    def place(self, *path: str | int) -> Place:
+        """Where the value at `path` is written."""
+        return self.places.place(path)
+
+    def key_place(self, *path: str | int) -> Place:
+        """Where the key at the end of `path` is written."""
+        return self.places.key_place(path)
+
+    def override_in(self, *path: str | int) -> Place | None:
+        """Where the first override at `path` or below it is written; None if there is none."""
+        return self.places.override_in(path)

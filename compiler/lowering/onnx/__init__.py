@@ -1,0 +1,1 @@
+"""Lower a compact graph to an ONNX model."""

@@ -1,0 +1,147 @@
+"""Lower a compact graph and its weights to an ONNX model: no tracing, no torch.
+
+The model takes images `(N, C, H, W)` in float32 (or raw uint8 ones, see `Preprocessing`) for any N and gives logits or
+probabilities `(N, classes)`. Its nodes and values are named by node ids, so a file reads like the graph it came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import onnx
+from onnx import TensorProto, helper
+
+from compiler.errors import GraphspecError
+from compiler.ir.graph import INPUT, OUTPUT, Graph, Model
+from compiler.lowering.onnx.nodes import Writer, row_of
+from compiler.ops import read_attrs
+from compiler.passes.normalise_input import normalise_input
+from compiler.passes.pipeline import TO_EXPORT
+
+OLDEST_OPSET, NEWEST_OPSET, DEFAULT_OPSET = 13, 28, 18
+PROTOBUF_LIMIT = 2**31 - 2**20  # bytes of a file without external data, with some room for what is not weights
+BATCH = "N"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What to bake in before the network: raw uint8 images in `layout` are normalised by `mean` and `std` (in 0..1)."""
+
+    layout: Literal["nchw", "nhwc"]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def emit(
+    model: Model,
+    *,
+    opset: int = DEFAULT_OPSET,
+    input_name: str = "image",
+    output_name: str = "logits",
+    preprocessing: Preprocessing | None = None,
+    probabilities: bool = False,
+    metadata: Mapping[str, str] | None = None,
+) -> onnx.ModelProto:
+    """The ONNX model of a compact model, its arithmetic folded; GraphspecError if opset or names do not fit.
+
+    Weights must be float32 numpy arrays (others are cast).
+    """
+    check_opset(opset)
+    if preprocessing is not None:
+        model = normalise_input(model, preprocessing.mean, preprocessing.std)
+    model = TO_EXPORT.run(model)
+    writer = Writer(model.graph, model.weights, opset)
+    _check_names(model.graph, input_name, output_name)
+    _emit_nodes(writer, input_name, output_name, preprocessing, probabilities)
+    graph = helper.make_graph(
+        writer.nodes,
+        model.graph.name,
+        [_image_info(model.graph, input_name, preprocessing)],
+        [helper.make_tensor_value_info(output_name, TensorProto.FLOAT, [BATCH, *model.graph.node(OUTPUT).shape])],
+        list(writer.initializers.values()),
+    )
+    opsets = [helper.make_opsetid("", opset)]
+    proto = helper.make_model(
+        graph, opset_imports=opsets, producer_name="graphspec", ir_version=helper.find_min_ir_version_for(opsets)
+    )
+    helper.set_model_props(proto, dict(metadata or {}))
+    return proto
+
+
+def check_opset(opset: int) -> None:
+    """GraphspecError if models of this operator set cannot be written."""
+    newest = min(NEWEST_OPSET, onnx.defs.onnx_opset_version())
+    if not OLDEST_OPSET <= opset <= newest:
+        raise GraphspecError(f"opset {opset} cannot be written\n  try: {OLDEST_OPSET} to {newest}")
+
+
+def _check_names(graph: Graph, input_name: str, output_name: str) -> None:
+    taken = {node.id for node in graph.nodes()} - {INPUT, OUTPUT}
+    for name in (input_name, output_name):
+        if name in taken and name != graph.inputs(OUTPUT)[0].src:
+            raise GraphspecError(f"a node is called {name!r} already\n  try: another name for the model's values")
+    if input_name == output_name:
+        raise GraphspecError(f"input and output are both called {input_name!r}\n  try: two names")
+
+
+def _image_info(graph: Graph, name: str, preprocessing: Preprocessing | None) -> onnx.ValueInfoProto:
+    shape = graph.node(INPUT).shape
+    if preprocessing is None:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, [BATCH, *shape])
+    sizes = shape if preprocessing.layout == "nchw" else (*shape[1:], shape[0])
+    return helper.make_tensor_value_info(name, TensorProto.UINT8, [BATCH, *sizes])
+
+
+def _emit_nodes(
+    writer: Writer, input_name: str, output_name: str, preprocessing: Preprocessing | None, probabilities: bool
+) -> None:
+    values = {INPUT: _emit_image(writer, input_name, preprocessing)}
+    for node in writer.graph.nodes():
+        if node.id in (INPUT, OUTPUT):
+            continue
+        sources = [values[edge.src] for edge in writer.graph.inputs(node.id)]
+        values[node.id] = row_of(node.op)(writer, node, read_attrs(node.op, node.attrs), sources)
+    logits = values[writer.graph.inputs(OUTPUT)[0].src]
+    if probabilities:
+        writer.emit("Softmax", [logits], output_name, axis=1)
+    elif logits == input_name:
+        writer.emit("Identity", [logits], output_name)
+    else:
+        _rename(writer, logits, output_name)
+
+
+def _emit_image(writer: Writer, name: str, preprocessing: Preprocessing | None) -> str:
+    """The value the network reads: the image itself, or raw bytes put in order and cast."""
+    if preprocessing is None:
+        return name
+    if preprocessing.layout == "nhwc":
+        name = writer.emit("Transpose", [name], "image.planes", perm=[0, 3, 1, 2])
+    return writer.emit("Cast", [name], "image.float", to=TensorProto.FLOAT)
+
+
+def _rename(writer: Writer, old: str, new: str) -> None:
+    """Call a value by the model's output name, where it is made and wherever it is read."""
+    for node in writer.nodes:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                if name == old:
+                    names[index] = new
+
+
+def check(proto: onnx.ModelProto) -> None:
+    """Full check and strict shape inference; onnx's own error if the model breaks the standard (a bug here)."""
+    onnx.checker.check_model(proto, full_check=True)
+    onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
+
+
+def save(proto: onnx.ModelProto, path: Path) -> None:
+    """Check and write a model: one file, its weights in `<path>.data` beside it only where they exceed 2 GB."""
+    if proto.ByteSize() <= PROTOBUF_LIMIT:
+        check(proto)
+        path.write_bytes(proto.SerializeToString(deterministic=True))
+        return
+    onnx.save_model(proto, path, save_as_external_data=True, all_tensors_to_one_file=True, location=f"{path.name}.data")
+    onnx.checker.check_model(str(path), full_check=True)

@@ -1,0 +1,1 @@
+"""Lower a graph to a torch.fx network."""

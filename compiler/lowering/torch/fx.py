@@ -1,0 +1,156 @@
+"""Lower a graph to a torch.fx network, and move numbers between it and a `Model`.
+
+The code of a lowered network can be printed and read (`print(module.code)`), is the same for the same graph, and
+takes a batch of images `(N, C, H, W)` to logits `(N, classes)`. Its `state_dict` keys are `<node id>.<param>`, and
+`<scope>.gates` for the gates: one float32 vector per share scope, ordered as `graph.gate_scopes()[scope]`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from compiler.errors import GraphspecError
+from compiler.ir.graph import Graph
+from compiler.lowering.memory import recomputed_blocks
+from compiler.lowering.tape import Lowering
+from compiler.lowering.torch.batch_parts import BatchNorm
+from compiler.lowering.torch.emit import GATES, Emitter
+from compiler.lowering.torch.fused import FusedEmitter
+
+
+def lower(
+    graph: Graph,
+    *,
+    lowering: Lowering = "fused",
+    gate_init: float = 1.0,
+    recompute: bool = False,
+    apart: bool = False,
+) -> fx.GraphModule:
+    """The network of a typed graph, all gates at `gate_init`; weights as `initialise(module, 0)` sets them.
+
+    `fused` sums gated inputs together and folds output gates into weights, `reference` multiplies and adds edge by
+    edge. With `recompute`, the inner activations of all blocks but the last ones (`recomputed_blocks`) are computed
+    again in the backward pass instead of kept. These blocks and, with `apart`, all that have a single exit are each a
+    `GraphModule` of their own, called `<block id>`.
+    """
+    vectors = {
+        scope: nn.Parameter(torch.full((len(gates),), gate_init)) for scope, gates in graph.gate_scopes().items()
+    }
+    _check_names(graph)
+    emitter = (FusedEmitter if lowering == "fused" else Emitter)(graph, vectors, graph.nodes())
+    emitter.emit_network(recomputed_blocks(graph, lowering) if recompute else (), apart)
+    emitter.code.lint()
+    module = fx.GraphModule(emitter.named, emitter.code, class_name=_class_name(graph.name))
+    initialise(module, 0)
+    return module
+
+
+def _class_name(name: str) -> str:
+    words = "".join(c if c.isalnum() else " " for c in name).split()
+    return "".join(word.capitalize() for word in words) or "Network"
+
+
+def _check_names(graph: Graph) -> None:
+    for scope in graph.gate_scopes():
+        if f"{scope}{GATES}" in graph:
+            raise GraphspecError(
+                f"the node {scope + GATES!r} has the name of the gate vector of {scope!r}\n"
+                f"  try: call the node otherwise"
+            )
+
+
+# -- gates ----------------------------------------------------------------------------------------------------------
+
+
+def gate_parameters(module: nn.Module, graph: Graph) -> dict[str, nn.Parameter]:
+    """The gate vector of every share scope."""
+    return {scope: module.get_parameter(scope + GATES) for scope in graph.gate_scopes()}
+
+
+def gate_values(module: nn.Module, graph: Graph) -> dict[str, float]:
+    """The value of every gate."""
+    vectors = gate_parameters(module, graph)
+    return {
+        gate: value
+        for scope, gates in graph.gate_scopes().items()
+        for gate, value in zip(gates, vectors[scope].tolist(), strict=True)
+    }
+
+
+def load_gates(module: nn.Module, graph: Graph, values: Mapping[str, float]) -> None:
+    """Set every gate; KeyError if one is missing."""
+    with torch.no_grad():
+        for scope, vector in gate_parameters(module, graph).items():
+            vector.copy_(torch.tensor([values[gate] for gate in graph.gate_scopes()[scope]], dtype=torch.float64))
+
+
+# -- weights --------------------------------------------------------------------------------------------------------
+
+
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in module.state_dict().items() if not name.endswith(GATES)}
+
+
+def weights_of(module: nn.Module) -> dict[str, np.ndarray[Any, Any]]:
+    """Copies of all parameters and buffers but the gates, by `<node id>.<param>`."""
+    return {name: tensor.cpu().numpy().copy(order="C") for name, tensor in _weights(module).items()}
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Any]) -> None:
+    """Set all parameters and buffers but the gates from arrays or tensors; weights of other nodes are left aside.
+
+    GraphspecError if one is missing or has another shape.
+    """
+    for name, tensor in _weights(module).items():
+        if name not in weights:
+            raise GraphspecError(f"no weight called {name!r}\n  try: weights that were saved for this graph")
+        value = torch.as_tensor(weights[name])
+        if value.shape != tensor.shape:
+            raise GraphspecError(
+                f"the weight {name!r} has shape {tuple(value.shape)}, the graph asks for {tuple(tensor.shape)}\n"
+                f"  try: weights that were saved for this graph"
+            )
+        tensor.copy_(value)
+
+
+def freeze_norm_scales(module: nn.Module) -> None:
+    """Fix the scale of every batch norm at 1 (it could undo a gate); the bias stays free."""
+    for part in module.modules():
+        if isinstance(part, BatchNorm):
+            nn.init.ones_(part.weight)
+            part.weight.requires_grad_(False)
+
+
+def initialise(module: nn.Module, seed: int) -> None:
+    """Set every parameter but the gates to its starting value.
+
+    Convolutions: Gaussian of variance 2 / fan-out (He); matrices: Gaussian of deviation 0.01; vectors: 0 if their
+    name ends in `bias`, else 1. A parameter's numbers follow from the seed and its name, so that the order of nodes
+    does not matter and a smaller graph starts from the same numbers.
+    """
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if not name.endswith(GATES):
+                parameter.copy_(_starting_value(name, parameter.shape, seed))
+
+
+def _starting_value(name: str, shape: torch.Size, seed: int) -> Tensor:
+    if len(shape) < 2:
+        return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    deviation = 0.01 if len(shape) == 2 else math.sqrt(2.0 / (shape[0] * math.prod(shape[2:])))
+    return torch.randn(shape, generator=generator) * deviation
+
+
+__all__ = [
+    "GATES", "Lowering", "freeze_norm_scales", "gate_parameters", "gate_values", "initialise", "load_gates",
+    "load_weights", "lower", "weights_of",
+]  # fmt: skip

@@ -1,0 +1,278 @@
+"""Ops as torch modules: one row per primitive op, and the chain of parts for every other.
+
+The tensors of a module are named as `compiler.ops.tensors` says, so that `state_dict` keys of a lowered network are
+`<node id>.<param>`. Values are `x: (N, C, H, W)` or `(N, C)`, in any memory layout; every row works in every floating
+type and under autocast.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compiler.errors import GraphspecError
+from compiler.ir.graph import Node, TensorType
+from compiler.lowering.groups import OVERWRITABLE
+from compiler.lowering.kept import pixel_step
+from compiler.lowering.torch.batch_parts import BatchNorm, Dropout, DropPath
+from compiler.ops import Shape, infer, op, read_attrs, steps
+
+Builder = Callable[[Any, tuple[Shape, ...], Shape], nn.Module]
+
+
+# -- modules that torch does not have in this form --------------------------------------------------------------------
+
+
+class Conv(nn.Conv2d):
+    """A 2-d convolution that leaves out the pixels that it does not read (`pixel_step`) before it multiplies.
+
+    Windows with a stride and a dilation of 2 become plain ones over a quarter of the pixels: oneDNN takes many times
+    as long for the others' gradient. With a 1x1 kernel it leaves out pixels by itself, but up to at least 3.13 its
+    gradient of the weight writes past the end of its memory where the images are channels last and have fewer than 16
+    channels.
+    """
+
+    def __init__(self, inputs: int, outputs: int, window: Any, groups: int, bias: bool) -> None:
+        super().__init__(
+            inputs, outputs, window.kernel, window.stride, window.pad, window.dilation, groups=groups, bias=bias
+        )
+        step = self.step = pixel_step(window)
+        self.border = window.pad if window.pad % step else 0  # added before
+        stride, padding, dilation = window.stride // step, (window.pad - self.border) // step, window.dilation // step
+        self.window = (stride, stride), (padding, padding), (max(1, dilation),) * 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, channels, H', W')`."""
+        x = F.pad(x, [self.border] * 4) if self.border else x
+        return self.convolve(x[:, :, :: self.step, :: self.step] if self.step > 1 else x)
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """The convolution of the pixels that are read, `x: (N, C, H, W)`, as torch computes it."""
+        return F.conv2d(x, self.weight, self.bias, *self.window, self.groups)
+
+
+class LayerNorm(nn.Module):
+    """Normalise over all dimensions but the batch; scale and shift per channel."""
+
+    def __init__(self, channels: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A group norm with a single group."""
+        return F.group_norm(x, 1, self.weight, self.bias, self.eps)
+
+
+class Linear(nn.Linear):
+    """A linear layer that takes an image of 1x1 as a vector: `(N, C)` or `(N, C, 1, 1)`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, outputs)`."""
+        return super().forward(x.flatten(1))
+
+
+class Concat(nn.Module):
+    """Join several values along the channels."""
+
+    def forward(self, *values: Tensor) -> Tensor:
+        """`(N, sum of C, H, W)`."""
+        return torch.cat(values, 1)
+
+
+class Zero(nn.Module):
+    """Zeros of its input's size, through which no gradient flows."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zeros `(N, channels, H, W)` in the type of `x`."""
+        return x.new_zeros((x.shape[0], self.channels, *x.shape[2:]))
+
+
+class Scale(nn.Module):
+    """Its input times a constant."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`factor * x`."""
+        return x * self.factor
+
+
+class Mean(nn.Module):
+    """Mean over dimensions; a mean over everything gives `(N, 1)`."""
+
+    def __init__(self, dims: tuple[int, ...], keep: bool) -> None:
+        super().__init__()
+        self.dims = dims
+        self.keep = keep
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The mean over `dims`."""
+        mean = x.mean(self.dims, keepdim=self.keep)
+        return mean if mean.dim() > 1 else mean.unsqueeze(1)
+
+
+class DilatedAvgPool(nn.Module):
+    """Average over a window with gaps, padding not counted: a depthwise convolution with ones over that of ones."""
+
+    def __init__(self, kernel: int, stride: int, padding: int, dilation: int) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.stride = stride
+        self.padding = padding
+        self.dilation = dilation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, C, H', W')`."""
+        taps = x.new_ones(1, 1, self.kernel, self.kernel)
+        sums = self._slide(x, taps.expand(x.shape[1], -1, -1, -1))
+        return sums / self._slide(x.new_ones(1, 1, *x.shape[2:]), taps)
+
+    def _slide(self, x: Tensor, taps: Tensor) -> Tensor:
+        return F.conv2d(x, taps, None, self.stride, self.padding, self.dilation, groups=len(taps))
+
+
+class SqueezeExcite(nn.Module):
+    """`x * sigmoid(expand(relu(reduce(mean of x))))`, with both layers as 1x1 convolutions."""
+
+    def __init__(self, channels: int, inner: int) -> None:
+        super().__init__()
+        self.reduce_weight = nn.Parameter(torch.zeros(inner, channels, 1, 1))
+        self.reduce_bias = nn.Parameter(torch.zeros(inner))
+        self.expand_weight = nn.Parameter(torch.zeros(channels, inner, 1, 1))
+        self.expand_bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` with every channel scaled."""
+        inner = F.relu(F.conv2d(x.mean((2, 3), keepdim=True), self.reduce_weight, self.reduce_bias))
+        return x * torch.sigmoid(F.conv2d(inner, self.expand_weight, self.expand_bias))
+
+
+class Chain(nn.Sequential):
+    """The parts of an op one after the other; the first takes all inputs."""
+
+    def forward(self, *values: Tensor) -> Tensor:
+        """The value of the last part."""
+        for part in self:
+            values = (part(*values),)
+        return values[0]
+
+
+# -- the rows: (attributes, input shapes, output shape) -> module -----------------------------------------------------
+
+
+def _max_pool(a: Any, ins: tuple[Shape, ...], out: Shape) -> nn.Module:
+    return nn.MaxPool2d(a.kernel, a.stride, a.pad, a.dilation)
+
+
+def _avg_pool(a: Any, ins: tuple[Shape, ...], out: Shape) -> nn.Module:
+    if a.dilation > 1:
+        return DilatedAvgPool(a.kernel, a.stride, a.pad, a.dilation)
+    return nn.AvgPool2d(a.kernel, a.stride, a.pad, count_include_pad=False)
+
+
+def _linear(a: Any, ins: tuple[Shape, ...], out: Shape) -> nn.Module:
+    return Linear(math.prod(ins[0]), out[0], bias=a.bias is not False)
+
+
+def _squeeze_excite(a: Any, ins: tuple[Shape, ...], out: Shape) -> nn.Module:
+    return SqueezeExcite(out[0], max(1, out[0] // a.reduction))
+
+
+TORCH: dict[str, Builder] = {
+    "conv": lambda a, ins, out: Conv(ins[0][0], out[0], a, a.groups, a.bias is not False),
+    "depthwise_conv": lambda a, ins, out: Conv(ins[0][0], out[0], a, out[0], a.bias is not False),
+    "max_pool": _max_pool,
+    "avg_pool": _avg_pool,
+    "identity": lambda a, ins, out: nn.Identity(),
+    "zero": lambda a, ins, out: Zero(out[0]),
+    "scale": lambda a, ins, out: Scale(a.factor),
+    "linear": _linear,
+    "global_avg_pool": lambda a, ins, out: Mean((2, 3), keep=False),
+    "flatten": lambda a, ins, out: nn.Flatten(),
+    "add": lambda a, ins, out: nn.Identity(),  # reading sums already
+    "concat": lambda a, ins, out: Concat(),
+    "batch_norm": lambda a, ins, out: BatchNorm(out[0], a.eps, a.momentum),
+    "layer_norm": lambda a, ins, out: LayerNorm(out[0], a.eps),
+    "relu": lambda a, ins, out: nn.ReLU(),
+    "relu6": lambda a, ins, out: nn.ReLU6(),
+    "hard_swish": lambda a, ins, out: nn.Hardswish(),
+    "silu": lambda a, ins, out: nn.SiLU(),
+    "gelu": lambda a, ins, out: nn.GELU(),
+    "sigmoid": lambda a, ins, out: nn.Sigmoid(),
+    "squeeze_excite": _squeeze_excite,
+    "dropout": lambda a, ins, out: Dropout(a.p),
+    "drop_path": lambda a, ins, out: DropPath(a.p),
+    "mean": lambda a, ins, out: Mean(a.dims, a.keep),
+}
+
+
+def _custom_builder(name: str) -> Builder:
+    """The builder a custom op names as `module:function`."""
+    target = op(name).torch
+    if target is None:
+        raise GraphspecError(
+            f'the op {name!r} has no torch row\n  try: give its compiler.ops.Op a `torch="module:function"`'
+        )
+    module, _, function = target.partition(":")
+    try:
+        builder: Builder = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise GraphspecError(
+            f"the torch row {target!r} of the op {name!r} cannot be imported: {error}\n"
+            f"  try: mend or uninstall the package that offers it"
+        ) from error
+    return builder
+
+
+def builder_of(name: str, table: Mapping[str, Builder] = TORCH) -> Builder:
+    """The row of a primitive op; GraphspecError if a custom op has none or it cannot be imported."""
+    return table.get(name) or TORCH.get(name) or _custom_builder(name)
+
+
+def torch_steps(node: Node, inputs: tuple[Shape, ...], table: Mapping[str, Builder] = TORCH) -> dict[str, nn.Module]:
+    """A module for every step of a node, by step name (the empty name where the node is primitive).
+
+    `inputs` are the shapes its first step reads (`compiler.ops.input_shapes`), without the batch. Rows of `table` go
+    before those of `TORCH`. A ReLU after a step of `OVERWRITABLE` works in place.
+    """
+    modules: dict[str, nn.Module] = {}
+    shapes, before = inputs, ""
+    for step in steps(node.op, node.attrs):
+        out = infer(step.op, step.attrs, [TensorType(s) for s in shapes]).shape
+        module = builder_of(step.op, table)(read_attrs(step.op, step.attrs), shapes, out)
+        if step.op == "relu" and before in OVERWRITABLE:
+            module = nn.ReLU(inplace=True)
+        modules[step.name] = module
+        shapes, before = (out,), step.op
+    return modules
+
+
+def torch_module(node: Node, inputs: tuple[Shape, ...], table: Mapping[str, Builder] = TORCH) -> nn.Module:
+    """The module of a node: `forward` takes one value per entry of `inputs`, gated (and summed, for ops that sum).
+
+    Its tensors are named `<step>.<param>`, or `<param>` where the node is primitive. Arguments as in `torch_steps`.
+    """
+    modules = torch_steps(node, inputs, table)
+    if "" in modules:
+        return modules[""]
+    chain = Chain()
+    for name, module in modules.items():
+        chain.add_module(name, module)
+    return chain
+
+
+__all__ = ["TORCH", "Builder", "Chain", "Conv", "builder_of", "torch_module", "torch_steps"]

@@ -1,0 +1,169 @@
+"""Pipelines: passes in order, verified after every one; the ones the commands use, and how one is written as text.
+
+A pipeline takes a model from one phase to the next. Halfway, only the structure rules must hold.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, get_type_hints
+
+from compiler.analysis.costs import total_cost
+from compiler.errors import GraphspecError, PassError, did_you_mean
+from compiler.ir.graph import Graph, Model, Phase
+from compiler.ir.text import text
+from compiler.ir.verify import verify
+from compiler.passes.base import Pass
+from compiler.passes.collapse_identities import CollapseIdentities
+from compiler.passes.drop_gates import DropGates
+from compiler.passes.expand_parts import ExpandParts
+from compiler.passes.fold_batch_norm import FoldBatchNorm
+from compiler.passes.fold_gates import FoldGates
+from compiler.passes.prune_zero_edges import PruneZeroEdges
+from compiler.passes.registry import PASSES
+from compiler.passes.reuse_sums import ReuseSums
+from compiler.passes.share_equal_nodes import ShareEqualNodes
+from compiler.passes.split_sums import SplitSums
+
+
+class Trace(Protocol):
+    """Told about every pass that ran."""
+
+    def after(self, step: Pass, before: Model, after: Model, seconds: float) -> None:
+        """`step` made `after` of `before`."""
+
+
+class Quiet:
+    """A trace that keeps nothing."""
+
+    def after(self, step: Pass, before: Model, after: Model, seconds: float) -> None:
+        """Ignore it."""
+
+
+@dataclass(frozen=True)
+class Printer:
+    """A trace that writes one line of differences per pass and, if asked, the graph after it."""
+
+    write: Callable[[str], object]
+    graphs: bool = False
+
+    def after(self, step: Pass, before: Model, after: Model, seconds: float) -> None:
+        """Write what the pass changed."""
+        self.write(f"-- {step.name}: {_changes(before.graph, after.graph)} ({seconds * 1000:.1f} ms)")
+        if self.graphs:
+            self.write(text(after.graph))
+
+
+def _changes(before: Graph, after: Graph) -> str:
+    if text(before) == text(after):
+        return "changed nothing"
+    earlier, later = _sizes(before), _sizes(after)
+    return ", ".join(f"{name} {later[name]:,} ({later[name] - earlier[name]:+,})" for name in earlier if name in later)
+
+
+def _sizes(graph: Graph) -> dict[str, int]:
+    sizes = {"nodes": len(graph), "edges": graph.edge_count()}
+    if all(node.type is not None for node in graph.nodes()):
+        cost = total_cost(graph)
+        sizes |= {"params": cost.params, "FLOPs": cost.flops}
+    return sizes
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Passes in order, and the phases before and after them (None: whichever the graph says it is in)."""
+
+    passes: tuple[Pass, ...]
+    before: Phase | None = None
+    after: Phase | None = None
+
+    def run(self, model: Model, trace: Trace | None = None) -> Model:
+        """The transformed model; the error of a pass or of a broken rule carries a note naming the pass."""
+        trace = trace or Quiet()
+        verify(model.graph, self.before)
+        for number, step in enumerate(self.passes, start=1):
+            started = time.perf_counter()
+            try:
+                result = step.run(model)
+                verify(result.graph, Phase.RAW)  # rules of a phase may be broken halfway, those of structure not
+            except GraphspecError as error:
+                error.add_note(f"while running {step.name!r}, pass {number} of {len(self.passes)}")
+                raise
+            trace.after(step, model, result, time.perf_counter() - started)
+            model = result
+        verify(model.graph, self.after)
+        return model
+
+
+TO_COMPACT = Pipeline((PruneZeroEdges(), DropGates()), Phase.SEARCH, Phase.COMPACT)
+"""The found architecture, to be trained from scratch."""
+
+TO_INHERIT = Pipeline((PruneZeroEdges(), FoldGates()), Phase.SEARCH, Phase.COMPACT)
+"""The found architecture with what the search trained: computes what the pruned supernet does."""
+
+TO_EXPORT = Pipeline(
+    (ExpandParts(), SplitSums(), FoldBatchNorm(), CollapseIdentities(), ShareEqualNodes(), ReuseSums()),
+    Phase.COMPACT,
+    Phase.COMPACT,
+)
+"""Primitive nodes ready to be emitted, arithmetic folded into the weights."""
+
+
+# -- pipelines as text ----------------------------------------------------------------------------------------------
+
+_ITEM = re.compile(r"\s*([a-z][a-z0-9-]*)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
+
+
+def parse_pipeline(written: str) -> Pipeline:
+    """`"prune-zero-edges,fold-batch-norm{option=value,...}"` as a pipeline; PassError at a name or option it lacks."""
+    passes: list[Pass] = []
+    position = 0
+    while position < len(written):
+        match = _ITEM.match(written, position)
+        if match is None:
+            raise PassError(
+                "pipeline", repr(written), f"cannot read {written[position:]!r}", "write pass-name{option=value},..."
+            )
+        passes.append(_named_pass(match[1], match[2] or ""))
+        position = match.end()
+    if not passes:
+        raise PassError("pipeline", repr(written), "it names no pass", f"choose among {', '.join(PASSES)}")
+    return Pipeline(tuple(passes))
+
+
+def _named_pass(name: str, options: str) -> Pass:
+    if name not in PASSES:
+        raise PassError(
+            "pipeline", name, f"there is no such pass{did_you_mean(name, PASSES)}", f"choose among {', '.join(PASSES)}"
+        )
+    kind = PASSES[name]
+    values = {}
+    for item in filter(None, (part.strip() for part in options.split(","))):
+        option, _, value = (part.strip() for part in item.partition("="))
+        values[option] = _option_value(kind, option, value)
+    return kind(**values)
+
+
+def _option_value(kind: type[Pass], option: str, value: str) -> Any:
+    known = [field.name for field in dataclasses.fields(kind)]
+    if option not in known:
+        has = f"it takes {', '.join(known)}" if known else "it takes no options"
+        raise PassError("pipeline", kind.name, f"no option {option!r}{did_you_mean(option, known)}", has)
+    wanted = get_type_hints(kind)[option]
+    readers: dict[Any, Callable[[str], Any]] = {int: int, float: float, str: str, bool: _read_bool}
+    try:
+        return readers[wanted](value)
+    except ValueError as error:
+        raise PassError(
+            "pipeline", kind.name, f"{option}: {value!r} is no {wanted.__name__}", f"write {option}=<{wanted.__name__}>"
+        ) from error
+
+
+def _read_bool(value: str) -> bool:
+    if value not in ("true", "false"):
+        raise ValueError(value)
+    return value == "true"

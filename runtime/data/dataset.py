@@ -1,0 +1,233 @@
+"""Data for search and retrain: a data set checked against the spec, and loaders whose batches can be made again.
+
+Which images a batch holds and how they are augmented is a pure function of (seed, purpose, epoch, batch number), so a
+job resumes at any batch without saved loader state, and many processes cut their slices out of the same global batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from compiler.language.config import DataConfig
+from compiler.errors import RunError
+from runtime.data.augment import Augment, Normalise, crop_and_flip, draw, to_float
+from runtime.data.named_sets import Shape, open_dataset
+from runtime.seeds import generator, mix
+from runtime.data.sources import Fetched, Images, Request
+from runtime.data.split import Split, split_images
+
+__all__ = ["Dataset", "Loader", "Place", "Split", "load_dataset"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where batches go: a device, and which of how many processes that share each of them."""
+
+    device: torch.device = torch.device("cpu")  # noqa: RUF009  a device is a value
+    rank: int = 0
+    world_size: int = 1
+
+
+HERE = Place()
+NO_AUGMENTATION = Augment()
+
+_STATISTICS_SAMPLE = 4096  # images of a streamed set that mean and standard deviation are computed on
+_STATISTICS_CHUNK = 512
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Batches of the images `rows` of a set.
+
+    A training loader shuffles anew each epoch, augments, and drops the last incomplete batch unless it is the only
+    one. Any other loader gives every image once, in the order of `rows`, unchanged. With several processes each gets
+    its slice of every global batch; in training the slices are equal (RunError where they cannot be), otherwise they
+    may differ by one image and a process without an image in the last batch gets one batch fewer.
+    """
+
+    images: Images
+    rows: Tensor  # (N,) int64
+    normalise: Normalise
+    batch_size: int  # of the global batch
+    training: bool
+    purpose: str = "evaluation"  # loaders of one seed with different purposes shuffle and augment differently
+    seed: int = 0
+    augment: Augment = NO_AUGMENTATION
+    place: Place = HERE
+
+    def __post_init__(self) -> None:
+        if len(self.rows) == 0:
+            raise RunError(f"there are no images for {self.purpose}")
+        batch, size = min(self.batch_size, len(self.rows)), self.place.world_size
+        if self.training and batch % size:
+            raise RunError(
+                f"{self.purpose}: a batch of {batch} images cannot be shared evenly by {size} processes; "
+                f"make batch_size a multiple of {size} (there are {len(self.rows)} images)"
+            )
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        if self.training:
+            return max(1, len(self.rows) // self.batch_size)
+        return -(-len(self.rows) // self.batch_size)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches number `start` and on of this epoch, both counted from 0.
+
+        Yields x: (N, C, H, W) float32, normalised, channels-last, and y: (N,) int64, both on the device.
+        """
+        order = self._order(epoch)
+        mine = ((batch, *self._slice(batch)) for batch in range(start, len(self)))
+        plan = [(batch, first, end) for batch, first, end in mine if first < end]
+        requests = (self._request(order, epoch, *step) for step in plan)
+        for step, fetched in zip(plan, self.images.fetch(requests, self.place.device), strict=True):
+            yield self._finish(fetched, order, epoch, *step)
+
+    def _order(self, epoch: int) -> Tensor:
+        if not self.training:
+            return self.rows
+        return self.rows[torch.randperm(len(self.rows), generator=generator(self.seed, f"{self.purpose} order", epoch))]
+
+    def _slice(self, batch: int) -> tuple[int, int]:
+        """First and end of this process's images among all of the epoch."""
+        first = batch * self.batch_size
+        size, place = min(self.batch_size, len(self.rows) - first), self.place
+        return first + size * place.rank // place.world_size, first + size * (place.rank + 1) // place.world_size
+
+    def _request(self, order: Tensor, epoch: int, batch: int, first: int, end: int) -> Request:
+        if not (self.training and self.images.streams):
+            return Request(order[first:end])
+        keys = (mix(self.seed, f"{self.purpose} image", epoch, place) for place in range(first, end))
+        return Request(order[first:end], tuple(keys))
+
+    def _finish(
+        self, fetched: Fetched, order: Tensor, epoch: int, batch: int, first: int, end: int
+    ) -> tuple[Tensor, Tensor]:
+        rows = order[first:end]
+        augment = self.augment if self.training else NO_AUGMENTATION
+        # Drawn for the global batch, so that each image's draws do not depend on the number of processes.
+        size = min(self.batch_size, len(order) - batch * self.batch_size)
+        random = generator(self.seed, f"{self.purpose} augmentation", epoch, batch)
+        draws = draw(augment, size, *self.images.size, random)
+        offset = batch * self.batch_size
+        draws = draws.take(slice(first - offset, end - offset))
+        if fetched.kept is not None:
+            rows, draws = rows[fetched.kept], draws.take(fetched.kept)
+        draws = draws.to(self.place.device)
+        pixels = crop_and_flip(fetched.pixels, fetched.rows, augment.crop_padding, draws)
+        labels = self.images.labels[rows].to(self.place.device, non_blocking=True)
+        return to_float(pixels, self.normalise, draws, augment.cutout), labels
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set that fits the spec, with what is needed to make loaders of it."""
+
+    name: str
+    train: Images
+    test: Images  # for the final figures only; nothing is chosen by it
+    labels: tuple[str, ...]  # class names, by class number
+    normalise: Normalise
+    augment: Augment  # of training batches
+    seed: int
+    validation_share: float
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Mean per channel in 0..1."""
+        return self.normalise.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Standard deviation per channel in 0..1."""
+        return self.normalise.std
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Unreadable images left out so far: path -> reason."""
+        return self.train.skipped | self.test.skipped
+
+    def split(self, weight_part: float) -> Split:
+        """The training images divided for search; `.training` of it for retraining."""
+        return split_images(self.train.labels, weight_part, self.validation_share, self.seed)
+
+    def training_loader(
+        self,
+        rows: Tensor,
+        batch_size: int,
+        purpose: str,
+        place: Place = HERE,
+        *,
+        cutout: int = 0,
+    ) -> Loader:
+        """Shuffled, augmented batches of these training images; see `Loader`."""
+        return Loader(
+            self.train,
+            rows,
+            self.normalise,
+            batch_size,
+            training=True,
+            purpose=purpose,
+            seed=self.seed,
+            augment=replace(self.augment, cutout=cutout),
+            place=place,
+        )
+
+    def evaluation_loader(self, rows: Tensor | None, batch_size: int, place: Place = HERE) -> Loader:
+        """Unchanged batches of these training images (the validation part), or of the test images where None."""
+        images = self.train if rows is not None else self.test
+        chosen = rows if rows is not None else torch.arange(len(self.test.labels))
+        return Loader(images, chosen, self.normalise, batch_size, training=False, place=place)
+
+
+def load_dataset(
+    config: DataConfig, input_shape: Shape, classes: int, *, seed: int, trust_code: bool = False
+) -> Dataset:
+    """Open the data set, check it against the spec and compute what normalisation needs.
+
+    `input_shape` is (C, H, W). Mean and deviation are those of the training images outside the validation part (of a
+    seeded sample where images are streamed), unless the configuration gives them. Raises RunError when the set is
+    missing, damaged or does not fit, or when it is code and `trust_code` is false.
+    """
+    for name, given in (("mean", config.mean), ("std", config.std)):
+        if given is not None and len(given) != input_shape[0]:
+            raise RunError(
+                f"data.{name} has {len(given)} values, the input has {input_shape[0]} channels: give one each"
+            )
+    opened = open_dataset(config, input_shape, classes, seed=seed, trust_code=trust_code)
+    mean, std = config.mean, config.std
+    if mean is None or std is None:
+        # The parts for weights and gates together do not depend on how they share the images.
+        training = split_images(opened.train.labels, 0.5, config.validation, seed).training
+        own_mean, own_std = channel_statistics(opened.train, training, seed)
+        mean, std = mean or own_mean, std or own_std
+    augment = replace(opened.augment, crop_padding=config.crop_padding, flip=config.flip or opened.augment.flip)
+    return Dataset(
+        config.name, opened.train, opened.test, opened.labels, Normalise(mean, std), augment, seed, config.validation
+    )
+
+
+def channel_statistics(images: Images, rows: Tensor, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel in 0..1, from exact counts of the 256 values.
+
+    A channel that never changes gets a deviation of 1, because there is nothing to scale.
+    """
+    if images.streams:
+        sample = torch.randperm(len(rows), generator=generator(seed, "statistics sample"))
+        rows = rows[sample[:_STATISTICS_SAMPLE]]
+    requests = (Request(chunk) for chunk in torch.split(rows, _STATISTICS_CHUNK))
+    counts = torch.zeros(())
+    for fetched in images.fetch(requests, HERE.device):
+        pixels = fetched.pixels.index_select(0, fetched.rows)
+        by_channel = pixels.view(-1, pixels.shape[-1]).T.contiguous()
+        chunk = torch.stack([torch.bincount(channel, minlength=256) for channel in by_channel])
+        counts = counts + chunk
+    values = torch.arange(256, dtype=torch.float64) / 255
+    shares = counts / counts.sum(dim=1, keepdim=True).double()
+    mean = shares @ values
+    deviation = (shares * (values - mean[:, None]) ** 2).sum(dim=1).sqrt()
+    return tuple(mean.tolist()), tuple(d if d > 0 else 1.0 for d in deviation.tolist())

@@ -1,0 +1,320 @@
+"""The data sets a spec can name, each opened as training images, test images and class names.
+
+Everything that can be known without decoding images is checked here first: that the set is there, that its shape and
+number of classes are the spec's, that code from outside may be run.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import os
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from compiler.language.config import DataConfig
+from compiler.errors import RunError, did_you_mean
+from runtime.data.augment import Augment
+from runtime.data.decode import MODES, View
+from runtime.seeds import generator
+from runtime.data.sources import FileImages, Images, MemoryImages
+from runtime.data.split import stratified_order
+
+Shape = tuple[int, int, int]  # (C, H, W)
+
+_IN_MEMORY_BYTES = 2 * 10**9
+_DIGITS_TEST = 360  # of 1797
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A data set whose shape and classes are known to be the spec's."""
+
+    train: Images
+    test: Images
+    labels: tuple[str, ...]  # class names, by class number
+    augment: Augment  # what the set always gets, besides what the spec asks for
+
+
+def open_dataset(config: DataConfig, shape: Shape, classes: int, *, seed: int, trust_code: bool) -> Opened:
+    """Open the set that `config.name` names, for a network that reads `shape` (C, H, W) and tells `classes` apart.
+
+    Raises RunError when the set is missing, damaged, unknown or does not fit the spec.
+    """
+    expected = _Expected(config, shape, classes)
+    if ":" in config.name:
+        return _open_function(expected, trust_code)
+    if config.name not in SETS:
+        hint = did_you_mean(config.name, SETS) or f"; known: {', '.join(SETS)}, or package.module:function"
+        raise RunError(f"data.name: no data set is called {config.name!r}{hint}")
+    return SETS[config.name](expected, seed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    """What the spec says about the data."""
+
+    config: DataConfig
+    shape: Shape
+    classes: int
+
+    @property
+    def root(self) -> Path:
+        return Path(self.config.root or os.environ.get("GRAPHSPEC_DATA") or "data").expanduser().absolute()
+
+    def check_classes(self, found: int) -> None:
+        if found != self.classes:
+            raise RunError(
+                f"data set {self.config.name!r} has {found} classes, the spec says {self.classes}: "
+                f"set `classes: {found}` in the spec, or choose other data with data.name"
+            )
+
+    def check_shape(self, found: Shape) -> None:
+        if found != self.shape:
+            raise RunError(
+                f"images of data set {self.config.name!r} are {_text(found)} (channels x height x width), the spec's "
+                f"input is {_text(self.shape)}: set `input: {list(found)}` in the spec, or data.name to other data"
+            )
+
+    def check_held_in_memory(self) -> None:
+        if self.config.in_memory is False:
+            raise RunError(
+                f"data.in_memory: false cannot be had for {self.config.name!r}, which is never read from single image "
+                "files; leave data.in_memory out"
+            )
+
+
+def _text(shape: Shape) -> str:
+    return "x".join(map(str, shape))
+
+
+def _memory(pixels: Any, labels: Any) -> MemoryImages:
+    """`pixels`: (N, H, W) or (N, H, W, C) uint8 array, `labels`: N numbers."""
+    images = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.uint8))
+    return MemoryImages(images if images.ndim == 4 else images[..., None], torch.as_tensor(labels, dtype=torch.int64))
+
+
+def _opened(expected: _Expected, train: MemoryImages, test: MemoryImages, labels: Sequence[str]) -> Opened:
+    expected.check_held_in_memory()
+    expected.check_shape((train.images.shape[1], *train.size))
+    expected.check_classes(len(labels))
+    return Opened(train, test, tuple(labels), Augment())
+
+
+def _open_digits(expected: _Expected, _: int) -> Opened:
+    """scikit-learn's bundled digits, 8x8, 16 grey levels; the same stratified test images whatever the seed."""
+    from sklearn.datasets import load_digits
+
+    pixels, numbers = load_digits(return_X_y=True)
+    images = np.rint(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    order = stratified_order(torch.from_numpy(numbers), generator(0, "digits test images")).numpy()
+    test, train = np.sort(order[:_DIGITS_TEST]), np.sort(order[_DIGITS_TEST:])
+    names = [str(digit) for digit in range(10)]
+    return _opened(expected, _memory(images[train], numbers[train]), _memory(images[test], numbers[test]), names)
+
+
+def _open_fake(expected: _Expected, seed: int) -> Opened:
+    """Random images of the spec's shape; every class comes equally often."""
+
+    def images(purpose: str, count: int) -> MemoryImages:
+        channels, height, width = expected.shape
+        random = generator(seed, purpose)
+        pixels = torch.randint(0, 256, (count, height, width, channels), dtype=torch.uint8, generator=random)
+        return MemoryImages(pixels, torch.arange(count) % expected.classes)
+
+    size = expected.config.fake_size
+    names = [f"class{number}" for number in range(expected.classes)]
+    test = images("fake test images", max(1, size // 2))
+    return _opened(expected, images("fake training images", size), test, names)
+
+
+@dataclass(frozen=True, slots=True)
+class _Torchvision:
+    """How torchvision calls a set and its halves, and what of it must lie below the root."""
+
+    kind: str
+    lies_at: str
+    train: tuple[tuple[str, Any], ...] = (("train", True),)
+    test: tuple[tuple[str, Any], ...] = (("train", False),)
+
+    def __call__(self, expected: _Expected, _: int) -> Opened:
+        train, test = self._half(expected, dict(self.train)), self._half(expected, dict(self.test))
+        names = getattr(train, "classes", [str(digit) for digit in range(10)])
+        return _opened(expected, self._images(train), self._images(test), names)
+
+    def _half(self, expected: _Expected, half: dict[str, Any]) -> Any:
+        from torchvision import datasets
+
+        name, root, download = expected.config.name, expected.root, expected.config.download
+        damaged = (RuntimeError, OSError, ValueError, KeyError, EOFError, AssertionError, tarfile.TarError)
+        try:
+            with _others_wait(root) if download else nullcontext():
+                return getattr(datasets, self.kind)(root=str(root), download=download, **half)
+        except damaged as error:  # its readers assert
+            looked = f"{root} (looked for {root / self.lies_at})"
+            if download:
+                raise RunError(f"data set {name!r} could not be fetched to {looked}: {error}") from error
+            raise RunError(
+                f"data set {name!r} is missing or damaged in {looked}: "
+                "set data.download: true to fetch it, or data.root (or GRAPHSPEC_DATA) to the folder it lies in"
+            ) from error
+
+    def _images(self, half: Any) -> MemoryImages:
+        pixels = np.asarray(half.data)
+        if self.kind == "SVHN":  # the only one that keeps (N, C, H, W)
+            return _memory(pixels.transpose(0, 2, 3, 1), half.labels)
+        return _memory(pixels, half.targets)
+
+
+@contextmanager
+def _others_wait(root: Path) -> Iterator[None]:
+    """One process at a time fetches to a folder: those that start together would write over each other's files."""
+    with ExitStack() as stack:
+        with suppress(OSError):  # a folder that holds the set may be read-only, and some network disks have no locks
+            root.mkdir(parents=True, exist_ok=True)
+            fcntl.flock(stack.enter_context((root / ".graphspec-fetch.lock").open("w")), fcntl.LOCK_EX)
+        yield
+
+
+def _open_folder(expected: _Expected, _: int) -> Opened:
+    """A folder per class below train/ and test/ (or val/); images scaled and cropped to the spec's input."""
+    train, test, names = _find_files(expected, ("test", "val"), "fit")
+    channels, height, width = expected.shape
+    needed = (len(train.paths) + len(test.paths)) * channels * height * width
+    hold = expected.config.in_memory
+    if needed < _IN_MEMORY_BYTES if hold is None else hold:
+        return Opened(train.in_memory(), test.in_memory(), names, Augment())
+    return Opened(train, test, names, Augment())
+
+
+def _open_imagenet(expected: _Expected, _: int) -> Opened:
+    """The same layout with val/ (or test/), streamed, augmented as fb.resnet.torch does."""
+    if expected.config.in_memory:
+        raise RunError(
+            "data.in_memory: true cannot be had with data.name: imagenet, whose random crops are cut out of the "
+            "original files; leave it out, or use data.name: folder"
+        )
+    train, test, names = _find_files(expected, ("val", "test"), "fb_resnet")
+    return Opened(train, test, names, Augment(flip=True, lighting=expected.shape[0] == 3))
+
+
+def _find_files(
+    expected: _Expected, test_names: tuple[str, str], view: View
+) -> tuple[FileImages, FileImages, tuple[str, ...]]:
+    if expected.shape[0] not in MODES:
+        raise RunError(f"image files have 1 or 3 channels, the spec's input is {_text(expected.shape)}: change `input`")
+    root, config = expected.root, expected.config
+    test_root = next((root / name for name in test_names if (root / name).is_dir()), None)
+    if test_root is None or not (root / "train").is_dir():
+        raise RunError(
+            f"data set {config.name!r}: {root} must hold the folders train/ and {test_names[0]}/ (or {test_names[1]}/) "
+            "with one folder of images per class; set data.root to the folder that holds them"
+        )
+
+    def images(folder: Path) -> tuple[FileImages, tuple[str, ...]]:
+        samples, names = _scan(folder)
+        paths, labels = [path for path, _ in samples], torch.tensor([label for _, label in samples])
+        return FileImages(paths, labels, expected.shape, view, config.workers, config.skip_corrupt), names
+
+    train, names = images(root / "train")
+    test, test_classes = images(test_root)
+    if names != test_classes:
+        differing = sorted(set(names) ^ set(test_classes))[:5]
+        raise RunError(f"{root / 'train'} and {test_root} do not hold the same classes: {', '.join(differing)} differ")
+    expected.check_classes(len(names))
+    return train, test, names
+
+
+def _scan(folder: Path) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
+    """Images with their labels and the names of the classes; hidden folders, which tools leave behind, are none."""
+    from torchvision.datasets import ImageFolder
+
+    class Visible(ImageFolder):  # type: ignore[misc]  # torchvision has no types
+        def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+            names = [name for name in super().find_classes(directory)[0] if not name.startswith(".")]
+            return names, {name: label for label, name in enumerate(names)}
+
+    try:
+        found = Visible(str(folder))
+    except (FileNotFoundError, PermissionError) as error:
+        raise RunError(
+            f"{folder} is no folder of images, one folder per class: {error}\n"
+            "  try: put images into every class folder, or remove those without any"
+        ) from error
+    return found.samples, tuple(found.classes)
+
+
+def _open_function(expected: _Expected, trust_code: bool) -> Opened:
+    """Call the user's function with the data section.
+
+    It returns ((training images, labels), (test images, labels)): images (N, C, H, W) uint8, labels (N,) integers from
+    0, both arrays or tensors.
+    """
+    name = expected.config.name
+    if not trust_code:
+        raise RunError(
+            f"data.name: {name} runs Python code, which a spec file alone may not do; "
+            "add --trust-code to the command if you trust it"
+        )
+    function = _import(name)
+    try:
+        halves = function(expected.config)
+    except Exception as error:  # whatever the user's code raises, the message must name it
+        raise RunError(f"data.name: {name} raised {type(error).__name__}: {error}") from error
+    try:
+        train, test = (_checked(name, *half) for half in halves)
+    except (TypeError, ValueError) as error:
+        raise RunError(
+            f"data.name: {name} must return ((training images, labels), (test images, labels)) with images "
+            f"(N, C, H, W) uint8 and integer labels (N,): {error}"
+        ) from error
+    found = int(train.labels.max()) + 1
+    expected.check_shape((test.images.shape[1], *test.size))
+    if int(test.labels.max()) >= found:
+        raise RunError(
+            f"data.name: {name} gives test label {int(test.labels.max())}, training labels end at {found - 1}"
+        )
+    return _opened(expected, train, test, [str(number) for number in range(found)])
+
+
+def _import(name: str) -> Callable[[DataConfig], Any]:
+    module, _, function = name.partition(":")
+    try:
+        found: Callable[[DataConfig], Any] = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise RunError(
+            f"data.name: {name} cannot be imported: {error}; install the package or put its folder on PYTHONPATH"
+        ) from error
+    return found
+
+
+def _checked(name: str, images: Any, labels: Any) -> MemoryImages:
+    """Raises ValueError that says what is wrong with the user's arrays."""
+    pixels, numbers = torch.as_tensor(images), torch.as_tensor(labels)
+    if pixels.ndim != 4 or pixels.dtype != torch.uint8:
+        raise ValueError(f"images are {tuple(pixels.shape)} {pixels.dtype}")
+    if numbers.is_floating_point() or numbers.shape != pixels.shape[:1] or len(numbers) == 0:
+        raise ValueError(f"{len(pixels)} images come with labels {tuple(numbers.shape)} {numbers.dtype}")
+    if int(numbers.min()) < 0:
+        raise ValueError(f"there is a label {int(numbers.min())}")
+    return MemoryImages(pixels.permute(0, 2, 3, 1), numbers.long())
+
+
+SETS: dict[str, Callable[[_Expected, int], Opened]] = {
+    "digits": _open_digits,
+    "cifar10": _Torchvision("CIFAR10", "cifar-10-batches-py"),
+    "cifar100": _Torchvision("CIFAR100", "cifar-100-python"),
+    "fashion_mnist": _Torchvision("FashionMNIST", "FashionMNIST/raw"),
+    "mnist": _Torchvision("MNIST", "MNIST/raw"),
+    "svhn": _Torchvision("SVHN", "train_32x32.mat", (("split", "train"),), (("split", "test"),)),
+    "folder": _open_folder,
+    "imagenet": _open_imagenet,
+    "fake": _open_fake,
+}

@@ -1,0 +1,79 @@
+"""Dividing the training images into parts for weights, gates and validation, stratified by class.
+
+A pure function of labels, fractions and seed. Test images are never touched here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compiler.errors import RunError
+from runtime.seeds import generator
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Split:
+    """Numbers of the training images in each part: sorted int64 tensors that share no number and miss none."""
+
+    weights: Tensor
+    gates: Tensor
+    validation: Tensor
+    digest: str  # SHA-256 over the parts and the labels: changes when the split or the order of the data does
+
+    @property
+    def training(self) -> Tensor:
+        """All images but the validation part, for training without gates."""
+        return torch.cat((self.weights, self.gates)).sort().values
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The parts by name, to be saved."""
+        return {"weights": self.weights, "gates": self.gates, "validation": self.validation}
+
+
+def stratified_order(labels: Tensor, random: torch.Generator) -> Tensor:
+    """A random order of all images in which every run of neighbours holds the classes in proportion.
+
+    `labels` (N,) int64 gives an (N,) int64 permutation. Number k of a class of n images is placed at (k + u) / n of the
+    way, u drawn from 0..1 per class: one value for all would put the only image of every rare class at the same place.
+    """
+    shuffled = torch.randperm(len(labels), generator=random).numpy()
+    by_class = shuffled[np.argsort(labels.numpy()[shuffled], kind="stable")]
+    _, first, counts = np.unique(labels.numpy()[by_class], return_index=True, return_counts=True)
+    number = np.arange(len(labels)) - np.repeat(first, counts)
+    start = torch.rand(len(counts), generator=random, dtype=torch.float64).numpy()
+    place = (number + np.repeat(start, counts)) / np.repeat(counts, counts)
+    return torch.from_numpy(by_class[np.argsort(place, kind="stable")].astype(np.int64))
+
+
+def split_images(labels: Tensor, weight_part: float, validation: float, seed: int) -> Split:
+    """Hold out `validation` of the images, give `weight_part` of the rest to the weights and what remains to the gates.
+
+    `labels`: (N,) int64. The validation part does not depend on `weight_part`. Raises RunError when a part is empty.
+    """
+    order = stratified_order(labels, generator(seed, "split"))
+    held_out = round(validation * len(order))
+    for_weights = round(weight_part * (len(order) - held_out))
+    sizes = {"validation": held_out, "weights": for_weights, "gates": len(order) - held_out - for_weights}
+    for name, size in sizes.items():
+        if size == 0:
+            raise RunError(
+                f"the {name} part of {len(order)} training images would be empty with data.validation: {validation:g} "
+                f"and search.weight_part: {weight_part:g}; change them or use more images"
+            )
+    parts = {
+        name: part.sort().values for name, part in zip(sizes, torch.split(order, list(sizes.values())), strict=True)
+    }
+    return Split(parts["weights"], parts["gates"], parts["validation"], _digest(parts, labels))
+
+
+def _digest(parts: dict[str, Tensor], labels: Tensor) -> str:
+    hashed = hashlib.sha256()
+    for name, numbers in sorted({**parts, "labels": labels}.items()):
+        hashed.update(f"{name}:{len(numbers)}:".encode())
+        hashed.update(numbers.numpy().astype("<i8").tobytes())
+    return hashed.hexdigest()

@@ -1,0 +1,1 @@
+"""From trained weights to checked ONNX files, and how fast these run."""

@@ -1,0 +1,248 @@
+"""`graphspec bench`: latency, throughput and peak memory of an exported model in onnxruntime, torch eager beside it.
+
+Every figure comes from a process of its own, forked from a server that has imported everything and run nothing: what
+its memory grows by is what the network needs, and no network warms another up.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import resource
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from onnx import external_data_helper
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from compiler.errors import RunError
+from compiler.ir.graph import INPUT
+from runtime.data.dataset import HERE
+from runtime.export.onnx_bench import Latency, OnnxNetwork, seconds_of_runs
+from runtime.export.trained import saved_network
+from runtime.jobs.logs import Console
+from runtime.rundir.directory import JobDir, RunDir
+from runtime.rundir.files import guarded
+from runtime.strategies.latency import device_name
+
+THREADS, BATCHES, SECONDS = (1, 2), (1, 64), 2.0
+NUMPY: dict[str, Any] = {
+    "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64,
+    "tensor(uint8)": np.uint8, "tensor(int8)": np.int8, "tensor(int32)": np.int32, "tensor(int64)": np.int64,
+    "tensor(bool)": np.bool_,
+}  # fmt: skip
+PEAK_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes in the unit that `getrusage` counts memory in
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One network on so many threads with batches of one size."""
+
+    latency: Latency
+    peak_mib: float  # by how much the process grew at most, from before the network was loaded
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What was measured of one model."""
+
+    model: str  # the run or the file
+    device: str
+    bytes: dict[str, int]  # size by network: of the file, or of torch's weights in memory
+    rows: tuple[Measured, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data; one flat object a row."""
+        rows = [{**asdict(row.latency), "peak_mib": row.peak_mib} for row in self.rows]
+        return {"model": self.model, "device": self.device, "bytes": self.bytes, "rows": rows}
+
+    def render(self) -> str:
+        """A table for people."""
+        table: list[tuple[str, ...]] = [
+            ("network", "bytes", "threads", "batch", "median ms", "p90", "p99", "images/s", "peak MiB", "runs")
+        ]
+        for row in self.rows:
+            found = row.latency
+            times = (f"{ms:.3f}" for ms in (found.median_ms, found.p90_ms, found.p99_ms))
+            counts = (f"{self.bytes[found.network]:,}", str(found.threads), str(found.batch))
+            rest = (f"{found.images_per_second:,.0f}", f"{row.peak_mib:.1f}", f"{found.runs:,}")
+            table.append((found.network, *counts, *times, *rest))
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = [zip(line, widths, strict=True) for line in table]
+        text = ("  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(line)) for line in lines)
+        return "\n".join((f"{self.model} on {self.device}", *text))
+
+
+# -- what is measured -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """A model file; `path` may have been made by anything."""
+
+    name: str
+    path: Path
+
+    def bytes(self) -> int:
+        """Size of the file and of the weights that it keeps beside it; RunError if it is no ONNX model."""
+        with guarded(self.path, "read"):
+            content = self.path.read_bytes()
+            try:
+                tensors = onnx.load_from_string(content).graph.initializer
+            except Exception as error:  # protobuf's exceptions have no base class that is not private
+                raise RunError(f"{self.path}: is no ONNX model: {error}\n  try: a file that ends in .onnx") from error
+            outside = filter(external_data_helper.uses_external_data, tensors)
+            names = {external_data_helper.ExternalDataInfo(tensor).location for tensor in outside}
+            return len(content) + sum((self.path.parent / name).stat().st_size for name in names)
+
+    def runner(self, threads: int, batch: int) -> Callable[[], object]:
+        """Runs one batch; RunError if the file takes no such batch or onnxruntime refuses it."""
+        session = OnnxNetwork(self.path, threads).session
+        feed = {item.name: self._values(item, batch) for item in session.get_inputs()}
+        return lambda: session.run(None, feed)
+
+    def _values(self, item: Any, batch: int) -> NDArray[Any]:
+        """Normal floats, any bytes, and zeros for other whole numbers, which may be indices."""
+        place = f"{self.path}: input {item.name!r}"
+        if item.type not in NUMPY:
+            raise RunError(f"{place} is a {item.type}, which this cannot make up\n  try: a model that takes images")
+        if any(not isinstance(size, int) for size in item.shape[1:]):
+            raise RunError(f"{place} has free sizes besides the batch: {item.shape}\n  try: fix them in the file")
+        if item.shape and isinstance(item.shape[0], int) and item.shape[0] != batch:
+            raise RunError(f"{place} takes batches of {item.shape[0]} only\n  try: --batch {item.shape[0]}")
+        sizes, kind = [batch, *item.shape[1:]] if item.shape else [], np.dtype(NUMPY[item.type])
+        rng = np.random.default_rng(0)
+        if kind.kind == "f":
+            return np.asarray(rng.standard_normal(sizes), kind)
+        return rng.integers(0, 256, sizes, np.uint8) if kind == np.uint8 else np.zeros(sizes, kind)
+
+
+@dataclass(frozen=True)
+class TorchNetwork:
+    """The network that a job left, in torch eager."""
+
+    job: JobDir
+    name: str = "torch"
+
+    def bytes(self) -> int:
+        """Size of its weights and statistics in memory."""
+        return sum(
+            tensor.numel() * tensor.element_size() for tensor in saved_network(self.job)[0].state_dict().values()
+        )
+
+    def runner(self, threads: int, batch: int) -> Callable[[], object]:
+        """Runs one batch."""
+        torch.set_num_threads(threads)
+        module, graph = saved_network(self.job)
+        x = torch.randn(batch, *graph.node(INPUT).shape, generator=torch.Generator().manual_seed(0))
+        module.eval()
+
+        def run() -> None:
+            with torch.inference_mode():
+                module(x)
+
+        return run
+
+
+Subject = OnnxFile | TorchNetwork
+
+
+class _ExportedFile(BaseModel):
+    kind: str
+    path: Path
+
+
+class _Exported(BaseModel):
+    """What of `export/parity.json` is read here."""
+
+    source: str
+    files: list[_ExportedFile]
+
+
+def subjects_of(target: Path | None) -> tuple[str, tuple[Subject, ...]]:
+    """The name of a run (default: the latest) or model file, and the networks to measure of it.
+
+    RunError if the run has not been exported, or there is neither.
+    """
+    if target is not None and target.is_file():
+        return str(target), (OnnxFile("onnx", target),)
+    run = RunDir.latest() if target is None else RunDir.open(target)
+    record = run.export / "parity.json"
+    if not record.is_file():
+        raise RunError(f"{run.path}: nothing was exported yet\n  try: graphspec export --onnx {run.path} first")
+    try:
+        with guarded(record, "read"):
+            exported = TypeAdapter(_Exported).validate_json(record.read_bytes())
+    except ValidationError as error:
+        raise RunError(f"{record}: is damaged: {error}\n  try: graphspec export --onnx {run.path}") from error
+    files = (OnnxFile(file.kind, _where_it_lies(run, file.path)) for file in exported.files)
+    return str(run.path), (TorchNetwork(JobDir(run.path / exported.source)), *files)
+
+
+def _where_it_lies(run: RunDir, path: Path) -> Path:
+    """In the run's own folder, also if the run was moved, or where `-o` put it."""
+    inside = run.export / path.name
+    return inside if inside.is_file() else path
+
+
+# -- measuring ------------------------------------------------------------------------------------------------------
+
+
+def run_bench(
+    target: Path | None = None,
+    *,
+    batches: Sequence[int] = BATCHES,
+    threads: Sequence[int] = THREADS,
+    seconds: float = SECONDS,
+    quiet: bool = False,
+) -> BenchResult:
+    """Measure every network of a run or model file for about `seconds` each; RunError if one cannot be run."""
+    name, subjects = subjects_of(target)
+    console = Console(quiet)
+    sizes = {subject.name: subject.bytes() for subject in subjects}
+    rows = []
+    for row in _measured(subjects, batches, threads, seconds):
+        console.line(row.latency.line())
+        rows.append(row)
+    return BenchResult(name, f"{device_name(HERE.device)}, onnxruntime {onnxruntime.__version__}", sizes, tuple(rows))
+
+
+def _measured(
+    subjects: Sequence[Subject], batches: Sequence[int], threads: Sequence[int], seconds: float
+) -> Iterator[Measured]:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    for count, batch, subject in itertools.product(threads, batches, subjects):
+        # the parent hears Ctrl-C; the child would print a traceback
+        with ProcessPoolExecutor(1, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as process:
+            try:
+                yield process.submit(measure, subject, count, batch, seconds).result()
+            except BrokenProcessPool as error:
+                raise RunError(
+                    f"{subject.name} with batches of {batch} was killed, perhaps for its memory\n"
+                    f"  try: a smaller --batch"
+                ) from error
+
+
+def measure(subject: Subject, threads: int, batch: int, seconds: float) -> Measured:
+    """One case, in a process that has measured nothing before."""
+    before = _peak_bytes()
+    times = seconds_of_runs(subject.runner(threads, batch), seconds)
+    return Measured(Latency.of(subject.name, threads, batch, times), (_peak_bytes() - before) / MIB)
+
+
+def _peak_bytes() -> int:
+    """The most memory that this process ever held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * PEAK_UNIT

@@ -1,0 +1,188 @@
+"""Whether an ONNX file computes what the torch network does: outputs side by side, and accuracy on the test images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from compiler.errors import RunError
+from runtime.data.augment import Draws, Normalise, to_float
+from runtime.data.dataset import HERE, Dataset
+from runtime.data.sources import Images, Request
+from runtime.seeds import generator
+
+Array = NDArray[Any]
+Network = Callable[[Array], Array]  # images in the model's own type and layout -> (N, classes)
+Reference = Callable[[Tensor], Array]  # x: (N, C, H, W) float32, normalised -> (N, classes)
+Layout = Literal["none", "nchw", "nhwc"]
+
+BATCHES = (1, 2, 7, 64)
+TEST_BATCH = 256
+
+
+@dataclass(frozen=True)
+class ImageForm:
+    """What the ONNX model takes: normalised float32 images (N, C, H, W) for `none`, else raw uint8 in that layout."""
+
+    layout: Layout
+    normalise: Normalise
+
+    def both(self, pixels: Tensor) -> tuple[Tensor, Array]:
+        """What the torch network reads and what the ONNX model reads, of raw pixels (N, H, W, C) uint8."""
+        x = to_float(pixels, self.normalise, Draws(), 0).contiguous()
+        if self.layout == "none":
+            return x, x.numpy()
+        raw = pixels if self.layout == "nhwc" else pixels.permute(0, 3, 1, 2)
+        return x, raw.contiguous().numpy()
+
+    def random(self, count: int, shape: tuple[int, int, int], seed: int) -> tuple[Tensor, Array]:
+        """As `both`, of random images of `shape` (C, H, W): normal where the model takes floats, else any bytes."""
+        random = generator(seed, "parity images", count)
+        if self.layout == "none":
+            x = torch.randn(count, *shape, generator=random)
+            return x, x.numpy()
+        channels, height, width = shape
+        sizes = (count, height, width, channels)
+        return self.both(torch.randint(0, 256, sizes, generator=random, dtype=torch.uint8))
+
+
+def reference(module: nn.Module, *, probabilities: bool) -> Reference:
+    """The torch network as the ONNX file promises to compute it; the module is put into evaluation mode."""
+    module.eval()
+
+    def outputs(x: Tensor) -> Array:
+        with torch.inference_mode():
+            logits: Tensor = module(x).flatten(1)
+            return (logits.softmax(1) if probabilities else logits).numpy()
+
+    return outputs
+
+
+# -- outputs side by side -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """How far two networks are apart on one batch."""
+
+    images: str  # `random`, or `test`: images of the test set
+    batch: int
+    max_abs: float  # largest absolute difference of an output
+    max_rel: float  # the same, relative to the largest output in magnitude
+    agreement: float  # share of images with the same best class
+
+    @classmethod
+    def of(cls, images: str, wanted: Array, found: Array) -> Case:
+        """From outputs (N, classes); NaN where an output is not finite."""
+        if wanted.shape != found.shape:
+            raise RunError(f"the ONNX model gives outputs {found.shape}, torch gives {wanted.shape}")
+        difference = float(np.abs(wanted.astype(np.float64) - found).max())
+        largest = float(np.abs(wanted).max())
+        relative = difference / largest if largest else (0.0 if difference == 0 else float("inf"))
+        same = float((wanted.argmax(1) == found.argmax(1)).mean())
+        return cls(images, len(wanted), difference, relative, same)
+
+    def line(self) -> str:
+        """For people."""
+        return (
+            f"{self.images:<6} images, batch {self.batch:>3}: absolute error {self.max_abs:.2e}, "
+            f"relative {self.max_rel:.2e}, same class {self.agreement:.2%}"
+        )
+
+
+@dataclass(frozen=True)
+class Parity:
+    """All cases of one comparison, the worst error of each kind first."""
+
+    tolerance: float
+    max_abs: float
+    max_rel: float
+    agreement: float  # share of all images with the same best class
+    cases: tuple[Case, ...]
+
+    @classmethod
+    def of(cls, tolerance: float, cases: tuple[Case, ...]) -> Parity:
+        """The worst of the cases; NaN counts as worst."""
+        worst = np.array([(case.max_abs, case.max_rel) for case in cases]).max(axis=0)  # carries NaN on
+        same = sum(case.agreement * case.batch for case in cases) / sum(case.batch for case in cases)
+        return cls(tolerance, float(worst[0]), float(worst[1]), same, cases)
+
+    def check(self) -> None:
+        """RunError with both numbers if the error exceeds the tolerance or is no number."""
+        if self.max_rel <= self.tolerance:
+            return
+        worst = max(self.cases, key=lambda case: (np.isnan(case.max_rel), case.max_rel))
+        raise RunError(
+            f"the ONNX model does not compute what the torch network does: largest error {self.max_abs:.3e} absolute, "
+            f"{self.max_rel:.3e} relative to the largest output, allowed {self.tolerance:.1e}\n"
+            f"  ({worst.line()})\n"
+            f"  nothing was written; try: --set export.tolerance=... if this is close enough; otherwise the weights "
+            f"or an op's lowering are at fault"
+        )
+
+
+def compare(network: Network, torch_network: Reference, form: ImageForm, dataset: Dataset, tolerance: float) -> Parity:
+    """Run both on random and on test images, in every batch size of `BATCHES`."""
+    cases = []
+    shape = (len(dataset.mean), *dataset.test.size)
+    for batch in BATCHES:
+        x, image = form.random(batch, shape, dataset.seed)
+        cases.append(Case.of("random", torch_network(x), network(image)))
+    for batch in BATCHES:
+        x, image = form.both(some_pixels(dataset.test, batch))
+        cases.append(Case.of("test", torch_network(x), network(image)))
+    return Parity.of(tolerance, tuple(cases))
+
+
+# -- images and accuracy --------------------------------------------------------------------------------------------
+
+
+def raw_batches(images: Images, rows: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pixels (N, H, W, C) uint8 and labels (N,) of these images, in order; unreadable ones are left out."""
+    chunks = torch.split(rows, batch)
+    for chunk, fetched in zip(chunks, images.fetch((Request(c) for c in chunks), HERE.device), strict=True):
+        kept = chunk if fetched.kept is None else chunk[fetched.kept]
+        yield fetched.pixels.index_select(0, fetched.rows), images.labels[kept]
+
+
+def some_pixels(images: Images, count: int) -> Tensor:
+    """Pixels (N, H, W, C) uint8 of `count` images spread over the set, over again where it has fewer."""
+    total = len(images.labels)
+    rows = torch.arange(count) * max(total // count, 1) % total
+    return next(raw_batches(images, rows, count))[0]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """What one network scores on the test images."""
+
+    accuracy: float  # share of right answers, 0..1
+    agreement: float  # share of images where it says what torch says
+    images: int
+
+
+def accuracies(
+    networks: Mapping[str, Network],
+    torch_network: Reference,
+    form: ImageForm,
+    dataset: Dataset,
+    advance: Callable[[int], object] = lambda images: None,
+) -> dict[str, Accuracy]:
+    """Of `torch` and every network by name, in one pass over the test images; `advance` is told of so many more."""
+    right, same, count = dict.fromkeys(("torch", *networks), 0), dict.fromkeys(("torch", *networks), 0), 0
+    for pixels, labels in raw_batches(dataset.test, torch.arange(len(dataset.test.labels)), TEST_BATCH):
+        x, image = form.both(pixels)
+        answers = {"torch": torch_network(x).argmax(1)}
+        answers |= {name: network(image).argmax(1) for name, network in networks.items()}
+        for name, answer in answers.items():
+            right[name] += int((answer == labels.numpy()).sum())
+            same[name] += int((answer == answers["torch"]).sum())
+        count += len(labels)
+        advance(len(labels))
+    return {name: Accuracy(right[name] / count, same[name] / count, count) for name in right}

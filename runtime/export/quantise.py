@@ -1,0 +1,123 @@
+"""Smaller forms of an ONNX model: float16, and int8 by onnxruntime's static quantisation.
+
+Both keep the input and output of the model they are made of. How much accuracy they cost is for the caller to measure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from compiler.errors import RunError
+
+Array = NDArray[Any]
+LARGEST = float(np.finfo(np.float16).max)
+
+
+# -- float16 --------------------------------------------------------------------------------------------------------
+
+
+def half(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model that `emit` gives with weights and arithmetic in float16, input and output as before.
+
+    RunError if a weight is too large for float16.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    graph = result.graph
+    for index, tensor in enumerate(graph.initializer):
+        if tensor.data_type == TensorProto.FLOAT:
+            graph.initializer[index].CopyFrom(_half_tensor(tensor))
+    for node in graph.node:
+        _half_node(node)
+    _cast_output(graph)
+    _cast_input(graph)
+    return result
+
+
+def _half_tensor(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    value = numpy_helper.to_array(tensor)
+    if np.abs(value).max(initial=0.0) > LARGEST:
+        raise RunError(
+            f"{tensor.name}: holds {np.abs(value).max():.3g}, float16 ends at {LARGEST:.0f}\n  try: without --fp16"
+        )
+    return numpy_helper.from_array(value.astype(np.float16), tensor.name)
+
+
+def _half_node(node: onnx.NodeProto) -> None:
+    """What a node says about its type; `emit` casts only to float32, and fills only with float32 zeros."""
+    if node.op_type == "Cast":
+        node.attribute[0].i = TensorProto.FLOAT16
+    if node.op_type == "ConstantOfShape":
+        node.attribute.append(helper.make_attribute("value", numpy_helper.from_array(np.zeros(1, np.float16))))
+
+
+def _cast_output(graph: onnx.GraphProto) -> None:
+    name = graph.output[0].name
+    inner = f"{name}.half"
+    _rename(graph, name, inner)
+    graph.node.append(helper.make_node("Cast", [inner], [name], name=f"{name}.float", to=TensorProto.FLOAT))
+
+
+def _cast_input(graph: onnx.GraphProto) -> None:
+    """Cast float images; raw ones are cast by the model itself."""
+    name = graph.input[0].name
+    if graph.input[0].type.tensor_type.elem_type != TensorProto.FLOAT:
+        return
+    inner = f"{name}.half"
+    _rename(graph, name, inner)
+    graph.node.insert(0, helper.make_node("Cast", [name], [inner], name=inner, to=TensorProto.FLOAT16))
+
+
+def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                if name == old:
+                    names[index] = new
+
+
+# -- int8 -----------------------------------------------------------------------------------------------------------
+
+
+class _Calibration:
+    """Feeds images to onnxruntime's calibration, one batch at a time."""
+
+    def __init__(self, name: str, batches: Iterable[Array]) -> None:
+        self._name, self._batches = name, iter(batches)
+
+    def get_next(self) -> dict[str, Array] | None:
+        """The next feed, None at the end."""
+        batch = next(self._batches, None)
+        return None if batch is None else {self._name: batch}
+
+
+def int8(proto: onnx.ModelProto, path: Path, calibration: Iterable[Array]) -> None:
+    """Write the int8 form of `proto` to `path`: activations uint8 per tensor, weights int8 per channel.
+
+    Ranges of activations are those met on `calibration`, batches of images as the model takes them. Weights use 7 of
+    their 8 bits, because processors without VNNI add pairs of 8 x 8 bit products in 16 bits, which would overflow.
+    Batch norms that no convolution took in stay float.
+    """
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static  # takes a second
+
+    inferred = onnx.shape_inference.infer_shapes(proto)
+    # Says that shapes are inferred, which is all of onnxruntime's preparation that this model needs.
+    helper.set_model_props(inferred, {"onnx.quant.pre_process": "onnxruntime.quant"})
+    quantize_static(
+        inferred,
+        path,
+        _Calibration(proto.graph.input[0].name, calibration),
+        quant_format=QuantFormat.QDQ,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        nodes_to_exclude=[node.name for node in proto.graph.node if node.op_type == "BatchNormalization"],
+        per_channel=True,
+        reduce_range=True,
+    )

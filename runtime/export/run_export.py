@@ -1,0 +1,350 @@
+"""`graphspec export --onnx`: emit the trained network, prove that the file computes the same, then put it into place.
+
+Everything is made and judged in a folder beside the target. Files are renamed into place only when all of them passed,
+so that a model at the target path has always been checked, and a failed export leaves an earlier one as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+import torch
+from onnx import helper
+
+from compiler.errors import RunError
+from compiler.ir.text import graph_hash
+from compiler.language.config import ExportConfig
+from compiler.lowering.onnx.model import Preprocessing, check_opset, emit, save
+from runtime.data.dataset import HERE, Dataset, load_dataset
+from runtime.export.onnx_bench import Latency, OnnxNetwork, eager_latency, onnx_latency
+from runtime.export.parity import (
+    Accuracy,
+    ImageForm,
+    Parity,
+    accuracies,
+    compare,
+    raw_batches,
+    reference,
+    some_pixels,
+)
+from runtime.export.quantise import half, int8
+from runtime.export.trained import Source, Trained, finished_job, load_trained
+from runtime.jobs.logs import Console
+from runtime.rundir.directory import environment
+from runtime.rundir.files import guarded, sync, write_json
+from runtime.rundir.opened import Opened
+from runtime.seeds import generator
+from runtime.strategies.latency import device_name
+
+Kind = Literal["fp32", "fp16", "int8"]
+MODEL, PARITY, LATENCY = "model.onnx", "parity.json", "latency.json"  # in the run's export folder
+PACKAGES = ("graphspec", "numpy", "onnx", "onnxruntime", "torch")
+CALIBRATION_IMAGES, CALIBRATION_BATCH = 256, 32
+THREADS, LATENCY_BATCHES = (1, 2), (1, 64)
+NOTABLE = 0.005  # difference of accuracies that is worth a warning
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to export and where to; how the model looks is configured in the spec's section `export`."""
+
+    source: Source = "retrain"
+    output: Path | None = None  # of the float32 model; default: export/model.onnx in the run
+    fp16: bool = False
+    int8: bool = False
+    latency: bool = True  # measure it
+    trust_code: bool = False
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """One file, as it was judged."""
+
+    kind: Kind
+    path: str
+    nodes: int
+    bytes: int
+    accuracy: float  # on the test set, by onnxruntime
+    agreement: float  # share of test images where it says what torch says
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was exported; `export/parity.json` holds all but the latencies, `export/latency.json` those."""
+
+    run: str
+    source: Source
+    path: str  # of the float32 model
+    opset: int
+    files: tuple[ExportedFile, ...]  # float32 first
+    parity: Parity
+    test_images: int
+    torch_accuracy: float
+    accuracy_tolerance: float  # points that fp16 and int8 may lose
+    latencies: tuple[Latency, ...]
+
+    @property
+    def model(self) -> ExportedFile:
+        """The float32 model."""
+        return self.files[0]
+
+
+def run_export(opened: Opened, options: ExportOptions | None = None) -> ExportResult:
+    """Export the network of a run.
+
+    GraphspecError if there is none, it does not pass the checks or cannot be written; then nothing is at the target
+    path that was not there before.
+    """
+    options = options or ExportOptions()
+    settings, spec, console = opened.spec.config.export, opened.spec, Console(options.quiet)
+    check_opset(settings.opset)
+    finished_job(opened, options.source)
+    target = options.output or opened.run.export / MODEL
+    channels, height, width = spec.input
+    with opened.run.locked(), _staging(target) as folder:
+        shape = (channels, height, width)
+        dataset = load_dataset(
+            spec.config.data, shape, spec.classes, seed=spec.config.seed, trust_code=options.trust_code
+        )
+        trained = load_trained(opened, options.source, dataset, console.line)
+        form = ImageForm(settings.with_preprocessing, dataset.normalise)
+        result = _Export(opened, options, console, dataset, trained, form, target, folder).run()
+        _publish(folder, target)
+        _write_reports(opened.run.export, result, others_go=options.output is None)
+    console.line(f"wrote {', '.join(file.path for file in result.files)}; checks in {opened.run.export / PARITY}")
+    return result
+
+
+# -- files ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _staging(target: Path) -> Iterator[Path]:
+    """An empty folder beside the target that is gone afterwards; RunError if the target cannot be written."""
+    folder = target.with_name(f".{target.name}.tmp")
+    with guarded(target):
+        if target.exists() and not target.is_file():
+            raise RunError(f"{target}: is no regular file, so it cannot be written\n  try: -o FOLDER/model.onnx")
+        made = not target.parent.exists()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if folder.exists():  # left by a killed export
+            shutil.rmtree(folder)
+        folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if made:
+            with suppress(OSError):  # there is something in it
+                target.parent.rmdir()
+
+
+def _publish(folder: Path, target: Path) -> None:
+    """Rename what was staged into place, the float32 model last."""
+    with guarded(target):
+        staged = sorted(folder.iterdir(), key=lambda path: path.name == target.name)
+        for path in staged:
+            sync(path)
+        for path in staged:
+            os.replace(path, target.with_name(path.name))
+        sync(target.parent)
+
+
+def _write_reports(folder: Path, result: ExportResult, *, others_go: bool) -> None:
+    """Write what was found; with `others_go`, small forms of an earlier export are removed."""
+    record = {"model": result.model.path, **asdict(result)}
+    latencies = record.pop("latencies")
+    write_json(folder / PARITY, record)
+    with guarded(folder):
+        if latencies:
+            write_json(folder / LATENCY, {"device": device_name(HERE.device), "latencies": latencies})
+        else:
+            (folder / LATENCY).unlink(missing_ok=True)
+        for kind in ("fp16", "int8"):
+            if others_go and kind not in {file.kind for file in result.files}:
+                _path_of(kind, folder / MODEL).unlink(missing_ok=True)
+
+
+def _path_of(kind: str, target: Path) -> Path:
+    return target if kind == "fp32" else target.with_name(f"{target.stem}.{kind}{target.suffix}")
+
+
+# -- one export -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Export:
+    """The steps between a trained network and files that passed."""
+
+    opened: Opened
+    options: ExportOptions
+    console: Console
+    dataset: Dataset
+    trained: Trained
+    form: ImageForm
+    target: Path
+    folder: Path  # for files that are not judged yet
+
+    @property
+    def settings(self) -> ExportConfig:
+        """The spec's section."""
+        return self.opened.spec.config.export
+
+    def run(self) -> ExportResult:
+        """Emit, judge, label and time; RunError with the figures if something does not pass."""
+        proto = self._emit()
+        torch_network = reference(self.trained.module, probabilities=self.settings.probabilities)
+        network = self._stage("fp32", proto)
+        parity = compare(network, torch_network, self.form, self.dataset, self.settings.tolerance)
+        self._tell_parity(parity)
+        parity.check()
+        protos: dict[Kind, onnx.ModelProto] = {"fp32": proto, **self._small_forms(proto)}
+        networks = {"fp32": network} | {k: self._stage(k, p) for k, p in protos.items() if k != "fp32"}
+        with self.console.progress("test images", len(self.dataset.test.labels)) as bar:
+            scores = accuracies(networks, torch_network, self.form, self.dataset, bar.advance)
+        for kind, form in protos.items():
+            helper.set_model_props(form, self._metadata(scores[kind], parity))
+            save(form, self._staged(kind))
+        files = tuple(self._file(kind, form, scores[kind]) for kind, form in protos.items())
+        self._tell_scores(scores, files)
+        self._check_small_forms(files)
+        latencies = tuple(self._latencies(list(protos))) if self.options.latency else ()
+        return ExportResult(
+            run=str(self.opened.run.path),
+            source=self.options.source,
+            path=str(self.target),
+            opset=self.settings.opset,
+            files=files,
+            parity=parity,
+            test_images=scores["torch"].images,
+            torch_accuracy=scores["torch"].accuracy,
+            accuracy_tolerance=self.settings.accuracy_tolerance,
+            latencies=latencies,
+        )
+
+    def _emit(self) -> onnx.ModelProto:
+        layout = self.settings.with_preprocessing
+        normalise = self.dataset.normalise
+        return emit(
+            self.trained.model,
+            opset=self.settings.opset,
+            output_name="probabilities" if self.settings.probabilities else "logits",
+            preprocessing=None if layout == "none" else Preprocessing(layout, normalise.mean, normalise.std),
+            probabilities=self.settings.probabilities,
+        )
+
+    def _staged(self, kind: Kind) -> Path:
+        return self.folder / _path_of(kind, self.target).name
+
+    def _stage(self, kind: Kind, proto: onnx.ModelProto) -> OnnxNetwork:
+        """Check and write a model, and load it as a user would."""
+        save(proto, self._staged(kind))
+        return OnnxNetwork(self._staged(kind))
+
+    def _small_forms(self, proto: onnx.ModelProto) -> dict[Kind, onnx.ModelProto]:
+        forms: dict[Kind, onnx.ModelProto] = {}
+        if self.options.fp16:
+            forms["fp16"] = half(proto)
+        if self.options.int8:
+            path = self._staged("int8")
+            self.console.line("int8: calibrating on training images (minutes for a network of a thousand nodes)")
+            int8(proto, path, self._calibration())
+            forms["int8"] = onnx.load(path)
+        return forms
+
+    def _calibration(self) -> Iterator[Any]:
+        """Batches of training images as the model takes them, without augmentation."""
+        rows = self.dataset.split(self.opened.spec.config.search.weight_part).training
+        order = torch.randperm(len(rows), generator=generator(self.dataset.seed, "calibration"))
+        chosen = rows[order[:CALIBRATION_IMAGES]]
+        for pixels, _ in raw_batches(self.dataset.train, chosen, CALIBRATION_BATCH):
+            yield self.form.both(pixels)[1]
+
+    def _metadata(self, score: Accuracy, parity: Parity) -> dict[str, str]:
+        """What the file says about itself; lists and maps as JSON."""
+        packages = environment(self.dataset.seed)["packages"]
+        layout = self.form.layout
+        values: dict[str, Any] = {
+            "labels": self.dataset.labels,
+            "layout": "nchw" if layout == "none" else layout,
+            "preprocessing": "none: float images, (pixels / 255 - mean) / std"
+            if layout == "none"
+            else "raw uint8 images",
+            "mean": self.dataset.mean,
+            "std": self.dataset.std,
+            "outputs": "probabilities" if self.settings.probabilities else "logits",
+            "spec": self.opened.spec.name,
+            "spec_hash": hashlib.sha256(self.opened.run.resolved.read_bytes()).hexdigest(),
+            "arch_hash": graph_hash(self.trained.model.graph),
+            "source": self.options.source,
+            "accuracy": score.accuracy,
+            "test_images": score.images,
+            "parity": {"max_abs": parity.max_abs, "max_rel": parity.max_rel, "tolerance": parity.tolerance},
+            "versions": {name: packages[name] for name in PACKAGES},
+        }
+        return {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+
+    def _file(self, kind: Kind, proto: onnx.ModelProto, score: Accuracy) -> ExportedFile:
+        size = sum(path.stat().st_size for path in self.folder.glob(f"{self._staged(kind).name}*"))
+        path = str(_path_of(kind, self.target))
+        return ExportedFile(kind, path, len(proto.graph.node), size, score.accuracy, score.agreement)
+
+    def _check_small_forms(self, files: tuple[ExportedFile, ...]) -> None:
+        """RunError if one loses more accuracy than allowed."""
+        allowed, before = self.settings.accuracy_tolerance, files[0].accuracy
+        for file in files[1:]:
+            lost = (before - file.accuracy) * 100
+            if lost > allowed + 1e-9:
+                raise RunError(
+                    f"{file.kind} loses too much: test accuracy {file.accuracy:.2%}, float32 has {before:.2%}; "
+                    f"{lost:.2f} points lost, {allowed:g} allowed\n"
+                    f"  nothing was written; try: without --{file.kind}, or --set export.accuracy_tolerance=..."
+                )
+
+    def _latencies(self, kinds: list[Kind]) -> Iterator[Latency]:
+        """Of torch and of every file, told as they come."""
+        for threads in THREADS:
+            for batch in LATENCY_BATCHES:
+                x, image = self.form.both(some_pixels(self.dataset.test, batch))
+                found = [eager_latency(self.trained.module, x, threads)]
+                found += [onnx_latency(self._staged(kind), image, threads, name=kind) for kind in kinds]
+                for latency in found:
+                    self.console.line(latency.line())
+                yield from found
+
+    # -- what people read -------------------------------------------------------------------------------------------
+
+    def _tell_parity(self, parity: Parity) -> None:
+        for case in parity.cases:
+            self.console.line(case.line())
+        self.console.line(
+            f"parity with torch: largest error {parity.max_abs:.2e} absolute, {parity.max_rel:.2e} relative to the "
+            f"largest output (allowed {parity.tolerance:.1e}), same class for {parity.agreement:.2%}"
+        )
+
+    def _tell_scores(self, scores: Mapping[str, Accuracy], files: tuple[ExportedFile, ...]) -> None:
+        torch_score = scores["torch"]
+        self.console.line(f"test accuracy on {torch_score.images} images: torch {torch_score.accuracy:.2%}")
+        for file in files:
+            small = "" if file.kind == "fp32" else f" (x{file.bytes / files[0].bytes:.2f}), "
+            allowed = "" if file.kind == "fp32" else f"may lose {self.settings.accuracy_tolerance:g} points"
+            self.console.line(
+                f"  onnxruntime {file.kind}: {file.accuracy:.2%}, same class as torch for {file.agreement:.2%}; "
+                f"{file.nodes} nodes, {file.bytes:,} bytes{small}{allowed}"
+            )
+        expected = self.trained.accuracy
+        if expected is not None and abs(expected - torch_score.accuracy) > NOTABLE:
+            self.console.warn(
+                f"{self.options.source} measured {expected:.2%}, the saved network now has {torch_score.accuracy:.2%}: "
+                f"are the test images the same?"
+            )

@@ -1,0 +1,126 @@
+"""The trained network of a run: its graph and weights as a model, and as a torch network to compare with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from compiler.errors import RunError
+from compiler.ir.graph import Graph, Model
+from compiler.ir.text import from_json
+from compiler.lowering.torch.fx import GATES, gate_values, load_gates, load_weights, lower, weights_of
+from compiler.passes.pipeline import TO_INHERIT
+from runtime.data.dataset import Dataset
+from runtime.jobs.runner import changed_keys, read_weights
+from runtime.rundir.directory import JobDir
+from runtime.rundir.files import guarded
+from runtime.rundir.opened import Opened
+from runtime.training.step import recalibrate
+
+Source = Literal["retrain", "search"]
+MOVABLE = ("data.root", "data.download", "data.workers", "data.in_memory")  # say how images are read, not which
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a job left: the network as it was trained, and the compact model that computes the same."""
+
+    source: Source
+    module: nn.Module  # with its gates where the search trained it; in evaluation mode, on the CPU
+    model: Model  # gates folded into the weights
+    accuracy: float | None  # on the test set, as the job measured it
+
+
+def finished_job(opened: Opened, source: Source) -> JobDir:
+    """The folder of the job whose network is asked for.
+
+    RunError if the job is not finished, has no weights, or was trained on other data than the configuration names.
+    """
+    folder, run = JobDir(opened.run.path / source), opened.run.path
+    if not folder.is_finished:
+        state = "is not finished" if folder.is_started else "has not run"
+        command = f"graphspec {source} {run}" + (" --resume" if folder.is_started else "")
+        other = ", or --from search for the network as the search left it"
+        raise RunError(f"{run}: {source} {state}\n  try: {command} first{other if source == 'retrain' else ''}")
+    if not folder.weights.is_file():
+        raise RunError(
+            f"{folder.path}: the network was drawn at random and has no weights\n  try: graphspec retrain {run} first"
+        )
+    _check_data(opened, folder)
+    return folder
+
+
+def _check_data(opened: Opened, folder: JobDir) -> None:
+    """RunError naming settings of the data that differ from the job's: normalisation would be wrong."""
+    file = folder.path / "config.json"
+    changed = changed_keys(_read(file), opened.spec.config.model_dump(mode="json"))
+    relevant = [key for key in changed if key.split(".")[0] in ("seed", "data") and key not in MOVABLE]
+    if relevant:
+        raise RunError(
+            f"{folder.path}: the network was trained with other settings: {', '.join(relevant)}\n"
+            f"  try: the same --set and --seed as then ({file} has them)"
+        )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A JSON object; RunError if it cannot be read."""
+    try:
+        with guarded(file, "read"):
+            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{file}: is damaged: {error}\n  try: run the command that writes it again") from error
+    return found
+
+
+def load_trained(opened: Opened, source: Source, dataset: Dataset, tell: Callable[[str], None]) -> Trained:
+    """The network that a finished job left; RunError or GraphspecError if its files are missing or damaged.
+
+    For `search`, batch norm's statistics are re-estimated on training images, because they lag behind gates that moved
+    to the last step; `tell` is told so.
+    """
+    folder = finished_job(opened, source)
+    module, graph = saved_network(folder)
+    if source == "retrain":
+        accuracy = float(_read(folder.result)["accuracy"])
+        return Trained(source, module.eval(), Model(graph, {}, weights_of(module)), accuracy)
+    _recalibrate(module, opened, dataset, tell)
+    gated = Model(graph, gate_values(module, graph), weights_of(module))
+    return Trained(source, module.eval(), TO_INHERIT.run(gated), None)
+
+
+def saved_network(folder: JobDir) -> tuple[nn.Module, Graph]:
+    """The network that a job left, with its weights and the gates it has; RunError or GraphspecError if damaged."""
+    with guarded(folder.graph_json, "read"):
+        graph = from_json(folder.graph_json.read_text(encoding="utf-8"))
+    tensors = read_weights(folder.weights)
+    module = lower(graph)
+    load_weights(module, tensors)
+    _load_gates(module, graph, tensors, folder)
+    return module, graph
+
+
+def _load_gates(module: nn.Module, graph: Graph, tensors: Mapping[str, Tensor], folder: JobDir) -> None:
+    values: dict[str, float] = {}
+    for scope, gates in graph.gate_scopes().items():
+        vector = tensors.get(scope + GATES)
+        if vector is None or vector.shape != (len(gates),):
+            raise RunError(
+                f"{folder.weights}: has no gates that fit {scope!r}\n  try: run the search again with --overwrite"
+            )
+        values |= zip(gates, vector.tolist(), strict=True)
+    load_gates(module, graph, values)
+
+
+def _recalibrate(module: nn.Module, opened: Opened, dataset: Dataset, tell: Callable[[str], None]) -> None:
+    config = opened.spec.config.search
+    loader = dataset.training_loader(dataset.split(config.weight_part).training, config.batch_size, "recalibration")
+    batches = list(islice(loader.batches(0), config.recalibrate_batches))
+    recalibrate(module, batches)
+    images = sum(len(labels) for _, labels in batches)
+    tell(f"exporting what the search left; batch norm's statistics re-estimated on {images} training images")

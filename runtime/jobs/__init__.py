@@ -1,0 +1,1 @@
+"""Jobs in their run directories: started, resumed, interrupted, logged."""

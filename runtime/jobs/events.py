@@ -1,0 +1,65 @@
+"""TensorBoard event files, written with TensorBoard's own record writer and messages.
+
+Owns one folder of event files. Records are written at once and in this thread, so that a full disk is an error here and
+no background thread has to end well.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch import Tensor
+
+from runtime.rundir.files import guarded
+
+_BINS = 64
+
+
+class EventLog:
+    """The events of one job from `first_step` on; TensorBoard drops what earlier files say of these steps."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        # TensorBoard reads the files of a folder in the order of their names. A job that starts twice at one step has
+        # nothing to keep from the first time.
+        self.path = folder / f"events.out.tfevents.{first_step:010d}"
+        with guarded(self.path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self.path.write_bytes(b"")
+        self._write([Event(file_version="brain.Event:2")])
+        self._write([Event(step=first_step, session_log=SessionLog(status=SessionLog.START))])
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Add one point to the curve of each name."""
+        points = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._write([Event(step=step, summary=Summary(value=points))])
+
+    def histogram(self, step: int, name: str, values: Tensor) -> None:
+        """Add the distribution of the finite ones of `values` (any shape) to the histograms of `name`."""
+        numbers = values.detach().double().cpu().numpy()
+        numbers = numbers[np.isfinite(numbers)]
+        if numbers.size == 0:
+            return
+        counts, limits = np.histogram(numbers, bins=_BINS)
+        histogram = HistogramProto(
+            min=numbers.min(),
+            max=numbers.max(),
+            num=numbers.size,
+            sum=numbers.sum(),
+            sum_squares=np.square(numbers).sum(),
+            bucket_limit=limits,  # the right end of each bucket; the first is empty and ends where the numbers begin
+            bucket=[0, *counts],
+        )
+        self._write([Event(step=step, summary=Summary(value=[Summary.Value(tag=name, histo=histogram)]))])
+
+    def _write(self, events: list[Event]) -> None:
+        with guarded(self.path), self.path.open("ab") as file:
+            writer = RecordWriter(file)
+            for event in events:
+                event.wall_time = time.time()
+                writer.write(event.SerializeToString())

@@ -1,0 +1,163 @@
+"""What a job tells: a metrics log for programs, TensorBoard and the report; lines and a progress bar for people.
+
+People's output goes to stderr. Nothing here decides what is worth telling.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import rich.console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from runtime.jobs.events import EventLog
+from runtime.rundir.files import guarded, sync
+
+START = {"metrics": 0, "timings": 0}
+
+
+class MetricsLog:
+    """`metrics.jsonl`, `timings.jsonl` and `tensorboard/` in a job's folder: one record an epoch.
+
+    Metrics must be the same whenever the job is, so whatever measures time goes to the timings. The log starts empty:
+    the first write cuts off what an earlier job left, unless `rewind` said before how many lines to keep. A position
+    (the number of lines of each file) goes into every checkpoint, and a resumed job's metrics are then byte-identical
+    to those of one that was never stopped. `folder` None is the log of a rank that writes nothing. Every method raises
+    RunError if the disk refuses.
+    """
+
+    def __init__(self, folder: Path | None, warn: Callable[[str], None]) -> None:
+        self._folder, self._warn = folder, warn
+        self._lines = dict(START)
+        self._events: EventLog | None = None
+
+    def rewind(self, position: Mapping[str, int]) -> None:
+        """Keep what was written before `position` was asked for; warns if the files hold less."""
+        self._lines = dict(position)
+        if self._folder is None:
+            return
+        for name in self._lines:
+            self._cut(self._folder / f"{name}.jsonl", name)
+        self._events = EventLog(self._folder / "tensorboard", self._lines["metrics"] + 1)
+
+    def position(self) -> dict[str, int]:
+        """How much is written, and on the disk for good: for a checkpoint's state."""
+        if self._folder is not None and self._events is not None:
+            with guarded(self._folder):
+                for name in self._lines:
+                    sync(self._folder / f"{name}.jsonl")
+        return dict(self._lines)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Add an epoch's record. Numbers, also in maps inside, become curves; one that is not finite is null here."""
+        self._append("metrics", record)
+
+    def write_timing(self, record: Mapping[str, Any]) -> None:
+        """Add how long the epoch took that `write` told of last."""
+        self._append("timings", record)
+
+    def histogram(self, name: str, values: Tensor) -> None:
+        """Show the distribution of `values` (any shape) in TensorBoard, at the epoch that `write` tells of next."""
+        if events := self._started():
+            events.histogram(self._lines["metrics"] + 1, name, values)
+
+    def _append(self, name: str, record: Mapping[str, Any]) -> None:
+        events = self._started()
+        self._lines[name] += 1
+        if self._folder is None or events is None:
+            return
+        path = self._folder / f"{name}.jsonl"
+        line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n"
+        with guarded(path), path.open("ab") as file:
+            file.write(line.encode())
+        events.scalars(self._lines[name], dict(_curves(record)))
+
+    def _started(self) -> EventLog | None:
+        if self._events is None:
+            self.rewind(self._lines)
+        return self._events
+
+    def _cut(self, path: Path, name: str) -> None:
+        """Cut the file off after the lines to keep; a file that is missing is made."""
+        with guarded(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            lines = path.read_bytes().splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith(b"\n")][: self._lines[name]]
+            os.truncate(path, sum(map(len, whole)))
+        if len(whole) < self._lines[name]:
+            self._warn(f"{path} has lost {self._lines[name] - len(whole)} of {self._lines[name]} lines")
+            self._lines[name] = len(whole)
+
+
+def _finite(value: Any) -> Any:
+    """`value` with null for every number that is not finite, which JSON cannot say."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _curves(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Every number of a record by its name; names inside a map are joined by `/`. The epoch is the axis, no curve."""
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _curves(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and prefix + key != "epoch":
+            yield prefix + key, float(value)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A progress bar, or nothing where no terminal shows it."""
+
+    _progress: Progress | None = None
+
+    def advance(self, steps: int = 1) -> None:
+        """So many more steps are done."""
+        if self._progress is not None:
+            self._progress.advance(self._progress.task_ids[0], steps)
+
+
+class Console:
+    """What people read, on stderr: plain lines, and on a terminal a progress bar with the time left.
+
+    `quiet` leaves only warnings, `silent` nothing.
+    """
+
+    def __init__(self, quiet: bool = False, stream: TextIO | None = None, *, silent: bool = False) -> None:
+        self._rich = rich.console.Console(file=stream or sys.stderr, highlight=False, soft_wrap=True, quiet=silent)
+        self._quiet = quiet or silent
+
+    def line(self, text: str) -> None:
+        """Print a line."""
+        if not self._quiet:
+            self._print(text)
+
+    def warn(self, text: str) -> None:
+        """Print a warning, also when quiet."""
+        self._print(f"warning: {text}", style="yellow")
+
+    @contextmanager
+    def progress(self, name: str, total: int, done: int = 0) -> Iterator[Bar]:
+        """Show that `done` of `total` steps are done while the block runs; the bar disappears with it."""
+        if self._quiet or not self._rich.is_terminal or self._rich.is_dumb_terminal:
+            yield Bar()
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self._rich, transient=True, redirect_stdout=False) as progress:
+            progress.add_task(name, total=total, completed=done)
+            yield Bar(progress)
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        self._rich.print(text, style=style, markup=False)

@@ -1,0 +1,192 @@
+"""`--seeds`: run a job once for every seed of a study and sum up what they reached."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from compiler.errors import RunError
+from compiler.language.config import Configuration
+from runtime.jobs.logs import Console
+from runtime.jobs.runner import JobOptions, LiveReport, check_config, has_results, resume_command
+from runtime.jobs.signals import Interrupted
+from runtime.rundir.directory import JobDir
+from runtime.rundir.files import guarded
+from runtime.rundir.opened import Opened
+from runtime.rundir.study import (
+    Study,
+    copy_search,
+    is_study,
+    make_seed_run,
+    rendered,
+    results_of,
+    summary_of,
+    summary_table,
+    write_summary,
+)
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class StudyJob(Generic[R]):
+    """A job of a study: which one, with which seeds and how."""
+
+    name: str  # search or retrain
+    opened: Opened  # the study's directory
+    seeds: tuple[int, ...]
+    options: JobOptions
+    run_one: Callable[[Opened, JobOptions], object]
+    read: Callable[[Mapping[str, Any]], R]  # a result from its JSON record
+    match: Path | None = None  # run that random networks are drawn at the size of
+    sizes: Mapping[int, int] = field(default_factory=dict)  # those sizes by seed, in parameters
+
+    def run(self) -> Study[R]:
+        """Run it for every seed that is not finished.
+
+        RunError before anything is changed if a seed cannot be run, or has results and neither `resume` nor
+        `overwrite` is asked for; Interrupted on a signal, with the command that goes on with the study.
+        """
+        study, console = self.opened.run, Console(self.options.quiet)
+        with study.locked():
+            self._check()
+            if self.options.overwrite:
+                self._clear()
+            report = LiveReport(study, console)
+            for number, seed in enumerate(self.seeds, start=1):
+                console.line(f"seed {seed} ({number} of {len(self.seeds)})")
+                self._run_seed(seed)
+                write_summary(study)
+                report.write()
+        results = results_of(study, self.name)
+        self._tell(results, console)
+        return Study(
+            run=str(study.path),
+            seeds=tuple(results),
+            results=tuple(self.read(result) for result in results.values()),
+            summary=summary_of(self.name, list(results.values())),
+        )
+
+    def _run_seed(self, seed: int) -> None:
+        opened = self.opened
+        config = opened.spec.config.model_copy(update={"seed": seed})
+        if seed in self.sizes:
+            search = config.search.model_copy(update={"random_params": self.sizes[seed]})
+            config = config.model_copy(update={"search": search})
+        one = replace(opened, run=make_seed_run(opened.run, seed), spec=replace(opened.spec, config=config))
+        try:
+            self.run_one(one, replace(self.options, overwrite=False))
+        except Interrupted as stop:
+            raise Interrupted(stop.signum, self._resume_command()) from None
+
+    def _resume_command(self) -> str:
+        more = ["--seeds", ",".join(map(str, self.seeds))]
+        more += [] if self.match is None else ["--match", str(self.match)]
+        return resume_command(self.name, self.opened, self.options, more)
+
+    # -- before it starts -------------------------------------------------------------------------------------------
+
+    def _folder(self, seed: int) -> JobDir:
+        return JobDir(self.opened.run.seed_run(seed).path / self.name)
+
+    def _check(self) -> None:
+        """RunError if the study cannot run the job, has results that would be lost, or ran with other settings."""
+        if self.name == "search":
+            self._check_not_searched()
+        else:
+            self._check_found()
+        if not (self.options.resume or self.options.overwrite):
+            started = [seed for seed in self.seeds if has_results(self._folder(seed))]
+            if started:
+                raise RunError(
+                    f"{self.opened.run.path}: the {self.name} of seed {_listed(started)} has run or begun\n"
+                    f"  try: {self._resume_command()}   to go on, or --overwrite to start anew"
+                )
+        redone = self.seeds if self.options.overwrite else ()
+        for seed in self.opened.run.seed_runs():
+            if seed not in redone:
+                check_config(self.name, self._folder(seed), self._as_before(self._folder(seed)))
+
+    def _check_not_searched(self) -> None:
+        run = self.opened.run
+        if run.search.is_started:
+            raise RunError(
+                f"{run.path}: was searched without --seeds, so its seeds can only be retrained\n"
+                f"  try: graphspec compile {run.resolved}   for a run of its own"
+            )
+
+    def _check_found(self) -> None:
+        """RunError if a network to train is missing, or the study's own was found anew since its seeds began."""
+        run = self.opened.run
+        if not self.opened.graph.gates():
+            return
+        if not run.search.arch.is_file():
+            missing = [seed for seed in self.seeds if not run.seed_run(seed).search.arch.is_file()]
+            if missing:
+                command = f"graphspec search {run.path} --seeds {','.join(map(str, missing))}"
+                raise RunError(
+                    f"{run.path}: nothing was found yet with seed {_listed(missing)}\n  try: {command} first"
+                )
+            return
+        found = _bytes(run.search.arch)
+        stale = [seed for seed, made in run.seed_runs().items() if _bytes(made.search.arch) != found]
+        if set(stale) - set(self.seeds if self.options.overwrite else ()):
+            raise RunError(
+                f"{run.path}: was searched again since seed {_listed(stale)} was retrained\n"
+                f"  try: --overwrite --seeds {','.join(map(str, run.seed_runs()))}"
+            )
+
+    def _as_before(self, folder: JobDir) -> Configuration:
+        """The configuration to run with, but for what differs from seed to seed."""
+        config, file = self.opened.spec.config, folder.path / "config.json"
+        if not file.is_file():
+            return config
+        with guarded(file, "read"):
+            before = json.loads(file.read_text(encoding="utf-8"))
+        search = config.search.model_copy(update={"random_params": before["search"]["random_params"]})
+        return config.model_copy(update={"seed": before["seed"], "search": search})
+
+    def _clear(self) -> None:
+        """Remove what the job left for all seeds, so that a study stopped half-way has no old results."""
+        for seed in self.seeds:
+            run = self.opened.run.seed_run(seed)
+            if run.path.exists():
+                with run.locked():
+                    self._folder(seed).clear()
+                    if self.opened.run.search.arch.is_file():
+                        copy_search(self.opened.run.search, run.search)
+
+    # -- at its end -------------------------------------------------------------------------------------------------
+
+    def _tell(self, results: Mapping[int, Mapping[str, Any]], console: Console) -> None:
+        run = self.opened.run
+        console.line(rendered(summary_table(self.name, results)))
+        following = {
+            "search": f"graphspec retrain {run.path} --seeds {','.join(map(str, self.seeds))}",
+            "retrain": f"graphspec report {run.path}, or graphspec export {run.seed_run(self.seeds[0]).path} --onnx",
+        }
+        console.line(f"wrote {run.summary}; next: {following[self.name]}")
+
+
+def refuse_study(opened: Opened, command: str) -> None:
+    """RunError if the run is a study, of which a command on one network must name a seed's run."""
+    runs = opened.run.seed_runs()
+    if is_study(opened.run):
+        every = f" --seeds {','.join(map(str, runs))}, or one of them:" if command != "export" else ""
+        first = next(iter(runs.values()))
+        raise RunError(
+            f"{opened.run.path}: holds the runs of seed {_listed(list(runs))}\n"
+            f"  try:{every} graphspec {command} {first.path}"
+        )
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
+
+
+def _bytes(path: Path) -> bytes | None:
+    with guarded(path, "read"):
+        return path.read_bytes() if path.is_file() else None

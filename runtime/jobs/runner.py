@@ -1,0 +1,320 @@
+"""Running a job in its run directory: search and retrain share everything but the job itself."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from compiler.errors import GraphspecError, RunError
+from compiler.ir.graph import Graph
+from compiler.ir.text import text, to_json
+from compiler.language.config import Configuration
+from runtime.data.dataset import Dataset, load_dataset
+from runtime.jobs.logs import Console, MetricsLog
+from runtime.jobs.signals import Interrupted, StopFlag
+from runtime.processes.launch import Launch, refuse_processes
+from runtime.processes.world import ALONE, World, losses_explained
+from runtime.reporting.page import write_report
+from runtime.rundir.checkpoint import CheckpointStore
+from runtime.rundir.directory import JobDir, RunDir, environment
+from runtime.rundir.files import write_bytes, write_json, write_text
+from runtime.rundir.opened import Opened
+from runtime.training.heap import freed_memory_kept
+from runtime.training.loop import Job, Loop
+from runtime.training.step import choose_device
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """How to run a job; nothing here changes its result."""
+
+    resume: bool = False
+    overwrite: bool = False
+    device: str = "auto"
+    trust_code: bool = False
+    quiet: bool = False
+    silent: bool = False  # no warnings either
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What a job gets to work with."""
+
+    opened: Opened
+    config: Configuration
+    dataset: Dataset
+    device: torch.device
+    console: Console
+    folder: JobDir
+    world: World
+
+
+REPORT_SECONDS = 30.0
+FULL = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")  # in errors of a full memory
+HARMLESS = ("data.workers", "data.download")  # with checkpoint.*: settings that no result depends on
+
+J = TypeVar("J", bound=Job)
+MakeJob = Callable[[Workplace], J]
+Finish = Callable[[Workplace, J], Mapping[str, Any]]
+
+
+def run_job(name: str, opened: Opened, options: JobOptions, make: MakeJob[J], finish: Finish[J]) -> dict[str, Any]:
+    """Run a job to its end and write its result; the result of a finished one is read, not made again.
+
+    RunError if there is unfinished work and neither `resume` nor `overwrite` is asked for, or the configuration of
+    what is resumed has changed; Interrupted on a signal. Where torchrun has started several processes they share the
+    job, and processes that it has started anew resume.
+    """
+    device = choose_device(options.device)
+    world = World.join(device)
+    if world.restarted:
+        options = replace(options, resume=True, overwrite=False)
+    attempt = _Attempt(name, opened, options, world)
+    try:
+        return attempt.run(lambda: _train(attempt, device, make, finish))
+    except Interrupted:  # all stop together
+        raise
+    except BaseException:
+        world.abandon()
+        raise
+
+
+def run_drawing(
+    name: str, opened: Opened, options: JobOptions, draw: Callable[[Opened, JobDir, Console], dict[str, Any]]
+) -> dict[str, Any]:
+    """As `run_job`, for a job without training: `draw` writes what it finds and gives the result."""
+    refuse_processes(f"{name} without training", f"graphspec {name} without torchrun")
+    attempt = _Attempt(name, opened, options, ALONE)
+
+    def run() -> dict[str, Any]:
+        result = draw(opened, attempt.folder, attempt.console)
+        _write_config(attempt.folder, opened.spec.config)
+        write_json(attempt.folder.result, result)
+        return result
+
+    return attempt.run(run)
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """One go at a job."""
+
+    name: str
+    opened: Opened
+    options: JobOptions
+    world: World
+
+    @property
+    def folder(self) -> JobDir:
+        """Where the job leaves what it makes."""
+        return JobDir(self.opened.run.path / self.name)
+
+    @property
+    def console(self) -> Console:
+        """Where it speaks; of several processes one does."""
+        return Console(self.options.quiet, silent=self.options.silent or not self.world.is_main)
+
+    def run(self, job: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Do the job with the run locked, unless it is finished already; the result."""
+        with ExitStack() as stack:
+
+            def prepare() -> dict[str, Any] | None:
+                stack.enter_context(self.opened.run.locked())
+                return self._prepared()
+
+            done = self.world.decided(prepare)
+            command = resume_command(self.name, self.opened, self.options)
+            with losses_explained(self.world, command), _full_memory_explained(self.name):
+                return job() if done is None else done
+
+    def _prepared(self) -> dict[str, Any] | None:
+        """Make the folder ready for what is asked for; the result of a job that is finished already."""
+        name, folder, opened, options = self.name, self.folder, self.opened, self.options
+        if folder.is_finished and not options.overwrite:
+            return _finished(name, folder, opened, options, self.console)
+        if options.overwrite or not has_results(folder):
+            folder.clear()
+        elif not options.resume:
+            raise RunError(
+                f"{folder.path}: holds an unfinished {name}\n"
+                f"  try: {resume_command(name, opened, options)}   to go on, or --overwrite to start anew"
+            )
+        check_config(name, folder, opened.spec.config)
+        return None
+
+
+@contextmanager
+def _full_memory_explained(name: str) -> Iterator[None]:
+    """RunError where a device has no memory left, in spite of what was predicted."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and not any(words in str(error) for words in FULL):
+            raise
+        raise RunError(
+            f"the {name} has run out of memory: {str(error).splitlines()[0]}\n"
+            f"  try: --resume with nothing else on this device; or --overwrite with --set {name}.recompute=true or a "
+            f"smaller {name}.batch_size"
+        ) from error
+
+
+def has_results(folder: JobDir) -> bool:
+    """Whether starting anew would lose something; a job that failed before its first checkpoint left nothing."""
+    return any(folder.checkpoints.glob("*.json")) or folder.arch.exists()
+
+
+def resume_command(name: str, opened: Opened, options: JobOptions, more: Sequence[str] = ()) -> str:
+    """What to type to go on with a job that runs now, with the settings that were not compiled into its run."""
+    compiled = json.loads(opened.run.config.read_text(encoding="utf-8"))
+    now = opened.spec.config.model_dump(mode="json")
+    command = [*Launch.here().prefix, "graphspec", name, str(opened.run.path), *more, "--resume"]
+    for key in changed_keys(compiled, now):
+        value: Any = now
+        for part in key.split("."):
+            value = value[part]
+        command += ["--set", f"{key}={json.dumps(value)}"]
+    command += ["--device", options.device] if options.device != "auto" else []
+    command += ["--trust-code"] if options.trust_code else []
+    return shlex.join(command)
+
+
+def _finished(name: str, folder: JobDir, opened: Opened, options: JobOptions, console: Console) -> dict[str, Any]:
+    if not options.resume:
+        raise RunError(
+            f"{folder.path}: the {name} of this run is finished\n"
+            f"  try: the next command, --overwrite to do it again, or graphspec compile SPEC for a new run"
+        )
+    check_config(name, folder, opened.spec.config)
+    console.line(f"the {name} of {opened.run.path} is complete already")
+    result: dict[str, Any] = json.loads(folder.result.read_text(encoding="utf-8"))
+    return result
+
+
+def check_config(name: str, folder: JobDir, config: Configuration) -> None:
+    """RunError naming the keys of the job that differ from those an earlier part of it ran with."""
+    file = folder.path / "config.json"
+    if not file.is_file():
+        return
+    changed = changed_keys(json.loads(file.read_text(encoding="utf-8")), config.model_dump(mode="json"))
+    relevant = [key for key in changed if key.split(".")[0] in ("seed", "data", "budget", name)]
+    relevant = [key for key in relevant if key not in HARMLESS and not key.startswith(f"{name}.checkpoint.")]
+    if relevant:
+        raise RunError(
+            f"{folder.path}: cannot go on with a changed spec: {', '.join(relevant)}\n"
+            f"  try: without these changes, or --overwrite to start anew"
+        )
+
+
+def _write_config(folder: JobDir, config: Configuration) -> None:
+    """Write down what the job runs with; called when nothing is wrong with it, so that a mistake leaves no folder."""
+    file = folder.path / "config.json"
+    if not file.is_file():
+        folder.path.mkdir(parents=True, exist_ok=True)
+        write_json(file, config.model_dump(mode="json"))
+
+
+def changed_keys(before: Any, after: Any, prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ between two nested dicts."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = dict.fromkeys([*before, *after])
+        return [k for key in keys for k in changed_keys(before.get(key), after.get(key), f"{prefix}{key}.")]
+    return [] if before == after else [prefix.removesuffix(".")]
+
+
+def _train(attempt: _Attempt, device: torch.device, make: MakeJob[J], finish: Finish[J]) -> dict[str, Any]:
+    opened, options, folder, console, world = (
+        attempt.opened,
+        attempt.options,
+        attempt.folder,
+        attempt.console,
+        attempt.world,
+    )
+    config, spec = opened.spec.config, opened.spec
+    channels, height, width = spec.input
+    shape = (channels, height, width)
+    dataset = load_dataset(config.data, shape, spec.classes, seed=config.seed, trust_code=options.trust_code)
+    place = Workplace(opened, config, dataset, device, console, folder, world)
+    job = make(place)
+    if world.is_main:
+        _write_config(folder, config)
+        write_json(folder.environment, environment(config.seed) | {"processes": world.size})
+    settings = config.search if attempt.name == "search" else config.retrain
+    store = CheckpointStore(folder.checkpoints, settings.checkpoint.keep, console.warn)
+    log = MetricsLog(folder.path if world.is_main else None, console.warn)
+    command = resume_command(attempt.name, opened, options)
+    report = LiveReport(opened.run, console, is_kept=world.is_main)
+    with StopFlag(speaks=world.is_main) as stop, freed_memory_kept():
+        loop = Loop(job, world, store, log, console, stop, config.seed, settings.checkpoint, command, report.refresh)
+        if options.resume and not loop.resume():
+            console.line("no checkpoint yet: starting from the beginning")
+        loop.run()
+    _tell_skipped(dataset, console, world)
+    result = dict(finish(place, job))
+    if world.is_main:
+        write_json(folder.result, result)
+    report.write()
+    return result
+
+
+def _tell_skipped(dataset: Dataset, console: Console, world: World) -> None:
+    """Name and count the images that any process has left out."""
+    skipped: dict[str, str] = {}
+    for found in world.gathered(dataset.skipped):
+        skipped |= found
+    for path, reason in skipped.items():
+        console.warn(f"left out {path}: {reason}")
+    if skipped:
+        console.warn(f"left out {len(skipped)} unreadable images in all")
+
+
+@dataclass
+class LiveReport:
+    """The run's report, written anew while the job runs, at most every `REPORT_SECONDS`."""
+
+    run: RunDir
+    console: Console
+    is_kept: bool = True  # otherwise another process writes it
+    written: float = 0.0
+
+    def refresh(self) -> None:
+        """Write it if the last one is old enough."""
+        if time.monotonic() - self.written > REPORT_SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        """Write it; a report that cannot be written is a warning, the job goes on."""
+        if not self.is_kept:
+            return
+        try:
+            write_report(self.run)
+        except GraphspecError as error:
+            self.console.warn(f"no report: {error}")
+        self.written = time.monotonic()
+
+
+def write_network(folder: JobDir, graph: Graph, tensors: Mapping[str, Tensor]) -> None:
+    """Write a job's final graph (JSON and text) and its tensors by name."""
+    copies = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_bytes(folder.weights, safetensors.torch.save(copies))
+    write_text(folder.graph_text, text(graph))
+    write_text(folder.graph_json, to_json(graph))
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors by name; RunError if the file is missing or damaged."""
+    try:
+        return safetensors.torch.load(path.read_bytes())
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise RunError(
+            f"{path}: cannot read the weights: {error}\n  try: run the command that writes them again"
+        ) from error

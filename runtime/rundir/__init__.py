@@ -1,0 +1,1 @@
+"""Run directories: their files, checkpoints and studies of several seeds."""

@@ -1,0 +1,342 @@
+"""Run directories: where everything that one job leaves lies, how one is made, and which is the latest.
+
+Owns the names of the files and the marker that says a folder is ours. It must not import torch: `graphspec compile`
+makes run directories. What is in the files is the business of whoever writes them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compiler.errors import RunError
+from runtime.rundir.files import guarded, sync, write_json, write_text
+
+RUNS = Path("runs")  # under the working directory
+FORMAT = 1  # of a run directory; a change that older programs cannot read raises it
+_MARKER = "run.json"
+_PACKAGES = (
+    "graphspec", "networkx", "numpy", "onnx", "onnxruntime", "pillow", "pydantic", "pyyaml", "rich", "safetensors",
+    "scikit-learn", "tensorboard", "torch", "torchvision", "typer",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What `graphspec compile` puts into a run directory, as text."""
+
+    name: str  # of the spec
+    seed: int
+    spec: str  # the spec file as given
+    resolved: str  # the whole spec as YAML, `extends` and overrides merged in: what later commands read
+    config: str  # the resolved configuration, JSON
+    graph_json: str
+    graph_text: str
+
+
+@dataclass(frozen=True)
+class JobDir:
+    """The part of a run directory that belongs to one job: search or retrain."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line per epoch: the same for the same seed."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def timings(self) -> Path:
+        """One JSON line per epoch: how long it took."""
+        return self.path / "timings.jsonl"
+
+    @property
+    def arch(self) -> Path:
+        """The found architecture, small and readable."""
+        return self.path / "arch.yaml"
+
+    @property
+    def graph_json(self) -> Path:
+        """The job's final graph."""
+        return self.path / "graph.json"
+
+    @property
+    def graph_text(self) -> Path:
+        """The job's final graph, one line a node."""
+        return self.path / "graph.txt"
+
+    @property
+    def weights(self) -> Path:
+        """Final weights and gates."""
+        return self.path / "weights.safetensors"
+
+    @property
+    def environment(self) -> Path:
+        """Versions and seed of the job, which may have run elsewhere than `compile`."""
+        return self.path / "environment.json"
+
+    @property
+    def result(self) -> Path:
+        """Final figures. Written last: a job that has it is finished."""
+        return self.path / "result.json"
+
+    @property
+    def is_started(self) -> bool:
+        """Whether the job has left anything."""
+        return self.path.is_dir() and any(self.path.iterdir())
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the job ran to its end."""
+        return self.result.is_file()
+
+    def clear(self) -> None:
+        """Remove everything the job left, its result first, so that a half-cleared job never looks finished."""
+        with guarded(self.path):
+            self.result.unlink(missing_ok=True)
+            if self.path.exists():
+                shutil.rmtree(self.path)
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """A run directory; make one with `create`, `open` or `latest`."""
+
+    path: Path
+
+    @property
+    def spec(self) -> Path:
+        """The spec as given."""
+        return self.path / "spec.yaml"
+
+    @property
+    def resolved(self) -> Path:
+        """The spec with `extends` and overrides merged in."""
+        return self.path / "spec.resolved.yaml"
+
+    @property
+    def config(self) -> Path:
+        """The configuration as resolved."""
+        return self.path / "config.json"
+
+    @property
+    def graph_json(self) -> Path:
+        """The whole search space as a graph. Written last: a run directory that has it is complete."""
+        return self.path / "graph.json"
+
+    @property
+    def graph_text(self) -> Path:
+        """The whole search space, one line a node."""
+        return self.path / "graph.txt"
+
+    @property
+    def environment(self) -> Path:
+        """Versions and seed."""
+        return self.path / "environment.json"
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.path / "report.html"
+
+    @property
+    def summary(self) -> Path:
+        """What the runs of several seeds reached together."""
+        return self.path / "seeds.json"
+
+    def seed_run(self, seed: int) -> RunDir:
+        """The run of one seed of several; it need not be there."""
+        return RunDir(self.path / "seeds" / str(seed))
+
+    def seed_runs(self) -> dict[int, RunDir]:
+        """The runs of several seeds below this one, by seed."""
+        folder = self.path / "seeds"
+        with guarded(folder, "read"):
+            names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+        return {seed: self.seed_run(seed) for seed in sorted(int(name) for name in names if name.isdecimal())}
+
+    @property
+    def search(self) -> JobDir:
+        """What the search leaves."""
+        return JobDir(self.path / "search")
+
+    @property
+    def retrain(self) -> JobDir:
+        """What retraining leaves."""
+        return JobDir(self.path / "retrain")
+
+    @property
+    def export(self) -> Path:
+        """Folder of the exported model and its checks."""
+        return self.path / "export"
+
+    @staticmethod
+    def create(compiled: Compiled, out: Path | None = None, root: Path = RUNS, *, name_latest: bool = True) -> RunDir:
+        """Write a run directory at `out`, or at the next free `<root>/<name>-<number>-s<seed>`, and name it the latest.
+
+        A kill at any moment leaves `<root>/latest` as it was or naming a complete run. RunError if `out` is not empty
+        and not ours, or holds the results of a job.
+        """
+        run = RunDir(_claim(out) if out else _next_free(compiled, root))
+        write_json(run.path / _MARKER, {"format": FORMAT, "name": compiled.name, "seed": compiled.seed})
+        with guarded(run.path):
+            run.graph_json.unlink(missing_ok=True)  # from here to the end the run is incomplete
+        write_text(run.spec, compiled.spec)
+        write_text(run.resolved, compiled.resolved)
+        write_text(run.config, compiled.config)
+        write_text(run.graph_text, compiled.graph_text)
+        write_json(run.environment, environment(compiled.seed))
+        write_text(run.graph_json, compiled.graph_json)
+        if name_latest:
+            _name_latest(run, root)
+        return run
+
+    @staticmethod
+    def open(path: Path) -> RunDir:
+        """The run directory at `path` (also `<root>/latest`); RunError if there is none or it is incomplete."""
+        with guarded(path, "read"):
+            if path.is_file() and path.name == "latest":
+                path = path.parent / path.read_text(encoding="utf-8", errors="replace").strip()
+            if not path.is_dir():
+                found = "is a file, not a run directory" if path.exists() else "no such run directory"
+                raise RunError(f"{path}: {found}\n  try: graphspec compile SPEC, which makes one")
+            run = RunDir(_shown(path.resolve()))
+            _check_marker(run.path)
+            if not run.graph_json.is_file():
+                raise RunError(f"{run.path}: its compilation did not finish\n  try: graphspec compile SPEC again")
+        return run
+
+    @staticmethod
+    def latest(root: Path = RUNS) -> RunDir:
+        """The run made last; RunError if there is none."""
+        link = root / "latest"
+        if not os.path.lexists(link):
+            raise RunError(f"no run yet: there is no {link} under {Path.cwd()}\n  try: graphspec compile SPEC first")
+        if link.is_symlink() and not link.exists():
+            raise RunError(
+                f"{link} names {os.readlink(link)}, which is gone\n"
+                "  try: give the run directory, or graphspec compile SPEC to make a new one"
+            )
+        return RunDir.open(link)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from working in this run; RunError if one does. A killed process holds no lock."""
+        with guarded(self.path):
+            file = (self.path / ".lock").open("w")
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunError(
+                    f"{self.path}: another graphspec process works in this run\n"
+                    "  try: wait for it, stop it, or compile the spec again for a run of its own"
+                ) from error
+            except OSError:
+                pass  # some network disks have no locks: there it is up to the user
+            yield
+
+
+def environment(seed: int) -> dict[str, Any]:
+    """What a run depends on besides its files: seed, platform and versions (null: not installed as a package)."""
+    versions: dict[str, str | None] = dict.fromkeys(_PACKAGES)
+    for package in _PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "seed": seed,
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "packages": versions,
+    }
+
+
+def _claim(out: Path) -> Path:
+    """`out`, made if missing; RunError if it holds something that compiling must not touch."""
+    with guarded(out):
+        out.mkdir(parents=True, exist_ok=True)
+        names = {entry.name for entry in out.iterdir()}
+    if not names - {f".{_MARKER}.tmp"}:  # all that a killed `create` can leave before the marker
+        return out
+    if _MARKER not in names:
+        raise RunError(f"{out}: is not empty, and graphspec did not make it\n  try: another folder, or an empty one")
+    _check_marker(out)
+    run = RunDir(out)
+    if run.search.is_started or run.retrain.is_started or run.export.exists() or run.seed_runs():
+        raise RunError(f"{out}: holds the results of an earlier job\n  try: another folder, or remove this one")
+    return out
+
+
+def _next_free(compiled: Compiled, root: Path) -> Path:
+    """A new folder for a run of this spec: numbers count up over all seeds."""
+    pattern = re.compile(re.escape(compiled.name) + r"-(\d+)-s\d+")
+    with guarded(root):
+        root.mkdir(parents=True, exist_ok=True)
+        taken = [int(match[1]) for entry in root.iterdir() if (match := pattern.fullmatch(entry.name))]
+        number = max(taken, default=0)
+        while True:
+            number += 1
+            path = root / f"{compiled.name}-{number:03d}-s{compiled.seed}"
+            with suppress(FileExistsError):  # another process was faster
+                path.mkdir()
+                sync(root)
+                return path
+
+
+def _name_latest(run: RunDir, root: Path) -> None:
+    """Let `<root>/latest` name `run`: a relative symbolic link, or its text in a file where links are not possible."""
+    latest, temporary = root / "latest", root / f".latest.{os.getpid()}.tmp"
+    with guarded(latest):
+        root.mkdir(parents=True, exist_ok=True)
+        target = os.path.relpath(run.path.resolve(), root.resolve())  # a link is read from where it really lies
+        temporary.unlink(missing_ok=True)
+        try:
+            os.symlink(target, temporary)
+        except OSError:  # a file system without links
+            temporary.write_text(target + "\n", encoding="utf-8")
+            sync(temporary)
+        try:
+            os.replace(temporary, latest)
+        except OSError:
+            temporary.unlink()
+            raise
+        sync(root)
+
+
+def _check_marker(path: Path) -> None:
+    """RunError unless the folder says that a graphspec of this format or an older one made it."""
+    marker = path / _MARKER
+    if not marker.is_file():
+        raise RunError(
+            f"{path}: is no run directory: it has no {_MARKER}\n  try: graphspec compile SPEC, which makes one"
+        )
+    try:
+        made_with = json.loads(marker.read_text(encoding="utf-8"))["format"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise RunError(f"{marker}: is damaged\n  try: compile the spec into another folder") from error
+    if not isinstance(made_with, int) or made_with > FORMAT:
+        raise RunError(
+            f"{path}: a newer graphspec made it (format {made_with}, known: {FORMAT})\n  try: update graphspec"
+        )
+
+
+def _shown(path: Path) -> Path:
+    """`path` (absolute) as people like to read it: relative where it lies under the working directory."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path

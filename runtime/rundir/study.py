@@ -1,0 +1,244 @@
+"""A study: the same job with several seeds, each in an ordinary run directory below the study's own.
+
+`RUN/seeds/<seed>` is the run of a seed; every command takes it. `RUN/seeds.json` sums up what they reached. It must
+not import torch: reports read studies.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Generic, TypeVar
+
+import yaml
+
+from compiler.errors import RunError
+from runtime.rundir.directory import Compiled, JobDir, RunDir
+from runtime.rundir.files import guarded, sync, write_json
+
+R = TypeVar("R")
+JOBS = ("search", "retrain")
+FIGURES: dict[str, dict[str, tuple[str, str, str]]] = {
+    "search": {
+        "accuracy": ("accuracy", "pruned supernet", "{:.2%}"),
+        "full_accuracy": ("full_accuracy", "full supernet", "{:.2%}"),
+        "kept_gates": ("kept_gates", "gates", "{:,.0f}"),
+        "kept_edges": ("kept_edges", "edges", "{:,.0f}"),
+        "params": ("found.params", "params", "{:,.0f}"),
+        "flops": ("found.flops", "FLOPs", "{:,.0f}"),
+    },
+    "retrain": {
+        "accuracy": ("accuracy", "test accuracy", "{:.2%}"),
+        "loss": ("loss", "test loss", "{:.4f}"),
+        "validation_accuracy": ("validation_accuracy", "validation accuracy", "{:.2%}"),
+        "params": ("found.params", "params", "{:,.0f}"),
+        "flops": ("found.flops", "FLOPs", "{:,.0f}"),
+    },
+}
+"""What is summed up of each job: name -> key in its result, what people call it, and how it is written for them."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure over several seeds."""
+
+    mean: float
+    std: float | None  # sample standard deviation; None of a single value
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Figure:
+        """Over at least one value."""
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+    def text(self, form: str) -> str:
+        """`mean ± deviation`, each written in this form; a mean of several counts gets a decimal."""
+        if self.std is None:
+            return form.format(self.mean)
+        form = form.replace(".0f", ".1f")
+        return f"{form.format(self.mean)} ± {form.format(self.std)}"
+
+
+@dataclass(frozen=True)
+class Study(Generic[R]):
+    """What the seeds of a study reached in one job; those not finished yet are left out."""
+
+    run: str  # the study's directory
+    seeds: tuple[int, ...]
+    results: tuple[R, ...]  # one a seed
+    summary: Mapping[str, Figure]  # by the names of `FIGURES`; a figure that no seed has is left out
+
+
+# -- lists of seeds ---------------------------------------------------------------------------------------------------
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """`"0,1,2"` as seeds; RunError if it is no such list."""
+    items = [item.strip() for item in text.split(",")]
+    if not all(re.fullmatch(r"\d{1,10}", item, re.ASCII) for item in items):
+        raise RunError(f"--seeds {text}: is no list of seeds\n  try: whole numbers with commas between, e.g. 0,1,2")
+    return checked_seeds([int(item) for item in items])
+
+
+def checked_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
+    """The seeds; RunError if there are none, one is out of range or one comes twice."""
+    listed = ",".join(map(str, seeds))
+    if not seeds or not all(0 <= seed < 2**32 for seed in seeds):
+        raise RunError(f"seeds {listed or '(none)'}: seeds are whole numbers from 0 to {2**32 - 1}, one at least")
+    twice = sorted({seed for seed in seeds if list(seeds).count(seed) > 1})
+    if twice:
+        raise RunError(f"seeds {listed}: {', '.join(map(str, twice))} is there twice\n  try: each seed once")
+    return tuple(seeds)
+
+
+# -- the runs of the seeds --------------------------------------------------------------------------------------------
+
+
+def is_study(run: RunDir) -> bool:
+    """Whether the work of the run lies in the runs of its seeds alone."""
+    return bool(run.seed_runs()) and not (run.search.is_started or run.retrain.is_started)
+
+
+def make_seed_run(study: RunDir, seed: int) -> RunDir:
+    """The run of a seed, made if it is missing: the study's with another seed, with what its own search found.
+
+    A kill at any moment leaves no half-made run.
+    """
+    run = study.seed_run(seed)
+    if run.path.exists():
+        return run
+    temporary = run.path.with_name(f".{seed}.tmp")
+    with guarded(temporary):
+        if temporary.exists():
+            shutil.rmtree(temporary)
+    made = RunDir.create(_with_seed(study, seed), temporary, name_latest=False)
+    copy_search(study.search, made.search)
+    with guarded(run.path):
+        os.replace(temporary, run.path)
+        sync(run.path.parent)
+    return run
+
+
+def copy_search(source: JobDir, target: JobDir) -> None:
+    """Let `target` hold what `source` found, without its checkpoints; nothing where nothing was found."""
+    target.clear()
+    if not source.arch.is_file():
+        return
+    temporary = target.path.with_name(f".{target.path.name}.tmp")
+    with guarded(target.path):
+        if temporary.exists():
+            shutil.rmtree(temporary)
+        shutil.copytree(source.path, temporary, ignore=shutil.ignore_patterns("checkpoints", "tensorboard"))
+        os.replace(temporary, target.path)
+
+
+def _with_seed(study: RunDir, seed: int) -> Compiled:
+    """The study's compiled files with another seed, on which the graph does not depend."""
+
+    def read(name: str) -> str:
+        with guarded(study.path / name, "read"):
+            return (study.path / name).read_text(encoding="utf-8")
+
+    resolved = {**yaml.safe_load(read(study.resolved.name)), "seed": seed}
+    return Compiled(
+        name=json.loads(read("run.json"))["name"],
+        seed=seed,
+        spec=read(study.spec.name),
+        resolved=yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True),
+        config=json.dumps({**json.loads(read(study.config.name)), "seed": seed}, indent=2) + "\n",
+        graph_json=read(study.graph_json.name),
+        graph_text=read(study.graph_text.name),
+    )
+
+
+# -- sizes for the control experiment ---------------------------------------------------------------------------------
+
+
+def found_params(run: RunDir) -> int:
+    """Parameters of the network that a run's search found, before its width was set; RunError without a search."""
+    if is_study(run):
+        first = next(iter(run.seed_runs().values()))
+        raise RunError(f"--match {run.path}: holds the runs of several seeds\n  try: --seeds, or --match {first.path}")
+    if not run.search.is_finished:
+        raise RunError(f"--match {run.path}: this run has no finished search; try: graphspec search {run.path}")
+    with guarded(run.search.result, "read"):
+        return int(json.loads(run.search.result.read_text(encoding="utf-8"))["found"]["params"])
+
+
+def found_sizes(match: RunDir, seeds: Sequence[int]) -> dict[int, int]:
+    """By seed, the parameters found with the same seed where `match` is a study, else the one number."""
+    if is_study(match):
+        return {seed: found_params(match.seed_run(seed)) for seed in seeds}
+    return dict.fromkeys(seeds, found_params(match))
+
+
+# -- sums -------------------------------------------------------------------------------------------------------------
+
+
+def results_of(study: RunDir, job: str) -> dict[int, dict[str, Any]]:
+    """The result of every seed that has finished the job; RunError if one is damaged."""
+    found = {}
+    for seed, run in study.seed_runs().items():
+        file = JobDir(run.path / job).result
+        if file.is_file():
+            try:
+                with guarded(file, "read"):
+                    found[seed] = json.loads(file.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise RunError(f"{file}: is damaged: {error}\n  try: run the command that writes it again") from error
+    return found
+
+
+def summary_of(job: str, results: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
+    """Every figure of a job over these results."""
+    found = {}
+    for name, (key, _, _) in FIGURES[job].items():
+        values = [value for value in (value_at(result, key) for result in results) if value is not None]
+        if values:
+            found[name] = Figure.of(values)
+    return found
+
+
+def value_at(result: Mapping[str, Any], key: str) -> float | None:
+    """The number at a dotted key of a result."""
+    value: Any = result
+    for part in key.split("."):
+        value = value[part]
+    return None if value is None else float(value)
+
+
+def write_summary(study: RunDir) -> None:
+    """Write `seeds.json`: what all jobs of the study reached so far."""
+    record: dict[str, Any] = {"seeds": list(study.seed_runs())}
+    for job in JOBS:
+        results = results_of(study, job)
+        if results:
+            figures = summary_of(job, list(results.values()))
+            record[job] = {"seeds": list(results), "figures": {name: asdict(f) for name, f in figures.items()}}
+    write_json(study.summary, record)
+
+
+def summary_table(job: str, results: Mapping[int, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """A head, a row for every seed and, under several, mean and deviation; figures that no seed has are left out."""
+    summary = summary_of(job, list(results.values()))
+    chosen = {name: FIGURES[job][name] for name in summary}
+    rows = [("seed", *(head for _, head, _ in chosen.values()))]
+    for seed, result in results.items():
+        values = [(value_at(result, key), form) for key, _, form in chosen.values()]
+        rows.append((str(seed), *("-" if value is None else form.format(value) for value, form in values)))
+    if len(results) > 1:
+        rows.append(("mean ± std", *(summary[name].text(form) for name, (_, _, form) in chosen.items())))
+    return rows
+
+
+def rendered(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as aligned lines, for a terminal."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

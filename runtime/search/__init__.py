@@ -1,0 +1,1 @@
+"""The search job and the supernet that it trains."""

@@ -1,0 +1,88 @@
+"""Measured time of ops on a device, kept in a file so that each is measured once.
+
+What the times are used for is decided in `runtime.strategies.penalties`.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from pydantic import PositiveFloat, TypeAdapter, ValidationError
+
+from compiler.errors import RunError
+from compiler.ir.graph import Node
+from compiler.lowering.torch.modules import torch_module
+from runtime.rundir.files import write_json
+from runtime.strategies.penalties import OpCall
+
+Table = dict[str, dict[str, PositiveFloat]]
+WARM_UP, REPEATS = 5, 30
+
+
+def device_name(device: torch.device) -> str:
+    """What times hold for: the processor (with its number of threads) and the torch that ran on it."""
+    if device.type == "cuda":
+        hardware = torch.cuda.get_device_name(device)
+    else:
+        hardware = f"{_processor()}, {torch.get_num_threads()} threads"
+    return f"{hardware}, torch {torch.__version__}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def measure(call: OpCall, device: torch.device, batch: int = 1) -> float:
+    """Median seconds of one run of an op at inference on `batch` images, after warm-up."""
+    node = Node("probe", call.op, call.attrs)
+    module = torch_module(node, call.inputs).to(device).eval()
+    values = [torch.zeros(batch, *shape, device=device) for shape in call.inputs]
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(WARM_UP + REPEATS):
+            _wait_for(device)
+            start = time.perf_counter()
+            module(*values)
+            _wait_for(device)
+            seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[WARM_UP:])
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measured_latencies(
+    calls: Iterable[OpCall], device: torch.device, file: Path, batch: int = 1
+) -> dict[OpCall, float]:
+    """Median seconds of every op on `device`, read from `file` where it has them, else measured and added to it.
+
+    The file maps device names to ops to seconds and is replaced in one step; RunError if it cannot be read.
+    """
+    table = _read(file) if file.exists() else {}
+    known = table.setdefault(device_name(device), {})
+    wanted = {call: f"{call}, batch {batch}" for call in calls}
+    missing = [call for call, key in wanted.items() if key not in known]
+    for call in missing:
+        known[wanted[call]] = measure(call, device, batch)
+    if missing:
+        write_json(file, table)
+    return {call: known[key] for call, key in wanted.items()}
+
+
+def _read(file: Path) -> Table:
+    try:
+        return TypeAdapter(Table).validate_json(file.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise RunError(f"{file}: cannot read the measured times: {error}\n  try: delete the file") from error

@@ -1,0 +1,207 @@
+"""How much each gate is penalised: the sparsity weight gamma of every gate, from costs and from what is alive.
+
+Weights follow from the graph and from which gates are closed, and from nothing else; no tensor is touched here but the
+vectors handed to the optimizer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import compress
+
+import torch
+from torch.nn import Parameter
+
+from compiler import ops
+from compiler.ir.graph import Attrs, Edge, Graph, Node, block_of
+from compiler.language.config import GateConfig
+from compiler.passes.prune_zero_edges import surviving_edges
+from runtime.strategies.apgnag import APGNAG
+
+MIN_FACTOR = 0.04
+"""Adaptive FLOPs and MAC never scale gamma by less: 1/25, the least that the method's released settings lead to."""
+LATENCY_FACTORS = (0.5, 1.0)
+"""Adaptive latency scales gamma by this much for the fastest and for the slowest op."""
+JOINS = frozenset({"add", "concat", "identity"})
+"""Ops that only bring values together: a gate in front of one decides about the op that makes the value."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpCall:
+    """An op, its attributes and the shapes it reads: what a cost or a measured time belongs to."""
+
+    op: str
+    attrs: Attrs
+    inputs: tuple[ops.Shape, ...]
+
+    def __str__(self) -> str:
+        attrs = "".join(f" {key}={value}" for key, value in self.attrs)
+        return f"{self.op}{attrs} on {', '.join('x'.join(map(str, shape)) for shape in self.inputs)}"
+
+    @property
+    def mac_bytes(self) -> int:
+        """Memory access cost in bytes of this op on one summed value; joining a single value moves nothing."""
+        moved = ops.cost(self.op, self.attrs, self.inputs, 1).mac_bytes
+        steps = ops.parts(self.op, self.attrs)
+        if steps and steps[0].op == "concat":
+            moved -= ops.cost("concat", steps[0].attrs, self.inputs, 1).mac_bytes
+        return moved
+
+
+def priced_call(graph: Graph, edge: Edge) -> OpCall:
+    """The work that a gate on this edge decides about.
+
+    That is the op the edge leads into; of an op that reads its inputs apart, only the part that this input causes (for
+    `project` a 1x1 convolution of its own); and before a join (`JOINS`) the op the edge comes from, so that the
+    branches of a reduction block and the candidates of a choice are weighed by their own cost. Behind the image there
+    is no op, and the join's own work counts.
+    """
+    node = graph.node(edge.dst)
+    if node.op in JOINS and graph.inputs(edge.src):
+        node = graph.node(edge.src)
+        return OpCall(node.op, node.attrs, ops.input_shapes(graph, node))
+    return OpCall(node.op, node.attrs, (graph.node(edge.src).shape,))
+
+
+class Penalty:
+    """The sparsity weight of every gate of one graph, as a function of the gates that are closed.
+
+    `full` is the completely connected graph, from which FLOPs_block comes when `graph` has been pruned already;
+    `latency` maps the `priced_call` of every gated edge to seconds and is needed by adaptive latency only.
+    Adaptive modes scale gamma per edge; a gate that several edges share gets the mean over its edges.
+
+    - flops (equation 9): FLOPs_t / FLOPs_block of the block that the edge leads into, what is alive now over what the
+      completely connected block has. Nodes outside of all blocks count as one block; a block without FLOPs counts 1.
+    - mac (equation 10): MAC_(m,n) / MAC_max of the op, MAC_max the largest of the living gated edges of the network.
+    - latency: 0.5 for the fastest to 1 for the slowest of the living gated edges of the network.
+
+    Factors lie in [MIN_FACTOR, 1], so that no block goes unpenalised, and reduction blocks are treated like all others.
+
+    The exception is the last living input of a scale-invariant op (`exempt_last_input`). Batch norm undoes the scale
+    of all inputs together, so the loss has no gradient for a lone input's gate: gamma alone would act, and close it
+    after (1 - momentum) / (lr * gamma) steps whether the op is useful or not. Its gate therefore gets gamma 0 while
+    it is the last, and the gates on the op's outputs decide; once they close, the op reaches no output, its inputs
+    live no longer and are penalised again. A shared gate is exempt when that holds for all of its living edges:
+    only then is its gradient, the sum over its edges, zero. `project` is no exception: an ungated block output that is
+    down to one input is as blind to its scale, so the block would turn into the identity in a fixed time. Gate the
+    edge behind the projection to let evidence decide whether the block stays, or turn the exemption off.
+    """
+
+    def __init__(
+        self, graph: Graph, full: Graph, config: GateConfig, latency: Mapping[OpCall, float] | None = None
+    ) -> None:
+        if config.adaptive == "latency" and latency is None:
+            raise ValueError("adaptive latency needs measured times")
+        self._graph, self._config = graph, config
+        self._edges = graph.edges()
+        self._gated: list[Edge] = []
+        self._sharing: dict[str, list[int]] = {}  # places in `_gated` by gate
+        for edge in self._edges:
+            if edge.gate is not None:
+                self._sharing.setdefault(edge.gate, []).append(len(self._gated))
+                self._gated.append(edge)
+        self.scopes = graph.gate_scopes()
+        self._last: tuple[frozenset[str], dict[str, float]] | None = None
+        self._block_ids = frozenset(block.id for block in full.blocks)
+        self._blocks = [block_of(edge.dst, self._block_ids) for edge in self._gated]
+        self._full_flops = self._block_flops(full, full.edges()) if config.adaptive == "flops" else {}
+        self._prices = self._price(latency) if config.adaptive in ("mac", "latency") else []
+
+    def _price(self, latency: Mapping[OpCall, float] | None) -> list[float]:
+        calls = [priced_call(self._graph, edge) for edge in self._gated]
+        return [float(call.mac_bytes) if latency is None else latency[call] for call in calls]
+
+    def gammas(self, closed: Collection[str]) -> Mapping[str, float]:
+        """gamma by gate id when the gates in `closed` are zero; a call with the same gates again costs nothing."""
+        closed = frozenset(closed)
+        if self._last is None or self._last[0] != closed:
+            self._last = closed, self._compute(closed)
+        return self._last[1]
+
+    def _compute(self, closed: frozenset[str]) -> dict[str, float]:
+        living = surviving_edges(self._graph, closed)
+        alive = [edge in living for edge in self._gated]
+        factors = self._factors(living, alive)
+        exempt = self._exempt(living, alive) if self._config.exempt_last_input else frozenset()
+        gamma = self._config.gamma
+        return {
+            gate: 0.0 if gate in exempt else gamma * sum(factors[n] for n in numbers) / len(numbers)
+            for gate, numbers in self._sharing.items()
+        }
+
+    def _factors(self, living: Collection[Edge], alive: list[bool]) -> list[float]:
+        """What gamma is multiplied by for every gated edge; `alive` says which of them are living."""
+        prices = list(compress(self._prices, alive)) or self._prices
+        match self._config.adaptive:
+            case "none":
+                return [1.0] * len(self._gated)
+            case "flops":
+                return self._flops_factors(living)
+            case "mac":
+                most = max(prices, default=0.0) or 1.0
+                return [_within(price / most, MIN_FACTOR, 1.0) for price in self._prices]
+            case "latency":
+                return _latency_factors(self._prices, prices)
+
+    def _flops_factors(self, living: Collection[Edge]) -> list[float]:
+        now = self._block_flops(self._graph, (e for e in self._edges if e in living))
+        share = {b: _within(now[b] / full, MIN_FACTOR, 1.0) if full else 1.0 for b, full in self._full_flops.items()}
+        return [share[block] for block in self._blocks]
+
+    def _block_flops(self, graph: Graph, living: Iterable[Edge]) -> dict[str, int]:
+        """Multiply-adds by block id of the nodes that living edges lead into, each reading its living inputs only."""
+        inputs: dict[str, list[ops.Shape]] = {}
+        for edge in living:
+            inputs.setdefault(edge.dst, []).append(graph.node(edge.src).shape)
+        flops: Counter[str] = Counter()
+        for node_id, shapes in inputs.items():
+            node: Node = graph.node(node_id)
+            reads = shapes[:1] if ops.op(node.op).reads is ops.Reads.SUM else shapes
+            flops[block_of(node_id, self._block_ids)] += ops.cost(node.op, node.attrs, tuple(reads), len(shapes)).flops
+        return flops
+
+    def _exempt(self, living: Collection[Edge], alive: list[bool]) -> frozenset[str]:
+        """Gates whose living edges are each the last living input of a scale-invariant op."""
+        count = Counter(edge.dst for edge in living)
+        alone = {i for i, n in count.items() if n == 1 and self._is_scale_invariant(i)}
+        exempt = set()
+        for gate, numbers in self._sharing.items():
+            fed = [self._gated[n].dst for n in numbers if alive[n]]
+            if fed and alone.issuperset(fed):
+                exempt.add(gate)
+        return frozenset(exempt)
+
+    def _is_scale_invariant(self, node_id: str) -> bool:
+        node = self._graph.node(node_id)
+        return ops.is_scale_invariant(node.op, node.attrs)
+
+
+def _within(value: float, low: float, high: float) -> float:
+    return min(max(value, low), high)
+
+
+def _latency_factors(prices: list[float], living: list[float]) -> list[float]:
+    """0.5 at the lowest of the living prices, 1 at the highest; 1 for all if they are equal."""
+    low, high = LATENCY_FACTORS
+    fastest, slowest = min(living, default=0.0), max(living, default=0.0)
+    if fastest == slowest:
+        return [high] * len(prices)
+    scale = (high - low) / (slowest - fastest)
+    return [_within(low + scale * (price - fastest), low, high) for price in prices]
+
+
+def set_gammas(penalty: Penalty, optimizer: APGNAG, vectors: Mapping[str, Parameter]) -> None:
+    """Penalise the gates as their present values ask for; call it before every gate step, and where the device has
+    little to do: it waits for the values.
+
+    `vectors` maps each share scope to its gate vector, laid out as `Graph.gate_scopes`. The weights are computed anew
+    only when the set of zero gates has changed since the last call.
+    """
+    zero = torch.cat([optimizer.is_zero(vectors[scope]) for scope in penalty.scopes]).tolist()
+    gates = [gate for scope in penalty.scopes.values() for gate in scope]
+    gammas = penalty.gammas(list(compress(gates, zero)))
+    for scope, members in penalty.scopes.items():
+        vector = vectors[scope]
+        optimizer.set_gamma(vector, torch.tensor([gammas[g] for g in members], dtype=vector.dtype))

@@ -1,0 +1,49 @@
+"""torch.compile for networks in training, block by block.
+
+A block is compiled where it is called first; a later one of the same content takes what was compiled for it from
+torch's cache, also after pruning and in later runs. A weight step and a gate step are compiled apart, because they
+need other gradients. Evaluation calls the plain network, whose batches have other sizes.
+"""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._dynamo.exc import TorchDynamoException
+
+from compiler.errors import RunError
+
+
+class CompiledByBlock(nn.Module):
+    """The network with each block that was lowered apart compiled; parameters and buffers are those of `module`.
+
+    To be called with batches of one size, since each size is compiled anew. RunError if torch cannot compile a block.
+    """
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__()
+        parts: dict[str, Any] = {}
+        for node in module.graph.nodes:
+            if node.op in ("call_module", "get_attr"):
+                part = attrgetter(node.target)(module)
+                parts[node.target] = torch.compile(part, dynamic=False) if isinstance(part, fx.GraphModule) else part
+        self.network = fx.GraphModule(parts, module.graph)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the network gives for `x: (N, C, H, W)`."""
+        try:
+            logits: Tensor = self.network(x)
+        except TorchDynamoException as error:
+            raise RunError(
+                f"torch.compile failed: {_first_line(error)}\n"
+                "  try: without --compile (or the setting `compile`); on a CPU it needs a C++ compiler"
+            ) from error
+        return logits
+
+
+def _first_line(error: Exception) -> str:
+    cause: Exception = getattr(error, "inner_exception", error)  # what a backend raised
+    return f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"

@@ -1,0 +1,206 @@
+"""The one training loop: stages of epochs of steps, checkpoints, resume, signals, logs; in one process or in many.
+
+Search and retrain are jobs that this loop runs. A job's random choices are functions of its position (stage, epoch,
+step), so a checkpoint holds tensors and counters only, and a resumed job ends bit-identical on CPU.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from compiler.errors import RunError
+from compiler.language.config import CheckpointConfig
+from runtime.jobs.logs import Console, MetricsLog
+from runtime.jobs.signals import Interrupted, StopFlag
+from runtime.processes.world import World
+from runtime.rundir.checkpoint import CheckpointStore
+from runtime.seeds import mix
+from runtime.training.stages import Position, Stage
+
+
+class Job(Protocol):
+    """What the loop runs."""
+
+    name: str
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Its stages in order."""
+
+    def step(self, stage: Stage, at: Position) -> Mapping[str, Tensor]:
+        """One step; scalars to average over the epoch. The loop stops the job if one of them is not finite."""
+
+    def rates(self, stage: Stage, at: Position) -> Mapping[str, float]:
+        """The learning rates of a step, each by the key of its setting."""
+
+    def end_epoch(self, stage: Stage, at: Position, means: Mapping[str, float], seconds: float) -> dict[str, Any]:
+        """Validate and whatever else an epoch ends with; the epoch's record. No times in it: it must be repeatable."""
+
+    def histograms(self) -> Mapping[str, Tensor]:
+        """Values whose distribution TensorBoard shows at the end of an epoch."""
+
+    def describe(self, record: Mapping[str, Any]) -> str:
+        """One line for people from an epoch's record."""
+
+    def parameters(self) -> Iterable[Tensor]:
+        """What training changes and is the same in all processes: weights and gates."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything numeric a resumed job needs."""
+
+    def state(self) -> dict[str, Any]:
+        """Everything else it needs, as JSON."""
+
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Become the job that gave these."""
+
+
+@dataclass
+class Loop:
+    """Runs a job to its end; `resume_command` is what to type after an interruption.
+
+    Of several processes the main one alone reads and writes checkpoints; where one is told to stop, all do.
+    """
+
+    job: Job
+    world: World
+    store: CheckpointStore
+    metrics: MetricsLog
+    console: Console
+    stop: StopFlag
+    seed: int
+    config: CheckpointConfig
+    resume_command: str
+    after_epoch: Callable[[], None]
+    position: Position = field(default_factory=Position)
+    sums: dict[str, float] = field(default_factory=dict)
+    written: int = 0  # checkpoints so far: their running number
+    saved_at: float = field(default_factory=time.monotonic)  # when the last one was written
+
+    def resume(self) -> bool:
+        """Continue from the newest whole checkpoint; False if there is none."""
+        tensors: dict[str, Tensor] = {}
+
+        def newest() -> dict[str, Any] | None:
+            checkpoint = self.store.load_latest()
+            tensors.update(checkpoint.tensors if checkpoint else {})
+            return {"number": checkpoint.number, "state": checkpoint.state} if checkpoint else None
+
+        found = self.world.decided(newest)
+        if found is None:
+            return False
+        state = found["state"]
+        self.job.restore(self.world.from_main(tensors), state["job"])
+        self.position, self.sums = Position(**state["position"]), dict(state["sums"])
+        self.written = found["number"]
+        self.metrics.rewind(state["metrics"])
+        return True
+
+    def run(self) -> None:
+        """Run what is left; Interrupted (after a checkpoint) on a signal, RunError if a number is not finite."""
+        while self.position.stage < len(self.job.stages):
+            stage = self.job.stages[self.position.stage]
+            if self.position.epoch >= stage.epochs:
+                self.position = Position(self.position.stage + 1)
+                continue
+            self._epoch(stage)
+            self._save(stage)
+            self._heed(self._signal())
+            self.after_epoch()
+
+    def _epoch(self, stage: Stage) -> None:
+        started, first = time.perf_counter(), self.position.step
+        name = f"{stage.name} {self.position.epoch + 1}/{stage.epochs}"
+        with self.console.progress(name, stage.steps_per_epoch, first) as bar:
+            while self.position.step < stage.steps_per_epoch:
+                signum = self._step(stage)
+                bar.advance()
+                waited = time.monotonic() - self.saved_at
+                if signum or (self.config.minutes and waited > 60 * self.config.minutes):
+                    self._save(stage)
+                self._heed(signum)
+        seconds = time.perf_counter() - started
+        self._checked_tensors(stage)  # before pruning and validation look at them
+        self._end_epoch(stage, seconds, stage.steps_per_epoch - first)
+
+    def _signal(self) -> int:
+        """The signal that a process got, 0 if none did."""
+        return int(self.world.tables([self.stop.signum or 0]).max())
+
+    def _heed(self, signum: int) -> None:
+        """Stop if a signal came; a checkpoint is written already."""
+        if signum:
+            stop = Interrupted(signum, self.resume_command)
+            stop.told = not self.world.is_main
+            raise stop
+
+    def _step(self, stage: Stage) -> int:
+        """Take a step; the signal that a process got in the meantime, 0 if none did."""
+        at = self.position
+        torch.manual_seed(mix(self.seed, f"{self.job.name}.step", at.stage, at.epoch, at.step))
+        losses = self.job.step(stage, at)
+        table = self.world.tables([*map(float, losses.values()), self.stop.signum or 0])
+        *means, _ = table.mean(0).tolist()
+        for key, number in zip(losses, means, strict=True):
+            if not math.isfinite(number):
+                raise self._diverged(stage, at, f"{key} became {number}")
+            self.sums[key] = self.sums.get(key, 0.0) + number
+        self.position = Position(at.stage, at.epoch, at.step + 1)
+        return int(table[:, -1].max())
+
+    def _checked_tensors(self, stage: Stage) -> dict[str, Tensor]:
+        """The job's tensors; RunError if one is not finite, so that every checkpoint is a good one."""
+        tensors = self.job.tensors()
+        finite = {name: tensor.isfinite().all() for name, tensor in tensors.items() if tensor.is_floating_point()}
+        device = next(iter(finite.values())).device
+        if not torch.stack([each.to(device) for each in finite.values()]).all():  # one look: each waits for the GPU
+            name = next(name for name, each in finite.items() if not each)
+            last = Position(self.position.stage, self.position.epoch, max(self.position.step - 1, 0))
+            raise self._diverged(stage, last, f"{name} became infinite or not a number")
+        return tensors
+
+    def _diverged(self, stage: Stage, at: Position, what: str) -> RunError:
+        rates = ", ".join(f"{key} {rate:g}" for key, rate in self.job.rates(stage, at).items())
+        return RunError(
+            f"{what} at step {at.step + 1} of epoch {at.epoch + 1} ({stage.name}); learning rate: {rates}; "
+            f"the last good checkpoint is {self.store.latest_path or 'none yet'}\n"
+            f"  try: a lower {self.job.name}.lr, or {self.job.name}.clip=5, and start anew with --overwrite"
+        )
+
+    def _end_epoch(self, stage: Stage, seconds: float, steps: int) -> None:
+        at = self.position
+        means = {key: total / stage.steps_per_epoch for key, total in self.sums.items()}
+        per_step = seconds / max(steps, 1)
+        record = {"stage": stage.name, "epoch": at.epoch + 1}
+        record |= self.job.end_epoch(stage, at, means, per_step)
+        self.world.check_same(f"by the end of epoch {at.epoch + 1} of {stage.name}", self.job.parameters())
+        for name, values in self.job.histograms().items():
+            self.metrics.histogram(name, values)
+        self.metrics.write(record)
+        rate = stage.images_per_step / per_step
+        self.metrics.write_timing(
+            {"stage": stage.name, "epoch": at.epoch + 1, "seconds": seconds, "images_per_second": rate}
+        )
+        self.console.line(f"{self.job.describe(record)}  {seconds:.1f} s  {rate:.0f} images/s")
+        self.sums = {}
+        self.position = Position(at.stage, at.epoch + 1)
+
+    def _save(self, stage: Stage) -> None:
+        tensors = self._checked_tensors(stage)
+        self.written += 1
+        state = {
+            "job": self.job.state(),
+            "position": asdict(self.position),
+            "sums": self.sums,
+            "metrics": self.metrics.position(),
+        }
+        if self.world.is_main:
+            self.store.save(self.written, tensors, state)
+        self.saved_at = time.monotonic()

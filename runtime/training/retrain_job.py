@@ -1,0 +1,196 @@
+"""Retrain: the found network from scratch (or from the search's weights), gates gone, within the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from compiler.analysis.costs import total_cost
+from compiler.errors import RunError
+from compiler.ir.graph import Graph
+from compiler.ir.text import graph_hash
+from compiler.language.config import Configuration, RetrainConfig
+from compiler.lowering.torch.batch_parts import DropPath, share_batches
+from compiler.lowering.torch.fx import initialise, load_weights, lower, weights_of
+from compiler.passes.training_parts import with_training_parts
+from runtime.data.dataset import Dataset, Place
+from runtime.processes.world import ALONE, World
+from runtime.rundir.checkpoint import optimizer_state, restore_optimizer_state
+from runtime.training.stages import Position, Stage
+from runtime.training.step import (
+    Batch,
+    Feed,
+    LossFn,
+    Scores,
+    autocast,
+    backward,
+    clip_gradients,
+    evaluate,
+    network_of,
+    rate_now,
+    set_precision,
+    weight_optimizer,
+    weight_parameters,
+)
+
+RETRAIN = "retrain"
+
+
+def trained_graph(graph: Graph, config: RetrainConfig, classes: int) -> Graph:
+    """The compact network with what only its training needs."""
+    return with_training_parts(
+        graph,
+        drop_path=config.drop_path,
+        dropout=config.dropout,
+        auxiliary=config.auxiliary_weight > 0,
+        classes=classes,
+    )
+
+
+class RetrainJob:
+    """The job behind `graphspec retrain`.
+
+    `graph` is the compact network that will be exported. What only training needs (drop path, dropout, auxiliary
+    head) is added to the graph that is trained; weights go back to `graph` by name.
+    """
+
+    name = "retrain"
+
+    def __init__(
+        self,
+        graph: Graph,
+        config: Configuration,
+        dataset: Dataset,
+        device: torch.device,
+        classes: int,
+        weights: Mapping[str, Any] | None = None,
+        world: World = ALONE,
+    ) -> None:
+        """`weights` (arrays by `<node>.<param>`, all of `graph`) to start from; None: from scratch."""
+        self.graph, self.config, self.device, self.classes = graph, config.retrain, device, classes
+        self.world = world
+        set_precision(self.config, device)
+        trained = trained_graph(graph, self.config, classes)
+        self.own = frozenset(lower(graph).state_dict())  # tensors of `graph`; all others are of training-only parts
+        self.module = self._network(trained, config.seed, weights)
+        self.network = world.replicated(network_of(self.module, self.config))
+        self.optimizer = weight_optimizer(self.module, self.config)
+        split, batch = dataset.split(config.search.weight_part), self.config.batch_size
+        place = Place(device, world.rank, world.size)
+        loader = dataset.training_loader(split.training, batch, RETRAIN, place, cutout=self.config.cutout)
+        self.feed = Feed(loader)
+        self.validation = dataset.evaluation_loader(split.validation, self.config.evaluation_batch, place)
+        self.test = dataset.evaluation_loader(None, self.config.evaluation_batch, place)
+        self.stages = (Stage(RETRAIN, self.config.epochs, len(loader), batch),)
+
+    def _network(self, trained: Graph, seed: int, weights: Mapping[str, Any] | None) -> fx.GraphModule:
+        module = lower(trained, recompute=self.config.recompute, apart=self.config.compile)
+        initialise(module, seed)
+        if weights is not None:
+            fresh = {name: array for name, array in weights_of(module).items() if name not in self.own}
+            load_weights(module, {**fresh, **weights})
+        share_batches(module, self.world.rank, self.world.size, statistics=self.config.sync_batch_norm)
+        module = module.to(self.device).to(memory_format=torch.channels_last)
+        return module.train()
+
+    def step(self, stage: Stage, at: Position) -> Mapping[str, Tensor]:
+        """One weight step."""
+        done = (at.epoch * stage.steps_per_epoch + at.step) / (stage.epochs * stage.steps_per_epoch)
+        for part in self.module.modules():
+            if isinstance(part, DropPath):
+                part.progress = done
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate_now(self.config.schedule, self.config.lr, stage, at)
+        params = list(weight_parameters(self.module).values())
+        loss = backward(self._loss(), self.feed.batch(at.epoch, at.step), params, self.config)
+        clip_gradients(params, self.config.clip)
+        self.optimizer.step()
+        return {"train_loss": loss}
+
+    def rates(self, stage: Stage, at: Position) -> Mapping[str, float]:
+        """The learning rate of a step."""
+        return {"retrain.lr": rate_now(self.config.schedule, self.config.lr, stage, at)}
+
+    def _loss(self) -> LossFn:
+        smoothing, weight = self.config.label_smoothing, self.config.auxiliary_weight
+
+        def loss(x: Tensor, y: Tensor) -> Tensor:
+            with autocast(self.config, self.device):
+                logits = self.network(x).flatten(1)
+            heads = torch.split(
+                logits.float(), self.classes, dim=1
+            )  # the auxiliary head's logits follow, if it is there
+            main = F.cross_entropy(heads[0], y, label_smoothing=smoothing)
+            if len(heads) == 1:
+                return main
+            return main + weight * F.cross_entropy(heads[1], y, label_smoothing=smoothing)
+
+        return loss
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Logits (N, classes) of x: (N, C, H, W), the auxiliary head's left out."""
+        logits: Tensor = self.module(x).flatten(1)
+        return logits[:, : self.classes]
+
+    def scores(self, batches: Iterable[Batch]) -> Scores:
+        """Loss and accuracy over batches, in evaluation mode."""
+        return evaluate(self.module, batches, self.predict, self.world)
+
+    def end_epoch(self, stage: Stage, at: Position, means: Mapping[str, float], seconds: float) -> dict[str, Any]:
+        """Validate."""
+        if not self.config.sync_batch_norm:
+            self.world.average_statistics(self.module)
+        scores = self.scores(self.validation.batches(0))
+        cost = total_cost(self.graph)
+        return {
+            **means,
+            "loss": scores.loss,
+            "accuracy": scores.accuracy,
+            "params": cost.params,
+            "flops": cost.flops,
+            "lr": rate_now(self.config.schedule, self.config.lr, stage, at),
+        }
+
+    def histograms(self) -> Mapping[str, Tensor]:
+        """None."""
+        return {}
+
+    def describe(self, record: Mapping[str, Any]) -> str:
+        """The epoch's line."""
+        return (
+            f"{record['stage']} {record['epoch']:>3}  loss {record['train_loss']:.3f}  "
+            f"validation {record['loss']:.3f} accuracy {record['accuracy']:.2%}"
+        )
+
+    def parameters(self) -> Iterable[Tensor]:
+        """All weights."""
+        return weight_parameters(self.module).values()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights, statistics and momenta by name."""
+        found = {f"model/{name}": tensor for name, tensor in self.module.state_dict().items()}
+        momenta = optimizer_state(self.optimizer, weight_parameters(self.module).items())
+        return found | {f"optimizer/{name}": tensor for name, tensor in momenta.items()}
+
+    def state(self) -> dict[str, Any]:
+        """Which network is trained; all else follows from the position."""
+        return {"graph": graph_hash(self.graph)}
+
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Become the job that gave these; RunError if it trained another network."""
+        if state["graph"] != graph_hash(self.graph):
+            raise RunError(
+                "cannot go on: the network that was found is another one than the checkpoint's, so the search has run "
+                "again since\n  try: --overwrite to start anew"
+            )
+        self.module.load_state_dict({name: tensors[f"model/{name}"] for name in self.module.state_dict()})
+        momenta = {n.removeprefix("optimizer/"): t for n, t in tensors.items() if n.startswith("optimizer/")}
+        restore_optimizer_state(self.optimizer, weight_parameters(self.module).items(), momenta)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Weights and statistics of the exported network, by `<node>.<param>`."""
+        return {name: tensor for name, tensor in self.module.state_dict().items() if name in self.own}

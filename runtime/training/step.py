@@ -1,0 +1,223 @@
+"""One training step and one evaluation, the same for search and retrain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn import Parameter
+
+from compiler.errors import RunError
+from compiler.language.config import Schedule, TrainingConfig
+from compiler.lowering.torch.batch_parts import BatchNorm
+from runtime.data.dataset import Loader
+from runtime.processes.launch import Launch
+from runtime.processes.world import ALONE, World
+from runtime.training.compiled import CompiledByBlock
+from runtime.training.heap import give_back
+from runtime.training.schedules import learning_rate
+from runtime.training.stages import Position, Stage
+
+Network = Callable[[Tensor], Tensor]  # x: (N, C, H, W) -> logits
+Batch = tuple[Tensor, Tensor]  # x: (N, C, H, W) float32, normalised; y: (N,) int64
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an evaluation found over `count` images."""
+
+    loss: float  # mean cross-entropy
+    accuracy: float  # share of right answers, 0..1
+    count: int
+
+
+RECOMPUTES_COMPILED = "2.15"
+"""torch 2.11 runs the code that it compiled for the first pass in the second one too, so that batch norm's running
+statistics are updated twice. Versions in between have not been tried."""
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:n` as a device; RunError if it is not there.
+
+    Of several processes on a machine each gets a GPU of its own.
+    """
+    launch = Launch.here()
+    if launch.local_size > 1 and name.startswith("cuda:"):
+        raise RunError(
+            f"--device {name}: {launch.local_size} processes run on this machine; cuda gives each one its own"
+        )
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if launch.size > 1 and name == "cuda":
+        name = f"cuda:{launch.local_rank}"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise RunError(f"--device {name}: no such device; use auto, cpu, cuda or cuda:n")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise RunError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; try --device cpu")
+    return device
+
+
+def network_of(module: fx.GraphModule, config: TrainingConfig) -> nn.Module:
+    """What training steps call: the module, with its blocks compiled where the configuration asks for it.
+
+    RunError for compiled blocks that are recomputed where torch is too old for it.
+    """
+    if not config.compile:
+        return module
+    if config.recompute and torch.__version__ < RECOMPUTES_COMPILED:
+        raise RunError(
+            f"compile together with recompute needs torch {RECOMPUTES_COMPILED} or newer, this is {torch.__version__}\n"
+            f"  try: one of the two, or a newer torch"
+        )
+    return CompiledByBlock(module)
+
+
+def weight_parameters(module: nn.Module) -> dict[str, Parameter]:
+    """The trainable parameters by name, gates left out."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad and not name.endswith(".gates")}
+
+
+def weight_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.SGD:
+    """NAG over the weights: torch's SGD with Nesterov momentum, no weight decay on norms and biases (1-d tensors)."""
+    params = list(weight_parameters(module).values())
+    groups = [
+        {"params": [p for p in params if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+
+
+@contextmanager
+def training_only(params: Iterable[Parameter], frozen: Iterable[Parameter]) -> Iterator[None]:
+    """Within this context only `params` get gradients: backward does no work for `frozen`."""
+    chosen, still = list(params), list(frozen)
+    for p in still:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in (*chosen, *still):
+            p.requires_grad_(True)
+
+
+def set_precision(config: TrainingConfig, device: torch.device) -> None:
+    """On CUDA, let float32 products and convolutions of this process round their factors to tf32, with `fp32` not."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.precision != "fp32"
+
+
+def autocast(config: TrainingConfig, device: torch.device) -> AbstractContextManager[object]:
+    """bf16 autocast where the configuration asks for it."""
+    return torch.autocast(device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
+
+
+LossFn = Callable[[Tensor, Tensor], Tensor]  # x, y -> mean loss
+
+
+def classification_loss(network: Network, config: TrainingConfig, device: torch.device) -> LossFn:
+    """Cross-entropy (with label smoothing) of the network's logits, computed in float32 or wider."""
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        with autocast(config, device):
+            logits = network(x).flatten(1)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
+
+    return loss
+
+
+def backward(loss_fn: LossFn, batch: Batch, params: Sequence[Parameter], config: TrainingConfig) -> Tensor:
+    """Gradients of the mean loss over the batch into `params`, in `accumulate` parts; the loss as a scalar tensor."""
+    x, y = batch
+    for p in params:
+        p.grad = None
+    parts = min(config.accumulate, len(y))
+    total = torch.zeros((), device=y.device)
+    for xs, ys in zip(x.chunk(parts), y.chunk(parts), strict=True):
+        loss = loss_fn(xs, ys) * (len(ys) / len(y))
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        total += loss.detach()
+    return total
+
+
+def clip_gradients(params: Iterable[Parameter], limit: float | None) -> None:
+    """Clip gradients element by element to [-limit, limit]."""
+    if limit is not None:
+        torch.nn.utils.clip_grad_value_(list(params), limit)
+
+
+@torch.no_grad()
+def evaluate(
+    module: nn.Module,
+    batches: Iterable[Batch],
+    predict: Callable[[Tensor], Tensor] | None = None,
+    world: World = ALONE,
+) -> Scores:
+    """Loss and accuracy in evaluation mode over the batches of all processes; the module is left in training mode.
+
+    `predict` gives the logits (N, classes) where they are not simply what the module returns. Pieces of memory have
+    other sizes than in a step and fit between those badly: free memory is given back before and after.
+    """
+    give_back()
+    module.eval()
+    count, sums = 0, []
+    for x, y in batches:
+        logits = (predict or module)(x).flatten(1).float()
+        sums.append((F.cross_entropy(logits, y, reduction="sum"), (logits.argmax(1) == y).sum()))
+        count += len(y)
+    module.train()
+    loss, right = 0.0, 0
+    for losses, hits in sums:  # read only now, so that the device never waits for a batch to be read
+        loss += float(losses)
+        right += int(hits)
+    give_back()
+    total, right_ones, images = world.tables([loss, right, count]).sum(0).tolist()
+    return Scores(total / max(images, 1), right_ones / max(images, 1), int(images))
+
+
+@torch.no_grad()
+def recalibrate(module: nn.Module, batches: Iterable[Batch]) -> None:
+    """Re-estimate batch norm's running statistics as the plain mean over these batches.
+
+    They lag behind gates that move, and are wrong after pruning; batches come from the weight part.
+    """
+    norms = [m for m in module.modules() if isinstance(m, BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    module.train()
+    for index, (x, _) in enumerate(batches):
+        for norm in norms:
+            norm.momentum = 1.0 / (index + 1)  # makes the running average a plain mean
+        module(x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+def rate_now(schedule: Schedule, base: float, stage: Stage, at: Position) -> float:
+    """The learning rate at this position of a stage."""
+    step = at.epoch * stage.steps_per_epoch + at.step
+    return learning_rate(schedule, base, step, stage.steps_per_epoch, stage.epochs)
+
+
+class Feed:
+    """Batches of a loader by position; asked in order, it reads ahead as the loader does."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+        self._next: tuple[int, int] | None = None
+        self._batches: Iterator[Batch] = iter(())
+
+    def batch(self, epoch: int, index: int) -> Batch:
+        """Batch number `index` of the epoch; indices past its end go on in the epochs that follow."""
+        epoch, index = epoch + index // len(self.loader), index % len(self.loader)
+        if self._next != (epoch, index):
+            self._batches = self.loader.batches(epoch, index)
+        self._next = (epoch, index + 1)
+        return next(self._batches)

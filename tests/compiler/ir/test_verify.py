@@ -1,0 +1,197 @@
+"""Every rule fires on a small bad graph, and only where it should."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compiler.errors import RuleError
+from compiler.ir.graph import INPUT, OUTPUT, Edge, Graph, Node, Phase, TensorType
+from compiler.ir.verify import RULES, verify, violations
+from graphspec.listings import rule_listing
+from tests.graphs import graph_of, random_graph
+
+ALL_RULES = {rule.__name__: rule for rules in RULES.values() for rule in rules}
+IMAGE = TensorType((4, 6, 6))
+
+
+def good(phase: Phase = Phase.SEARCH) -> Graph:
+    return graph_of({"a": ("conv", {"kernel": 3}, [INPUT]), "b": ("relu", {}, ["a"])}, phase=phase)
+
+
+def with_cycle() -> Graph:
+    graph = good()
+    graph.add(Node("c", "relu", type=IMAGE))
+    graph.connect("b", "c")
+    graph.connect("c", "a")
+    return graph
+
+
+def with_two_inputs() -> Graph:
+    graph = good()
+    graph.add(Node("again", INPUT, type=IMAGE))
+    return graph
+
+
+def with_a_keyword() -> Graph:
+    graph = good()
+    graph.add(Node("stage.in", "relu", type=IMAGE))
+    return graph
+
+
+def with_an_unknown_op() -> Graph:
+    graph = good()
+    graph.replace(replace(graph.node("b"), op="rleu"))
+    return graph
+
+
+def with_a_gap_in_the_slots() -> Graph:
+    graph = good()
+    graph._into["b"]["a"] = Edge("a", "b", 1)  # no method of Graph makes such an edge
+    graph._inputs.clear()
+    return graph
+
+
+def with_a_node_that_reads_nothing() -> Graph:
+    graph = good()
+    graph.add(Node("c", "relu", type=IMAGE))
+    return graph
+
+
+def with_a_gated_output() -> Graph:
+    graph = Graph("gated", Phase.SEARCH)
+    graph.add(Node(INPUT, INPUT, type=IMAGE))
+    graph.add(Node(OUTPUT, OUTPUT, type=IMAGE))
+    graph.connect(INPUT, OUTPUT, "s/output<input")
+    return graph
+
+
+def with_a_gate_without_scope() -> Graph:
+    graph = good()
+    graph.connect(INPUT, "b", "gate")
+    return graph
+
+
+def with_a_dead_node() -> Graph:
+    graph = good()
+    graph.add(Node("c", "relu", type=IMAGE))
+    graph.connect("a", "c")
+    return graph
+
+
+def with_an_untyped_node() -> Graph:
+    graph = good()
+    graph.replace(replace(graph.node("b"), type=None))
+    return graph
+
+
+def with_a_wrong_type() -> Graph:
+    graph = good()
+    graph.replace(replace(graph.node("b"), type=TensorType((5, 6, 6))))
+    return graph
+
+
+def with_a_gate_when_compact() -> Graph:
+    graph = good(Phase.COMPACT)
+    graph.connect(INPUT, "b", "s/b<input")
+    return graph
+
+
+BAD: dict[str, Callable[[], Graph]] = {
+    "graph_is_acyclic": with_cycle,
+    "one_input_and_one_output": with_two_inputs,
+    "ids_are_module_paths": with_a_keyword,
+    "ops_are_known": with_an_unknown_op,
+    "slots_are_dense": with_a_gap_in_the_slots,
+    "every_op_has_inputs": with_a_node_that_reads_nothing,
+    "output_edge_has_no_gate": with_a_gated_output,
+    "gates_are_scoped": with_a_gate_without_scope,
+    "every_node_on_a_path": with_a_dead_node,
+    "every_type_known": with_an_untyped_node,
+    "types_follow_the_ops": with_a_wrong_type,
+    "no_gates_left": with_a_gate_when_compact,
+}
+
+
+def test_every_rule_has_a_bad_graph() -> None:
+    assert set(BAD) == set(ALL_RULES)
+
+
+@pytest.mark.parametrize("name", ALL_RULES)
+def test_the_rule_fires(name: str) -> None:
+    graph = BAD[name]()
+    found = violations(graph)
+    assert {error.rule for error in found} == {name}
+    assert all(error.where and error.hint for error in found)
+    with pytest.raises(RuleError, match=name) as raised:
+        verify(graph)
+    assert str(raised.value) == str(found[0])
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_a_good_graph_breaks_no_rule(phase: Phase) -> None:
+    assert violations(good(phase)) == []
+
+
+@settings(deadline=None, max_examples=40, derandomize=True)
+@given(st.integers(0, 10_000))
+def test_random_graphs_break_no_rule_but_that_gates_must_be_gone(seed: int) -> None:
+    graph = random_graph(seed)
+    assert violations(graph) == []
+    left = violations(graph, Phase.COMPACT)
+    assert [(error.rule, error.where) for error in left] == [("no_gates_left", gate) for gate in graph.gates()]
+
+
+def test_rules_of_later_phases_are_not_asked_of_raw_graphs() -> None:
+    raw = with_an_untyped_node().copy(Phase.RAW)
+    assert violations(raw) == []
+    assert violations(with_a_dead_node(), Phase.RAW) == []
+
+
+def test_all_violations_of_the_first_broken_rule_are_found() -> None:
+    graph = good()
+    for name in ("Upper", "1st", "del", "a-b", "ok.fine_1"):
+        graph.add(Node(name, "relu", type=IMAGE))
+    found = [str(error) for error in violations(graph)]
+    assert len(found) == 4
+    assert all(word in line for word, line in zip(("Upper", "1st", "del", "a-b"), found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda g: g.connect(OUTPUT, "b2"), "the output is read by a node"),
+        (lambda g: g.connect("a", OUTPUT), "the output reads 2 values"),
+    ],
+)
+def test_the_output_is_the_end(edit: Callable[[Graph], None], message: str) -> None:
+    graph = good()
+    graph.add(Node("b2", "relu", type=IMAGE))
+    graph.connect("a", "b2")
+    edit(graph)
+    with pytest.raises(RuleError, match=message):
+        verify(graph)
+
+
+def test_missing_ends_are_named() -> None:
+    with pytest.raises(RuleError, match="no input node"):
+        verify(Graph("empty"))
+
+
+def test_types_that_do_not_fit_are_explained() -> None:
+    graph = good()
+    graph.replace(replace(graph.node("a"), attrs=(("channels", 6), ("kernel", 3)), type=TensorType((6, 6, 6))))
+    graph.connect(INPUT, "b")
+    with pytest.raises(RuleError, match="relu adds its inputs, which must have one type; found 6x6x6 and 4x6x6"):
+        verify(graph)
+
+
+def test_every_rule_is_listed_with_its_explanation() -> None:
+    listing = rule_listing()
+    for name, rule in ALL_RULES.items():
+        assert f"{name}  (" in listing
+        assert " ".join((rule.__doc__ or "missing docstring").split()) in listing

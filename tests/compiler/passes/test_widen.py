@@ -1,0 +1,391 @@
+"""widen: channels that hang together stay together, and budgets are met as nearly as rounding allows."""
+
+from __future__ import annotations
+
+import functools
+import math
+import random
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compiler.analysis.costs import total_cost
+from compiler.analysis.guards import kept_by_strength
+from compiler.elaborate.builder import load
+from compiler.errors import PassError
+from compiler.ir.graph import INPUT, OUTPUT, Graph, Model, Node
+from compiler.ir.verify import verify
+from compiler.language.config import BudgetConfig
+from compiler.lowering.torch.fx import lower
+from compiler.ops import read_attrs
+from compiler.passes.drop_gates import DropGates
+from compiler.passes.prune_zero_edges import prune
+from compiler.passes.widen import NEAR, Widen, Width, solve_width, widen
+from compiler.passes.width_plan import plan_widths
+from tests.graphs import graph_of, random_gates, random_graph
+
+SPECS = Path(__file__).parents[3] / "specs"
+SMALL = ("digits", "hand_wired", "cifar10_small", "darts_cell")
+Parts = dict[str, tuple[str, dict[str, Any], list[str | tuple[str, str]]]]
+
+
+@functools.cache
+def searched(name: str, seed: int = 0, zeros: float = 0.6) -> Graph:
+    """The compact graph of a shipped spec with random gates closed."""
+    graph = load(SPECS / f"{name}.yaml")[1]
+    rng = random.Random(seed)
+    closed = {gate for gate in graph.gates() if rng.random() < zeros}
+    closed -= set(kept_by_strength(graph, closed, {}))
+    return DropGates().run(Model(prune(graph, closed))).graph
+
+
+def with_stem(seed: int) -> Graph:
+    """A random graph whose nodes read a stem, not the image: otherwise every sum has the image's channels."""
+    inner = random_graph(seed)
+    parts: Parts = {"stem": ("conv", {"kernel": 3, "channels": 4}, [INPUT])}
+    for node in inner.nodes():
+        if node.op not in (INPUT, OUTPUT):
+            reads = [("stem" if e.src == INPUT else e.src, e.gate) for e in inner.inputs(node.id)]
+            parts[node.id] = (node.op, dict(node.attrs), [(s, g) if g else s for s, g in reads])
+    return graph_of(parts, shape=(3, 6, 6))
+
+
+def channels(graph: Graph) -> dict[str, int]:
+    return {node.id: node.shape[0] for node in graph.nodes()}
+
+
+def written_channels(node: Node) -> int | None:
+    return getattr(read_attrs(node.op, node.attrs), "channels", None)
+
+
+def check(before: Graph, after: Graph, round_to: int) -> None:
+    """Everything that widening promises about the result."""
+    verify(after)
+    assert [n.id for n in after.nodes()] == [n.id for n in before.nodes()]
+    assert after.edges() == before.edges()
+    assert after.blocks == before.blocks
+    assert after.node(INPUT).shape == before.node(INPUT).shape
+    assert after.node(OUTPUT).shape == before.node(OUTPUT).shape
+    seen: dict[int, set[int]] = {}
+    for node in after.nodes():
+        written = written_channels(node)
+        if written is not None and written != before.node(node.id).shape[0]:
+            assert written > 0
+            assert written % round_to == 0
+            seen.setdefault(before.node(node.id).shape[0], set()).add(written)
+    assert all(len(new) == 1 for new in seen.values()), "equal channels stay equal"
+
+
+# -- one multiplier ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SMALL)
+@settings(deadline=None, max_examples=8, derandomize=True)
+@given(multiplier=st.floats(0.05, 4.0), round_to=st.sampled_from((1, 4, 8)), seed=st.integers(0, 2))
+def test_shipped_specs_stay_legal_at_any_width(name: str, multiplier: float, round_to: int, seed: int) -> None:
+    before = searched(name, seed)
+    after = widen(before, multiplier, round_to)
+    check(before, after, round_to)
+    logits = {edge.src for edge in before.inputs(OUTPUT)}
+    for node in after.nodes():
+        written = written_channels(node)
+        if written is not None and node.id not in logits:
+            step = math.lcm(round_to, 2)  # every group count in the shipped specs is 1 or 2
+            assert written <= step or abs(written - multiplier * before.node(node.id).shape[0]) <= step / 2
+
+
+@settings(deadline=None, max_examples=150, derandomize=True)
+@given(seed=st.integers(0, 10**6), multiplier=st.floats(0.05, 6.0), round_to=st.sampled_from((1, 2, 8)))
+def test_random_graphs_stay_legal_at_any_width(seed: int, multiplier: float, round_to: int) -> None:
+    before = with_stem(seed)
+    check(before, widen(before, multiplier, round_to), round_to)
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(seed=st.integers(0, 10**6), multiplier=st.floats(0.3, 4.0))
+def test_pruned_random_graphs_stay_legal_at_any_width(seed: int, multiplier: float) -> None:
+    graph = with_stem(seed)
+    closed = {gate for gate, value in random_gates(graph, seed).items() if value == 0.0}
+    closed -= set(kept_by_strength(graph, closed, {}))
+    before = prune(graph, closed)
+    check(before, widen(before, multiplier, 4), 4)
+
+
+def test_widths_are_rounded_to_the_nearest_multiple_and_never_to_nothing() -> None:
+    parts: Parts = {
+        "a": ("conv", {"kernel": 3, "channels": 16}, [INPUT]),
+        "b": ("conv", {"kernel": 3, "channels": 6}, ["a"]),
+        "pool": ("global_avg_pool", {}, ["b"]),
+        "logits": ("linear", {"channels": 3}, ["pool"]),
+    }
+    graph = graph_of(parts)
+    for multiplier, a, b in ((1.0, 16, 8), (1.25, 24, 8), (1.2, 16, 8), (0.01, 8, 8), (2.0, 32, 16)):
+        found = channels(widen(graph, multiplier, 8))
+        assert (found["a"], found["b"], found["logits"]) == (a, b, 3)
+
+
+def test_a_sum_with_the_image_keeps_the_image_channels() -> None:
+    parts: Parts = {
+        "a": ("conv", {"kernel": 3, "channels": 4}, [INPUT]),
+        "sum": ("add", {}, ["a", INPUT]),
+        "b": ("conv", {"kernel": 3, "channels": 4}, ["sum"]),
+        "pool": ("global_avg_pool", {}, ["b"]),
+        "logits": ("linear", {"channels": 3}, ["pool"]),
+    }
+    found = channels(widen(graph_of(parts), 3.0, 4))
+    assert (found["a"], found["sum"], found["b"]) == (4, 4, 12)
+
+
+def test_a_concat_that_is_added_to_a_value_gives_it_the_sum_of_its_parts() -> None:
+    parts: Parts = {
+        "a": ("conv", {"kernel": 1, "channels": 6}, [INPUT]),
+        "b": ("conv", {"kernel": 1, "channels": 10}, [INPUT]),
+        "joined": ("concat", {}, ["a", "b"]),
+        "c": ("conv", {"kernel": 1, "channels": 16}, [INPUT]),
+        "sum": ("add", {}, ["joined", "c"]),
+        "pool": ("global_avg_pool", {}, ["sum"]),
+        "logits": ("linear", {"channels": 3}, ["pool"]),
+    }
+    found = channels(widen(graph_of(parts), 1.3, 8))  # 16 alone would become 24
+    assert (found["a"], found["b"], found["c"]) == (8, 16, 24)
+    found = channels(widen(graph_of(parts), 1.0, 8))  # 16 alone would stay
+    assert (found["a"], found["b"], found["c"]) == (8, 8, 16)
+
+
+def test_sums_of_widths_that_nothing_follows_from_are_refused() -> None:
+    parts: Parts = {
+        **{f"c{n}": ("conv", {"kernel": 1, "channels": n}, [INPUT]) for n in (4, 12, 6, 10)},
+        "left": ("concat", {}, ["c4", "c12"]),
+        "right": ("concat", {}, ["c6", "c10"]),
+        "sum": ("add", {}, ["left", "right"]),
+        "pool": ("global_avg_pool", {}, ["sum"]),
+        "logits": ("linear", {"channels": 3}, ["pool"]),
+    }
+    with pytest.raises(PassError, match="no single width follows") as caught:
+        widen(graph_of(parts), 2.0, 8)
+    assert caught.value.where == "sum"
+
+
+def test_groups_divide_and_depthwise_stays_depthwise() -> None:
+    parts: Parts = {
+        "stem": ("conv", {"kernel": 1, "channels": 12}, [INPUT]),
+        "grouped": ("conv", {"kernel": 3, "channels": 24, "groups": 3}, ["stem"]),
+        "depthwise": ("conv", {"kernel": 3, "channels": 24, "groups": 24}, ["grouped"]),
+        "doubled": ("conv", {"kernel": 3, "channels": 48, "groups": 24}, ["depthwise"]),
+        "squeeze": ("squeeze_excite", {"reduction": 4}, ["doubled"]),
+        "pool": ("global_avg_pool", {}, ["squeeze"]),
+        "logits": ("linear", {"channels": 3}, ["pool"]),
+    }
+    wide = widen(graph_of(parts), 2.4, 8)
+    verify(wide)
+    found = channels(wide)
+    assert (found["stem"], found["grouped"], found["depthwise"], found["doubled"]) == (24, 48, 48, 96)
+    groups = {i: read_attrs("conv", wide.node(i).attrs).groups for i in ("grouped", "depthwise", "doubled")}
+    assert groups == {"grouped": 3, "depthwise": 48, "doubled": 48}
+
+
+def test_groups_over_channels_that_stay_must_divide_them() -> None:
+    parts: Parts = {
+        "a": ("conv", {"kernel": 1, "channels": 5}, [INPUT]),
+        "joined": ("concat", {}, [INPUT, "a"]),
+        "grouped": ("conv", {"kernel": 1, "channels": 6, "groups": 3}, ["joined"]),
+        "pool": ("global_avg_pool", {}, ["grouped"]),
+        "logits": ("linear", {"channels": 3}, ["pool"]),
+    }
+    with pytest.raises(PassError, match="4 of the channels stay") as caught:
+        widen(graph_of(parts), 2.0, 8)
+    assert caught.value.where == "grouped"
+
+
+def test_flatten_and_means_over_channels_are_followed() -> None:
+    parts: Parts = {
+        "stem": ("conv", {"kernel": 1, "channels": 4}, [INPUT]),
+        "map": ("mean", {"dims": (1,), "keep": True}, ["stem"]),
+        "wide": ("conv", {"kernel": 1, "channels": 4}, ["map"]),
+        "flat": ("flatten", {}, ["wide"]),
+        "logits": ("linear", {"channels": 3}, ["flat"]),
+    }
+    found = channels(widen(graph_of(parts), 2.0, 4))
+    assert (found["stem"], found["map"], found["wide"], found["flat"], found["logits"]) == (8, 1, 8, 8 * 36, 3)
+
+
+def test_widened_zeros_fill_the_place_of_a_lost_input() -> None:
+    parts: Parts = {
+        "stem": ("conv", {"kernel": 1, "channels": 4}, [INPUT]),
+        "a": ("conv", {"kernel": 1, "channels": 4}, ["stem"]),
+        "joined": ("concat", {}, [("stem", "b/joined<stem"), ("a", "b/joined<a")]),
+        "norm": ("batch_norm", {}, ["joined"]),
+        "pool": ("global_avg_pool", {}, ["norm"]),
+        "logits": ("linear", {"channels": 3}, ["pool"]),
+    }
+    pruned = prune(graph_of(parts), {"b/joined<a"})
+    found = channels(widen(pruned, 2.0, 4))
+    assert (found["stem"], found["joined_zero1"], found["norm"]) == (8, 8, 16)
+
+
+@pytest.mark.parametrize(("multiplier", "round_to"), [(0.0, 8), (-1.0, 8), (math.nan, 8), (math.inf, 8), (1.0, 0)])
+def test_senseless_numbers_are_refused(multiplier: float, round_to: int) -> None:
+    with pytest.raises(PassError, match="give a positive number"):
+        widen(searched("digits"), multiplier, round_to)
+
+
+def test_the_pass_widens_structure_and_refuses_weights() -> None:
+    graph = searched("digits")
+    model = Widen(2.0, 4).run(Model(graph))
+    assert channels(model.graph) == channels(widen(graph, 2.0, 4))
+    with pytest.raises(PassError, match="weights of the old widths"):
+        Widen(2.0, 4).run(Model(graph, {}, {"stem.out.conv.weight": 0}))
+
+
+@settings(deadline=None, max_examples=30, derandomize=True)
+@given(seed=st.integers(0, 10**6), width=st.integers(1, 30))
+def test_costs_are_counted_as_if_the_graph_were_made(seed: int, width: int) -> None:
+    for graph in (with_stem(seed), searched("hand_wired", seed % 3)):
+        plan = plan_widths(graph, 2)
+        widths = {c: 2 * width + 2 * i for i, c in enumerate(plan.steps)}
+        assert plan.cost(widths) == total_cost(plan.apply(widths))
+
+
+# -- budgets ----------------------------------------------------------------------------------------------------------
+
+
+def used(width: Width, budget: BudgetConfig) -> float:
+    found = total_cost(width.graph)
+    assert found == width.cost
+    return max(n / limit for n, limit in ((found.params, budget.params), (found.flops, budget.flops)) if limit)
+
+
+@functools.cache
+def all_costs(name: str, seed: int, round_to: int) -> list[int]:
+    """Parameters at every multiplier up to 8 at which a width grows by a step."""
+    graph, upto = searched(name, seed), 8
+    points = {Fraction(1, 10**6)}
+    for c in {n.shape[0] for n in graph.nodes()}:
+        for k in range(2, math.ceil(upto * c / round_to) + 1):
+            points.add((k - Fraction(1, 2)) * round_to / c + Fraction(1, 10**9))
+    return [total_cost(widen(graph, float(m), round_to)).params for m in sorted(points)]
+
+
+@pytest.mark.parametrize("name", ["digits", "hand_wired"])
+@settings(deadline=None, max_examples=15, derandomize=True)
+@given(params=st.integers(3_000, 150_000), seed=st.integers(0, 1))
+def test_no_multiplier_comes_nearer_to_the_budget(name: str, params: int, seed: int) -> None:
+    graph, round_to = searched(name, seed), 4
+    budget = BudgetConfig(params=params, round_to=round_to)
+    costs = all_costs(name, seed, round_to)
+    if min(costs) > params:
+        with pytest.raises(PassError, match=f"has {min(costs):,} params"):
+            solve_width(graph, budget)
+        return
+    width = solve_width(graph, budget)
+    check(graph, width.graph, round_to)
+    assert width.cost.params <= params
+    assert width.cost.params >= min(max(c for c in costs if c <= params), (1 - NEAR) * params)
+    assert max(costs) > params, "the list of multipliers covers the budget"
+
+
+@settings(deadline=None, max_examples=25, derandomize=True)
+@given(seed=st.integers(0, 10**6), factor=st.floats(0.5, 8.0), round_to=st.sampled_from((1, 2, 8)))
+def test_random_graphs_meet_budgets(seed: int, factor: float, round_to: int) -> None:
+    graph = with_stem(seed)
+    smallest = total_cost(widen(graph, 1e-6, round_to))
+    cost = total_cost(graph)
+    budget = BudgetConfig(
+        params=max(smallest.params, round(factor * cost.params)),
+        flops=max(smallest.flops, round(factor * cost.flops)),
+        round_to=round_to,
+    )
+    width = solve_width(graph, budget)
+    check(graph, width.graph, round_to)
+    share = used(width, budget)
+    assert share <= 1
+    assert width.unused == pytest.approx(1 - share, abs=1e-12)
+    if width.channels and channels(widen(graph, width.multiplier, round_to)) == channels(width.graph):
+        step = min((new + round_to / 2) / old for old, new in width.channels.items())  # where the next width grows
+        larger = widen(graph, step * (1 + 1e-9), round_to)
+        assert channels(larger) != channels(width.graph)
+        assert used(Width(0, larger, total_cost(larger), {}), budget) > 1
+
+
+@pytest.mark.parametrize(
+    ("name", "budget"),
+    [
+        ("cifar10_small", BudgetConfig(params=300_000)),
+        ("cifar10_small", BudgetConfig(flops=30_000_000)),
+        ("cifar10_small", BudgetConfig(params=1_000_000, flops=50_000_000)),
+        ("dso_nas_cifar10_full", BudgetConfig(params=3_000_000)),
+    ],
+)
+def test_realistic_budgets_are_met_within_two_percent(name: str, budget: BudgetConfig) -> None:
+    width = solve_width(searched(name), budget)
+    assert 1 - NEAR <= used(width, budget) <= 1
+
+
+def test_single_widths_are_rounded_the_other_way_where_that_comes_nearer() -> None:
+    graph = searched("hand_wired")
+    budget = BudgetConfig(params=50_000)
+    width = solve_width(graph, budget)
+    plain = max(cost for cost in all_costs("hand_wired", 0, 8) if cost <= 50_000)
+    assert plain < width.cost.params <= 50_000
+    assert all(abs(new - width.multiplier * old) <= 8 for old, new in width.channels.items())
+
+
+def test_a_budget_below_the_narrowest_network_is_refused_with_the_range() -> None:
+    with pytest.raises(PassError, match="narrowest network") as caught:
+        solve_width(searched("digits"), BudgetConfig(params=100))
+    assert "the budget of 100 params; the reachable range goes from there upwards" in str(caught.value)
+
+
+def test_a_budget_beyond_all_multipliers_is_refused() -> None:
+    parts: Parts = {
+        "stem": ("conv", {"kernel": 1, "channels": 1}, [INPUT]),
+        "pool": ("global_avg_pool", {}, ["stem"]),
+        "logits": ("linear", {"channels": 3}, ["pool"]),
+    }
+    with pytest.raises(PassError, match=r"widest network .* still below"):
+        solve_width(graph_of(parts), BudgetConfig(params=10**9, round_to=1))
+
+
+def test_a_network_without_free_widths_fits_or_does_not() -> None:
+    parts: Parts = {"pool": ("global_avg_pool", {}, [INPUT]), "logits": ("linear", {"channels": 3}, ["pool"])}
+    graph = graph_of(parts)
+    width = solve_width(graph, BudgetConfig(params=1000))
+    assert (width.multiplier, width.cost.params) == (1.0, 15)
+    with pytest.raises(PassError, match="costs more than"):
+        solve_width(graph, BudgetConfig(params=14))
+
+
+def test_without_a_budget_the_graph_stays() -> None:
+    graph = searched("hand_wired")
+    width = solve_width(graph, BudgetConfig())
+    assert width.graph is graph
+    assert (width.multiplier, width.unused) == (1.0, None)
+    assert "budget" not in width.describe()
+
+
+def test_the_description_says_how_near_the_budget_is() -> None:
+    near = solve_width(searched("cifar10_small"), BudgetConfig(params=300_000))
+    far = solve_width(searched("digits"), BudgetConfig(params=60_000))
+    assert near.describe().endswith("under the budget")
+    assert f"x{near.multiplier:g}: {near.cost.params:,} params" in near.describe()
+    assert far.describe().endswith("% under the budget (no rounding of the widths comes nearer)")
+
+
+# -- it runs ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("params", [9_000, 60_000])
+def test_pruned_and_widened_digits_run(params: int) -> None:
+    width = solve_width(searched("digits"), BudgetConfig(params=params, round_to=4))
+    module = lower(width.graph).eval()
+    assert sum(p.numel() for p in module.parameters()) == width.cost.params
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        logits = module(torch.randn(2, 1, 8, 8, generator=generator))
+    assert logits.shape == (2, 10)
+    assert torch.isfinite(logits).all()

@@ -1,0 +1,66 @@
+"""Worker processes of a stream: they outlive Ctrl-C and do not outlive a parent that is killed."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+PARENT = """
+import signal, sys
+import torch
+from runtime.data.augment import Normalise
+from runtime.data.dataset import Loader
+from runtime.data.sources import FileImages
+
+def main():
+    signal.signal(signal.SIGINT, lambda *_: None)
+    images = FileImages([sys.argv[1]] * 40_000, torch.zeros(40_000, dtype=torch.int64), (3, 8, 8), workers=2)
+    loader = Loader(images, torch.arange(40_000), Normalise((0.5,) * 3, (0.2,) * 3), 4, training=False)
+    print("starting", flush=True)
+    batches = loader.batches(0)
+    next(batches)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for _ in range(100):
+        next(batches)
+    print("still served", flush=True)
+    sys.stdin.readline()
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_workers_outlive_an_interrupt_but_not_their_parent(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "black.png")
+    (tmp_path / "parent.py").write_text(PARENT)
+    parent = subprocess.Popen(
+        [sys.executable, str(tmp_path / "parent.py"), str(tmp_path / "black.png")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"},
+    )
+    assert parent.stdin is not None
+    assert parent.stdout is not None
+    try:
+        assert parent.stdout.readline() == "starting\n"
+        while not select.select([parent.stdout], [], [], 0.02)[0]:  # also in a worker's very first moments
+            os.killpg(parent.pid, signal.SIGINT)
+        assert parent.stdout.readline() == "ready\n"
+        os.killpg(parent.pid, signal.SIGINT)
+        parent.stdin.write("\n")
+        parent.stdin.flush()
+        assert parent.stdout.readline() == "still served\n"
+        parent.kill()
+        # The output ends when the last process that holds it has gone: the workers and their server.
+        assert parent.communicate(timeout=60)[0] == ""
+    finally:
+        if parent.poll() is None:
+            parent.kill()

@@ -1,0 +1,175 @@
+"""`graphspec bench`: what is measured of a run and of any ONNX file, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
+
+import graphspec.export_command  # noqa: F401  (adds the command)
+from compiler.errors import RunError
+from compiler.ir.graph import Model, Phase
+from compiler.lowering.onnx.model import emit, save
+from compiler.lowering.torch.fx import initialise, lower
+from graphspec import api
+from graphspec.cli import app
+from runtime.export.bench import OnnxFile, TorchNetwork, measure, run_bench, subjects_of
+from runtime.jobs.runner import write_network
+from runtime.rundir.directory import RunDir
+from runtime.rundir.files import write_json
+from tests.graphs import graph_of
+from tests.interpreter import random_weights
+from tests.tiny import write_spec
+
+GRAPH = graph_of({"c": ("conv", {"kernel": 3, "channels": 8}, ["input"])}, phase=Phase.COMPACT)
+
+
+def model_file(path: Path) -> Path:
+    save(emit(Model(GRAPH, {}, random_weights(GRAPH, 0, np.float32))), path)
+    return path
+
+
+def identity_file(path: Path, sizes: list[Any], kind: int = TensorProto.FLOAT) -> Path:
+    """A model by somebody else: one node, an input of these sizes."""
+    image, same = (helper.make_tensor_value_info(name, kind, sizes) for name in ("x", "y"))
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "foreign", [image], [same])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+    return path
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """A run as retraining and export leave it, as far as bench reads it."""
+    run = api.compile(write_spec(tmp_path), out=tmp_path / "run", root=tmp_path).run
+    assert run is not None
+    run.export.mkdir()
+    module = lower(GRAPH)
+    initialise(module, 0)
+    write_network(run.retrain, GRAPH, module.state_dict())
+    model_file(run.export / "model.onnx")
+    files = [{"kind": "fp32", "path": "as/it/was/then/model.onnx", "nodes": 2}]
+    write_json(run.export / "parity.json", {"source": "retrain", "files": files})
+    return run
+
+
+# -- what is measured -------------------------------------------------------------------------------------------------
+
+
+def test_every_case_has_its_row(run: RunDir) -> None:
+    result = run_bench(run.path, batches=(1, 3), threads=(1,), seconds=0.01, quiet=True)
+    assert [(row.latency.network, row.latency.threads, row.latency.batch) for row in result.rows] == [
+        ("torch", 1, 1), ("fp32", 1, 1), ("torch", 1, 3), ("fp32", 1, 3),
+    ]  # fmt: skip
+    assert result.bytes["fp32"] == (run.export / "model.onnx").stat().st_size
+    assert result.bytes["torch"] == sum(array.nbytes for array in random_weights(GRAPH, 0, np.float32).values())
+    for row in result.rows:
+        assert 0 < row.latency.median_ms <= row.latency.p90_ms <= row.latency.p99_ms
+        assert row.latency.runs >= 3
+        assert row.peak_mib >= 0
+    table = result.render().splitlines()
+    assert len(table) == 2 + len(result.rows)
+    assert table[1].startswith("network  ")
+    assert all(word in table[1] for word in ("bytes", "median ms", "p90", "p99", "images/s", "peak MiB"))
+
+
+def test_peak_memory_is_what_the_network_needs(tmp_path: Path) -> None:
+    """The model adds 64 MiB of weights to an image of 64 MiB; another 64 MiB hold the sum."""
+    sizes = [16, 2**20]
+    weights = numpy_helper.from_array(np.ones(sizes, np.float32), "w")
+    image, total = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", *sizes]) for name in ("x", "y"))
+    graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "large", [image], [total], [weights])
+    path = tmp_path / "large.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+    row = run_bench(path, batches=(1,), threads=(1,), seconds=0.01, quiet=True).rows[0]
+    assert 3 * 64 <= row.peak_mib <= 8 * 64
+
+
+def test_any_onnx_file_is_measured_without_torch(tmp_path: Path) -> None:
+    path = model_file(tmp_path / "net.onnx")
+    result = run_bench(path, batches=(2,), threads=(1,), seconds=0.01, quiet=True)
+    assert [row.latency.network for row in result.rows] == ["onnx"]
+    found = json.loads(json.dumps(result.as_json()))
+    assert found["model"] == str(path)
+    assert found["bytes"] == {"onnx": path.stat().st_size}
+    assert found["rows"][0]["images_per_second"] == pytest.approx(2000 / found["rows"][0]["median_ms"])
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.UINT8, TensorProto.INT64])
+def test_inputs_of_other_types(tmp_path: Path, kind: int) -> None:
+    path = identity_file(tmp_path / "net.onnx", ["N", 3], kind)
+    assert measure(OnnxFile("onnx", path), 1, 2, 0.0).latency.runs >= 3
+
+
+def test_weights_beside_the_file_count(tmp_path: Path) -> None:
+    whole = OnnxFile("onnx", model_file(tmp_path / "whole.onnx")).bytes()
+    proto = onnx.load(tmp_path / "whole.onnx")
+    onnx.save_model(proto, tmp_path / "split.onnx", save_as_external_data=True, location="w", size_threshold=0)
+    split = OnnxFile("onnx", tmp_path / "split.onnx").bytes()
+    assert split == (tmp_path / "split.onnx").stat().st_size + (tmp_path / "w").stat().st_size
+    assert abs(split - whole) < 1000
+    (tmp_path / "w").unlink()
+    with pytest.raises(RunError, match="cannot read"):
+        OnnxFile("onnx", tmp_path / "split.onnx").bytes()
+
+
+def test_a_run_may_have_moved(run: RunDir) -> None:
+    moved = run.path.with_name("moved")
+    shutil.move(run.path, moved)
+    name, subjects = subjects_of(moved)
+    assert name == str(moved)
+    assert subjects == (TorchNetwork(RunDir(moved).retrain), OnnxFile("fp32", moved / "export" / "model.onnx"))
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_files_that_cannot_be_run_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.onnx").write_text("graphspec: 1")
+    with pytest.raises(RunError, match=r"no ONNX model|cannot load"):
+        run_bench(tmp_path / "text.onnx", quiet=True)
+    for sizes, kind, said in (
+        (["N", "length"], TensorProto.FLOAT, "free sizes besides the batch"),
+        ([4, 3], TensorProto.FLOAT, r"batches of 4 only\n +try: --batch 4"),
+        (["N", 3], TensorProto.STRING, r"tensor\(string\)"),
+    ):
+        path = identity_file(tmp_path / "net.onnx", sizes, kind)
+        with pytest.raises(RunError, match=said):
+            measure(OnnxFile("onnx", path), 1, 2, 0.0)
+
+
+def test_an_error_of_the_measuring_process_is_the_users_message(tmp_path: Path) -> None:
+    path = identity_file(tmp_path / "net.onnx", [4, 3])
+    with pytest.raises(RunError, match="batches of 4 only"):
+        run_bench(path, batches=(2,), threads=(1,), quiet=True)
+
+
+def test_a_run_without_an_export_says_what_to_do(run: RunDir) -> None:
+    (run.export / "parity.json").write_text("{}")
+    with pytest.raises(RunError, match="damaged"):
+        subjects_of(run.path)
+    (run.export / "parity.json").unlink()
+    with pytest.raises(RunError, match=r"nothing was exported yet\n +try: graphspec export --onnx"):
+        subjects_of(run.path)
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command(tmp_path: Path) -> None:
+    path = model_file(tmp_path / "net.onnx")
+    line = ["bench", str(path), "--batch", "1,2", "--threads", "1", "--seconds", "0.01", "-q"]
+    done = CliRunner().invoke(app, line, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "p99" in done.stdout
+    done = CliRunner().invoke(app, [*line, "--json"], catch_exceptions=False)
+    assert [(row["threads"], row["batch"]) for row in json.loads(done.stdout)["rows"]] == [(1, 1), (1, 2)]
+    for option, value in (("--batch", "0"), ("--threads", "one"), ("--batch", "1,,2")):
+        done = CliRunner().invoke(app, ["bench", str(path), option, value])
+        assert done.exit_code == 2

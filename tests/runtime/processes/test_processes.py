@@ -1,0 +1,173 @@
+"""Search and retrain by several processes under torchrun, on the CPU with gloo; also when one of them is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+import graphspec
+from compiler.errors import RunError
+from runtime.jobs.signals import Interrupted
+from runtime.processes.world import ALONE, World
+from runtime.training.loop import Loop
+from tests.tiny import environment, free_port, write_spec
+
+# Rates are low, so that rounding does not grow from step to step, and after the first pruning gates rest, so that none
+# is near its threshold. Every kind of random draw is on.
+SETTINGS = (
+    "data.name=digits", "data.flip=true", "data.crop_padding=1",
+    "search.pretrain_epochs=1", "search.epochs=4", "search.batch_size=64", "search.lr=0.005",
+    "search.gates.schedule={kind: step, milestones: [0.75], factor: 0.01}",
+    "search.gates.lr=0.1", "search.gates.gamma=0.16", "search.gates.momentum=0.5",
+    "retrain.epochs=2", "retrain.batch_size=64", "retrain.lr=0.005", "retrain.drop_path=0.3", "retrain.dropout=0.3",
+)  # fmt: skip
+JOBS = ("search", "retrain")
+FILES = ("metrics.jsonl", "weights.safetensors", "graph.txt")
+
+
+ONE_MACHINE = ("--standalone", "--nproc-per-node", "2")
+
+
+def torchrun(*arguments: str, restarts: int = 0, machines: Sequence[str] = ONE_MACHINE) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", *machines, "--monitor-interval", "0.1"]
+    return [sys.executable, *launcher, "--max-restarts", str(restarts), "-m", "graphspec", *arguments]
+
+
+def compiled(folder: Path, name: str) -> Path:
+    run = folder / "runs" / name
+    graphspec.compile(write_spec(folder), out=run, overrides=SETTINGS, root=folder / "runs")
+    return run
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run that two processes have searched and retrained."""
+    run = compiled(tmp_path_factory.mktemp("two"), "two")
+    for job in JOBS:
+        done = subprocess.run(
+            torchrun(job, str(run), "--json"), env=environment(), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["run"] == str(run), "one process speaks"
+        assert done.stderr.count("wrote ") == 1
+    yield run
+    shutil.rmtree(run)
+
+
+def test_two_processes_give_what_one_gives(tmp_path: Path, shared: Path) -> None:
+    run = compiled(tmp_path, "one")
+    graphspec.search(run, quiet=True)
+    graphspec.retrain(run, quiet=True)
+    for job in JOBS:
+        records = [_records(folder / job) for folder in (run, shared)]
+        for alone, together in zip(*records, strict=True):
+            assert alone.get("zero_gates") == together.get("zero_gates")
+            for key in {"train_loss", "loss", "gate_loss"} & alone.keys():
+                assert together[key] == pytest.approx(alone[key], rel=1e-4), (job, alone["epoch"], key)
+        weights = [safetensors.torch.load_file(folder / job / "weights.safetensors") for folder in (run, shared)]
+        assert weights[0].keys() == weights[1].keys()
+        for name, value in weights[0].items():
+            torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+    kept = json.loads((run / "search" / "result.json").read_text())["kept_gates"]
+    assert 1 < kept < 38, "too little or too much was pruned to tell anything"
+    assert json.loads((shared / "search" / "environment.json").read_text())["processes"] == 2
+
+
+def _records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("job", "rank", "checkpoint"), [("search", 1, 2), ("retrain", 0, 1)])
+def test_a_killed_process_is_started_anew_and_nothing_is_lost(
+    tmp_path: Path, shared: Path, job: str, rank: int, checkpoint: int
+) -> None:
+    run = compiled(tmp_path, "killed")
+    if job == "retrain":
+        shutil.copytree(shared / "search", run / "search")
+    with started(torchrun(job, str(run), restarts=1)) as launcher:
+        _wait_for(run / job / "checkpoints" / f"{checkpoint:08}.json", launcher)
+        os.kill(_process_of(rank, launcher), signal.SIGKILL)
+        _, errors = launcher.communicate()
+    assert launcher.returncode == 0, errors
+    assert "no checkpoint yet" not in errors
+    _same_files(run / job, shared / job)
+
+
+def test_two_machines_go_on_when_a_process_of_one_is_killed(tmp_path: Path, shared: Path) -> None:
+    """Two launchers that meet at an address, as on two machines: one restarts its process, the other joins it."""
+    run = compiled(tmp_path, "machines")
+    there = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--local-addr", "127.0.0.1")
+    command = torchrun("search", str(run), restarts=3, machines=("--nnodes", "2", "--nproc-per-node", "1", *there))
+    with started(command) as one, started(command) as other:
+        _wait_for(run / "search" / "checkpoints" / "00000002.json", one, other)
+        os.kill(_process_of(1, one, other), signal.SIGKILL)
+        errors = [launcher.communicate()[1] for launcher in (one, other)]
+    assert (one.returncode, other.returncode) == (0, 0), errors
+    assert "no checkpoint yet" not in "".join(errors)
+    _same_files(run / "search", shared / "search")
+
+
+def started(command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
+
+
+def _same_files(folder: Path, other: Path) -> None:
+    for name in FILES:
+        assert (folder / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def _wait_for(path: Path, *launchers: subprocess.Popen[str]) -> None:
+    while not path.exists():
+        assert all(launcher.poll() is None for launcher in launchers), "it ended early"
+        time.sleep(0.01)
+
+
+def _process_of(rank: int, *launchers: subprocess.Popen[str]) -> int:
+    """The child of one of them that has this rank; needs Linux."""
+    for launcher in launchers:
+        for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split():
+            if f"\0RANK={rank}\0" in Path(f"/proc/{pid}/environ").read_text():
+                return int(pid)
+    raise AssertionError(f"no process has rank {rank}")
+
+
+@pytest.mark.parametrize("failure", [RunError("a disk is full"), RuntimeError("out of memory"), None], ids=str)
+def test_a_process_that_fails_does_not_wait_for_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception | None
+) -> None:
+    """Leaving a group of processes may wait for them, so only a job that ends well, or is stopped, does it."""
+
+    def fail(loop: Loop) -> None:
+        raise failure or Interrupted(signal.SIGTERM, "again")
+
+    abandoned: list[World] = []
+    monkeypatch.setattr(World, "abandon", lambda world: abandoned.append(world))
+    monkeypatch.setattr(Loop, "run", fail)
+    with pytest.raises(type(failure) if failure else Interrupted):
+        graphspec.search(compiled(tmp_path, "failed"), quiet=True)
+    assert abandoned == ([ALONE] if failure else [])
+
+
+@pytest.mark.parametrize("options", [{"seeds": [0, 1]}, {"overrides": ["search.strategy=random"]}], ids=str)
+def test_what_one_process_does_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    run = compiled(tmp_path, "run")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RunError, match="runs in one process, and torchrun has started 2"):
+        graphspec.search(run, **options)
+    with pytest.raises(RunError, match=r"compiling runs in one process(?s:.*)then torchrun with the run"):
+        graphspec.search(tmp_path / "tiny.yaml")
+    assert not (run / "search").exists()

@@ -1,0 +1,139 @@
+"""The supernet: what carries over when it shrinks, and what never changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from compiler.ir.graph import Graph
+from compiler.language.config import SearchConfig
+from compiler.lowering.torch.batch_parts import BatchNorm
+from compiler.passes.prune_zero_edges import surviving_edges
+from graphspec import api
+from runtime.search.supernet import Supernet
+from runtime.strategies.penalties import Penalty, set_gammas
+from runtime.training.step import backward, classification_loss
+from tests.tiny import write_spec
+
+CPU = torch.device("cpu")
+
+
+def tiny_graph(folder: Path, *overrides: str) -> Graph:
+    return api.load(write_spec(folder), overrides)[1]
+
+
+def batch(seed: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(8, 1, 8, 8, generator=random, dtype=dtype)
+    return x, torch.randint(0, 10, (8,), generator=random)
+
+
+def logits(net: Supernet, x: Tensor) -> Tensor:
+    """In double precision, so that the order of sums does not show."""
+    net.module.double()
+    found: Tensor = net.module(x)
+    return found.detach()
+
+
+def train(net: Supernet, steps: range) -> None:
+    """Weight and gate steps in turns, with a penalty as in a search."""
+    penalty = Penalty(net.graph, net.graph, net.config.gates)
+    for seed in steps:
+        for params, optimizer in ((net.weight_params, net.weights), (net.gate_vectors, net.gates)):
+            loss_fn = classification_loss(net.weight_network, net.config, CPU)
+            backward(loss_fn, batch(seed), [*net.weight_params.values(), *net.gate_vectors.values()], net.config)
+            if params is net.gate_vectors:
+                set_gammas(penalty, net.gates, net.gate_vectors)
+            optimizer.step()
+
+
+def close(net: Supernet, share: int) -> set[str]:
+    """Set every gate whose number is a multiple of `share` to exactly zero, but for the reduction's.
+
+    So are the gates behind ops that lose all inputs by it, which give the constant of their bias until they go.
+    """
+    wanted = {g for n, g in enumerate(net.graph.gates()) if n % share == 0 and not g.startswith("reduce")}
+    closed = set(net.graph.gates()) - {edge.gate for edge in surviving_edges(net.graph, wanted)}
+    with torch.no_grad():
+        for scope, gates in net.graph.gate_scopes().items():
+            for row, gate in enumerate(gates):
+                if gate in closed:
+                    net.gate_vectors[scope][row] = 0.0
+    return closed
+
+
+@pytest.mark.parametrize("lowering", ["fused", "reference"])
+@pytest.mark.parametrize("sharing", ["none", "block"])
+def test_pruning_zero_gates_changes_no_output_and_keeps_momenta(tmp_path: Path, lowering: str, sharing: str) -> None:
+    config = SearchConfig.model_validate({"lowering": lowering, "gates": {"gamma": 0.05}})
+    before = Supernet.start(tiny_graph(tmp_path, f"gates.share={sharing}"), config, CPU, seed=4, gate_init=1.0)
+    train(before, range(3))
+    closed = close(before, 3)
+    after = before.pruned(closed)
+    assert after.graph.edge_count() < before.graph.edge_count()
+    old, new = before.tensors(), after.tensors()
+    assert {name for name in new if name not in old} == set()
+    whole = [name for name in new if name.startswith("momentum/") and new[name].shape == old[name].shape]
+    assert len(whole) > 10
+    assert all(torch.equal(new[name], old[name]) for name in whole)
+    rows = {g: (s, n) for s, gates in before.graph.gate_scopes().items() for n, g in enumerate(gates)}
+    for scope, gates in after.graph.gate_scopes().items():
+        for key in ("v", "prox", "gamma"):
+            expected = [old[f"gate_state/{rows[g][0]}/{key}"][rows[g][1]] for g in gates]
+            assert torch.equal(new[f"gate_state/{scope}/{key}"], torch.stack(expected))
+    x = batch(9, torch.float64)[0]
+    expected_logits = logits(before, x)
+    assert torch.allclose(logits(after, x), expected_logits, rtol=1e-10, atol=1e-12)
+    assert float(expected_logits.std()) > 1e-3
+
+
+def test_a_weight_step_after_pruning_is_the_one_before_it(tmp_path: Path) -> None:
+    before = Supernet.start(tiny_graph(tmp_path), SearchConfig(), CPU, seed=4, gate_init=1.0)
+    train(before, range(2))
+    after = before.pruned(close(before, 3))
+    for net in (before, after):
+        loss_fn = classification_loss(net.weight_network, net.config, CPU)
+        backward(loss_fn, batch(5), list(net.weight_params.values()), net.config)
+        net.weights.step()
+    for name, weight in after.weight_params.items():
+        if weight.shape == before.weight_params[name].shape:
+            assert torch.allclose(weight, before.weight_params[name], rtol=1e-4, atol=1e-6), name
+
+
+def test_a_restored_supernet_goes_on_bit_identical(tmp_path: Path) -> None:
+    config = SearchConfig.model_validate({"gates": {"gamma": 0.05}})
+    net = Supernet.start(tiny_graph(tmp_path), config, CPU, seed=4, gate_init=1.0)
+    train(net, range(2))
+    copy = Supernet.restore(net.graph, config, CPU, {name: t.clone() for name, t in net.tensors().items()})
+    train(net, range(2, 4))
+    train(copy, range(2, 4))
+    ours, theirs = net.tensors(), copy.tensors()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_scales_stay_1_biases_are_free_and_gates_stay_float32(tmp_path: Path, precision: str) -> None:
+    config = SearchConfig.model_validate({"precision": precision})
+    net = Supernet.start(tiny_graph(tmp_path), config, CPU, seed=4, gate_init=1.0)
+    train(net, range(2))
+    norms = [part for part in net.module.modules() if isinstance(part, BatchNorm)]
+    assert all(torch.equal(norm.weight, torch.ones_like(norm.weight)) for norm in norms)
+    assert all(bool((norm.bias != 0).any()) for norm in norms)
+    for vector in net.gate_vectors.values():
+        assert vector.dtype == torch.float32
+        assert vector.grad is not None
+        assert vector.grad.dtype == torch.float32
+        assert all(t.dtype == torch.float32 for t in net.gates.state[vector].values())
+
+
+def test_only_weights_of_several_dimensions_decay(tmp_path: Path) -> None:
+    net = Supernet.start(tiny_graph(tmp_path), SearchConfig(weight_decay=0.5), CPU, seed=4, gate_init=1.0)
+    decays = {id(p): group["weight_decay"] for group in net.weights.param_groups for p in group["params"]}
+    assert {name: decays[id(p)] for name, p in net.weight_params.items()} == {
+        name: 0.0 if name.endswith("bias") else 0.5 for name in net.weight_params
+    }
+    assert not {id(vector) for vector in net.gate_vectors.values()} & decays.keys()
