@@ -146,7 +146,7 @@ CUSTOM = (
     ),
     Op(
         "conv_then", "convolution, then another op", ThenAttrs,
-        parts=lambda a: (step("conv", "conv", kernel=3, norm="none", act="none"), Step("then", a.then)),
+        parts=lambda a: (step("conv", "conv", kernel=3, bias=False, norm="none", act="none"), Step("then", a.then)),
     ),
     Op("pass_on", "its input", infer=lambda a, ins: ins[0], traits=IDENTITY, torch=f"{__name__}:build_identity"),
 )  # fmt: skip
