@@ -14,7 +14,8 @@ from typing import Literal
 from compiler.ir.graph import INPUT, OUTPUT, Block, Graph, Node
 from compiler.lowering.groups import Stack, exits, leaves_relu, regions, stacks
 from compiler.lowering.kept import Row, Setting, kept_apart, row_of
-from compiler.ops import Reads, Shape, Walked, input_shapes, op, walk
+from compiler.ops import Reads, Shape, input_shapes, op, walk
+from compiler.ops.measures import Walked
 
 StepKind = Literal["weight", "gate", "evaluation"]
 Lowering = Literal["fused", "reference"]

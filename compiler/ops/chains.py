@@ -5,8 +5,13 @@ from __future__ import annotations
 import functools
 
 from compiler.ir.graph import Attrs
-from compiler.ops.registry import steps, traits_of
-from compiler.ops.traits import Channels, Numbers, Pixels, Traits, Values
+from compiler.ops.registry import parts, steps, traits_of
+from compiler.ops.traits import NOTHING, Channels, Numbers, Pixels, Traits, Values
+
+
+def traits_alone(name: str, attrs: Attrs) -> Traits:
+    """The traits of an op that nothing follows inside its node; of a node of several steps, none."""
+    return NOTHING if parts(name, attrs) else traits_of(name, attrs)
 
 
 def chain_of(name: str, attrs: Attrs) -> tuple[Traits, ...]:

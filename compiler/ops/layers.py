@@ -26,52 +26,43 @@ from compiler.ops.traits import Affine, Channels, Numbers, Pixels, Traits, Value
 # -- attributes -----------------------------------------------------------------------------------------------------
 
 
-class ConvAttrs(Window):
+class NormAndRelu(OpAttrs):
+    """What follows a convolution inside the same node."""
+
+    norm: Literal["batch", "none"] = "batch"
+    """`batch`: batch norm follows."""
+    act: Activation = "relu"
+    """Activation that comes last."""
+
+
+class DepthwiseAttrs(NormAndRelu, Window):
+    """Depthwise convolution (one filter a channel), by default followed by batch norm and ReLU."""
+
+    bias: bool | None = None
+    """Add a bias; default: only where no norm follows."""
+
+
+class ConvAttrs(DepthwiseAttrs):
     """Convolution, by default followed by batch norm and ReLU."""
 
     channels: Positive | None = None
     """Output channels; default: what the block's type asks for, else as many as come in."""
     groups: Positive = 1
     """Groups of channels that do not mix."""
-    bias: bool | None = None
-    """Add a bias; default: only where no norm follows."""
-    norm: Literal["batch", "none"] = "batch"
-    """`batch`: batch norm follows."""
-    act: Activation = "relu"
-    """Activation that comes last."""
 
 
-class DepthwiseAttrs(Window):
-    """Depthwise convolution (one filter a channel), by default followed by batch norm and ReLU."""
-
-    bias: bool | None = None
-    """Add a bias; default: only where no norm follows."""
-    norm: Literal["batch", "none"] = "batch"
-    """`batch`: batch norm follows."""
-    act: Activation = "relu"
-    """Activation that comes last."""
-
-
-class SepConvAttrs(Window):
+class SepConvAttrs(NormAndRelu, Window):
     """Depthwise, then pointwise convolution (nothing between), by default followed by batch norm and ReLU."""
 
     channels: Positive | None = None
     """Output channels; default: what the block's type asks for, else as many as come in."""
-    norm: Literal["batch", "none"] = "batch"
-    """`batch`: batch norm follows."""
-    act: Activation = "relu"
-    """Activation that comes last."""
 
 
-class ProjectAttrs(OpAttrs):
+class ProjectAttrs(NormAndRelu):
     """1x1 convolution over the concatenation of all inputs, by default followed by batch norm and ReLU."""
 
     channels: Positive | None = None
     """Output channels; default: what the block's type asks for, else those of the first input."""
-    norm: Literal["batch", "none"] = "batch"
-    """`batch`: batch norm follows."""
-    act: Activation = "relu"
-    """Activation that comes last."""
 
 
 class LinearAttrs(Finish):
@@ -145,7 +136,7 @@ def _linear_params(a: LinearAttrs, ins: list[Shape], out: Shape) -> dict[str, Sh
     return _weight_and_bias((out[0], math.prod(ins[0])), a)
 
 
-def _weight_and_bias(weight: Shape, a: ConvAttrs | DepthwiseAttrs | LinearAttrs) -> dict[str, Shape]:
+def _weight_and_bias(weight: Shape, a: DepthwiseAttrs | LinearAttrs) -> dict[str, Shape]:
     return {"weight": weight} | ({"bias": weight[:1]} if a.bias is not False else {})
 
 
@@ -178,7 +169,7 @@ def _se_params(a: SqueezeExciteAttrs, ins: list[Shape], out: Shape) -> dict[str,
 # -- parts ----------------------------------------------------------------------------------------------------------
 
 
-def _bias(a: ConvAttrs | DepthwiseAttrs | LinearAttrs) -> bool:
+def _bias(a: DepthwiseAttrs | LinearAttrs) -> bool:
     return a.norm == "none" if a.bias is None else a.bias
 
 
@@ -225,19 +216,19 @@ def _linear_map(bias: bool | None, channels: Channels, pixels: Pixels) -> Traits
 
 
 def _conv_traits(a: ConvAttrs) -> Traits:
-    """affine: W x + b; homogeneous: all without a bias; channels: mixed, within groups where there are several;
-    pixels: kept by a 1x1 window of stride 1, else windows, with padding padded windows"""
+    """affine: weight; homogeneous: all without a bias; channels: mixed, grouped where there are groups; pixels: window,
+    padded where there is padding, kept by a 1x1 window of stride 1"""
     return _linear_map(a.bias, Channels.MIXED if a.groups == 1 else Channels.GROUPED, a.pixels)
 
 
 def _depthwise_traits(a: DepthwiseAttrs) -> Traits:
-    """affine: W x + b; homogeneous: all without a bias; channels: kept; pixels: kept by a 1x1 window of stride 1,
-    else windows, with padding padded windows"""
+    """affine: weight; homogeneous: all without a bias; channels: kept; pixels: window, padded where there is padding,
+    kept by a 1x1 window of stride 1"""
     return _linear_map(a.bias, Channels.KEPT, a.pixels)
 
 
 def _linear_traits(a: LinearAttrs) -> Traits:
-    """affine: W x + b; homogeneous: all without a bias; channels: mixed; pixels: windows"""
+    """affine: weight; homogeneous: all without a bias; channels: mixed; pixels: window"""
     return _linear_map(a.bias, Channels.MIXED, Pixels.WINDOW)
 
 

@@ -100,14 +100,14 @@ AVERAGE = replace(IDENTITY, unchanged=Numbers.NONE, pixels=Pixels.WINDOW)
 
 
 def _avg_pool_traits(a: PoolAttrs) -> Traits:
-    """homogeneous: all; averages: all; values: sign kept; channels: kept; pixels: windows;
+    """homogeneous: all; averages: all; values: sign kept; channels: kept; pixels: window;
     a 1x1 window of stride 1 gives back its input"""
     return IDENTITY if a.kernel == a.stride == 1 else AVERAGE
 
 
 def _max_pool_traits(a: PoolAttrs) -> Traits:
     """homogeneous: nonnegative; averages: nonnegative; values: sign kept; channels: kept;
-    pixels: windows; a 1x1 window only leaves pixels out, and with stride 1 gives back its input"""
+    pixels: window; a 1x1 window only leaves pixels out, and with stride 1 gives back its input"""
     if a.kernel == 1:
         return _avg_pool_traits(a)
     return replace(AVERAGE, homogeneous=Numbers.NONNEGATIVE, averages=Numbers.NONNEGATIVE)
@@ -115,7 +115,7 @@ def _max_pool_traits(a: PoolAttrs) -> Traits:
 
 def _mean_traits(a: MeanAttrs) -> Traits:
     """homogeneous: all; unchanged: all; values: sign kept; over rows and columns also
-    averages: all; channels: kept; pixels: windows; over the channels channels: averaged"""
+    averages: all; channels: kept; pixels: window; over the channels channels: averaged"""
     if 1 not in a.dims:
         return replace(IDENTITY, pixels=Pixels.WINDOW)
     return replace(IDENTITY, averages=Numbers.NONE, channels=Channels.AVERAGED, pixels=Pixels.UNKNOWN)

@@ -28,39 +28,39 @@ class Numbers(enum.IntEnum):
 class Affine(enum.Enum):
     """As which affine map of its tensors an op may be written."""
 
-    NO = "no"
-    WEIGHT = "W x + b"  # W from the tensor `weight`, b the tensor `bias`; an attribute `bias` says whether there is one
-    STATISTICS = "weight (x - running_mean) / sqrt(running_var + eps) + bias"  # channel by channel; `eps`: an attribute
+    NO = enum.auto()
+    WEIGHT = enum.auto()  # W x + b: W made of `weight`, b is `bias`; an attribute `bias` says whether there is one
+    STATISTICS = enum.auto()  # weight (x - running_mean) / sqrt(running_var + eps) + bias; `eps` is an attribute
 
 
 class Values(enum.Enum):
     """What is known of the values an op gives."""
 
-    ANY = "any"
-    SIGN_KEPT = "sign kept"  # not negative where the input is not
-    NONNEGATIVE = "never negative"
-    ZERO = "zero"
+    ANY = enum.auto()
+    SIGN_KEPT = enum.auto()  # not negative where no value of the input is
+    NONNEGATIVE = enum.auto()
+    ZERO = enum.auto()
 
 
 class Channels(enum.Enum):
     """Which of the channels that an op reads reach which of the channels that it gives."""
 
-    UNKNOWN = "unknown"
-    KEPT = "kept"  # each is made of the one in its place alone; every tensor of the op has the channels first
-    JOINED = "joined"  # those of the first input, of the second, ...; each as it is
-    FLATTENED = "flattened"  # each becomes as many, next to each other, as it has pixels
-    MIXED = "mixed"  # each is made of all; a `weight`, where the op is affine, is (channels given, channels read, ...)
-    GROUPED = "mixed within groups"  # as many as the attribute `groups` says; each mixes as above
-    AVERAGED = "averaged"  # away: what comes first afterwards are not channels
+    UNKNOWN = enum.auto()
+    KEPT = enum.auto()  # each is made of the one in its place alone; every tensor of the op has the channels first
+    JOINED = enum.auto()  # those of the first input, of the second, ...; each as it is
+    FLATTENED = enum.auto()  # each becomes as many, next to each other, as it has pixels
+    MIXED = enum.auto()  # each is made of all; an affine op's `weight` is (channels given, channels read, ...)
+    GROUPED = enum.auto()  # each is made of those of its group; the attribute `groups` says how many groups
+    AVERAGED = enum.auto()  # they are gone: what comes first afterwards are not channels
 
 
 class Pixels(enum.Enum):
     """From which pixels an op makes a pixel."""
 
-    UNKNOWN = "unknown"
-    KEPT = "kept"  # from the one in its place
-    WINDOW = "windows"  # from a window, or all, inside the image: of equal pixels it makes equal pixels
-    PADDED = "padded windows"  # from a window that reaches over the border, where it reads zeros
+    UNKNOWN = enum.auto()
+    KEPT = enum.auto()  # from the one in its place
+    WINDOW = enum.auto()  # from a window, or all, inside the image: of equal pixels it makes equal pixels
+    PADDED = enum.auto()  # from a window that reaches over the border, where it reads zeros
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,17 +106,11 @@ class Traits:
     def __str__(self) -> str:
         """What the row states, in words."""
         stated = {f.name: value for f in dataclasses.fields(self) if (value := getattr(self, f.name)) != f.default}
-        return "; ".join(name.replace("_", " ") + _word(value) for name, value in stated.items()) or "none stated"
+        words = (name if value is True else f"{name}: {value.name}" for name, value in stated.items())
+        return "; ".join(words).lower().replace("_", " ") or "none stated"
 
 
 _APART = (Channels.KEPT, Channels.JOINED, Channels.FLATTENED)
-
-
-def _word(value: object) -> str:
-    if isinstance(value, bool):
-        return ""
-    return f": {value.name.lower() if isinstance(value, Numbers) else value.value}"  # type: ignore[attr-defined]
-
 
 NOTHING = Traits()
 """Of an op about which nothing is stated."""

@@ -15,7 +15,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from compiler.ir.graph import OUTPUT, Graph, Model, Node
-from compiler.ops import NOTHING, Numbers, Traits, Values, parts, traits_of
+from compiler.ops import Numbers, Values, traits_alone
 from compiler.passes.base import Pass
 from compiler.passes.draft import Draft
 
@@ -47,16 +47,12 @@ def _never_negative(graph: Graph) -> set[str]:
     found: set[str] = set()
     for node in graph.nodes():
         sources = [edge.src for edge in graph.inputs(node.id)]
-        values = _bare(node).values
+        values = traits_alone(node.op, node.attrs).values
         if values in (Values.NONNEGATIVE, Values.ZERO) or (
             values is Values.SIGN_KEPT and sources and found.issuperset(sources)
         ):
             found.add(node.id)
     return found
-
-
-def _bare(node: Node) -> Traits:
-    return NOTHING if parts(node.op, node.attrs) else traits_of(node.op, node.attrs)
 
 
 def gives_back_its_input(graph: Graph, node: Node, positive: Collection[str] = ()) -> bool:
@@ -66,4 +62,4 @@ def gives_back_its_input(graph: Graph, node: Node, positive: Collection[str] = (
         return False
     source = graph.node(edges[0].src)
     least = Numbers.NONNEGATIVE if source.id in positive else Numbers.ALL
-    return _bare(node).unchanged >= least and source.shape == node.shape
+    return traits_alone(node.op, node.attrs).unchanged >= least and source.shape == node.shape

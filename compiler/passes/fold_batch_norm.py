@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from compiler.errors import PassError
 from compiler.ir.graph import Model, Node, attrs_of
-from compiler.ops import NOTHING, Affine, Channels, Numbers, Pixels, Traits, op, parts, read_attrs, traits_of
+from compiler.ops import Affine, Channels, Numbers, Pixels, Traits, op, read_attrs, traits_alone
 from compiler.passes.base import Pass
 from compiler.passes.draft import Draft
 
@@ -42,7 +42,7 @@ class FoldBatchNorm(Pass):
 
     def run(self, model: Model) -> Model:
         """The model with fewer batch norms; the folded layers have a bias. PassError without weights."""
-        norms = [n for n in model.graph.nodes() if _bare(n).affine is Affine.STATISTICS]
+        norms = [n for n in model.graph.nodes() if traits_alone(n.op, n.attrs).affine is Affine.STATISTICS]
         if norms and not model.weights:
             raise PassError(self.name, norms[0].id, "there are no weights to fold", "load the run's weights first")
         draft, weights = Draft(model.graph), dict(model.weights)
@@ -83,10 +83,10 @@ def _fold_backward(
         if len(sources) != 1 or len(users[sources[0][0]]) != 1:
             return False
         node = draft.nodes[sources[0][0]]
-        traits = _bare(node)
-        if traits.affine is not Affine.NO and _may_have_bias(node):
+        traits = traits_alone(node.op, node.attrs)
+        if traits.affine is Affine.STATISTICS or (traits.affine is Affine.WEIGHT and _may_have_bias(node)):
             break
-        if not traits.averages.has(scale.min()):
+        if not all(traits.averages.has(a) for a in (scale.min(), scale.max())):
             return False
     weight = weights[f"{node.id}.weight"]
     bias = np.asarray(weights.get(f"{node.id}.bias", 0.0), np.float64)
@@ -105,7 +105,7 @@ def _fold_forward(
         if len(users[node.id]) != 1:
             return False
         node = draft.nodes[users[node.id][0]]
-        traits = _bare(node)
+        traits = traits_alone(node.op, node.attrs)
         if len(draft.reads[node.id]) != 1:
             return False
         if _takes_an_affine_input(traits) and _may_have_bias(node):
@@ -127,19 +127,12 @@ def _takes_an_affine_input(traits: Traits) -> bool:
     return whole and traits.affine is Affine.WEIGHT
 
 
-def _bare(node: Node) -> Traits:
-    """The traits of a node in which nothing follows its op; of another, none."""
-    return NOTHING if parts(node.op, node.attrs) else traits_of(node.op, node.attrs)
-
-
 def _may_have_bias(node: Node) -> bool:
-    return traits_of(node.op, node.attrs).affine is Affine.STATISTICS or "bias" in op(node.op).attrs.model_fields
+    return "bias" in op(node.op).attrs.model_fields
 
 
 def _with_bias(node: Node) -> Node:
-    if traits_of(node.op, node.attrs).affine is Affine.STATISTICS:
-        return node
-    return replace(node, attrs=attrs_of(dict(node.attrs) | {"bias": True}))
+    return replace(node, attrs=attrs_of(dict(node.attrs) | {"bias": True})) if _may_have_bias(node) else node
 
 
 def _along(values: Array, dim: int, weight: Array) -> Array:
