@@ -17,7 +17,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
+from torch.nn.modules._functions import SyncBatchNorm
 
 
 class _OfBatch(nn.Module):
@@ -85,82 +85,51 @@ class BatchNorm(_OfBatch):
         if self.training and _statistics.held:
             mean, var = mean.clone(), var.clone()
         if self.training and self.ranks > 1:
-            y: Tensor = _normalised_together(x, mean, var, self.weight, self.bias, self.momentum, self.eps)
-            return y
+            together: Tensor = self._together(x, mean, var)
+            return together
         return F.batch_norm(x, mean, var, self.weight, self.bias, self.training, self.momentum, self.eps)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it unannotated
+    def _together(self, x: Tensor, running_mean: Tensor, running_var: Tensor) -> Tensor:
+        """Normalise by the statistics of all slices, which are equally large: torch's own way, which needs CUDA."""
+        y: Tensor
+        if x.is_cuda:
+            statistics = (running_mean, running_var, self.eps, self.momentum)
+            y = SyncBatchNorm.apply(x, self.weight, self.bias, *statistics, dist.group.WORLD, self.ranks)
+            return y
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        var, mean = torch.var_mean(wide, [0, *range(2, x.dim())], correction=0, keepdim=True)
+        whole_mean = _sum(mean) / self.ranks
+        whole_var = _sum(var + (mean - whole_mean) ** 2) / self.ranks  # keeps the digits that sums of squares lose
+        count = self.ranks * x.numel() / x.shape[1]
+        with torch.no_grad():
+            running_mean.lerp_(whole_mean.flatten().to(running_mean.dtype), self.momentum)
+            running_var.lerp_((whole_var.flatten() * count / (count - 1)).to(running_var.dtype), self.momentum)
+        weight, bias = self.weight.view(mean.shape), self.bias.view(mean.shape)
+        return torch.addcmul(bias, (wide - whole_mean), weight * torch.rsqrt(whole_var + self.eps)).to(x.dtype)
 
     def extra_repr(self) -> str:
         """Settings shown by `print`."""
         return f"{self.weight.numel()}, eps={self.eps}, momentum={self.momentum}"
 
 
-class _NormTogether(Function):
-    """`(x, weight, bias, eps) -> y, mean, var, count`, with the biased statistics over the slices of all processes.
-
-    With g the gradient of y, h = (x - mean) / sqrt(var + eps) and means over the whole batch:
-
-        grad x = weight / sqrt(var + eps) * (g - mean(g) - h * mean(g * h))
-
-    torch's kernels for fixed statistics find the sums of g and g * h and the part with h, in one pass over memory each.
-    """
+class _Sum(Function):
+    """The sum of a tensor over all processes, with its gradient: the sum of all gradients."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        mean, var, count = _statistics_together(x)
-        ctx.eps = eps
-        ctx.save_for_backward(x, weight, mean, var, count)
-        y = F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
-        ctx.mark_non_differentiable(mean, var, count)
-        return y, mean, var, count
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, weight, mean, var, count = ctx.saved_tensors
-        scale = torch.rsqrt(var + ctx.eps)
-        _, *own = torch.ops.aten.native_batch_norm_backward(
-            grad, x, weight, mean, var, mean, scale, False, ctx.eps, [False, True, True]
-        )
-        sums = torch.stack(own)  # of g * h and of g
-        dist.all_reduce(sums)
-        slope = weight * scale
-        factors, offsets = -slope * sums / count
-        rest = F.batch_norm(x, mean, var, factors, offsets, training=False, eps=ctx.eps)
-        return rest.addcmul_(grad, _per_channel(slope, x)), *own, None
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _sum(grad)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it unannotated
-def _normalised_together(
-    x: Tensor, running_mean: Tensor, running_var: Tensor, weight: Tensor, bias: Tensor, momentum: float, eps: float
-) -> Tensor:
-    y: Tensor
-    y, mean, var, count = _NormTogether.apply(x, weight, bias, eps)
-    with torch.no_grad():
-        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-        running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), momentum)
-    return y
-
-
-def _statistics_together(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance per channel `(C,)` over all processes, and the number of values `()`.
-
-    Slices are joined by their means and variances, which keeps the digits that sums of squares lose.
-    """
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    mean, var = torch.ops.aten.batch_norm_update_stats(wide, None, None, 0.0)  # ten times as fast as var_mean on a CPU
-    count = mean.new_full((1,), x.numel() // x.shape[1])  # made where it is needed: a copy would wait for the GPU
-    own = torch.cat([mean, var, count])
-    parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, own)
-    table = torch.stack(parts)
-    counts, (means, variances) = table[:, -1:], table[:, :-1].chunk(2, 1)
-    total = counts.sum()
-    mean = (means * counts).sum(0) / total
-    return mean, ((variances + (means - mean) ** 2) * counts).sum(0) / total, total
-
-
-def _per_channel(values: Tensor, x: Tensor) -> Tensor:
-    return values.view(1, -1, *[1] * (x.dim() - 2))
+def _sum(x: Tensor) -> Tensor:
+    total: Tensor = _Sum.apply(x)
+    return total
 
 
 # -- random draws -----------------------------------------------------------------------------------------------------
