@@ -17,6 +17,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn.modules._functions import SyncBatchNorm
 
 
@@ -91,45 +92,62 @@ class BatchNorm(_OfBatch):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it unannotated
     def _together(self, x: Tensor, running_mean: Tensor, running_var: Tensor) -> Tensor:
-        """Normalise by the statistics of all slices, which are equally large: torch's own way, which needs CUDA."""
+        """Normalise by the statistics of all slices, which are equally large; torch does so on CUDA only."""
         y: Tensor
         if x.is_cuda:
             statistics = (running_mean, running_var, self.eps, self.momentum)
             y = SyncBatchNorm.apply(x, self.weight, self.bias, *statistics, dist.group.WORLD, self.ranks)
             return y
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        var, mean = torch.var_mean(wide, [0, *range(2, x.dim())], correction=0, keepdim=True)
-        whole_mean = _sum(mean) / self.ranks
-        whole_var = _sum(var + (mean - whole_mean) ** 2) / self.ranks  # keeps the digits that sums of squares lose
+        y, mean, var = _NormTogether.apply(x, self.weight, self.bias, self.eps)
         count = self.ranks * x.numel() / x.shape[1]
         with torch.no_grad():
-            running_mean.lerp_(whole_mean.flatten().to(running_mean.dtype), self.momentum)
-            running_var.lerp_((whole_var.flatten() * count / (count - 1)).to(running_var.dtype), self.momentum)
-        weight, bias = self.weight.view(mean.shape), self.bias.view(mean.shape)
-        return torch.addcmul(bias, (wide - whole_mean), weight * torch.rsqrt(whole_var + self.eps)).to(x.dtype)
+            running_mean.lerp_(mean.to(running_mean.dtype), self.momentum)
+            running_var.lerp_((var * count / (count - 1)).to(running_var.dtype), self.momentum)
+        return y
 
     def extra_repr(self) -> str:
         """Settings shown by `print`."""
         return f"{self.weight.numel()}, eps={self.eps}, momentum={self.momentum}"
 
 
-class _Sum(Function):
-    """The sum of a tensor over all processes, with its gradient: the sum of all gradients."""
+class _NormTogether(Function):
+    """`(x, weight, bias, eps) -> y, mean, var`, with the biased statistics over the equal slices of all processes.
+
+    With g the gradient of y, h = (x - mean) / sqrt(var + eps) and means over the whole batch:
+
+        grad x = weight / sqrt(var + eps) * (g - mean(g) - h * mean(g * h))
+
+    torch's kernels for fixed statistics find the sums of g and g * h and the part with h, in one pass over memory each.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        own = torch.stack(torch.ops.aten.batch_norm_update_stats(wide, None, None, 0.0))  # faster than var_mean
+        parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, own)
+        means, variances = torch.stack(parts, 1)
+        mean = means.mean(0)
+        var = (variances + (means - mean) ** 2).mean(0)  # keeps the digits that sums of squares lose
+        ctx.eps, ctx.count = eps, len(parts) * x.numel() / x.shape[1]
+        ctx.save_for_backward(x, weight, mean, var)
+        ctx.mark_non_differentiable(mean, var)
+        return F.batch_norm(x, mean, var, weight, bias, eps=eps), mean, var
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return _sum(grad)
-
-
-def _sum(x: Tensor) -> Tensor:
-    total: Tensor = _Sum.apply(x)
-    return total
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight, mean, var = ctx.saved_tensors
+        scale = torch.rsqrt(var + ctx.eps)
+        _, *own = torch.ops.aten.native_batch_norm_backward(
+            grad, x, weight, mean, var, mean, scale, False, ctx.eps, [False, True, True]
+        )
+        sums = torch.stack(own)  # of g * h and of g
+        dist.all_reduce(sums)
+        slope = weight * scale
+        factors, offsets = -slope * sums / ctx.count
+        rest = F.batch_norm(x, mean, var, factors, offsets, eps=ctx.eps)
+        return rest.addcmul_(grad, slope.view(1, -1, *[1] * (x.dim() - 2))), *own, None
 
 
 # -- random draws -----------------------------------------------------------------------------------------------------

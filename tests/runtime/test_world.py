@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules._functions import SyncBatchNorm
 
+from compiler.lowering import torch_batch
 from compiler.lowering.torch_batch import BatchNorm, Dropout, DropPath, share_batches
 from graphspec.errors import RunError
 from runtime.world import ALONE, ToldError, World, fingerprint
@@ -158,6 +162,21 @@ def _norm_in_half(world: World) -> None:
 def test_slices_give_the_gradients_and_statistics_of_the_whole_batch(tmp_path: Path) -> None:
     together(_step_in_slices, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"done0", "done1"}
+
+
+def test_on_cuda_torch_normalises_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(torch_batch.SyncBatchNorm, "apply", lambda x, *arguments: taken.append(arguments) or 2 * x)
+    norm = BatchNorm(3, 1e-5, 0.3)
+    share_batches(norm, 1, SIZE)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert norm(torch.empty(2, 3, device="cuda")).device.type == "cuda"
+    tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    assert all(given is own for given, own in zip(taken[0], tensors, strict=False))
+    assert taken[0][4:] == (1e-5, 0.3, dist.group.WORLD, SIZE)
+    assert list(inspect.signature(SyncBatchNorm.forward).parameters)[2:] == [
+        "weight", "bias", "running_mean", "running_var", "eps", "momentum", "process_group", "world_size"
+    ]  # fmt: skip
 
 
 def _norm_by_itself(world: World, folder: Path) -> None:
