@@ -119,29 +119,34 @@ def _random_path(graph: Graph, block: Block, rng: random.Random) -> set[str]:
 CPU = torch.device("cpu")
 
 
+def start(variant: Variant, graph: Graph, config: SearchConfig, device: torch.device = CPU) -> Supernet:
+    """A fresh supernet; also sets the precision of the process."""
+    settings = {
+        "lowering": variant.lowering,
+        "recompute": variant.recompute,
+        "precision": variant.precision,
+        "compile": variant.compiled,
+    }
+    config = config.model_copy(update=settings)
+    set_precision(config, device)
+    graph = thinned(graph, variant.pruned) if variant.pruned else graph
+    net = Supernet.start(graph, config, device, seed=0, gate_init=1.0)
+    if not variant.channels_last:
+        net.module.to(memory_format=torch.contiguous_format)
+    return net
+
+
 def make_step(
     variant: Variant, kind: str, graph: Graph, config: SearchConfig, device: torch.device = CPU
 ) -> Callable[[], None]:
     """A weight or gate step of a fresh supernet, its batch included."""
-    config = config.model_copy(
-        update={
-            "lowering": variant.lowering,
-            "recompute": variant.recompute,
-            "precision": variant.precision,
-            "compile": variant.compiled,
-        }
-    )
-    if variant.pruned:
-        graph = thinned(graph, variant.pruned)
-    net = Supernet.start(graph, config, device, seed=0, gate_init=1.0)
-    if not variant.channels_last:
-        net.module.to(memory_format=torch.contiguous_format)
+    net = start(variant, graph, config, device)
     layout = torch.channels_last if variant.channels_last else torch.contiguous_format
     gradients, optimizer = halves(net)[kind]
-    batch = _batches(graph, layout, device)
+    batch = _batches(net.graph, layout, device)
 
     def step() -> None:
-        set_precision(config, device)  # of the process: variants take turns
+        set_precision(net.config, device)  # of the process: variants take turns
         with record_function("step: data"):
             images = batch()
         gradients(images)
