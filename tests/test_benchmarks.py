@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
 from benchmarks import compile as compiling
 from benchmarks import exemption, export, memory, overhead, peers, roofline, search, supernet
@@ -148,8 +147,8 @@ def test_bytes_count_weights_once_a_batch(spec: Path) -> None:
 
 
 def test_search_in_turns(spec: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = [f"--set={setting}" for setting in (*FAKE, "search.gates.gamma=2")]
-    words = ("--spec", spec, "--pretrain", 1, "--epochs", 3, "--seeds", 3, *settings)
+    short = ("search.pretrain_epochs=1", "search.epochs=3", "search.gates.gamma=2")
+    words = ("--spec", spec, "--seeds", 3, *(f"--set={setting}" for setting in (*FAKE, *short)))
     pruned, whole = found(search, monkeypatch, capsys, *words)["outcomes"]
     assert [(e["stage"], e["epoch"]) for e in pruned["epochs"]] == [
         ("pretrain", 1), ("search", 1), ("search", 2), ("search", 3)
@@ -175,19 +174,6 @@ def test_a_search_is_that_of_the_command(spec: Path, tmp_path: Path) -> None:
     assert compiled.run is not None
     graphspec.search(compiled.run, device="cpu", quiet=True)
     assert (tmp_path / "turns" / "metrics.jsonl").read_bytes() == compiled.run.search.metrics.read_bytes()
-
-
-def test_subset_of_images(tmp_path: Path) -> None:
-    for part in ("train", "test"):
-        for name in ("cat", "dog"):
-            (tmp_path / "all" / part / name).mkdir(parents=True)
-            for index in range(4):
-                Image.new("L", (8, 8)).save(tmp_path / "all" / part / name / f"{index}.png")
-    few = search.subset(tmp_path / "all", 3, tmp_path / "few")
-    names = [str(path.relative_to(few)) for path in sorted(few.rglob("*.png"))]
-    assert names == [
-        f"{part}/{name}/{i}.png" for part in ("test", "train") for name in ("cat", "dog") for i in range(3)
-    ]
 
 
 def test_supernet_steps(spec: Path) -> None:
