@@ -16,6 +16,15 @@ from compiler.ops.traits import IDENTITY, Channels, Numbers, Pixels, Traits, Val
 # -- attributes -----------------------------------------------------------------------------------------------------
 
 
+class OutputAttrs(OpAttrs):
+    """A result of the network; the main one has the default name and weight."""
+
+    name: str = "output"
+    """What it is called in results and in an exported model."""
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    """How much its loss counts in training."""
+
+
 class PoolAttrs(Window, Finish):
     """Pooling window; average pooling does not count the padding."""
 
@@ -153,7 +162,7 @@ ACTIVATIONS = {
 
 PLAIN = (
     Op("input", "the image", infer=same, traits=IDENTITY),
-    Op("output", "the logits", infer=same, traits=IDENTITY),
+    Op("output", "the logits", OutputAttrs, infer=same, traits=IDENTITY),
     Op(
         "max_pool", "largest value of a window", PoolAttrs, infer=_pool_shape, parts=_pool_parts("max_pool"),
         traits=_max_pool_traits,

@@ -1,7 +1,8 @@
 """Lower a graph to a torch.fx network, and move numbers between it and a `Model`.
 
 The code of a lowered network can be printed and read (`print(module.code)`), is the same for the same graph, and
-takes a batch of images `(N, C, H, W)` to logits `(N, classes)`. Its `state_dict` keys are `<node id>.<param>`, and
+takes a batch of images `(N, C, H, W)` to logits `(N, classes)`, or to a dict of outputs by name where there are
+several. Its `state_dict` keys are `<node id>.<param>`, and
 `<scope>.gates` for the gates: one float32 vector per share scope, ordered as `graph.gate_scopes()[scope]`.
 """
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from compiler.errors import GraphspecError
-from compiler.ir.graph import Graph
+from compiler.ir.graph import OUTPUT, Graph
 from compiler.lowering.memory import recomputed_blocks
 from compiler.lowering.tape import Lowering
 from compiler.lowering.torch.batch_parts import BatchNorm
@@ -43,6 +44,7 @@ def lower(
     vectors = {
         scope: nn.Parameter(torch.full((len(gates),), gate_init)) for scope, gates in graph.gate_scopes().items()
     }
+    _check_gates(graph)
     _check_names(graph)
     emitter = (FusedEmitter if lowering == "fused" else Emitter)(graph, vectors, graph.nodes())
     emitter.emit_network(recomputed_blocks(graph, lowering) if recompute else (), apart)
@@ -57,6 +59,14 @@ def _class_name(name: str) -> str:
     return "".join(word.capitalize() for word in words) or "Network"
 
 
+def _check_gates(graph: Graph) -> None:
+    for gate in graph.vector_gates:
+        raise GraphspecError(
+            f"the gate {gate.id!r} closes {gate.subject.value}, and only gates of edges can be lowered to torch\n"
+            f"  try: a graph without it"
+        )
+
+
 def _check_names(graph: Graph) -> None:
     for scope in graph.gate_scopes():
         if f"{scope}{GATES}" in graph:
@@ -64,6 +74,11 @@ def _check_names(graph: Graph) -> None:
                 f"the node {scope + GATES!r} has the name of the gate vector of {scope!r}\n"
                 f"  try: call the node otherwise"
             )
+
+
+def outputs_by_name(found: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a lowered network gave, by the names of its outputs, the main one first."""
+    return found if isinstance(found, dict) else {OUTPUT: found}
 
 
 # -- gates ----------------------------------------------------------------------------------------------------------
@@ -152,5 +167,5 @@ def _starting_value(name: str, shape: torch.Size, seed: int) -> Tensor:
 
 __all__ = [
     "GATES", "Lowering", "freeze_norm_scales", "gate_parameters", "gate_values", "initialise", "load_gates",
-    "load_weights", "lower", "weights_of",
+    "load_weights", "lower", "outputs_by_name", "weights_of",
 ]  # fmt: skip
