@@ -16,9 +16,9 @@ from compiler.pipeline import TO_COMPACT, TO_INHERIT
 from graphspec.errors import RunError
 from runtime.files import guarded
 from runtime.jobs import JobOptions, Workplace, run_job, write_network
-from runtime.memory import require_memory
+from runtime.memory import Trial, require_memory
 from runtime.opened import Opened
-from runtime.retrain import RetrainJob, trained_graph
+from runtime.retrain import RetrainJob
 from runtime.trained import saved_network
 
 
@@ -106,9 +106,7 @@ def run_retrain(opened: Opened, options: JobOptions | None = None) -> RetrainRes
 
     def make(place: Workplace) -> RetrainJob:
         place.console.line(found.width_note)
-        trained = trained_graph(found.graph, place.config.retrain, opened.spec.classes)
-        require_memory(trained, place.config.retrain, place)
-        return RetrainJob(
+        job = RetrainJob(
             found.graph,
             place.config,
             place.dataset,
@@ -117,6 +115,8 @@ def run_retrain(opened: Opened, options: JobOptions | None = None) -> RetrainRes
             found.weights,
             place.world,
         )
+        require_memory(Trial(job.config, job.module, (job.optimizer,), job.weight_step), place)
+        return job
 
     def finish(place: Workplace, job: RetrainJob) -> dict[str, Any]:
         return asdict(_finish(place, job, found))

@@ -20,7 +20,7 @@ from graphspec.errors import RunError
 from runtime.files import write_bytes, write_json, write_text
 from runtime.jobs import JobOptions, Workplace, run_drawing, run_job, write_network
 from runtime.logs import Console
-from runtime.memory import require_memory
+from runtime.memory import Trial, require_memory
 from runtime.opened import Opened
 from runtime.penalties import Penalty
 from runtime.rundir import JobDir
@@ -63,7 +63,6 @@ def run_search(
             raise RunError(
                 "the network has no gates: there is nothing to search; put `gated: true` on edges, or retrain it"
             )
-        require_memory(opened.graph, place.config.search, place)
         latencies = place.folder.path / "latencies.json"
         job = SearchJob(
             opened.graph,
@@ -76,6 +75,8 @@ def run_search(
             penalty_type,
             place.world,
         )
+        net = job.supernet
+        require_memory(Trial(job.config, net.module, (net.weights, net.gates), net.step), place)
         if place.world.is_main:
             _record_split(place.folder, job.split)
         return job

@@ -27,8 +27,7 @@ from compiler.lowering.fx_kernels import (
     push,
     scaled,
 )  # fmt: skip
-from compiler.lowering.groups import Stack, leaves_relu, regions, stacks
-from compiler.lowering.kept import kept_apart
+from compiler.lowering.groups import Stack, kept_apart, leaves_relu, regions, stacks
 from compiler.lowering.torch_lean import LEAN
 from compiler.lowering.torch_ops import Chain, torch_steps
 from compiler.ops import Reads, input_shapes, op
