@@ -9,8 +9,6 @@ out and said to be. Bars: fused in bf16 at least 4 times as fast as the referenc
 
 `roofline` is the floor over the time. The floor is the larger of two times: the step's floating-point operations at the
 measured rate of a large matrix product in that precision, and its bytes (see `benchmarks.roofline`) at that of a copy.
-`predicted GiB` is what the check before training predicts of the peak beside it, for steps whose kernels start one by
-one.
 Last, because a profiler slows down what runs after it: `kernels` are what the GPU starts, copies and fills included,
 and `busy ms` is how long they run, so the rest of a step's time the GPU waits for the CPU.
 """
@@ -43,7 +41,6 @@ from compiler.errors import RunError
 from compiler.ir.graph import Graph
 from compiler.language.config import SearchConfig
 from compiler.language.spec import Spec
-from compiler.lowering.memory import MemoryModel, Training
 
 FULL, SHARE = "specs/dso_nas_cifar10_full.yaml", "specs/dso_nas_cifar10_share.yaml"
 SMALL = ("symbols.width=16", "network=[stem, {normal: 2}, reduce, {normal: 1}, reduce, {normal: 1}, head]")
@@ -69,7 +66,7 @@ COMPILED = tuple(
     Variant(lowering, p, compiled=True) for p in ("bf16", "tf32", "fp32") for lowering in ("fused", "reference")
 )
 HEADER = (
-    "space", "variant", "step", "ms", "min", "max", "peak GiB", "predicted GiB", "TFLOP/s", "roofline", "speed",
+    "space", "variant", "step", "ms", "min", "max", "peak GiB", "TFLOP/s", "roofline", "speed",
 )  # fmt: skip
 FAILURES = (RunError, RuntimeError)  # torch.OutOfMemoryError is one, and so are errors of CUDA
 ROW = "row: "  # begins a line of the process that measures compiled steps
@@ -193,7 +190,6 @@ def add_row(report: Report, space: Space, variant: Variant, kind: str, taken: Ta
         "step": kind,
         **asdict(taken),
         "median_seconds": taken.median,
-        "predicted_bytes": predicted_bytes(report, space, variant, kind),
         "flops_per_second": None if variant.pruned else flops / taken.median,
         "roofline": None if least is None else least / taken.median,
         "speed": base["median_seconds"] / taken.median if base else None,
@@ -204,21 +200,12 @@ def add_row(report: Report, space: Space, variant: Variant, kind: str, taken: Ta
         line((
             space.name, variant.name, kind,
             *(1000 * value for value in (taken.median, min(taken.seconds), max(taken.seconds))),
-            *(None if row[key] is None else row[key] / 2**30 for key in ("peak_bytes", "predicted_bytes")),
+            None if taken.peak_bytes is None else taken.peak_bytes / 2**30,
             None if rate is None else rate / 1e12,
             None if row["roofline"] is None else f"{row['roofline']:.1%}",
             row["speed"],
         ))
     )  # fmt: skip
-
-
-def predicted_bytes(report: Report, space: Space, variant: Variant, kind: str) -> int | None:
-    """The peak of a step by the model; None where torch decides by itself what it keeps."""
-    if variant.graphed or variant.compiled:
-        return None
-    training = Training.of(variant.settings(space.config), on_cpu=report.device.type == "cpu")
-    memory = MemoryModel(variant.graph(space.graph), training).at(space.batch)
-    return memory.weight_step if kind == "weight" else memory.gate_step
 
 
 def floor(report: Report, space: Space, variant: Variant, kind: str) -> float | None:

@@ -51,7 +51,6 @@ def test_every_step_that_a_cpu_can_take_is_timed(report: dict[str, Any]) -> None
     assert all(row["kernels"] > 100 for row in report["profiles"])
     profiled = [(v.name, kind) for v in gpu.FIRST if not v.needs_cuda() for kind in gpu.KINDS]
     assert [(row["variant"], row["step"]) for row in report["profiles"]] == profiled
-    assert all(row["predicted_bytes"] > 0 for row in report["rows"])
     assert {row["space"] for row in report["rows"]} == {"full", "share"}
     assert report["left_out"] == [f"full: {variant.name}" for variant in gpu.COMPILED]
 
@@ -94,7 +93,6 @@ def test_compiled_steps_are_measured_and_what_fails_is_told(
     done = [gpu.compiled_row(report, space, text) for text in lines]
     assert done == [set(), {broken.name}, {compiled.name}, {compiled.name}]
     assert [(row["variant"], row["step"]) for row in report.rows] == [(compiled.name, kind) for kind in gpu.KINDS]
-    assert all(row["predicted_bytes"] is None for row in report.rows)
     assert f"| full | {broken.name} | CUDA out of memory. Tried to allocate 2 GiB. |" in capsys.readouterr().out
 
 
