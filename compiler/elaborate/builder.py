@@ -22,10 +22,10 @@ from compiler.ir.graph import INPUT, OUTPUT, Attrs, Block, Choice, Graph, Node, 
 from compiler.language.dims import Dim, DimError
 from compiler.language.parse import parse
 from compiler.language.spec import BlockSpec, NetworkEntry, Path, Spec
-from compiler.ops import TypeMismatchError, explain_attr_errors, infer, op, read_attrs
+from compiler.ops import Channels, TypeMismatchError, explain_attr_errors, infer, op, read_attrs
 
 MAX_NODES = 150_000  # nodes of the elaborated network
-_FREE_CHANNELS = frozenset({"concat", "flatten", "mean"})  # ops whose channels do not pass on to what they read
+_OTHER_CHANNELS = frozenset({Channels.JOINED, Channels.FLATTENED, Channels.AVERAGED})  # not as many as are read
 
 
 def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> tuple[Spec, Graph]:
@@ -304,8 +304,9 @@ def _demanded_channels(template: Template, channels: int) -> dict[str, int]:
     """Channels that `out`'s declared type asks of nodes: passed back through ops that keep their channels."""
     demands = {OUT: channels}
     for node in reversed(template.nodes):
-        row = op(node.op)
-        if node.name in demands and not row.sets_channels and node.op not in _FREE_CHANNELS:
+        if node.name not in demands or op(node.op).sets_channels:
+            continue
+        if _OTHER_CHANNELS.isdisjoint(traits.channels for traits in node.chain):
             for source in node.sources:
                 demands.setdefault(source.name, demands[node.name])
     return demands

@@ -5,7 +5,7 @@ A width c becomes the multiple of its step s nearest to m * c, at least s:
     c' = s * max(1, floor(m * c / s + 1/2))
 
 The step is `round_to`, or a multiple of it where a grouped convolution asks for one. Equal widths stay equal; image
-channels and logits stay; `compiler.passes.width_plan` says what else is bound.
+channels and logits stay; `compiler.analysis.channels` says what else is bound.
 
 Costs grow with m in steps, at m = (k - 1/2) * s / c for k = 2, 3, ... and every width c. `solve_width` finds the last
 of these steps that the budget allows, exactly (in fractions), by bisection. Where that leaves more than `NEAR` of the
@@ -20,13 +20,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
+from compiler.analysis.channels import NAME, WidthPlan, plan_widths
 from compiler.analysis.costs import total_cost
 from compiler.errors import PassError
 from compiler.ir.graph import Graph, Model
 from compiler.language.config import BudgetConfig
 from compiler.ops import Cost
 from compiler.passes.base import Pass
-from compiler.passes.width_plan import NAME, WidthPlan, plan_widths
 
 NEAR = 0.02  # share of the budget that may stay unused
 MAX_MULTIPLIER = 2**20
