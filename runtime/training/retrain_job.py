@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from compiler.analysis.costs import total_cost
+from compiler.analysis.weights import weight_shapes
 from compiler.errors import RunError
 from compiler.ir.graph import OUTPUT, Graph
 from compiler.ir.text import graph_hash
@@ -76,7 +77,7 @@ class RetrainJob:
         self.world = world
         set_precision(self.config, device)
         trained = trained_graph(graph, self.config, classes)
-        self.own = frozenset(lower(graph).state_dict())  # tensors of `graph`; all others are of training-only parts
+        self.own = frozenset(weight_shapes(graph))  # tensors of `graph`; all others are of training-only parts
         self.loss_weights = {n: read_attrs(node.op, node.attrs).weight for n, node in trained.outputs().items()}
         self.module = self._network(trained, config.seed, weights)
         self.network = world.replicated(network_of(self.module, self.config))
