@@ -22,12 +22,11 @@ from typing import TYPE_CHECKING, Any, overload
 
 import yaml
 
-from compiler.architecture.derive import derive as derive_architecture
 from compiler.elaborate.builder import load as load
 from compiler.errors import RunError
 from compiler.garbage import collector_paused
 from compiler.ir.graph import Graph
-from compiler.ir.text import json_hash, text, to_json
+from compiler.ir.text import json_and_hash, text, to_json
 from compiler.language.parse import STRUCTURE, parse_file
 from compiler.language.spec import Spec
 from graphspec.advice import advise
@@ -73,8 +72,8 @@ def compile(  # noqa: A001  (the verb of the command line)
 ) -> CompiledSpec:
     """Check a spec, count its costs and write a run directory under `root` (or at `out`); SpecError or RunError."""
     spec, graph = load(path, overrides)
-    graph_json = to_json(graph)
-    costs = cost_report(graph, spec.config.search, json_hash(graph_json))
+    graph_json, digest = json_and_hash(graph)
+    costs = cost_report(graph, spec.config.search, digest)
     warnings = tuple(advise(spec.config))
     run = None if dry_run else RunDir.create(_files(spec, graph, graph_json), Path(out) if out else None, root)
     return CompiledSpec(spec, graph, costs, warnings, run)
@@ -326,6 +325,8 @@ def derive(
     overrides: Sequence[str] = (),
 ) -> Derived:
     """Bring the blocks of an arch.yaml into the network of another spec; ArchitectureError if they do not fit."""
+    from compiler.architecture.derive import derive as derive_architecture
+
     found = read_architecture(Path(architecture))
     spec, graph = load(into, overrides)
     files = _files(spec, graph, to_json(graph))

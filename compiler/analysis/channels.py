@@ -1,8 +1,8 @@
 """Which channels of a graph may change, and how they hang together.
 
 The channels of every value are a sum of *written* channels (an attribute `channels`) and constants: a conv writes
-them, batch norm and pools pass them on, `concat` adds them up, `flatten` multiplies them. Sums of values ask for equal
-channels. From these equations follows, in this order:
+them, batch norm and pools pass them on, `concat` adds them up, `flatten` multiplies them (`compiler.ops.Channels`).
+Sums of values ask for equal channels. From these equations follows, in this order:
 
 1. Image channels and the channels of the logits are constants, and so is whatever must equal a constant.
 2. Written channels that must be equal are one unknown; so are all others that are equal in the given graph.
@@ -13,14 +13,13 @@ What is left are the free widths: each may become any multiple of its step.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from compiler.errors import PassError
-from compiler.ir.graph import INPUT, OUTPUT, Attrs, Graph, Node, TensorType, attrs_of
-from compiler.ops import Cost, Reads, cost, infer, input_shapes, op, read_attrs
+from compiler.ir.graph import INPUT, OUTPUT, Attrs, Graph, Node, attrs_of
+from compiler.ops import Channels, Reads, chain_of, input_shapes, op, read_attrs
 from compiler.passes.infer_types import infer_types
 
 NAME = "widen"
@@ -58,10 +57,6 @@ class WidthPlan:
     channels: Mapping[str, WidthSum]  # node -> its written channels as a sum over free widths
     groups: Mapping[str, WidthSum]  # node -> its groups, where these follow the channels it reads
 
-    @functools.cached_property
-    def _order(self) -> list[tuple[Node, list[str]]]:
-        return [(node, [edge.src for edge in self.graph.inputs(node.id)]) for node in self.graph.nodes()]
-
     def apply(self, widths: Mapping[int, int]) -> Graph:
         """The typed graph in which every free width has become `widths[width]`."""
         graph = self.graph.copy()
@@ -69,21 +64,6 @@ class WidthPlan:
             node = graph.node(node_id)
             graph.replace(replace(node, attrs=self._attrs(node, widths)))
         return infer_types(graph)
-
-    def cost(self, widths: Mapping[int, int]) -> Cost:
-        """What the graph that `apply` gives costs, counted without making it."""
-        types: dict[str, TensorType] = {}
-        total = Cost()
-        for node, sources in self._order:
-            if node.op == INPUT:
-                types[INPUT] = TensorType(node.shape)
-                continue
-            attrs, read = self._attrs(node, widths), [types[source] for source in sources]
-            types[node.id] = infer(node.op, attrs, read)
-            if node.op != OUTPUT:
-                apart = read if op(node.op).reads is Reads.APART else read[:1]
-                total += cost(node.op, attrs, tuple(t.shape for t in apart), len(read))
-        return total
 
     def _attrs(self, node: Node, widths: Mapping[int, int]) -> Attrs:
         if node.id not in self.channels and node.id not in self.groups:
@@ -148,9 +128,10 @@ def _channels(graph: Graph, node: Node, read: Sum, found: _Relations) -> Sum:
     if getattr(attrs, "channels", None) is not None:
         found.written[node.id] = node.shape[0]
         made = {node.id: 1}
-    elif node.op == "mean" and 1 in attrs.dims:
+    carried = [traits.channels for traits in chain_of(node.op, node.attrs)]
+    if made is read and Channels.AVERAGED in carried:
         return {CONSTANT: node.shape[0]}
-    if node.op == "conv" and attrs.groups > 1:
+    if carried[0] is Channels.GROUPED:
         _bind_groups(graph, node, attrs.groups, read, made, found)
     if made is read:
         return _passed_on(graph, node, read)
