@@ -26,7 +26,7 @@ demo: $(READY) ## Compile, search, retrain and export specs/digits.yaml, then re
 	$(BIN)/graphspec compile specs/digits.yaml
 	$(BIN)/graphspec search
 	$(BIN)/graphspec retrain
-	$(BIN)/graphspec export --onnx
+	$(BIN)/graphspec export
 	$(BIN)/graphspec report
 
 test: lint types unit ## Linters, types and all tests

@@ -116,7 +116,7 @@ def commands(record: RunRecord, spec: Path) -> list[str]:
     return [
         f"graphspec compile {shlex.quote(str(spec))}",
         *(command for job in record.jobs for command in _job_commands(record, job)),
-        f"graphspec export{export} --onnx",
+        f"graphspec export{export}",
         "graphspec report",
     ]
 

@@ -1,4 +1,4 @@
-"""The commands that ship: export, bench. Importing this file adds them to the command line."""
+"""Commands for the ONNX file: export, bench."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Annotated
 
 import typer
 
-from graphspec.cli import TO_A_MODEL, JsonOpt, RunArg, SetOpt, app, overrides_of, print_json
-from graphspec.training_commands import QuietOpt, TrustOpt
+from graphspec.cli.options import JsonOpt, QuietOpt, RunArg, SetOpt, TrustOpt, overrides_of, print_json
 
 
 class Layout(Enum):
@@ -27,40 +26,38 @@ class SourceJob(Enum):
     SEARCH = "search"
 
 
-@app.command(rich_help_panel=TO_A_MODEL)
 def export(
     target: RunArg = None,
-    onnx: Annotated[bool, typer.Option("--onnx", help="Write ONNX: the only format there is, but say it.")] = False,
+    onnx: Annotated[bool, typer.Option("--onnx", hidden=True)] = True,  # accepted: it is the only format
     output: Annotated[Path | None, typer.Option("-o", "--output", help="File; default: RUN/export/model.onnx.")] = None,
     source: Annotated[
-        SourceJob, typer.Option("--from", help="search: the pruned supernet without retraining.")
+        SourceJob, typer.Option("--from", help="search: export the pruned supernet, not retrained.")
     ] = SourceJob.RETRAIN,
     opset: Annotated[int | None, typer.Option("--opset", help="Short for --set export.opset=N.")] = None,
     with_preprocessing: Annotated[
-        bool, typer.Option("--with-preprocessing", help="Take raw uint8 images; normalisation goes into the model.")
+        bool, typer.Option("--with-preprocessing", help="Include normalisation: the model takes raw uint8 images.")
     ] = False,
     layout: Annotated[
-        Layout | None, typer.Option("--layout", help="Of raw images; implies --with-preprocessing. Default: nhwc.")
+        Layout | None,
+        typer.Option("--layout", help="Of raw images (default: nhwc); implies --with-preprocessing."),
     ] = None,
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Give probabilities instead of logits.")
+        bool, typer.Option("--probabilities", help="Output probabilities instead of logits.")
     ] = False,
-    fp16: Annotated[bool, typer.Option("--fp16", help="Also write a float16 form.")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Also write a float16 model.")] = False,
     int8: Annotated[
-        bool, typer.Option("--int8", help="Also write an int8 form, calibrated on training images.")
+        bool, typer.Option("--int8", help="Also write an int8 model, calibrated on training images.")
     ] = False,
-    latency: Annotated[bool, typer.Option("--latency/--no-latency", help="Time the model beside torch.")] = True,
+    latency: Annotated[bool, typer.Option("--latency/--no-latency", help="Measure latency.")] = True,
     settings: SetOpt = None,
     trust_code: TrustOpt = False,
     quiet: QuietOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
-    """Write the found network as one ONNX file that was checked against torch."""
+    """Export the found network as an ONNX file and check it against torch."""
     from graphspec import api
 
-    if not onnx:
-        raise typer.BadParameter("say which format to write; the only one is --onnx", param_hint="--onnx")
-    overrides = overrides_of(settings, None)
+    overrides = overrides_of(settings)
     overrides += [f"export.opset={opset}"] if opset is not None else []
     if with_preprocessing or layout is not None:
         overrides.append(f"export.with_preprocessing={(layout or Layout.NHWC).value}")
@@ -80,19 +77,18 @@ def export(
         print_json(asdict(result))
 
 
-@app.command()
 def bench(
     target: Annotated[
         Path | None,
-        typer.Argument(help="An exported run or any ONNX file; default: runs/latest.", metavar="[RUN|MODEL.onnx]"),
+        typer.Argument(help="An exported run, or any ONNX file; default: runs/latest.", metavar="[RUN|MODEL.onnx]"),
     ] = None,
-    batch: Annotated[str, typer.Option("--batch", help="Batch sizes.", metavar="LIST")] = "1,64",
-    threads: Annotated[str, typer.Option("--threads", help="Numbers of threads.", metavar="LIST")] = "1,2",
-    seconds: Annotated[float, typer.Option("--seconds", help="To measure each case for, at least three runs.")] = 2.0,
+    batch: Annotated[str, typer.Option("--batch", help="Batch sizes to measure.", metavar="LIST")] = "1,64",
+    threads: Annotated[str, typer.Option("--threads", help="Thread counts to measure.", metavar="LIST")] = "1,2",
+    seconds: Annotated[float, typer.Option("--seconds", help="Seconds per measurement; at least three runs.")] = 2.0,
     quiet: QuietOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
-    """Time an exported model in onnxruntime, and a run's network in torch beside it; size and peak memory."""
+    """Measure latency, size and peak memory of an ONNX model, and for a run the same network in torch."""
     from graphspec import api
 
     batches, counts = _counts(batch, "--batch"), _counts(threads, "--threads")
@@ -107,5 +103,5 @@ def _counts(text: str, option: str) -> list[int]:
     """The numbers of a list such as 1,64."""
     words = text.split(",")
     if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
-        raise typer.BadParameter(f"{text!r} is no list of numbers such as 1,64", param_hint=option)
+        raise typer.BadParameter(f"{text!r} is not a list of numbers such as 1,64", param_hint=option)
     return [int(word) for word in words]
