@@ -14,7 +14,7 @@ from compiler.ops import Cost
 from compiler.passes.prune_zero_edges import prune
 from runtime.training.heap import heap_here
 
-HEADS = ("", "nodes", "edges", "gates", "params", "FLOPs", "MAC bytes")
+HEADS = ("", "nodes", "edges", "gates", "params", "FLOPs", "memory access")
 
 
 @dataclass(frozen=True)
