@@ -22,7 +22,8 @@ from graphspec.dims import Dim, DimError
 from graphspec.errors import Diagnostic, SpecError, did_you_mean
 from graphspec.garbage import collector_paused
 from graphspec.parse import parse
-from graphspec.spec import BlockSpec, NetworkEntry, Path, Spec
+from graphspec.source import Path
+from graphspec.spec import BlockSpec, NetworkEntry, Spec
 
 MAX_NODES = 150_000  # nodes of the elaborated network
 _FREE_CHANNELS = frozenset({"concat", "flatten", "mean"})  # ops whose channels do not pass on to what they read

@@ -20,7 +20,8 @@ from pydantic import ValidationError
 from compiler.ops import OpAttrs, UnknownOpError, explain_attr_errors, known_ops, op
 from graphspec.dims import Dim, DimError
 from graphspec.errors import Diagnostic, Place, did_you_mean
-from graphspec.spec import BlockSpec, LevelsSpec, NodeSpec, OpSpec, Path, Spec
+from graphspec.source import Path
+from graphspec.spec import BlockSpec, LevelsSpec, NodeSpec, OpSpec, Spec
 
 OUT = "out"
 MAX_EDGES = 300_000  # of one block, and of the elaborated network
@@ -67,7 +68,7 @@ class Reporter:
     def error(self, path: Path, message: str, follows_from: Iterable[Path] = ()) -> None:
         """Note a mistake at this place, or at the first override among the pieces that it follows from."""
         place: Place = self.spec.place(*path)
-        overrides = (self.spec.override_in(*piece) for piece in follows_from)
+        overrides = (self.spec.root.override_in(piece) for piece in follows_from)
         override = next((found for found in overrides if found is not None), None)
         if override is not None and place.file != override.file:
             place, message = override, f"{message} (at {place})"
@@ -285,7 +286,7 @@ def _check_attrs(
     except ValidationError as error:
         for attr, message in explain_attr_errors(name, error):
             is_unknown = attr in places and attr not in op(name).attrs.model_fields
-            place = spec.key_place(*places[attr]) if is_unknown else spec.place(*places.get(attr, written.path))
+            place = spec.root.key_place(places[attr]) if is_unknown else spec.place(*places.get(attr, written.path))
             report.found.append(Diagnostic(place, message))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from compiler.ir import Phase
 from compiler.ops import Op, Reads, known_ops
 from compiler.verify import RULES
 
@@ -47,12 +48,16 @@ def _show(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def rule_records() -> list[tuple[str, list[Phase], str]]:
+    """Every rule once: its name, the phases it holds in and its explanation."""
+    phases = {
+        rule: [phase for phase, rules in RULES.items() if rule in rules] for rules in RULES.values() for rule in rules
+    }
+    return [(rule.__name__, held, " ".join((rule.__doc__ or "").split())) for rule, held in phases.items()]
+
+
 def rule_listing() -> str:
-    """Every rule once with its explanation and the phases it holds in."""
-    phases: dict[str, list[str]] = {}
-    docs: dict[str, str] = {}
-    for phase, rules in RULES.items():
-        for rule in rules:
-            phases.setdefault(rule.__name__, []).append(phase.value)
-            docs[rule.__name__] = " ".join((rule.__doc__ or "").split())
-    return "\n".join(f"{name}  ({', '.join(phases[name])})\n    {docs[name]}" for name in phases)
+    """The rules for people."""
+    return "\n".join(
+        f"{name}  ({', '.join(phase.value for phase in phases)})\n    {doc}" for name, phases, doc in rule_records()
+    )

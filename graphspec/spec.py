@@ -9,31 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from graphspec.config import Configuration
 from graphspec.dims import BlockType
 from graphspec.errors import Place
+from graphspec.source import Path, Tree
 
 LANGUAGE_VERSION = 1
 Share = Literal["none", "block", "stage"]
-Path = tuple[str | int, ...]
-
-
-class Places(Protocol):
-    """Where things are written."""
-
-    def place(self, path: Path) -> Place:
-        """The position of the value at `path`, or of its nearest enclosing value."""
-
-    def key_place(self, path: Path) -> Place:
-        """The position of the key at the end of `path`, or of the nearest enclosing one."""
-
-    def override_in(self, path: Path) -> Place | None:
-        """Where the first override at `path` or below it is written; None if there is none."""
-
-    def plain(self) -> Any:
-        """The whole spec as dicts, lists and scalars, `extends` and overrides merged in."""
 
 
 @dataclass(frozen=True)
@@ -121,17 +105,9 @@ class Spec:
     gate_init: float
     config: Configuration
     text: str  # the file as given
-    places: Places = field(repr=False, compare=False)
+    root: Tree = field(repr=False, compare=False)  # the whole spec as written, `extends` and overrides merged in
     broken: frozenset[Path] = frozenset()  # pieces with mistakes, reported already, left out or set to a default
 
     def place(self, *path: str | int) -> Place:
         """Where the value at `path` is written."""
-        return self.places.place(path)
-
-    def key_place(self, *path: str | int) -> Place:
-        """Where the key at the end of `path` is written."""
-        return self.places.key_place(path)
-
-    def override_in(self, *path: str | int) -> Place | None:
-        """Where the first override at `path` or below it is written; None if there is none."""
-        return self.places.override_in(path)
+        return self.root.place_at(path)

@@ -12,8 +12,8 @@ PACKAGES = ("graphspec", "compiler", "runtime")
 LANGUAGE, IR, PASSES, LOWERINGS, RUNTIME, TOP = range(6)
 
 LANGUAGE_MODULES = {
-    "blocks", "config", "dims", "errors", "findings", "garbage", "layers", "names", "network", "parse", "reader",
-    "sections", "source", "spec",
+    "config", "dims", "errors", "findings", "garbage", "grammar", "layers", "names", "parse", "reader", "sections",
+    "source", "spec",
 }  # fmt: skip
 TOP_MODULES = {
     "", "__main__", "advice", "api", "cli", "cost_report", "export_command", "listings", "reference", "run_commands",
