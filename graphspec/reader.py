@@ -35,7 +35,7 @@ class Key(NamedTuple):
     help: str
     default: Any = None
     missing: str = ""
-    unless: str = ""  # the key that makes this one needless
+    unless: str | None = None  # the key that makes this one needless
 
     @property
     def schema(self) -> Schema:
@@ -66,8 +66,7 @@ class Construct:
         return found | {"description": self.help}
 
 
-@dataclass(frozen=True, slots=True)
-class At:
+class At(NamedTuple):
     """A value of the tree, the way to it and the key it stands under."""
 
     tree: Tree

@@ -240,31 +240,31 @@ class _TreeComposer(_COMPOSER):  # type: ignore[misc]  # see _COMPOSER
 
     def compose_node(self, parent: Any, index: Any) -> Tree:
         """The tree of the next node; it is a key where `parent` is a map and there is no `index`."""
-        if len(self.problems) >= MAX_PROBLEMS:
-            raise SpecError(self.problems)
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
             return self._alias(event)
         if event.tag is not None and event.tag != "!":
-            self._error(event, f"tags such as {event.tag!r} are not part of the language")
+            self._error(self._place(event), f"tags such as {event.tag!r} are not part of the language")
         mark, before = event.start_mark, self.size
-        is_key = index is None and isinstance(parent, yaml.MappingNode)
-        tree = Tree(self._value(event, is_key), self.origin, mark.line, mark.column)
+        if isinstance(event, yaml.ScalarEvent):
+            self._grow(event, 1 + len(event.value) // _CHARS_PER_NODE)
+            self.get_event()
+            value = self._scalar(event, index is None and isinstance(parent, yaml.MappingNode))
+        else:
+            value = self._collection(event)
+        tree = Tree(value, self.origin, mark.line, mark.column)
         if event.anchor:
             self.anchors[event.anchor], self.sizes[event.anchor] = tree, self.size - before
         return tree
 
-    def _value(self, event: Any, is_key: bool) -> Value:
-        if isinstance(event, yaml.ScalarEvent):
-            self._grow(event, 1 + len(event.value) // _CHARS_PER_NODE)
-            self.get_event()
-            return self._scalar(event, is_key)
+    def _collection(self, event: Any) -> Value:
         self._grow(event, 1)
         if self.depth == MAX_DEPTH:
             self._stop(event, f"maps and lists are nested deeper than {MAX_DEPTH} levels")
         self.depth += 1
+        value: Value
         if isinstance(event, yaml.SequenceStartEvent):
-            value: Value = self.compose_sequence_node(event.anchor).value
+            value = self.compose_sequence_node(event.anchor).value
         else:
             value = self._map(self.compose_mapping_node(event.anchor).value)
         self.depth -= 1
@@ -281,7 +281,7 @@ class _TreeComposer(_COMPOSER):  # type: ignore[misc]  # see _COMPOSER
         try:
             return _number(text) if text[0] in _NUMBER_START else text
         except ValueError as error:
-            self._error(event, str(error))
+            self._error(self._place(event), str(error))
             return 0
 
     def _alias(self, event: Any) -> Tree:
@@ -303,10 +303,10 @@ class _TreeComposer(_COMPOSER):  # type: ignore[misc]  # see _COMPOSER
                 for name, item in self._merged(tree):
                     merged.setdefault(name, item)
             elif not isinstance(key.value, str):
-                self.problems.append(Diagnostic(key.place, f"a key must be a name, found {key}"))
+                self._error(key.place, f"a key must be a name, found {key}")
             elif key.value in own:
                 first = own[key.value].key.place
-                self.problems.append(Diagnostic(key.place, f"duplicate key {key.value!r}, written first at {first}"))
+                self._error(key.place, f"duplicate key {key.value!r}, written first at {first}")
             else:
                 own[key.value] = Item(key, tree)
         return merged | own if merged else own
@@ -317,19 +317,23 @@ class _TreeComposer(_COMPOSER):  # type: ignore[misc]  # see _COMPOSER
             if isinstance(source.value, dict):
                 yield from source.value.items()
             else:
-                self.problems.append(Diagnostic(source.place, f"'<<' takes a map or a list of maps, found {source}"))
+                self._error(source.place, f"'<<' takes a map or a list of maps, found {source}")
 
     def _grow(self, event: Any, size: int) -> None:
         self.size += size
         if self.size > MAX_SIZE:
             self._stop(event, f"the spec has more than {MAX_SIZE} values once aliases are expanded")
 
-    def _error(self, event: Any, message: str) -> None:
-        mark = event.start_mark
-        self.problems.append(Diagnostic(self.origin.place(mark.line, mark.column), message))
+    def _place(self, event: Any) -> Place:
+        return self.origin.place(event.start_mark.line, event.start_mark.column)
+
+    def _error(self, place: Place, message: str) -> None:
+        self.problems.append(Diagnostic(place, message))
+        if len(self.problems) >= MAX_PROBLEMS:
+            raise SpecError(self.problems)
 
     def _stop(self, event: Any, message: str) -> NoReturn:
-        self._error(event, message)
+        self._error(self._place(event), message)
         raise SpecError(self.problems)
 
     # What PyYAML asks for the kind of a node, which only its place in a map and its text decide here.
