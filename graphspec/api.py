@@ -90,7 +90,7 @@ def compile(  # noqa: A001  (the verb of the command line)
             name=spec.name,
             seed=spec.config.seed,
             spec=spec.text,
-            resolved=yaml.safe_dump(spec.places.plain(), sort_keys=False, allow_unicode=True),
+            resolved=yaml.safe_dump(spec.root.plain(), sort_keys=False, allow_unicode=True),
             config=spec.config.model_dump_json(indent=2) + "\n",
             graph_json=graph_json,
             graph_text=text(graph),

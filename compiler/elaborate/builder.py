@@ -21,7 +21,8 @@ from compiler.garbage import collector_paused
 from compiler.ir.graph import INPUT, OUTPUT, Attrs, Block, Graph, Node, Phase, TensorType, attrs_of
 from compiler.language.dims import Dim, DimError
 from compiler.language.parse import parse
-from compiler.language.spec import BlockSpec, NetworkEntry, Path, Spec
+from compiler.language.source import Path
+from compiler.language.spec import BlockSpec, NetworkEntry, Spec
 from compiler.ops import TypeMismatchError, explain_attr_errors, infer, op, read_attrs
 
 MAX_NODES = 150_000  # nodes of the elaborated network

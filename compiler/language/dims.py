@@ -7,8 +7,9 @@ so that `H/2` fits odd sizes as well.
 from __future__ import annotations
 
 import ast
+import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 MAX_LENGTH = 200  # characters of a type or a size
@@ -69,21 +70,19 @@ class Dim:
             raise DimError(f"{self.text} is {found}, found {size}")
 
 
+_OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Div: lambda left, right: -(-left // right),
+}
+
+
 def _is_allowed(part: ast.AST) -> bool:
     if isinstance(part, ast.Constant):
         return type(part.value) is int and part.value <= MAX_VALUE
-    operators = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.USub)
-    return isinstance(part, (ast.BinOp, ast.UnaryOp, ast.Load, *operators))
-
-
-def _apply(op: ast.operator, left: int, right: int, text: str) -> int:
-    if isinstance(op, (ast.Div, ast.FloorDiv)):
-        if right == 0:
-            raise DimError(f"{text!r} divides by zero")
-        return left // right if isinstance(op, ast.FloorDiv) else -(-left // right)
-    if isinstance(op, ast.Add):
-        return left + right
-    return left - right if isinstance(op, ast.Sub) else left * right
+    return isinstance(part, (ast.BinOp, ast.UnaryOp, ast.Load, ast.USub, *_OPERATORS))
 
 
 def _evaluate(tree: ast.expr, values: Mapping[str, int], text: str) -> int:
@@ -96,7 +95,10 @@ def _evaluate(tree: ast.expr, values: Mapping[str, int], text: str) -> int:
     if isinstance(tree, ast.UnaryOp):
         return -_evaluate(tree.operand, values, text)
     assert isinstance(tree, ast.BinOp)
-    result = _apply(tree.op, _evaluate(tree.left, values, text), _evaluate(tree.right, values, text), text)
+    try:
+        result = _OPERATORS[type(tree.op)](_evaluate(tree.left, values, text), _evaluate(tree.right, values, text))
+    except ZeroDivisionError as error:
+        raise DimError(f"{text!r} divides by zero") from error
     if abs(result) > MAX_VALUE:
         raise DimError(f"{text!r} is larger than {MAX_VALUE}")
     return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from compiler.ir.verify import RULES
+from compiler.language.reference import rule_records
 from compiler.ops import Op, Reads, known_ops
 
 
@@ -48,11 +48,7 @@ def _show(value: Any) -> str:
 
 
 def rule_listing() -> str:
-    """Every rule once with its explanation and the phases it holds in."""
-    phases: dict[str, list[str]] = {}
-    docs: dict[str, str] = {}
-    for phase, rules in RULES.items():
-        for rule in rules:
-            phases.setdefault(rule.__name__, []).append(phase.value)
-            docs[rule.__name__] = " ".join((rule.__doc__ or "").split())
-    return "\n".join(f"{name}  ({', '.join(phases[name])})\n    {docs[name]}" for name in phases)
+    """The rules for people."""
+    return "\n".join(
+        f"{name}  ({', '.join(phase.value for phase in phases)})\n    {doc}" for name, phases, doc in rule_records()
+    )
