@@ -38,12 +38,12 @@ from benchmarks.gpu_checks import all_checks
 from benchmarks.gpu_search import projected
 from benchmarks.gpu_steps import KINDS, Taken, Variant, measure, profiled, random_batch, start
 from benchmarks.roofline import work_of
-from compiler.elaborate.builder import load
 from compiler.errors import RunError
 from compiler.ir.graph import Graph
 from compiler.language.config import SearchConfig
 from compiler.language.spec import Spec
 from compiler.lowering.memory import MemoryModel, Training
+from graphspec.api import load
 
 FULL, SHARE = "specs/dso_nas_cifar10_full.yaml", "specs/dso_nas_cifar10_share.yaml"
 SMALL = ("symbols.width=16", "network=[stem, {normal: 2}, reduce, {normal: 1}, reduce, {normal: 1}, head]")

@@ -4,7 +4,8 @@
     compiled = graphspec.compile("specs/digits.yaml")
     found = graphspec.search(compiled.run)
 
-Every function takes a `RunDir` or a path to one (None: the latest). Errors are `compiler.errors.GraphspecError`.
+Every function takes a `RunDir` or a path to one (None: the latest), and overrides as `--set` takes them or as a mapping
+(`{"search.epochs": 5}`). Errors are `compiler.errors.GraphspecError`.
 torch is imported by the functions that train, and by no other.
 """
 
@@ -30,6 +31,7 @@ from compiler.garbage import collector_paused
 from compiler.ir.graph import Graph
 from compiler.ir.text import from_json, graph_hash, json_hash, text, to_json
 from compiler.ir.verify import verify
+from compiler.language.overrides import Override, Overrides, overrides_of
 from compiler.language.spec import Spec
 from graphspec.advice import advise
 from graphspec.cost_report import CostReport, cost_report
@@ -63,9 +65,9 @@ class CompiledSpec:
 
 
 @collector_paused()
-def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> tuple[Spec, Graph]:
+def load(path: str | os.PathLike[str], overrides: Overrides = ()) -> tuple[Spec, Graph]:
     """Parse and elaborate a spec file; SpecError with every mistake in it."""
-    spec, graph = load_spec(path, overrides)
+    spec, graph = load_spec(path, overrides_of(overrides))
     verify(graph)
     return spec, graph
 
@@ -75,7 +77,7 @@ def compile(  # noqa: A001  (the verb of the command line)
     path: str | os.PathLike[str],
     *,
     out: str | os.PathLike[str] | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     dry_run: bool = False,
     root: Path = RUNS,
 ) -> CompiledSpec:
@@ -99,7 +101,7 @@ def compile(  # noqa: A001  (the verb of the command line)
     return CompiledSpec(spec, graph, costs, warnings, run)
 
 
-def open_run(target: Target = None, overrides: Sequence[str] = ()) -> Opened:
+def open_run(target: Target = None, overrides: Overrides = ()) -> Opened:
     """Open a run directory, compile a spec file into a new one, or open the latest (None).
 
     Overrides may change settings, not the graph: RunError if they would.
@@ -115,8 +117,9 @@ def open_run(target: Target = None, overrides: Sequence[str] = ()) -> Opened:
     spec, graph = load(target.resolved, overrides)
     compiled_graph = from_json(target.graph_json.read_text(encoding="utf-8"))
     if graph_hash(graph) != graph_hash(compiled_graph):
+        given = " ".join(map(str, overrides_of(overrides))) or "(none)"
         raise RunError(
-            f"{target.path}: the overrides {' '.join(overrides) or '(none)'} give another graph than the one compiled "
+            f"{target.path}: the overrides {given} give another graph than the one compiled "
             f"there\n  try: graphspec compile SPEC with the same --set"
         )
     return Opened(target, spec, graph)
@@ -128,7 +131,7 @@ def search(
     *,
     seeds: None = None,
     match: str | os.PathLike[str] | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     penalty_type: type[Penalty] | None = None,
     **options: Any,
 ) -> SearchResult: ...
@@ -138,7 +141,7 @@ def search(
     *,
     seeds: Sequence[int],
     match: str | os.PathLike[str] | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     penalty_type: type[Penalty] | None = None,
     **options: Any,
 ) -> Study[SearchResult]: ...
@@ -147,7 +150,7 @@ def search(
     *,
     seeds: Sequence[int] | None = None,
     match: str | os.PathLike[str] | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     penalty_type: type[Penalty] | None = None,
     **options: Any,
 ) -> SearchResult | Study[SearchResult]:
@@ -177,14 +180,14 @@ def search(
 
 @overload
 def retrain(
-    target: Target = None, *, seeds: None = None, overrides: Sequence[str] = (), **options: Any
+    target: Target = None, *, seeds: None = None, overrides: Overrides = (), **options: Any
 ) -> RetrainResult: ...
 @overload
 def retrain(
-    target: Target = None, *, seeds: Sequence[int], overrides: Sequence[str] = (), **options: Any
+    target: Target = None, *, seeds: Sequence[int], overrides: Overrides = (), **options: Any
 ) -> Study[RetrainResult]: ...
 def retrain(
-    target: Target = None, *, seeds: Sequence[int] | None = None, overrides: Sequence[str] = (), **options: Any
+    target: Target = None, *, seeds: Sequence[int] | None = None, overrides: Overrides = (), **options: Any
 ) -> RetrainResult | Study[RetrainResult]:
     """Train the found network from scratch; `options` are those of `runtime.jobs.runner.JobOptions`.
 
@@ -203,21 +206,23 @@ def retrain(
     return StudyJob("retrain", open_run(target, overrides), chosen, job, run_retrain, RetrainResult.of).run()
 
 
-def _checked(seeds: Sequence[int], overrides: Sequence[str]) -> tuple[int, ...]:
+def _checked(seeds: Sequence[int], overrides: Overrides) -> tuple[int, ...]:
     refuse_processes("--seeds", "a run of its own for each seed: graphspec compile SPEC --seed N")
-    if any(override.partition("=")[0].strip() == "seed" for override in overrides):
+    if any(override.path == ("seed",) for override in overrides_of(overrides)):
         raise RunError("one seed (--seed, --set seed=N) and several (--seeds) are asked for\n  try: one of the two")
     return checked_seeds(seeds)
 
 
-def matched(target: Target, overrides: Sequence[str], match: str | os.PathLike[str] | None) -> list[str]:
+def matched(target: Target, overrides: Overrides, match: str | os.PathLike[str] | None) -> tuple[Override, ...]:
     """The overrides, with the size that the run `match` found; RunError if it found none or nothing is drawn."""
     _check_match(target, overrides, match)
-    size = [] if match is None else [f"search.random_params={found_params(RunDir.open(Path(match)))}"]
-    return [*overrides, *size]
+    typed = overrides_of(overrides)
+    if match is None:
+        return typed
+    return (*typed, Override.of("search.random_params", found_params(RunDir.open(Path(match))), "--match"))
 
 
-def _check_match(target: Target, overrides: Sequence[str], match: str | os.PathLike[str] | None) -> None:
+def _check_match(target: Target, overrides: Overrides, match: str | os.PathLike[str] | None) -> None:
     """RunError if `match` would be of no use."""
     if match is None:
         return
@@ -229,27 +234,25 @@ def _check_match(target: Target, overrides: Sequence[str], match: str | os.PathL
         )
 
 
-SMOKE = {
+SMOKE: dict[str, Any] = {
     "data.name": "fake",
-    "data.mean": "null",
-    "data.std": "null",
-    "search.batch_size": "4",
-    "search.pretrain_epochs": "1",
-    "search.epochs": "1",
-    "search.prune.every": "1",
-    "search.recalibrate_batches": "1",
-    "search.schedule.warmup": "0",
-    "search.gates.schedule.warmup": "0",
-    "retrain.batch_size": "8",
-    "retrain.epochs": "1",
-    "retrain.schedule.warmup": "0",
+    "data.mean": None,
+    "data.std": None,
+    "search.batch_size": 4,
+    "search.pretrain_epochs": 1,
+    "search.epochs": 1,
+    "search.prune.every": 1,
+    "search.recalibrate_batches": 1,
+    "search.schedule.warmup": 0,
+    "search.gates.schedule.warmup": 0,
+    "retrain.batch_size": 8,
+    "retrain.epochs": 1,
+    "retrain.schedule.warmup": 0,
 }
 """Two steps of every stage on fake data: what `--smoke` sets."""
 
 
-def smoke(
-    target: Target = None, last: str = "search", *, overrides: Sequence[str] = (), **options: Any
-) -> tuple[str, ...]:
+def smoke(target: Target = None, last: str = "search", *, overrides: Overrides = (), **options: Any) -> tuple[str, ...]:
     """Run two steps of every stage up to `last` (search or retrain) on fake data, in a folder that is removed again.
 
     Where the run has found or been given a network, only that one is retrained. Gives the jobs that ran.
@@ -261,7 +264,7 @@ def smoke(
     data, steps = spec.config.data, 2 * spec.config.search.weight_steps
     images = max(4 * steps / spec.config.search.weight_part, 8 / (1 - spec.config.search.weight_part))
     size = math.ceil((images + 1) / (1 - data.validation)) + spec.classes
-    settings = [*overrides, *(f"{k}={v}" for k, v in SMOKE.items()), f"data.fake_size={size}"]
+    settings = (*overrides_of(overrides), *overrides_of({**SMOKE, "data.fake_size": size}))
     options = {**options, "resume": False, "overwrite": False}
     with tempfile.TemporaryDirectory(prefix="graphspec-smoke-") as folder:
         compiled = compile(source, out=Path(folder) / "run", overrides=settings, root=Path(folder))
@@ -286,7 +289,7 @@ def _is_spec(target: Target) -> bool:
     )
 
 
-def export(target: Target = None, *, overrides: Sequence[str] = (), **options: Any) -> ExportResult:
+def export(target: Target = None, *, overrides: Overrides = (), **options: Any) -> ExportResult:
     """Emit the network as ONNX and check it; `options` are those of `runtime.export.run_export.ExportOptions`."""
     from runtime.export.run_export import ExportOptions, run_export
     from runtime.jobs.run_study import refuse_study
@@ -317,7 +320,7 @@ def derive(
     into: str | os.PathLike[str],
     *,
     block: str | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
 ) -> Derived:
     """Bring the blocks of an arch.yaml into the network of another spec; ArchitectureError if they do not fit."""
     path = Path(architecture)

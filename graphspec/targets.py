@@ -11,6 +11,7 @@ from compiler.elaborate.builder import load
 from compiler.errors import GraphspecError
 from compiler.ir.graph import Graph
 from compiler.ir.text import from_json
+from compiler.language.overrides import Override
 from compiler.passes.prune_zero_edges import prune
 from runtime.rundir.directory import RunDir
 
@@ -24,7 +25,7 @@ class Picture:
     kept: Graph | None = None
 
 
-def graph_of(target: Path, overrides: Sequence[str] = ()) -> Graph:
+def graph_of(target: Path, overrides: Sequence[Override] = ()) -> Graph:
     """The graph of a spec or graph file, or of a run: the found one where it was searched, else the whole space."""
     if target.suffix == ".json" and target.is_file():
         return from_json(target.read_text(encoding="utf-8"))
@@ -34,7 +35,7 @@ def graph_of(target: Path, overrides: Sequence[str] = ()) -> Graph:
     return load(target, overrides)[1]
 
 
-def picture_of(target: Path | None, overrides: Sequence[str] = ()) -> Picture:
+def picture_of(target: Path | None, overrides: Sequence[Override] = ()) -> Picture:
     """What there is to see of a spec or a run."""
     if target is not None and not target.is_dir() and target.name != "latest":
         return Picture(graph_of(target, overrides))

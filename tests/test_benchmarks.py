@@ -21,10 +21,10 @@ from benchmarks import compile as compiling
 from benchmarks import exemption, export, memory, overhead, peers, roofline, scale, search, supernet
 from benchmarks.turns import Worker
 from compiler.analysis.costs import total_cost
-from compiler.elaborate.builder import load
 from compiler.lowering.memory import MemoryModel, Training
 from compiler.lowering.torch.fx import lower
 from compiler.lowering.torch.modules import Conv
+from graphspec.api import load
 from tests.tiny import environment, write_spec
 
 ROOT = Path(__file__).parent.parent

@@ -20,6 +20,7 @@ from compiler.errors import Diagnostic, SpecError, did_you_mean
 from compiler.garbage import collector_paused
 from compiler.ir.graph import INPUT, OUTPUT, Attrs, Block, Graph, Node, Phase, TensorType, attrs_of
 from compiler.language.dims import Dim, DimError
+from compiler.language.overrides import Override
 from compiler.language.parse import parse
 from compiler.language.source import Path
 from compiler.language.spec import BlockSpec, NetworkEntry, Spec
@@ -29,7 +30,7 @@ MAX_NODES = 150_000  # nodes of the elaborated network
 _FREE_CHANNELS = frozenset({"concat", "flatten", "mean"})  # ops whose channels do not pass on to what they read
 
 
-def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> tuple[Spec, Graph]:
+def load(path: str | os.PathLike[str], overrides: Sequence[Override] = ()) -> tuple[Spec, Graph]:
     """Parse and elaborate a spec file; SpecError with every independent mistake of structure and of meaning."""
     parsed = parse(path, overrides)
     if parsed.spec is None:

@@ -10,9 +10,9 @@ import functools
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 
-from compiler.errors import Diagnostic, Place, SpecError, did_you_mean
+from compiler.errors import Diagnostic, SpecError, did_you_mean
+from compiler.language.overrides import Override, refusal
 from compiler.language.source import Item, SpecText, Tree, Value, compose, read_text
 from compiler.language.spec import LANGUAGE_VERSION
 
@@ -21,7 +21,7 @@ _SPEC_LINE = re.compile(r"^graphspec[ \t]*:", re.MULTILINE)
 _OWN_NAMES = ("blocks", "nodes", "ops", "symbols", "network")  # maps whose keys the user names
 
 
-def load(path: str, overrides: Sequence[str], problems: list[Diagnostic]) -> tuple[Tree, str]:
+def load(path: str, overrides: Sequence[Override], problems: list[Diagnostic]) -> tuple[Tree, str]:
     """The tree of a spec, bases and overrides merged in, and its text; SpecError if no tree can be made of it."""
     source = SpecText(path, read_text(path))
     layers = [_checked(compose(source.text, source, problems), problems)]
@@ -30,8 +30,8 @@ def load(path: str, overrides: Sequence[str], problems: list[Diagnostic]) -> tup
         layers.append(_read_base(layers[-1], seen, problems))
     merged = functools.reduce(_merge, reversed(layers))
     merged = _with_value(merged, {key: item for key, item in _entries(merged).items() if key != "extends"})
-    for number, text in enumerate(overrides, start=1):
-        merged = _override(merged, SpecText("--set", text, number), problems)
+    for override in overrides:
+        merged = _override(merged, override, problems)
     return merged, source.text
 
 
@@ -117,44 +117,14 @@ def _with_value(tree: Tree, value: Value) -> Tree:
 # -- overrides ------------------------------------------------------------------------------------------------------
 
 
-def _refuse(place: Place, message: str) -> SpecError:
-    return SpecError([Diagnostic(place, message)])
-
-
-def _override(root: Tree, source: SpecText, problems: list[Diagnostic]) -> Tree:
+def _override(root: Tree, override: Override, problems: list[Diagnostic]) -> Tree:
     """`root` with one override applied; a wrong override goes to `problems`."""
-    found: list[Diagnostic] = []
+    problems += override.mistakes
     try:
-        keys = _override_keys(source)
-        text = source.text.partition("=")[2]
-        origin = replace(source, offset=len(source.text) - len(text))
-        value = compose(text, origin, found) if text.strip() else Tree(None, origin, 0, 0)
-        problems += found
-        return _set(root, keys, 0, value, ())
+        return _set(root, override.keys, 0, override.value, ()) if override.path else root
     except SpecError as error:
         problems += error.diagnostics
-    return root
-
-
-def _override_keys(source: SpecText) -> list[Tree]:
-    """The segments of `a.b=c` before the sign, each with its place."""
-    name, sign, _ = source.text.partition("=")
-    try:
-        source.text.encode()
-    except UnicodeEncodeError as error:
-        raise _refuse(Place("--set", source.override, 1), "an override must be UTF-8 text") from error
-    if not sign:
-        raise _refuse(source.place(0, 0), "an override is written key=value, for example search.epochs=20")
-    keys, column = [], 0
-    for part in name.split("."):
-        if not re.fullmatch(r"\w+", part):
-            raise _refuse(source.place(0, column), f"the key {name!r} has an empty or unreadable part")
-        keys.append(Tree(part, source, 0, column))
-        column += len(part) + 1
-    if name in ("graphspec", "extends"):
-        message = f"{name!r} is read before overrides are applied and cannot be overridden"
-        raise _refuse(source.place(0, 0), message)
-    return keys
+        return root
 
 
 def _set(tree: Tree, keys: list[Tree], depth: int, value: Tree, path: tuple[str, ...]) -> Tree:
@@ -167,14 +137,14 @@ def _set(tree: Tree, keys: list[Tree], depth: int, value: Tree, path: tuple[str,
     if isinstance(tree.value, list):
         items = list(tree.value)
         if not part.isdecimal() or int(part) >= len(items):
-            raise _refuse(key.place, f"{'.'.join(path)} is a list; its items are called 0 to {len(items) - 1}")
+            raise refusal(key.place, f"{'.'.join(path)} is a list; its items are called 0 to {len(items) - 1}")
         items[int(part)] = _set(items[int(part)], keys, depth + 1, value, below)
         return _with_value(tree, items)
     if tree.value is not None and not isinstance(tree.value, dict):
-        raise _refuse(key.place, f"{'.'.join(path)} is {tree} and has no key {part!r}")
+        raise refusal(key.place, f"{'.'.join(path)} is {tree} and has no key {part!r}")
     entries = dict(tree.value or {})
     if part not in entries and path and _names_are_the_users(path):
-        raise _refuse(key.place, f"{'.'.join(path)} has no {part!r}{did_you_mean(part, entries)}")
+        raise refusal(key.place, f"{'.'.join(path)} has no {part!r}{did_you_mean(part, entries)}")
     old = entries[part].value if part in entries else Tree(None, key.origin, key.line, key.column)
     new = _set(old, keys, depth + 1, value, below)
     written_key = entries[part].key if part in entries and depth + 1 < len(keys) else key

@@ -15,6 +15,7 @@ from compiler.garbage import collector_paused
 from compiler.language.grammar import BLOCKS, NETWORK, SHARE, SHORTHANDS
 from compiler.language.layers import load
 from compiler.language.names import symbol_problem
+from compiler.language.overrides import Override
 from compiler.language.reader import SIZE, At, Construct, Key, Kind, Reader, key_place, text
 from compiler.language.sections import SECTIONS, read_sections
 from compiler.language.source import Tree
@@ -31,15 +32,15 @@ class Parsed:
     diagnostics: tuple[Diagnostic, ...]
 
 
-def parse_file(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Spec:
-    """The spec of a file with its overrides (`key.key=value`); SpecError with every mistake in its structure."""
+def parse_file(path: str | os.PathLike[str], overrides: Sequence[Override] = ()) -> Spec:
+    """The spec of a file with its overrides; SpecError with every mistake in its structure."""
     parsed = parse(path, overrides)
     if parsed.diagnostics or parsed.spec is None:
         raise SpecError(parsed.diagnostics)
     return parsed.spec
 
 
-def parse(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Parsed:
+def parse(path: str | os.PathLike[str], overrides: Sequence[Override] = ()) -> Parsed:
     """As `parse_file`, but gives what can be used besides what is wrong, so that elaboration can go on with it."""
     try:
         with collector_paused():
@@ -48,7 +49,7 @@ def parse(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Parsed
         return Parsed(None, error.diagnostics)
 
 
-def _parse(path: str, overrides: Sequence[str]) -> Parsed:
+def _parse(path: str, overrides: Sequence[Override]) -> Parsed:
     problems: list[Diagnostic] = []
     root, written = load(path, overrides, problems)
     spoilt = {_position(d) for d in problems}

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.errors import GraphspecError, did_you_mean
-from compiler.ir.graph import Phase
-from compiler.ir.verify import RULES
+from compiler.ir.verify import rule_records
 from compiler.language.config import Configuration, Schedule, Section
 from compiler.language.grammar import BLOCK, ENTRY, LEVELS, NODE
 from compiler.language.parse import GATES, SPEC
@@ -154,14 +153,6 @@ def _attributes(row: Op) -> str:
         default = "required" if field.is_required() else _value(field.default)
         rows.append([f"`{name}`", _kind(schema), default, schema["description"]])
     return _table(["attribute", "value", "default", "meaning"], rows)
-
-
-def rule_records() -> list[tuple[str, list[Phase], str]]:
-    """Every rule once: its name, the phases it holds in and its explanation."""
-    phases = {
-        rule: [phase for phase, rules in RULES.items() if rule in rules] for rules in RULES.values() for rule in rules
-    }
-    return [(rule.__name__, held, " ".join((rule.__doc__ or "").split())) for rule, held in phases.items()]
 
 
 def rules() -> str:

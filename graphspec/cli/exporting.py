@@ -57,11 +57,13 @@ def export(
     """Export the found network as an ONNX file and check it against torch."""
     from graphspec import api
 
-    overrides = overrides_of(settings)
-    overrides += [f"export.opset={opset}"] if opset is not None else []
-    if with_preprocessing or layout is not None:
-        overrides.append(f"export.with_preprocessing={(layout or Layout.NHWC).value}")
-    overrides += ["export.probabilities=true"] if probabilities else []
+    form = layout or (Layout.NHWC if with_preprocessing else None)
+    overrides = overrides_of(
+        settings,
+        ("--opset", "export.opset", opset),
+        ("--layout", "export.with_preprocessing", form and form.value),
+        ("--probabilities", "export.probabilities", probabilities or None),
+    )
     result = api.export(
         target,
         overrides=overrides,

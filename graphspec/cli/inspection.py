@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from graphspec.cli.options import JsonOpt, SetOpt, SpecArg, deliver, print_json
+from graphspec.cli.options import JsonOpt, SetOpt, SpecArg, deliver, overrides_of, print_json
 
 
 def opt(
@@ -25,7 +25,7 @@ def opt(
     from compiler.passes.pipeline import Printer, parse_pipeline
     from graphspec.targets import graph_of
 
-    graph = graph_of(spec, settings or ())
+    graph = graph_of(spec, overrides_of(settings))
     pipeline = parse_pipeline(passes)
     model = pipeline.run(Model(graph, dict.fromkeys(graph.gates(), 1.0)), Printer(typer.echo, print_after_all))
     if not print_after_all:

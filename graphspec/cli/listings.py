@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from compiler.language.reference import rule_records
+from compiler.ir.verify import rule_records
 from compiler.ops import Op, Reads, known_ops
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from compiler.language.overrides import Override
 
 SpecArg = Annotated[Path, typer.Argument(help="A spec file.", metavar="SPEC")]
 TargetArg = Annotated[
@@ -51,6 +54,9 @@ def deliver(content: str, output: Path | None) -> None:
     say(f"wrote {output}")
 
 
-def overrides_of(settings: list[str] | None, seed: int | None = None) -> list[str]:
-    """`--set` and `--seed` as overrides."""
-    return [*(settings or ()), *([f"seed={seed}"] if seed is not None else ())]
+def overrides_of(settings: list[str] | None, *short: tuple[str, str, Any]) -> tuple[Override, ...]:
+    """What `--set` says, and the options that are short for it: option, key and value (None: not given)."""
+    from compiler.language.overrides import Override, overrides_of
+
+    given = [Override.of(key, value, option) for option, key, value in short if value is not None]
+    return (*overrides_of(settings or ()), *given)

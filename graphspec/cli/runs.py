@@ -36,7 +36,7 @@ def show(
     kind = next((known for known in FORMATS if known == wanted), None)
     if kind is None:
         raise GraphspecError(f"{output}: cannot draw that; try a file that ends in .{', .'.join(FORMATS)}")
-    picture = picture_of(target, settings or ())
+    picture = picture_of(target, overrides_of(settings))
     deliver(draw(picture.graph, scope=block, gates=picture.gates, kept=picture.kept, format=kind), output)
 
 
@@ -88,7 +88,7 @@ def derive(
     """Use a found block in another network; creates a run directory ready for retrain."""
     from graphspec import api
 
-    derived = api.derive(architecture, into, block=block, overrides=overrides_of(settings, seed))
+    derived = api.derive(architecture, into, block=block, overrides=overrides_of(settings, ("--seed", "seed", seed)))
     for note in derived.notes:
         say(note)
     say(f"wrote {derived.run.path}; next: graphspec retrain")

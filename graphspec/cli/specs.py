@@ -41,7 +41,7 @@ def compile_spec(
     """Check a spec, print the costs of its search space and create a run directory."""
     from graphspec import api
 
-    compiled = api.compile(spec, out=out, overrides=overrides_of(settings, seed), dry_run=dry_run)
+    compiled = api.compile(spec, out=out, overrides=overrides_of(settings, ("--seed", "seed", seed)), dry_run=dry_run)
     for warning in compiled.warnings:
         say(f"warning: {warning}")
     where = str(compiled.run.path) if compiled.run else None

@@ -59,9 +59,12 @@ def search(
     """Train the supernet, search for edges to keep and prune the others; write the found network."""
     from graphspec import api
 
-    overrides = overrides_of(settings, seed)
-    overrides += [f"search.strategy={strategy}"] if strategy else []
-    overrides += ["search.compile=true"] if compile_ else []
+    overrides = overrides_of(
+        settings,
+        ("--seed", "seed", seed),
+        ("--strategy", "search.strategy", strategy),
+        ("--compile", "search.compile", compile_ or None),
+    )
     options = _options(resume, overwrite, device, trust_code, quiet)
     chosen = _seeds(seeds, smoke)
     if smoke:
@@ -89,7 +92,7 @@ def retrain(
     """Train the found network within its budget and report its test accuracy."""
     from graphspec import api
 
-    overrides = overrides_of(settings, seed) + (["retrain.inherit=true"] if inherit else [])
+    overrides = overrides_of(settings, ("--seed", "seed", seed), ("--inherit", "retrain.inherit", inherit or None))
     options = _options(resume, overwrite, device, trust_code, quiet)
     chosen = _seeds(seeds, smoke)
     if smoke:
@@ -111,7 +114,7 @@ def _seeds(text: str | None, smoke: bool) -> tuple[int, ...] | None:
     return None if text is None else parse_seeds(text)
 
 
-def _smoke(target: Any, last: str, overrides: list[str], options: dict[str, Any]) -> None:
+def _smoke(target: Any, last: str, overrides: Any, options: dict[str, Any]) -> None:
     from graphspec import api
 
     # Two steps say nothing about gates or accuracy, so a warning about either would mislead.

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from compiler.errors import RunError
 from compiler.ir.graph import Graph, Model
 from compiler.ir.text import from_json
+from compiler.language.overrides import changes
 from compiler.lowering.torch.fx import GATES, gate_values, load_gates, load_weights, lower, weights_of
 from compiler.passes.pipeline import TO_INHERIT
 from runtime.data.dataset import Dataset
-from runtime.jobs.runner import changed_keys, read_weights
+from runtime.jobs.runner import read_weights
 from runtime.rundir.directory import JobDir
 from runtime.rundir.files import guarded
 from runtime.rundir.opened import Opened
@@ -59,8 +60,8 @@ def finished_job(opened: Opened, source: Source) -> JobDir:
 def _check_data(opened: Opened, folder: JobDir) -> None:
     """RunError naming settings of the data that differ from the job's: normalisation would be wrong."""
     file = folder.path / "config.json"
-    changed = changed_keys(_read(file), opened.spec.config.model_dump(mode="json"))
-    relevant = [key for key in changed if key.split(".")[0] in ("seed", "data") and key not in MOVABLE]
+    changed = changes(_read(file), opened.spec.config.model_dump(mode="json"))
+    relevant = [each.key for each in changed if each.path[0] in ("seed", "data") and each.key not in MOVABLE]
     if relevant:
         raise RunError(
             f"{folder.path}: the network was trained with other settings: {', '.join(relevant)}\n"

@@ -18,6 +18,7 @@ from compiler.elaborate.builder import load
 from compiler.errors import PassError
 from compiler.ir.graph import Graph, Model, Phase
 from compiler.ir.text import text
+from compiler.language.overrides import overrides_of
 from compiler.passes.pipeline import TO_COMPACT
 from compiler.passes.prune_zero_edges import prune
 from tests.graphs import random_gates, random_graph
@@ -26,7 +27,7 @@ SPECS = Path(__file__).parents[3] / "specs"
 
 
 def digits(*overrides: str) -> Graph:
-    return load(SPECS / "digits.yaml", overrides)[1]
+    return load(SPECS / "digits.yaml", overrides_of(overrides))[1]
 
 
 def found_in(graph: Graph, seed: int = 0) -> Architecture:

@@ -15,6 +15,7 @@ from compiler.elaborate.builder import load
 from compiler.ir.graph import Graph
 from compiler.ir.text import graph_hash
 from compiler.language.config import BudgetConfig
+from compiler.language.overrides import overrides_of
 from compiler.passes.widen import NEAR, solve_width
 from tests.graphs import random_gates
 
@@ -22,7 +23,7 @@ SPECS = Path(__file__).parents[3] / "specs"
 
 
 def graph(name: str, *overrides: str) -> Graph:
-    return load(SPECS / f"{name}.yaml", overrides)[1]
+    return load(SPECS / f"{name}.yaml", overrides_of(overrides))[1]
 
 
 def found_in(searched: Graph, seed: int = 0) -> Architecture:
