@@ -255,7 +255,7 @@ class _Builder:
         values: dict[str, str],
         demands: Mapping[str, int],
     ) -> bool:
-        types = [TensorType(self.graph.node(values[s.name]).shape) for s in node.sources]
+        types = [made for s in node.sources if (made := self.graph.node(values[s.name]).type) is not None]
         try:
             attrs = _concrete_attrs(node, symbols, demands, types)
             made = infer(node.op, attrs, types)
