@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from compiler.ir import Phase
 from compiler.ops import Op, Reads, known_ops
-from compiler.verify import RULES
+from compiler.verify import rule_records
 
 
 def _attrs(row: Op) -> list[dict[str, Any]]:
@@ -46,14 +45,6 @@ def op_listing() -> str:
 
 def _show(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def rule_records() -> list[tuple[str, list[Phase], str]]:
-    """Every rule once: its name, the phases it holds in and its explanation."""
-    phases = {
-        rule: [phase for phase, rules in RULES.items() if rule in rules] for rules in RULES.values() for rule in rules
-    }
-    return [(rule.__name__, held, " ".join((rule.__doc__ or "").split())) for rule, held in phases.items()]
 
 
 def rule_listing() -> str:

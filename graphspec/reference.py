@@ -15,13 +15,12 @@ from typing import Any
 
 from compiler.ops import Op, Reads, known_ops
 from compiler.passes.registry import PASSES
+from compiler.verify import rule_records
 from graphspec.config import Configuration, Schedule, Section
 from graphspec.errors import GraphspecError, did_you_mean
 from graphspec.grammar import BLOCK, ENTRY, LEVELS, NODE
-from graphspec.listings import rule_records
 from graphspec.parse import GATES, SPEC
 from graphspec.reader import Construct, Key
-from runtime.files import write_text
 
 _GENERATED = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 SETTING = ("key", "value", "default", "meaning")
@@ -191,7 +190,7 @@ def main(paths: Sequence[str]) -> None:
         before = path.read_text(encoding="utf-8")
         after = rewritten(before)
         if after != before:
-            write_text(path, after)
+            path.write_text(after, encoding="utf-8")
 
 
 if __name__ == "__main__":
