@@ -7,6 +7,7 @@ so that `H/2` fits odd sizes as well.
 from __future__ import annotations
 
 import ast
+import functools
 import operator
 import re
 from collections.abc import Callable, Mapping
@@ -36,27 +37,19 @@ class Dim:
     def __str__(self) -> str:
         return self.text
 
-    def _tree(self) -> ast.expr:
-        if len(self.text) > MAX_LENGTH:
-            raise DimError(f"a size may have at most {MAX_LENGTH} characters")
-        try:
-            return ast.parse(self.text, mode="eval").body
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            raise DimError(f"cannot read the size {self.text!r}: write integers, symbols and + - * / //") from error
-
     def symbols(self) -> set[str]:
         """Names the expression uses; DimError if it holds anything but integers, names and arithmetic."""
         names = set()
-        for part in ast.walk(self._tree()):
+        for part in ast.walk(_parsed(self.text)):
             if isinstance(part, ast.Name):
                 names.add(part.id)
             elif not _is_allowed(part):
-                raise DimError(f"cannot read the size {self.text!r}: write integers, symbols and + - * / //")
+                raise _unreadable(self.text)
         return names
 
     def evaluate(self, values: Mapping[str, int]) -> int:
         """The size for these symbol values; DimError for an unknown symbol, a division by zero or a huge result."""
-        return _evaluate(self._tree(), values, self.text)
+        return _evaluate(_parsed(self.text), values, self.text)
 
     def bind(self, size: int, values: dict[str, int]) -> None:
         """Make the expression equal `size`, by giving its one unknown symbol a value; DimError if that cannot be."""
@@ -64,10 +57,24 @@ class Dim:
         if len(unknown) > 1:
             raise DimError(f"{self.text!r} has more than one unknown symbol ({', '.join(unknown)})")
         if unknown:
-            values[unknown[0]] = _solve(self._tree(), size, values, self.text)
+            values[unknown[0]] = _solve(_parsed(self.text), size, values, self.text)
         found = self.evaluate(values)
         if found != size:
             raise DimError(f"{self.text} is {found}, found {size}")
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(text: str) -> ast.expr:
+    if len(text) > MAX_LENGTH:
+        raise DimError(f"a size may have at most {MAX_LENGTH} characters")
+    try:
+        return ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise _unreadable(text) from error
+
+
+def _unreadable(text: str) -> DimError:
+    return DimError(f"cannot read the size {text!r}: write integers, symbols and + - * / //")
 
 
 _OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {

@@ -1,4 +1,4 @@
-"""The parsed spec: plain immutable data, one class per construct of the language.
+"""The parsed spec: plain immutable data, one class per construct of the language (tuples where there are many).
 
 `compiler.language.parse` makes these from YAML, `compiler.elaborate.builder` reads them. Every value remembers where it
 was written through `Spec.place(*path)`, where `path` is the way from the root of the file, e.g. `("blocks", "stem",
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from compiler.errors import Place
 from compiler.language.config import Configuration
@@ -20,8 +20,7 @@ LANGUAGE_VERSION = 1
 Share = Literal["none", "block", "stage"]
 
 
-@dataclass(frozen=True)
-class EdgeSpec:
+class EdgeSpec(NamedTuple):
     """One entry of a node's `from`: a node of the block, `in`/`in0`/`in1`..., or a pattern such as `levels.*`."""
 
     source: str
@@ -29,8 +28,7 @@ class EdgeSpec:
     path: Path
 
 
-@dataclass(frozen=True)
-class OpSpec:
+class OpSpec(NamedTuple):
     """An op as written: a catalogue name, a name from the `ops` section or a name with a size (`sep_conv_3x3`).
 
     `label` is the node id segment it gives in levels and choices (the name, unless written as `{name: ..., op: ...}`).
@@ -42,8 +40,7 @@ class OpSpec:
     path: Path
 
 
-@dataclass(frozen=True)
-class NodeSpec:
+class NodeSpec(NamedTuple):
     """A node of a block. With `choose`, every edge passes through each of these ops, gated, and `op` merges them."""
 
     op: OpSpec
