@@ -49,7 +49,7 @@ OP = Construct(
     "An op and its attributes.",
     (
         Key("op", text("an op's name"), "An op's name.", missing="an op needs the key 'op'"),
-        Key("name", Kind(_read_label, NAMES | {"type": "string"}), "What its nodes are called, if not as the op."),
+        Key("name", Kind(_read_label, NAMES | {"type": "string"}), "Name of its nodes; default: the name of the op."),
     ),
     takes_attributes=True,
     may_misspell=True,
@@ -108,9 +108,14 @@ def _read_source(reader: Reader, at: At) -> _Edge | None:
 _EDGE_NEEDS_NODE = "an edge needs the key 'node', the name of what it reads"
 EDGE = Construct(
     "an edge",
-    "An edge that says itself whether it has a gate.",
+    "An input edge with a `gated` of its own.",
     (
-        Key("node", Kind(_read_source, text("").schema), "What the edge reads.", missing=_EDGE_NEEDS_NODE),
+        Key(
+            "node",
+            Kind(_read_source, text("").schema),
+            "Name of the node that the edge reads.",
+            missing=_EDGE_NEEDS_NODE,
+        ),
         Key("gated", FLAG, "Whether the edge has a gate."),
     ),
 )
@@ -139,12 +144,12 @@ _EDGES = {"anyOf": [ref("edge"), {"type": "array", "items": ref("edge"), "minIte
 
 NODE = Construct(
     "a node: a map such as {op: conv, kernel: 3, from: in}",
-    "An op and the values it reads.",
+    "An op and its inputs.",
     (
         Key(
             "op",
             text("an op's name"),
-            "An op; with `choose`, what merges the choices, `add` unless it is given.",
+            "An op; with `choose`, the op that merges the choices (default `add`).",
             default="add",
             missing="node {!r} needs an op: op: conv",
             unless="choose",
@@ -152,12 +157,12 @@ NODE = Construct(
         Key(
             "from",
             Kind(_read_edges, _EDGES),
-            "What the node reads: one name or a list.",
+            "Inputs: one name or a list.",
             (),
             "node {!r} needs inputs: from: in",
         ),
-        Key("gated", FLAG, "Gates on all edges that do not say otherwise.", default=False),
-        Key("choose", _OPS, "Ops to put on every edge.", default=()),
+        Key("gated", FLAG, "Put a gate on each input edge, unless the edge sets `gated` itself.", default=False),
+        Key("choose", _OPS, "Candidate ops for every input edge.", default=()),
     ),
     takes_attributes=True,
     may_misspell=True,
@@ -184,15 +189,15 @@ LEVELS = Construct(
         Key(
             "ops",
             _OPS,
-            "Ops of every level. Write `{op: ..., name: ...}` where two would have one name.",
+            "Ops of every level. If two would have the same name, write `{op: ..., name: ...}`.",
             missing="levels needs 'ops'",
         ),
-        Key("from", text("a node name"), "What the first level reads in place of the block's input.", default="in"),
+        Key("from", text("a node name"), "The node that the levels read as their input.", default="in"),
         Key("gated", FLAG, "Gates on the edges.", default=True),
         Key(
             "gate_input",
             FLAG,
-            "Gates on what the first level reads. The paper has them, the released code has not.",
+            "Gates on the inputs of the first level. The paper has them, the released code does not.",
             default=True,
         ),
     ),
@@ -239,15 +244,15 @@ BLOCK = Construct(
         Key(
             "type",
             Kind(_read_type, text("").schema),
-            'What the block takes and gives: "[C, H, W] -> [2*C, H/2, W/2]".',
+            'Shapes of the inputs and of the output: "[C, H, W] -> [2*C, H/2, W/2]".',
             missing='block {!r} needs a type, for example type: "[C, H, W] -> [C, H, W]"',
         ),
-        Key("share", SHARE, "Which instances of the block have one set of gates; else `gates.share` says it."),
+        Key("share", SHARE, "Which instances of the block share one set of gates; default: `gates.share`."),
         Key("levels", or_null(Kind(_read_levels, ref("levels"))), "Levels of ops that read each other."),
         Key(
             "nodes",
             named("a map of nodes", "a node", Kind(_read_node, ref("node"))),
-            "Nodes by name; `out` is what the block gives.",
+            "Nodes by name; the node `out` is the output.",
             missing="block {!r} needs nodes, one of them called 'out'",
         ),
     ),
@@ -347,11 +352,11 @@ _TEXT = text("").schema
 _SOURCES = {"anyOf": [_TEXT | {"description": "An entry, or `in`."}, {"type": "array", "items": _TEXT, "minItems": 1}]}
 ENTRY = Construct(
     "an entry: a map with block and from",
-    "A block, or a stage of it.",
+    "A block, or a stage of several.",
     (
         Key("block", text("a block's name"), "A block's name.", missing="entry {!r} needs 'block'"),
-        Key("repeat", or_null(SIZE), "Makes the entry a stage of this many blocks in a chain."),
-        Key("from", Kind(_read_sources, _SOURCES), "What the entry reads.", missing="entry {!r} needs 'from'"),
+        Key("repeat", or_null(SIZE), "Make the entry a stage: a chain of N blocks."),
+        Key("from", Kind(_read_sources, _SOURCES), "Inputs: one name or a list.", missing="entry {!r} needs 'from'"),
     ),
     may_misspell=True,
 )

@@ -109,10 +109,10 @@ _SYMBOLS = {
 }
 GATES = Construct(
     "gates: a map with share and init",
-    "How gates are shared and where they begin.",
+    "How gates are shared, and their initial value.",
     (
-        Key("share", SHARE, "Which gates are one, unless a block says.", default="none"),
-        Key("init", Kind(_read_first_gate, {"type": "number", "minimum": 0}), "First value of every gate.", 1.0),
+        Key("share", SHARE, "Which blocks share gates; a block may override it.", default="none"),
+        Key("init", Kind(_read_first_gate, {"type": "number", "minimum": 0}), "Initial value of every gate.", 1.0),
     ),
 )
 _NAMES = {"type": "string", "pattern": f"^{_NAME.pattern}$"}
@@ -126,14 +126,14 @@ def _needed(name: str, kind: Kind, meaning: str, stand_in: Any) -> Key:
 
 SPEC = Construct(
     "a spec",
-    "A search space: typed blocks, the network they make, and the settings of every command.",
+    "A search space: typed blocks, the network they form, and the settings of all commands.",
     (
         Key(
             "graphspec",
             Kind(Reader.size, {"const": LANGUAGE_VERSION}),
-            "Version of the language, which every spec states: `1`.",
+            "Version of the language: `1`. Required.",
         ),
-        Key("extends", text("a path"), "Path of the spec that this one changes, relative to this file."),
+        Key("extends", text("a path"), "Path of a spec that this one extends, relative to this file."),
         Key("symbols", Kind(_read_symbols, _SYMBOLS), "Constants for types and sizes.", {}),
         Key("ops", SHORTHANDS, "Short names for ops with attributes.", {}),
         Key("gates", Kind(lambda reader, at: reader.record(at, GATES), GATES.schema()), GATES.help, {}),

@@ -82,7 +82,7 @@ def keys(construct: Construct) -> str:
 
 
 def _default(key: Key) -> str:
-    return "needed" if key.missing else "" if key.default in (None, (), {}) else _value(key.default)
+    return "required" if key.missing else "" if key.default in (None, (), {}) else _value(key.default)
 
 
 # -- settings ---------------------------------------------------------------------------------------------------------
