@@ -126,25 +126,9 @@ def open_run(target: Target = None, overrides: Overrides = ()) -> Opened:
 
 
 @overload
-def search(
-    target: Target = None,
-    *,
-    seeds: None = None,
-    match: str | os.PathLike[str] | None = None,
-    overrides: Overrides = (),
-    penalty_type: type[Penalty] | None = None,
-    **options: Any,
-) -> SearchResult: ...
+def search(target: Target = None, *, seeds: None = None, **options: Any) -> SearchResult: ...
 @overload
-def search(
-    target: Target = None,
-    *,
-    seeds: Sequence[int],
-    match: str | os.PathLike[str] | None = None,
-    overrides: Overrides = (),
-    penalty_type: type[Penalty] | None = None,
-    **options: Any,
-) -> Study[SearchResult]: ...
+def search(target: Target = None, *, seeds: Sequence[int], **options: Any) -> Study[SearchResult]: ...
 def search(
     target: Target = None,
     *,
@@ -179,13 +163,9 @@ def search(
 
 
 @overload
-def retrain(
-    target: Target = None, *, seeds: None = None, overrides: Overrides = (), **options: Any
-) -> RetrainResult: ...
+def retrain(target: Target = None, *, seeds: None = None, **options: Any) -> RetrainResult: ...
 @overload
-def retrain(
-    target: Target = None, *, seeds: Sequence[int], overrides: Overrides = (), **options: Any
-) -> Study[RetrainResult]: ...
+def retrain(target: Target = None, *, seeds: Sequence[int], **options: Any) -> Study[RetrainResult]: ...
 def retrain(
     target: Target = None, *, seeds: Sequence[int] | None = None, overrides: Overrides = (), **options: Any
 ) -> RetrainResult | Study[RetrainResult]:
@@ -235,20 +215,11 @@ def _check_match(target: Target, overrides: Overrides, match: str | os.PathLike[
 
 
 SMOKE: dict[str, Any] = {
-    "data.name": "fake",
-    "data.mean": None,
-    "data.std": None,
-    "search.batch_size": 4,
-    "search.pretrain_epochs": 1,
-    "search.epochs": 1,
-    "search.prune.every": 1,
-    "search.recalibrate_batches": 1,
-    "search.schedule.warmup": 0,
-    "search.gates.schedule.warmup": 0,
-    "retrain.batch_size": 8,
-    "retrain.epochs": 1,
-    "retrain.schedule.warmup": 0,
-}
+    "data.name": "fake", "data.mean": None, "data.std": None,
+    "search.batch_size": 4, "search.pretrain_epochs": 1, "search.epochs": 1, "search.prune.every": 1,
+    "search.recalibrate_batches": 1, "search.schedule.warmup": 0, "search.gates.schedule.warmup": 0,
+    "retrain.batch_size": 8, "retrain.epochs": 1, "retrain.schedule.warmup": 0,
+}  # fmt: skip
 """Two steps of every stage on fake data: what `--smoke` sets."""
 
 

@@ -16,23 +16,13 @@ from compiler.errors import GraphspecError, SpecError
 from graphspec.cli import exporting, inspection, runs, specs, training
 from graphspec.cli.options import say
 
-COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
-    "From a spec to a model": {
-        "init": specs.init,
-        "compile": specs.compile_spec,
-        "search": training.search,
-        "retrain": training.retrain,
-        "export": exporting.export,
-        "bench": exporting.bench,
-    },
-    "Around a run": {"show": runs.show, "diff": runs.diff, "report": runs.report, "derive": runs.derive},
-    "The language and the compiler": {
-        "opt": inspection.opt,
-        "schema": inspection.schema,
-        "ops": inspection.ops,
-        "rules": inspection.rules,
-    },
-}
+COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
+    "From a spec to a model": (
+        specs.init, specs.compile_, training.search, training.retrain, exporting.export, exporting.bench
+    ),
+    "Around a run": (runs.show, runs.diff, runs.report, runs.derive),
+    "The language and the compiler": (inspection.opt, inspection.schema, inspection.ops, inspection.rules),
+}  # fmt: skip
 
 
 def _version(wanted: bool) -> None:
@@ -50,22 +40,17 @@ def _options(
     """Options of every command; `run` looks for --debug itself."""
 
 
-def _app() -> typer.Typer:
-    made = typer.Typer(
-        help="Search for neural architectures: declare a search space in YAML, search it, export the network as ONNX.",
-        epilog="To start: graphspec init digits, then graphspec compile digits.yaml.",
-        no_args_is_help=True,
-        pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
-    made.callback()(_options)
-    for panel, commands in COMMANDS.items():
-        for name, function in commands.items():
-            made.command(name, rich_help_panel=panel)(function)
-    return made
-
-
-app = _app()
+app = typer.Typer(
+    help="Search for neural architectures: declare a search space in YAML, search it, export the network as ONNX.",
+    epilog="To start: graphspec init digits, then graphspec compile digits.yaml.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.callback()(_options)
+for _panel, _commands in COMMANDS.items():
+    for _command in _commands:
+        app.command(_command.__name__.rstrip("_"), rich_help_panel=_panel)(_command)
 
 
 def run() -> None:

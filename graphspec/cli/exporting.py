@@ -30,24 +30,15 @@ def export(
     target: RunArg = None,
     onnx: Annotated[bool, typer.Option("--onnx", hidden=True)] = True,  # accepted: it is the only format
     output: Annotated[Path | None, typer.Option("-o", "--output", help="File; default: RUN/export/model.onnx.")] = None,
-    source: Annotated[
-        SourceJob, typer.Option("--from", help="search: export the pruned supernet, not retrained.")
-    ] = SourceJob.RETRAIN,
+    source: Annotated[SourceJob, typer.Option("--from", help="search: the pruned supernet.")] = SourceJob.RETRAIN,
     opset: Annotated[int | None, typer.Option("--opset", help="Short for --set export.opset=N.")] = None,
-    with_preprocessing: Annotated[
-        bool, typer.Option("--with-preprocessing", help="Include normalisation: the model takes raw uint8 images.")
-    ] = False,
+    with_preprocessing: Annotated[bool, typer.Option("--with-preprocessing", help="Take raw uint8 images.")] = False,
     layout: Annotated[
-        Layout | None,
-        typer.Option("--layout", help="Of raw images (default: nhwc); implies --with-preprocessing."),
+        Layout | None, typer.Option("--layout", help="Of raw images (default: nhwc); implies --with-preprocessing.")
     ] = None,
-    probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Output probabilities instead of logits.")
-    ] = False,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Output probabilities, not logits.")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="Also write a float16 model.")] = False,
-    int8: Annotated[
-        bool, typer.Option("--int8", help="Also write an int8 model, calibrated on training images.")
-    ] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Also write an int8 model.")] = False,
     latency: Annotated[bool, typer.Option("--latency/--no-latency", help="Measure latency.")] = True,
     settings: SetOpt = None,
     trust_code: TrustOpt = False,
@@ -81,8 +72,7 @@ def export(
 
 def bench(
     target: Annotated[
-        Path | None,
-        typer.Argument(help="An exported run, or any ONNX file; default: runs/latest.", metavar="[RUN|MODEL.onnx]"),
+        Path | None, typer.Argument(help="An exported run (default: runs/latest) or an ONNX file.", metavar="RUN|ONNX")
     ] = None,
     batch: Annotated[str, typer.Option("--batch", help="Batch sizes to measure.", metavar="LIST")] = "1,64",
     threads: Annotated[str, typer.Option("--threads", help="Thread counts to measure.", metavar="LIST")] = "1,2",

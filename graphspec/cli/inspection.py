@@ -14,9 +14,7 @@ from graphspec.cli.options import JsonOpt, SetOpt, SpecArg, deliver, overrides_o
 def opt(
     spec: SpecArg,
     passes: Annotated[str, typer.Option("-p", "--passes", help="Passes in order, e.g. prune-zero-edges,expand-parts.")],
-    print_after_all: Annotated[
-        bool, typer.Option("--print-after-all", help="Print the graph after every pass.")
-    ] = False,
+    print_after_all: Annotated[bool, typer.Option("--print-after-all", help="Print after every pass.")] = False,
     settings: SetOpt = None,
 ) -> None:
     """Run passes over a spec's graph and print the result, to debug the compiler."""

@@ -17,20 +17,13 @@ TargetArg = Annotated[
 ]
 RunArg = Annotated[Path | None, typer.Argument(help="A run directory; default: runs/latest.", metavar="RUN")]
 SetOpt = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", help="Override a key of the spec: --set search.epochs=5. May be repeated.", metavar="KEY=VALUE"
-    ),
+    list[str] | None, typer.Option("--set", help="Override a key, e.g. --set search.epochs=5.", metavar="KEY=VALUE")
 ]
 SeedOpt = Annotated[int | None, typer.Option("--seed", help="Short for --set seed=N.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
-OutFileOpt = Annotated[
-    Path | None, typer.Option("-o", "--output", help="File to write; its extension selects the format.")
-]
+OutFileOpt = Annotated[Path | None, typer.Option("-o", "--output", help="File to write; its extension is the format.")]
 QuietOpt = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings only.")]
-TrustOpt = Annotated[
-    bool, typer.Option("--trust-code", help="Allow data.name to name a function: package.module:function.")
-]
+TrustOpt = Annotated[bool, typer.Option("--trust-code", help="Allow data.name: package.module:function.")]
 
 
 def say(message: str) -> None:

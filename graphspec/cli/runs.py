@@ -76,12 +76,8 @@ def report(target: RunArg = None, as_json: JsonOpt = False) -> None:
 
 def derive(
     architecture: Annotated[Path, typer.Argument(help="The arch.yaml that a search wrote.", metavar="ARCH")],
-    into: Annotated[
-        Path, typer.Option("--into", help="Spec of the network that gets the found block.", metavar="SPEC")
-    ],
-    block: Annotated[
-        str | None, typer.Option("--block", help="Found block to use if there are several, e.g. stage0.block3.")
-    ] = None,
+    into: Annotated[Path, typer.Option("--into", help="Spec of the network to use it in.", metavar="SPEC")],
+    block: Annotated[str | None, typer.Option("--block", help="Block to use of several: stage0.block3.")] = None,
     settings: SetOpt = None,
     seed: SeedOpt = None,
 ) -> None:

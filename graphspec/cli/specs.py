@@ -28,7 +28,7 @@ def init(
     say(f"next: graphspec compile {folder / name}.yaml")
 
 
-def compile_spec(
+def compile_(
     spec: SpecArg,
     out: Annotated[
         Path | None, typer.Option("--out", help="Run directory to write; default: runs/NAME-NUMBER-sSEED.")

@@ -10,25 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from compiler.errors import RunError
-from graphspec.cli.options import (
-    JsonOpt,
-    QuietOpt,
-    SeedOpt,
-    SetOpt,
-    TargetArg,
-    TrustOpt,
-    overrides_of,
-    print_json,
-    say,
-)
+from graphspec.cli.options import JsonOpt, QuietOpt, SeedOpt, SetOpt, TargetArg, TrustOpt, overrides_of, print_json, say
 
 ResumeOpt = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")]
 OverwriteOpt = Annotated[bool, typer.Option("--overwrite", help="Discard an earlier attempt and start again.")]
 DeviceOpt = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-SmokeOpt = Annotated[
-    bool,
-    typer.Option("--smoke", help="Test run: two steps of every stage on fake data in a temporary folder."),
-]
+SmokeOpt = Annotated[bool, typer.Option("--smoke", help="Test two steps of every stage on fake data; keep no files.")]
 SeedsOpt = Annotated[
     str | None, typer.Option("--seeds", help="Run once with each of several seeds, e.g. 0,1,2.", metavar="LIST")
 ]
@@ -39,12 +26,8 @@ def search(
     resume: ResumeOpt = False,
     overwrite: OverwriteOpt = False,
     smoke: SmokeOpt = False,
-    strategy: Annotated[
-        str | None, typer.Option("--strategy", help="apg_nag (default), or random as a control experiment.")
-    ] = None,
-    match: Annotated[
-        Path | None, typer.Option("--match", help="random: draw a network of the size that this run found.")
-    ] = None,
+    strategy: Annotated[str | None, typer.Option("--strategy", help="apg_nag, or random (control).")] = None,
+    match: Annotated[Path | None, typer.Option("--match", help="random: draw at the size that this run found.")] = None,
     compile_: Annotated[
         bool, typer.Option("--compile", help="Run torch.compile on every block. Takes minutes: for long searches.")
     ] = False,
@@ -78,9 +61,7 @@ def retrain(
     resume: ResumeOpt = False,
     overwrite: OverwriteOpt = False,
     smoke: SmokeOpt = False,
-    inherit: Annotated[
-        bool, typer.Option("--inherit", help="Start from the weights of the search instead of from scratch.")
-    ] = False,
+    inherit: Annotated[bool, typer.Option("--inherit", help="Start from the weights of the search.")] = False,
     settings: SetOpt = None,
     seed: SeedOpt = None,
     seeds: SeedsOpt = None,
@@ -117,8 +98,8 @@ def _seeds(text: str | None, smoke: bool) -> tuple[int, ...] | None:
 def _smoke(target: Any, last: str, overrides: Any, options: dict[str, Any]) -> None:
     from graphspec import api
 
-    # Two steps say nothing about gates or accuracy, so a warning about either would mislead.
-    ran = api.smoke(target, last, overrides=overrides, **{**options, "silent": True})
+    # silent: two steps say nothing about gates or accuracy, so a warning about either would mislead
+    ran = api.smoke(target, last, overrides=overrides, **options, silent=True)
     say(f"smoke run passed: two steps of every stage of {' and '.join(ran)} on fake data; nothing was kept")
 
 
