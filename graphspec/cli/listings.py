@@ -32,8 +32,8 @@ def op_records() -> list[dict[str, Any]]:
 
 def op_listing() -> str:
     """The catalogue for people."""
-    lines = ["An op with a `kernel` may be written with its size: sep_conv_3x3. Several inputs are added first,"]
-    lines += ["except where `reads apart` is said.", ""]
+    lines = ["The kernel size may be part of an op's name: sep_conv_3x3. Several inputs of an op are added first,"]
+    lines += ["unless it `reads apart`.", ""]
     for record in op_records():
         apart = "  (reads apart)" if record["reads"] == Reads.APART.value else ""
         lines.append(f"{record['name']:<16} {record['doc']}{apart}")
