@@ -1,4 +1,4 @@
-"""Reads the configuration sections with the models of `graphspec.config` and says their findings in our words."""
+"""Reads the configuration sections with their pydantic models and says their findings in our words."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The parsed spec: plain immutable data, one class per construct of the language (tuples where there are many).
 
-`graphspec.parse` makes these from YAML, `compiler.elaborate` reads them. Every value remembers where it was written
+`parse` makes these from YAML, elaboration reads them. Every value remembers where it was written
 through `Spec.place(*path)`, where `path` is the way from the root of the file, e.g. `("blocks", "stem", "nodes",
 "out", "kernel")`.
 """
