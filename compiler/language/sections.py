@@ -1,4 +1,4 @@
-"""Reads the configuration sections with the models of `config` and words their findings as spec errors."""
+"""Reads the configuration sections with their pydantic models and says their findings in our words."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The parsed spec: plain immutable data, one class per construct of the language (tuples where there are many).
 
-`compiler.language.parse` makes these from YAML, `compiler.elaborate.builder` reads them. Every value remembers where it
-was written through `Spec.place(*path)`, where `path` is the way from the root of the file, e.g. `("blocks", "stem",
-"nodes", "out", "kernel")`.
+`parse` makes these from YAML, elaboration reads them. Every value remembers where it was written
+through `Spec.place(*path)`, where `path` is the way from the root of the file, e.g. `("blocks", "stem", "nodes",
+"out", "kernel")`.
 """
 
 from __future__ import annotations
