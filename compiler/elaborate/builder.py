@@ -18,24 +18,31 @@ from pydantic import ValidationError
 from compiler.elaborate.template import MAX_EDGES, OUT, Reporter, Template, TemplateNode, make_template, resolve_op
 from compiler.errors import Diagnostic, SpecError, did_you_mean
 from compiler.garbage import collector_paused
-from compiler.ir.graph import INPUT, OUTPUT, Attrs, Block, Graph, Node, Phase, TensorType, attrs_of
+from compiler.ir.graph import INPUT, OUTPUT, Attrs, Block, Choice, Graph, Node, Phase, TensorType, attrs_of
+from compiler.ir.verify import verify
 from compiler.language.dims import Dim, DimError
 from compiler.language.overrides import Override
 from compiler.language.parse import parse
 from compiler.language.source import Path
 from compiler.language.spec import BlockSpec, NetworkEntry, Spec
-from compiler.ops import TypeMismatchError, explain_attr_errors, infer, op, read_attrs
+from compiler.ops import Channels, TypeMismatchError, explain_attr_errors, infer, op, read_attrs
 
 MAX_NODES = 150_000  # nodes of the elaborated network
-_FREE_CHANNELS = frozenset({"concat", "flatten", "mean"})  # ops whose channels do not pass on to what they read
+_OTHER_CHANNELS = frozenset({Channels.JOINED, Channels.FLATTENED, Channels.AVERAGED})  # not as many as are read
 
 
+@collector_paused()
 def load(path: str | os.PathLike[str], overrides: Sequence[Override] = ()) -> tuple[Spec, Graph]:
-    """Parse and elaborate a spec file; SpecError with every independent mistake of structure and of meaning."""
+    """Parse and elaborate a spec file; SpecError with every independent mistake of structure and of meaning.
+
+    RuleError if the graph breaks a rule of the search phase.
+    """
     parsed = parse(path, overrides)
     if parsed.spec is None:
         raise SpecError(parsed.diagnostics)
-    return parsed.spec, elaborate(parsed.spec, parsed.diagnostics)
+    graph = elaborate(parsed.spec, parsed.diagnostics)
+    verify(graph)
+    return parsed.spec, graph
 
 
 def elaborate(spec: Spec, problems: Iterable[Diagnostic] = ()) -> Graph:
@@ -80,6 +87,7 @@ class _Builder:
     templates: Mapping[str, Template | None]
     graph: Graph = field(init=False)
     values: dict[str, list[str]] = field(init=False)  # entry name -> node ids of its values, the last one last
+    choices: dict[str, dict[str, None]] = field(default_factory=dict)  # id of a choice -> its gates, once each
     failed: set[Path] = field(default_factory=set)  # definitions already reported: instances repeat their mistakes
 
     def __post_init__(self) -> None:
@@ -101,6 +109,7 @@ class _Builder:
         if self.report.found or not blocks:
             return
         self.graph.blocks = tuple(blocks)
+        self.graph.choices = tuple(Choice(choice, tuple(gates)) for choice, gates in self.choices.items())
         self._connect_output(blocks[-1])
 
     def _sizes_are_broken(self) -> bool:
@@ -282,6 +291,8 @@ class _Builder:
         for source in node.sources:
             gate = f"{scope}/{node.name}<{source.name}" if source.gated else None
             self.graph.connect(values[source.name], node_id, gate)
+            if gate and source.choice:
+                self.choices.setdefault(f"{scope}/{node.name}<{source.choice}", {})[gate] = None
         values[node.name] = node_id
         return True
 
@@ -303,8 +314,9 @@ def _demanded_channels(template: Template, channels: int) -> dict[str, int]:
     """Channels that `out`'s declared type asks of nodes: passed back through ops that keep their channels."""
     demands = {OUT: channels}
     for node in reversed(template.nodes):
-        row = op(node.op)
-        if node.name in demands and not row.sets_channels and node.op not in _FREE_CHANNELS:
+        if node.name not in demands or op(node.op).sets_channels:
+            continue
+        if _OTHER_CHANNELS.isdisjoint(traits.channels for traits in node.chain):
             for source in node.sources:
                 demands.setdefault(source.name, demands[node.name])
     return demands

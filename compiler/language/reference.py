@@ -155,6 +155,12 @@ def _attributes(row: Op) -> str:
     return _table(["attribute", "value", "default", "meaning"], rows)
 
 
+def traits() -> str:
+    """What the rows of the built-in primitive ops state."""
+    rows = [row for row in known_ops().values() if row.torch is None and row.infer is not None]
+    return _table(["op", "states"], [[f"`{row.name}`", row.describe_traits()] for row in rows])
+
+
 def rules() -> str:
     """The verification rules with the phases they hold in."""
     rows = [[f"`{name}`", ", ".join(p.name for p in phases), doc] for name, phases, doc in rule_records()]
@@ -168,7 +174,13 @@ def passes() -> str:
     )
 
 
-PARTS: dict[str, Callable[[], str]] = {"settings": settings, "ops": ops, "rules": rules, "passes": passes}
+PARTS: dict[str, Callable[[], str]] = {
+    "settings": settings,
+    "ops": ops,
+    "traits": traits,
+    "rules": rules,
+    "passes": passes,
+}
 PARTS |= {f"keys-of-{name}": partial(keys, construct) for name, construct in CONSTRUCTS.items()}
 
 

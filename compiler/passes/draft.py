@@ -52,7 +52,7 @@ class Draft:
         del self.nodes[old], self.reads[old]
 
     def graph(self, phase: Phase | None = None, renamed: dict[str, str] | None = None) -> Graph:
-        """The graph of all nodes that reach the output; `renamed` maps ids that blocks know to what stands for them."""
+        """The graph of all nodes that reach an output; `renamed` maps ids that blocks know to what stands for them."""
         alive = self._needed()
         graph = Graph(self.origin.name, phase or self.origin.phase)
         for node in self.nodes.values():
@@ -63,10 +63,12 @@ class Draft:
                 for src, gate in sources:
                     graph.connect(src, node_id, gate)
         graph.blocks = living_blocks(self.origin.blocks, graph, renamed or {})
+        graph.take_gates_of(self.origin)
         return graph
 
     def _needed(self) -> set[str]:
-        needed, todo = {INPUT, OUTPUT}, [OUTPUT]
+        todo = [node.id for node in self.nodes.values() if node.op == OUTPUT]
+        needed = {INPUT, *todo}
         while todo:
             fresh = {src for src, _ in self.reads[todo.pop()]} - needed
             needed |= fresh

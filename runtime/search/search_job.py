@@ -16,6 +16,7 @@ from compiler.errors import RunError
 from compiler.ir.graph import Graph
 from compiler.ir.text import from_json, to_json
 from compiler.language.config import Configuration
+from compiler.ops import only_merges
 from compiler.passes.prune_zero_edges import surviving_edges
 from runtime.data.dataset import Dataset, Place
 from runtime.jobs.logs import Console
@@ -317,5 +318,5 @@ def _listed(gates: Collection[str], most: int = 3) -> str:
 
 def _identity_blocks(graph: Graph) -> set[str]:
     """Blocks all of whose living nodes only pass on their single input."""
-    busy = {n.id for n in graph.nodes() if n.op not in ("add", "identity") or n.attrs or len(graph.inputs(n.id)) > 1}
+    busy = {n.id for n in graph.nodes() if not only_merges(n.op, n.attrs) or n.attrs or len(graph.inputs(n.id)) > 1}
     return {block.id for block in graph.blocks if not any(block.holds(node_id) for node_id in busy)}

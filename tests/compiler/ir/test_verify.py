@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compiler.errors import RuleError
-from compiler.ir.graph import INPUT, OUTPUT, Edge, Graph, Node, Phase, TensorType
+from compiler.ir.graph import INPUT, OUTPUT, Choice, Edge, Gate, Graph, Node, Phase, Subject, TensorType
 from compiler.ir.verify import RULES, verify, violations
 from graphspec.cli.listings import rule_listing
-from tests.graphs import graph_of, random_graph
+from tests.graphs import graph_of, random_graph, with_output
 
 ALL_RULES = {rule.__name__: rule for rules in RULES.values() for rule in rules}
 IMAGE = TensorType((4, 6, 6))
@@ -101,15 +101,32 @@ def with_a_gate_when_compact() -> Graph:
     return graph
 
 
+def with_a_gate(gate: Gate) -> Graph:
+    graph = good()
+    graph.connect(INPUT, "b", "s/b<input")
+    graph.vector_gates = (gate,)
+    return graph
+
+
+def with_a_choice(*choices: Choice) -> Graph:
+    graph = with_a_gate(Gate("s/a", Subject.CHANNELS, 4, ("a",)))
+    graph.choices = choices
+    return graph
+
+
 BAD: dict[str, Callable[[], Graph]] = {
     "graph_is_acyclic": with_cycle,
-    "one_input_and_one_output": with_two_inputs,
+    "one_input_and_a_main_output": with_two_inputs,
+    "outputs_have_names": lambda: with_output(good(), "a", "output_2", name="output"),
     "ids_are_module_paths": with_a_keyword,
     "ops_are_known": with_an_unknown_op,
     "slots_are_dense": with_a_gap_in_the_slots,
     "every_op_has_inputs": with_a_node_that_reads_nothing,
     "output_edge_has_no_gate": with_a_gated_output,
     "gates_are_scoped": with_a_gate_without_scope,
+    "gates_have_one_subject": lambda: with_a_gate(Gate("s/b<input", Subject.CHANNELS, 4, ("a",))),
+    "vector_gates_fit_their_places": lambda: with_a_gate(Gate("s/a", Subject.CHANNELS, 5, ("a",))),
+    "choices_are_between_gates": lambda: with_a_choice(Choice("s/c", ("s/other",))),
     "every_node_on_a_path": with_a_dead_node,
     "every_type_known": with_an_untyped_node,
     "types_follow_the_ops": with_a_wrong_type,
@@ -165,16 +182,69 @@ def test_all_violations_of_the_first_broken_rule_are_found() -> None:
     ("edit", "message"),
     [
         (lambda g: g.connect(OUTPUT, "b2"), "the output is read by a node"),
+        (lambda g: g.connect("second", "b2"), "the output is read by a node"),
+        (lambda g: g.replace(replace(g.node("second"), attrs=())), "second: the output is called 'output'"),
+        (lambda g: g.replace(replace(g.node(OUTPUT), attrs=(("name", "main"),))), "the output is called 'main'"),
+        (lambda g: g.connect("a", "second"), "the output reads 2 values"),
         (lambda g: g.connect("a", OUTPUT), "the output reads 2 values"),
     ],
 )
 def test_the_output_is_the_end(edit: Callable[[Graph], None], message: str) -> None:
-    graph = good()
+    graph = with_output(good(), "b")
     graph.add(Node("b2", "relu", type=IMAGE))
     graph.connect("a", "b2")
     edit(graph)
     with pytest.raises(RuleError, match=message):
         verify(graph)
+
+
+@pytest.mark.parametrize(
+    ("gate", "message"),
+    [
+        (Gate("s/a", Subject.EDGE, 1, ("a",)), "closes no block"),
+        (Gate("s/a", Subject.CHANNELS, 4), "closes no block"),
+        (Gate("s/a", Subject.CHANNELS, 4, ("a", "z")), "stands behind 'z', which is no node"),
+        (Gate("s/a", Subject.CHANNELS, 3, ("a",)), "has 3 numbers, 'a' has 4 channels"),
+        (Gate("s/a", Subject.GROUPS, 2, ("a",)), "has 2 numbers, 'a' has 1 groups"),
+        (Gate("s/a", Subject.GROUPS, 4, ("b",)), "has 4 numbers, 'b' has 0 groups"),
+        (Gate("s/a", Subject.BLOCK, 4, ("b",)), "has 4 numbers, 'b' has 1 block"),
+    ],
+)
+def test_a_vector_gate_must_fit_its_places(gate: Gate, message: str) -> None:
+    with pytest.raises(RuleError, match=message) as raised:
+        verify(with_a_gate(gate))
+    assert (raised.value.rule, raised.value.where) == ("vector_gates_fit_their_places", "s/a")
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ([Choice("c", ())], "has no gates"),
+        ([Choice("c", ("s/z",))], "has no gate 's/z'"),
+        ([Choice("c", ("s/a", "s/b<input"))], "several subjects"),
+        ([Choice("c", ("s/a",)), Choice("d", ("s/a",))], "a second time"),
+        ([Choice("c", ("s/a", "s/a"))], "a second time"),
+        ([Choice("c", ("s/a",), 0)], "lets 0 alternatives stay"),
+    ],
+)
+def test_a_choice_must_be_between_gates(choices: list[Choice], message: str) -> None:
+    with pytest.raises(RuleError, match=message):
+        verify(with_a_choice(*choices))
+
+
+def test_gates_and_choices_that_fit_break_no_rule_until_the_graph_is_compact() -> None:
+    graph = with_a_choice(Choice("c", ("s/b<input",), 1), Choice("d", ("s/a",)))
+    assert violations(graph) == []
+    left = [(error.rule, error.where) for error in violations(graph, Phase.COMPACT)]
+    assert left == [("no_gates_left", "s/b<input"), ("no_gates_left", "s/a")]
+
+
+def test_a_node_may_serve_another_output_than_the_main_one() -> None:
+    graph = good()
+    graph.add(Node("c", "relu", type=IMAGE))
+    graph.connect("a", "c")
+    assert [error.rule for error in violations(graph)] == ["every_node_on_a_path"]
+    assert violations(with_output(graph, "c", weight=0.0), Phase.COMPACT) == []
 
 
 def test_missing_ends_are_named() -> None:
