@@ -22,12 +22,11 @@ from typing import TYPE_CHECKING, Any, overload
 
 import yaml
 
-from compiler.architecture.derive import derive as derive_architecture
 from compiler.elaborate.builder import load as load
 from compiler.errors import RunError
 from compiler.garbage import collector_paused
 from compiler.ir.graph import Graph
-from compiler.ir.text import json_and_hash, text, to_json
+from compiler.ir.text import graph_hash, json_and_hash, text, to_json
 from compiler.language.parse import STRUCTURE, parse_file
 from compiler.language.spec import Spec
 from graphspec.advice import advise
@@ -112,7 +111,16 @@ def open_run(target: Target = None, overrides: Sequence[str] = ()) -> Opened:
             f"{target.path}: the overrides {' '.join(overrides)} give another graph than the one compiled "
             f"there\n  try: graphspec compile SPEC with the same --set"
         )
-    return Opened(target, spec, read_graph(target.graph_json))
+    return Opened(target, spec, _compiled_graph(target))
+
+
+def _compiled_graph(run: RunDir) -> Graph:
+    """The graph as it was compiled; a file of version 1 knows no choices, which then follow from the spec."""
+    graph = read_graph(run.graph_json)
+    if '"version": 1,' not in run.graph_json.read_text(encoding="utf-8")[:100]:
+        return graph
+    again = load(run.resolved)[1]
+    return again if graph_hash(again) == graph_hash(graph) else graph
 
 
 def _structure(spec: Spec) -> dict[str, Any]:
@@ -326,6 +334,8 @@ def derive(
     overrides: Sequence[str] = (),
 ) -> Derived:
     """Bring the blocks of an arch.yaml into the network of another spec; ArchitectureError if they do not fit."""
+    from compiler.architecture.derive import derive as derive_architecture
+
     found = read_architecture(Path(architecture))
     spec, graph = load(into, overrides)
     files = _files(spec, graph, to_json(graph))

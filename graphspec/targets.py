@@ -9,7 +9,6 @@ from pathlib import Path
 from compiler.elaborate.builder import load
 from compiler.errors import GraphspecError
 from compiler.ir.graph import Graph
-from compiler.passes.pipeline import PRUNED
 from runtime.rundir.directory import RunDir
 from runtime.rundir.network import read_architecture, read_graph
 
@@ -43,5 +42,7 @@ def picture_of(target: Path | None, overrides: Sequence[str] = ()) -> Picture:
     graph = read_graph(run.graph_json)
     if not run.search.arch.is_file():
         return Picture(graph)
+    from compiler.passes.pipeline import PRUNED  # and with it numpy
+
     model = read_architecture(run.search.arch).model(graph)
     return Picture(graph, model.gates, PRUNED.run(model).graph)

@@ -27,7 +27,7 @@ from runtime.rundir.opened import Opened
 from runtime.search.search_job import SearchJob
 from runtime.search.supernet import MODEL
 from runtime.strategies.penalties import Penalty
-from runtime.training.memory import require_memory
+from runtime.training.memory import Trial, require_memory
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,6 @@ def run_search(
             raise RunError(
                 "the network has no gates: there is nothing to search; put `gated: true` on edges, or retrain it"
             )
-        require_memory(opened.graph, place.config.search, place)
         latencies = place.folder.path / "latencies.json"
         job = SearchJob(
             opened.graph,
@@ -77,6 +76,8 @@ def run_search(
             penalty_type,
             place.world,
         )
+        net = job.supernet
+        require_memory(Trial(job.config, net.module, (net.weights, net.gates), net.step), place)
         if place.world.is_main:
             _record_split(place.folder, job.split)
         return job

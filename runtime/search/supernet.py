@@ -117,6 +117,13 @@ class Supernet:
             loss_fn = classification_loss(network, self.config, self.device)
             return backward(loss_fn, batch, list(chosen.values()), self.config)
 
+    def step(self, batch: Batch) -> None:
+        """A weight step and a gate step on the same images."""
+        self.weight_gradients(batch)
+        self.weights.step()
+        self.gate_gradients(batch)
+        self.gates.step()
+
     # -- gates ------------------------------------------------------------------------------------------------------
 
     def gate_values(self) -> dict[str, float]:
