@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from compiler.errors import PassError
-from compiler.ir.graph import INPUT, OUTPUT, Attrs, Graph, Node, attrs_of
+from compiler.ir.graph import INPUT, Attrs, Graph, Node, attrs_of
 from compiler.ops import Channels, Reads, chain_of, input_shapes, op, read_attrs
 from compiler.passes.infer_types import infer_types
 
