@@ -24,6 +24,7 @@ from compiler.language.config import DataConfig, SearchConfig
 from runtime.data.dataset import Place, load_dataset
 from runtime.search.supernet import Supernet
 from runtime.strategies.apgnag import APGNAG
+from runtime.strategies.dso import gate_optimizer, gate_tensors, restored_gates
 from runtime.training.step import Batch
 
 CPU = torch.device("cpu")
@@ -174,12 +175,16 @@ def _trajectory(graph: Graph, config: SearchConfig, device: torch.device, size: 
         with float64():
             net = start(Variant(), graph, config, where)
             x, y = random_batch(graph, size, where)
+            gates = gate_optimizer(net)
             for prune_after in (True, False):
-                steps = [step_of(net, kind, (x.double(), y)) for kind in ("weight", "gate")]
+                steps = [step_of(net, kind, (x.double(), y), gates=gates) for kind in ("weight", "gate")]
                 for step in 2 * steps:
                     step()
-                net = net.pruned(closed) if prune_after else net
-        tensors = net.tensors()
+                if prune_after:
+                    state, before = gate_tensors(net, gates), net.graph
+                    net = net.pruned(closed)
+                    gates = restored_gates(net, state, before)
+        tensors = {**net.tensors(), **gate_tensors(net, gates)}
         ends.append(
             {
                 part: [t for n, t in tensors.items() if n.startswith(f"{part}/")]

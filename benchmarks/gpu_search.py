@@ -16,6 +16,8 @@ from compiler.language.spec import Spec
 from runtime.data.dataset import load_dataset
 from runtime.jobs.logs import Console
 from runtime.search.search_job import SearchJob
+from runtime.strategies.base import Context
+from runtime.strategies.dso import Dso
 from runtime.training.stages import Position, Stage
 
 CIFAR10_IMAGES = 50_000
@@ -49,7 +51,8 @@ def _job(spec: Spec, graph: Graph, device: torch.device, tiny: bool) -> SearchJo
     config = Configuration(data=data, search=search)
     dataset = load_dataset(data, graph.node("input").shape, spec.classes, seed=0)
     with tempfile.TemporaryDirectory() as folder:  # latencies are measured for another penalty only
-        return SearchJob(graph, config, dataset, device, spec.gate_init, Console(quiet=True), Path(folder) / "none")
+        console = Console(quiet=True)
+        return SearchJob(Dso(Context.of(graph, config, dataset, device, spec.gate_init, console, Path(folder))))
 
 
 def _epoch(
@@ -59,7 +62,7 @@ def _epoch(
     for step in range(2):  # warm up
         job.step(stage, Position(number, 0, step))
     wait_for(device)
-    gate = next(iter(job.supernet.gate_vectors.values())).detach()[:1]
+    gate = next(iter(job.net.gate_vectors.values())).detach()[:1]
     start, steps, means = time.perf_counter(), 0, {}
     while steps < max(least, stage.steps_per_epoch) and (steps < least or time.perf_counter() - start < seconds):
         gate.fill_(steps % 2)

@@ -19,6 +19,7 @@ from benchmarks.supernet import thinned
 from compiler.ir.graph import Graph
 from compiler.language.config import SearchConfig
 from runtime.search.supernet import Supernet
+from runtime.strategies.apgnag import APGNAG
 from runtime.strategies.penalties import Penalty, set_gammas
 from runtime.training.step import Batch, set_precision
 
@@ -138,17 +139,17 @@ def start(variant: Variant, graph: Graph, config: SearchConfig, device: torch.de
     return net
 
 
-def step_of(net: Supernet, kind: str, batch: Batch, graphed: bool = False) -> Step:
+def step_of(net: Supernet, kind: str, batch: Batch, graphed: bool = False, gates: APGNAG | None = None) -> Step:
     """A weight or gate step as the search takes it, always on the same batch."""
-    gradients, optimizer = halves(net)[kind]
+    gradients, optimizer = halves(net, gates)[kind]
     penalty = Penalty(net.graph, net.graph, net.config.gates)
     if graphed:
         params = net.weight_params if kind == "weight" else net.gate_vectors
         gradients = Graphed(gradients, batch, list(params.values()))
 
     def step() -> None:
-        if kind == "gate":
-            set_gammas(penalty, net.gates, net.gate_vectors)
+        if isinstance(optimizer, APGNAG):
+            set_gammas(penalty, optimizer, net.gate_vectors)
         gradients(batch)
         optimizer.step()
 

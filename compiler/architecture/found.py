@@ -25,6 +25,7 @@ from compiler.errors import GraphspecError, did_you_mean
 from compiler.ir.graph import Graph, Model, Phase, gate_scope
 from compiler.ir.text import graph_hash
 from compiler.ir.verify import verify
+from compiler.language.config import StrategyName
 from compiler.language.findings import describe
 from compiler.passes.drop_gates import DropGates
 from compiler.passes.prune_zero_edges import prune
@@ -219,7 +220,7 @@ class _ScopeDocument(_Part):
 class _Document(_Part):
     graphspec_architecture: Literal[1]
     name: str
-    strategy: str
+    strategy: StrategyName
     seed: Annotated[int, Field(ge=0)]
     spec_hash: str
     graph_hash: str
