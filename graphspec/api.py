@@ -28,7 +28,7 @@ from compiler.elaborate.builder import load as load_spec
 from compiler.errors import RunError
 from compiler.garbage import collector_paused
 from compiler.ir.graph import Graph
-from compiler.ir.text import from_json, graph_hash, json_hash, text, to_json
+from compiler.ir.text import from_json, graph_hash, json_and_hash, text
 from compiler.ir.verify import verify
 from compiler.language.spec import Spec
 from graphspec.advice import advise
@@ -83,8 +83,8 @@ def compile(  # noqa: A001  (the verb of the command line)
     """Check a spec, count its costs and write a run directory under `root` (or at `out`); SpecError or RunError."""
     spec, graph = load(path, overrides)
     check_strategy(spec)
-    graph_json = to_json(graph)
-    costs = cost_report(graph, spec.config.search, json_hash(graph_json))
+    graph_json, digest = json_and_hash(graph)
+    costs = cost_report(graph, spec.config.search, digest)
     warnings = tuple(advise(spec.config))
     run = None
     if not dry_run:
