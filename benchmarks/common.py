@@ -229,23 +229,6 @@ def dispatched_ops(step: Step) -> int:
     return Count.total
 
 
-def seconds_by_group(step: Step, group_of: Callable[[list[str]], str]) -> dict[str, float]:
-    """Self CPU seconds of a step by group; `group_of` gets the names of an event and those around it, inner first."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
-        step()
-    groups: dict[str, float] = {}
-    for event in profiler.events():
-        names, around = [event.name], event.cpu_parent
-        while around is not None:
-            names.append(around.name)
-            around = around.cpu_parent
-        group = group_of(names)
-        groups[group] = groups.get(group, 0.0) + event.self_cpu_time_total / 1e6
-    return groups
-
-
 # -- reporting --------------------------------------------------------------------------------------------------------
 
 

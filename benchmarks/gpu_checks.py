@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import reason
-from benchmarks.gpu_steps import Variant, random_batch, start, step_of
 from benchmarks.jobs import halves
-from benchmarks.supernet import thinned
+from benchmarks.supernet import Variant, start, thinned
 from compiler.ir.graph import Graph
 from compiler.language.config import DataConfig, SearchConfig
 from runtime.data.dataset import Place, load_dataset
@@ -57,8 +56,6 @@ def all_checks(graph: Graph, config: SearchConfig, device: torch.device, batch: 
                 yield from _finished(words, _passes(words, right, lowering, precision, device))
     yield from _finished("8 steps with a pruning", _trajectory(graph, config, device, batch))
     yield from _finished("a training batch", _data(device))
-    if device.type == "cuda":
-        yield from _finished("CUDA graphs", _replay(graph, config, device, batch))
 
 
 def _finished(name: str, checks: Iterator[Check]) -> Iterator[Check]:
@@ -73,6 +70,14 @@ def relative(found: Tensor, right: Tensor) -> float:
     """Norm of the difference over the norm of what is right."""
     found, right = found.detach().double().cpu(), right.detach().double().cpu()
     return float((found - right).norm() / right.norm())
+
+
+def random_batch(graph: Graph, size: int, device: torch.device) -> Batch:
+    """Normal pixels and labels of 10 classes."""
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(size, *graph.node("input").shape, generator=random)
+    y = torch.randint(0, 10, (size,), generator=random)
+    return x.to(device, memory_format=torch.channels_last), y.to(device)
 
 
 @contextmanager
@@ -103,12 +108,10 @@ def _truth(graph: Graph, config: SearchConfig, size: int) -> _Right:
     """Logits and gradients in float64 on the CPU, edge by edge, with random gates."""
     random = torch.Generator().manual_seed(1)
     with float64():
-        net = start(Variant("reference"), graph, config, CPU)
+        net = start(Variant("", "reference"), graph, config, CPU)
         with torch.no_grad():
-            for vector in net.gate_vectors.values():
-                vector.copy_(
-                    0.3 + torch.rand(vector.shape, generator=random)
-                )  # at 0, ReLUs behind stand on their kinks
+            for vector in net.gate_vectors.values():  # at 0, ReLUs behind stand on their kinks
+                vector.copy_(0.3 + torch.rand(vector.shape, generator=random))
         x, y = random_batch(graph, size, CPU)
         batch = x.double(), y
         state = {name: t.clone() for name, t in net.module.state_dict().items()}
@@ -128,7 +131,7 @@ def _results(net: Supernet, batch: Batch) -> dict[str, Tensor]:
 
 
 def _passes(name: str, right: _Right, lowering: str, precision: str, device: torch.device) -> Iterator[Check]:
-    variant = Variant(lowering, precision="fp32" if precision == "fp64" else precision)
+    variant = Variant("", lowering, precision="fp32" if precision == "fp64" else precision)
     x, y = right.batch
     if precision == "fp64":
         with float64():
@@ -173,42 +176,24 @@ def _trajectory(graph: Graph, config: SearchConfig, device: torch.device, size: 
     ends = []
     for where in (CPU, device):
         with float64():
-            net = start(Variant(), graph, config, where)
-            x, y = random_batch(graph, size, where)
+            net = start(Variant(""), graph, config, where)
             gates = gate_optimizer(net)
+            x, y = random_batch(graph, size, where)
             for prune_after in (True, False):
-                steps = [step_of(net, kind, (x.double(), y), gates=gates) for kind in ("weight", "gate")]
-                for step in 2 * steps:
-                    step()
+                for gradients, optimizer in 2 * list(halves(net, gates).values()):
+                    gradients((x.double(), y))
+                    optimizer.step()
                 if prune_after:
                     state, before = gate_tensors(net, gates), net.graph
                     net = net.pruned(closed)
                     gates = restored_gates(net, state, before)
-        tensors = {**net.tensors(), **gate_tensors(net, gates)}
-        ends.append(
-            {
-                part: [t for n, t in tensors.items() if n.startswith(f"{part}/")]
-                for part in ("model", "momentum", "gate_state")
-            }
+        ends.append({**net.tensors(), **gate_tensors(net, gates)})
+    for part in ("model", "momentum", "gate_state"):
+        found, right = (
+            torch.cat([t.flatten().cpu() for n, t in end.items() if n.startswith(f"{part}/")]) for end in ends[::-1]
         )
-    for part, right in ends[0].items():
-        error = relative(*(torch.cat([t.flatten().cpu() for t in tensors]) for tensors in (ends[1][part], right)))
+        error = relative(found, right)
         yield Check(f"8 steps with a pruning, fused, float64: {part}", error, 1e-7)
-
-
-def _replay(graph: Graph, config: SearchConfig, device: torch.device, size: int) -> Iterator[Check]:
-    """Steps whose passes are replayed as a CUDA graph against the same steps launched one by one."""
-    ends = []
-    for graphed in (False, True):
-        net = start(Variant(graphed=graphed), graph, config, device)
-        batch = random_batch(graph, size, device)
-        steps = [step_of(net, kind, batch, graphed) for kind in ("weight", "gate")]
-        for step in 2 * steps:
-            step()
-        ends.append(
-            torch.cat([p.detach().flatten() for p in (*net.weight_params.values(), *net.gate_vectors.values())])
-        )
-    yield Check("4 steps as CUDA graphs, fused, fp32: weights and gates", relative(ends[1], ends[0]), 1e-3)
 
 
 def _data(device: torch.device) -> Iterator[Check]:

@@ -27,7 +27,6 @@ from benchmarks.jobs import search_job
 from runtime.data.dataset import Loader
 from runtime.jobs.logs import Console
 from runtime.search.search_job import SearchJob
-from runtime.search.supernet import Supernet
 from runtime.strategies.dso import Dso
 from runtime.strategies.penalties import set_gammas
 from runtime.training.heap import freed_memory_kept
@@ -37,11 +36,6 @@ from runtime.training.step import Feed
 CPU = torch.device("cpu")
 STEP, DATA, WEIGHTS, GATES, LOOK = "whole step", "two batches", "weight optimizer", "gate optimizer", "new gammas"
 FILES = 16384  # drawn where none are given
-SGD_FORMS: dict[str, dict[str, bool]] = {
-    "one by one": {"foreach": False},
-    "foreach": {"foreach": True},
-    "fused": {"fused": True},
-}
 
 
 # -- the parts of a step ----------------------------------------------------------------------------------------------
@@ -98,22 +92,6 @@ def new_gammas(strategy: Dso) -> Step:
         set_gammas(strategy.penalty, strategy.gates, vectors)
 
     return step
-
-
-def sgd_forms(net: Supernet) -> dict[str, Step]:
-    """torch's three ways to run the weight optimizer, each on copies of the weights and their gradients."""
-    steps = {}
-    for name, form in SGD_FORMS.items():
-        groups = []
-        for group in net.weights.param_groups:
-            copies = [p.detach().clone().requires_grad_() for p in group["params"]]
-            for copy, p in zip(copies, group["params"], strict=True):
-                assert p.grad is not None
-                copy.grad = p.grad.clone()
-            settings = {key: group[key] for key in ("lr", "momentum", "weight_decay", "nesterov")}
-            groups.append({"params": copies, **settings})
-        steps[f"weight optimizer, {name}"] = standing_still(torch.optim.SGD(groups, **form))
-    return steps
 
 
 # -- data alone -------------------------------------------------------------------------------------------------------
@@ -178,8 +156,7 @@ def shares(timings: dict[str, Timing]) -> dict[str, float]:
 @freed_memory_kept()  # as in every search
 def measure(job: SearchJob, rounds: int) -> dict[str, Timing]:
     """All parts in turns."""
-    steps = parts(job)
-    return interleave(steps | sgd_forms(job.net), rounds)
+    return interleave(parts(job), rounds)
 
 
 def pipelines(job: SearchJob, args: argparse.Namespace) -> list[Pipeline]:

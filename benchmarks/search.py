@@ -1,12 +1,11 @@
 """What pruning while searching saves: the same search with and without it, in turns.
 
-    python -m benchmarks.search [--data FOLDER] [--images N] [--width C] [--epochs N] [--seeds 0,1] [--json]
+    python -m benchmarks.search [--data FOLDER] [--seeds 0,1] [--set KEY=VALUE] [--json]
 
 Both searches are whole ones, with validation and checkpoints, from the same seed; without pruning `search.prune.every`
 is 0, so that edges go only at the end. They advance in one process an epoch at a time, so that both see the same
-machine. `--data` is a folder with train/ and test/, a folder of images per class in each, of which `--images` takes the
-first N of every class; without it the digits are searched. Fewer images mean fewer steps: `--set search.gates.gamma=G`
-makes up for them, so that gates reach zero as early in the search as they do with all images.
+machine. `--data` is a folder with train/ and test/, a folder of images per class in each; without it the digits are
+searched.
 """
 
 from __future__ import annotations
@@ -111,27 +110,6 @@ class Outcome:
         )
 
 
-def subset(data: Path, images: int, folder: Path) -> Path:
-    """Links to the first so many training and test images of every class."""
-    for part in ("train", "test"):
-        for source in sorted(path for path in (data / part).iterdir() if path.is_dir()):
-            target = folder / part / source.name
-            target.mkdir(parents=True)
-            for image in sorted(source.iterdir())[:images]:
-                (target / image.name).symlink_to(image.resolve())
-    return folder
-
-
-def settings_of(args: argparse.Namespace, folder: Path) -> list[str]:
-    """The spec's settings for what the command line asks for."""
-    chosen = {"symbols.width": args.width, "search.epochs": args.epochs, "search.pretrain_epochs": args.pretrain}
-    found = [f"{key}={value}" for key, value in chosen.items() if value is not None]
-    if args.data is not None:
-        root = subset(args.data, args.images, folder / "images") if args.images else args.data.resolve()
-        found += ["data.name=folder", f"data.root={root}"]
-    return found + list(args.settings)
-
-
 def duel(args: argparse.Namespace, settings: list[str], seed: int, folder: Path) -> list[Outcome]:
     """Both searches of a seed, an epoch of each in turn; which goes first alternates."""
     seeded = [*settings, f"seed={seed}"]
@@ -169,21 +147,13 @@ def bars(outcomes: list[Outcome]) -> list[Bar]:
 
 
 def report(outcomes: list[Outcome]) -> list[str]:
-    """A table of the searches and one of the epochs of the first seed."""
+    """A table of the searches."""
     rows = []
     for variant in (WITH, WITHOUT):
         own = [o for o in outcomes if o.variant == variant]
         columns = [[o.seconds for o in own], [o.search_seconds for o in own], [100 * o.accuracy for o in own]]
         rows.append([variant, *map(_spread, columns), _spread([float(o.edges) for o in own])])
-    first, second = outcomes[:2]
-    epochs = [
-        [f"{a['stage']} {a['epoch']}", a["seconds"], b["seconds"], a["edges"], b["edges"],
-         100 * a["accuracy"], 100 * b["accuracy"]]
-        for a, b in zip(first.epochs, second.epochs, strict=True)
-    ]  # fmt: skip
-    both = [f"{name}, {variant}" for name in ("seconds", "living edges", "validation %") for variant in (WITH, WITHOUT)]
-    header = ["search", "seconds", "of them the search stage", "validation accuracy %", "edges left"]
-    return [table(header, rows), table([f"epoch, seed {first.seed}", *both], epochs)]
+    return [table(["search", "seconds", "of them the search stage", "validation accuracy %", "edges left"], rows)]
 
 
 def main() -> None:
@@ -191,19 +161,15 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--spec", help="default: specs/cifar10_small.yaml with --data, else specs/digits.yaml")
     options.add_argument("--data", type=Path, help="folder with train/ and test/")
-    options.add_argument("--images", type=int, help="training images per class; default: all")
-    options.add_argument("--width", type=int, help="channels of the first stage")
-    options.add_argument("--epochs", type=int, help="of the search stage")
-    options.add_argument("--pretrain", type=int, help="epochs before it")
     options.add_argument("--seeds", default="0", help="seeds, separated by commas")
     options.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
     options.add_argument("--device", default="cpu")
     args = options.parse_args()
     args.spec = args.spec or str(ROOT / "specs" / ("cifar10_small.yaml" if args.data else "digits.yaml"))
-    with tempfile.TemporaryDirectory(prefix="graphspec-bench-") as name:
-        folder = Path(name)
-        settings = settings_of(args, folder)
-        outcomes = [o for seed in args.seeds.split(",") for o in duel(args, settings, int(seed), folder)]
+    data = ["data.name=folder", f"data.root={args.data.resolve()}"] if args.data else []
+    with tempfile.TemporaryDirectory(prefix="graphspec-bench-") as folder:
+        seeds = [int(seed) for seed in args.seeds.split(",")]
+        outcomes = [o for seed in seeds for o in duel(args, [*data, *args.settings], seed, Path(folder))]
     show(args.json, {"outcomes": [asdict(o) for o in outcomes]}, report(outcomes), bars(outcomes))
 
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.profiler import record_function
 
 from benchmarks.common import (
     Bar,
@@ -27,7 +26,6 @@ from benchmarks.common import (
     in_child,
     interleave,
     parser,
-    seconds_by_group,
     show,
     table,
 )
@@ -119,34 +117,36 @@ def _random_path(graph: Graph, block: Block, rng: random.Random) -> set[str]:
 CPU = torch.device("cpu")
 
 
+def start(variant: Variant, graph: Graph, config: SearchConfig, device: torch.device = CPU) -> Supernet:
+    """A fresh supernet; also sets the precision of the process."""
+    settings = {
+        "lowering": variant.lowering,
+        "recompute": variant.recompute,
+        "precision": variant.precision,
+        "compile": variant.compiled,
+    }
+    config = config.model_copy(update=settings)
+    set_precision(config, device)
+    graph = thinned(graph, variant.pruned) if variant.pruned else graph
+    net = Supernet.start(graph, config, device, seed=0, gate_init=1.0)
+    if not variant.channels_last:
+        net.module.to(memory_format=torch.contiguous_format)
+    return net
+
+
 def make_step(
     variant: Variant, kind: str, graph: Graph, config: SearchConfig, device: torch.device = CPU
 ) -> Callable[[], None]:
     """A weight or gate step of a fresh supernet, its batch included."""
-    config = config.model_copy(
-        update={
-            "lowering": variant.lowering,
-            "recompute": variant.recompute,
-            "precision": variant.precision,
-            "compile": variant.compiled,
-        }
-    )
-    if variant.pruned:
-        graph = thinned(graph, variant.pruned)
-    net = Supernet.start(graph, config, device, seed=0, gate_init=1.0)
-    if not variant.channels_last:
-        net.module.to(memory_format=torch.contiguous_format)
+    net = start(variant, graph, config, device)
     layout = torch.channels_last if variant.channels_last else torch.contiguous_format
     gradients, optimizer = halves(net)[kind]
-    batch = _batches(graph, layout, device)
+    batch = _batches(net.graph, layout, device)
 
     def step() -> None:
-        set_precision(config, device)  # of the process: variants take turns
-        with record_function("step: data"):
-            images = batch()
-        gradients(images)
-        with record_function("step: optimizer"):
-            optimizer.step()
+        set_precision(net.config, device)  # of the process: variants take turns
+        gradients(batch())
+        optimizer.step()
 
     return step
 
@@ -163,36 +163,6 @@ def _batches(graph: Graph, layout: torch.memory_format, device: torch.device) ->
         return images[rows].to(memory_format=layout).float().sub_(127.5).div_(64.0), labels[rows]
 
     return batch
-
-
-# -- where the time goes ----------------------------------------------------------------------------------------------
-
-GROUPS = ("convolutions", "pooling", "norm", "gates", "optimizer", "data", "other")
-GATE_FUNCTIONS = {"_Push", "_GatedSums", "_GatedSum"}
-GATE_OPS = {
-    f"aten::{op}" for op in ("mul", "add", "add_", "sum", "addcmul_", "unbind", "select", "stack", "cat", "index")
-}
-WORDS = {
-    "convolutions": ("conv", "mm"),  # projections are matrix products
-    "pooling": ("pool",),
-    "norm": ("batch_norm", "relu", "clamp_min", "threshold"),
-}
-
-
-def group_of(names: list[str]) -> str:
-    """The part of a step that an operator belongs to; `names` are its own and those of what it runs in."""
-    functions = {name.removesuffix("Backward") for name in names}
-    for group in ("data", "optimizer"):
-        if f"step: {group}" in functions:
-            return group
-    if "_Projection" in functions:
-        return "convolutions"
-    if functions & GATE_FUNCTIONS:
-        return "gates"
-    for group, words in WORDS.items():
-        if any(word in name for word in words for name in names[:2]):
-            return group
-    return "gates" if names[0] in GATE_OPS else "other"
 
 
 # -- the report -------------------------------------------------------------------------------------------------------
@@ -218,7 +188,6 @@ def measure(
                 "speedup_fused": timing.speedup_over(timings[FUSED]),
                 "peak_mib": in_child("benchmarks.supernet", child),
                 "ops": None if variant.compiled else dispatched_ops(step),
-                "groups": seconds_by_group(step, group_of),
             }
         )
     return rows
@@ -241,26 +210,13 @@ def bars(rows: Sequence[Row]) -> list[Bar]:
 
 
 def report(rows: Sequence[Row]) -> list[str]:
-    """Two tables a step."""
-    parts = []
-    for kind in KINDS:
-        own = [row for row in rows if row["step"] == kind]
-        times = [
-            [
-                row["variant"],
-                *(1000 * row[k] for k in ("median", "min", "max")),
-                row["speedup"],
-                row["speedup_default_layout"],
-                row["peak_mib"],
-                row["ops"],
-            ]
-            for row in own
-        ]
-        header = ["median ms", "min", "max", "speed", "speed against default layout", "peak MiB", "operators"]
-        parts += [table([f"{kind} step", *header], times)]
-        groups = [[row["variant"], *(1000 * row["groups"].get(group, 0.0) for group in GROUPS)] for row in own]
-        parts += [table([f"{kind} step: where the CPU milliseconds go", *GROUPS], groups)]
-    return parts
+    """A table of all steps."""
+    keys = ("median", "min", "max")
+    cells = [
+        [row["step"], row["variant"], *(1000 * row[key] for key in keys), row["speedup"], row["peak_mib"], row["ops"]]
+        for row in rows
+    ]
+    return [table(["step", "variant", "median ms", "min", "max", "speed", "peak MiB", "operators"], cells)]
 
 
 @freed_memory_kept()  # as in every search

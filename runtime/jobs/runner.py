@@ -7,7 +7,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,9 +22,9 @@ from compiler.ir.text import text, to_json
 from compiler.language.config import Configuration
 from runtime.data.dataset import Dataset, load_dataset
 from runtime.jobs.logs import Console, MetricsLog
-from runtime.jobs.signals import Interrupted, StopFlag
+from runtime.jobs.signals import StopFlag
 from runtime.processes.launch import Launch, refuse_processes
-from runtime.processes.world import ALONE, World, losses_explained
+from runtime.processes.world import ALONE, World
 from runtime.reporting.page import write_report
 from runtime.rundir.checkpoint import CheckpointStore
 from runtime.rundir.directory import JobDir, RunDir, environment
@@ -74,20 +74,14 @@ def run_job(name: str, opened: Opened, options: JobOptions, make: MakeJob[J], fi
 
     RunError if there is unfinished work and neither `resume` nor `overwrite` is asked for, or the configuration of
     what is resumed has changed; Interrupted on a signal. Where torchrun has started several processes they share the
-    job, and processes that it has started anew resume.
+    job.
     """
     device = choose_device(options.device)
     world = World.join(device)
-    if world.restarted:
-        options = replace(options, resume=True, overwrite=False)
     attempt = _Attempt(name, opened, options, world)
-    try:
-        return attempt.run(lambda: _train(attempt, device, make, finish))
-    except Interrupted:  # all stop together
-        raise
-    except BaseException:
-        world.abandon()
-        raise
+    result = attempt.run(lambda: _train(attempt, device, make, finish))
+    world.leave()
+    return result
 
 
 def run_drawing(
@@ -134,8 +128,7 @@ class _Attempt:
                 return self._prepared()
 
             done = self.world.decided(prepare)
-            command = resume_command(self.name, self.opened, self.options)
-            with losses_explained(self.world, command), _full_memory_explained(self.name):
+            with _full_memory_explained(self.name):
                 return job() if done is None else done
 
     def _prepared(self) -> dict[str, Any] | None:

@@ -16,14 +16,12 @@ class Launch:
     size: int = 1  # how many these are
     local_rank: int = 0  # among those of this machine
     local_size: int = 1  # how many run on this machine
-    restarts: int = 0  # how often torchrun has started all of them anew
 
     @classmethod
     def here(cls) -> Launch:
         """This process's place."""
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
-        defaults = (0, 1, 0, 1, 0)
-        return cls(*(int(os.environ.get(name, default)) for name, default in zip(names, defaults, strict=True)))
+        defaults = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+        return cls(*(int(os.environ.get(name, default)) for name, default in defaults.items()))
 
     @property
     def is_main(self) -> bool:

@@ -12,30 +12,19 @@ import atexit
 import hashlib
 import inspect
 import json
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, TypeVar
-from uuid import uuid4
 
 import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from compiler.errors import GraphspecError, RunError
 from runtime.processes.launch import Launch
-
-PATIENCE = timedelta(minutes=30)  # for a process that is late: the first one reads and measures for all
-GPU_PATIENCE = timedelta(minutes=10)  # for one that has left a step: with nccl the others learn of it by waiting only
-MOMENT = 0.01  # seconds between looks at who has come
-LOST = ("gloo", "nccl", "connection", "timed out", "timeout", "recv", "broken pipe")  # in errors of a broken group
 
 BUFFERS = next(  # torch's name, old or new, for copying the main process's buffers to all before each step
     name
@@ -59,41 +48,35 @@ class World:
     rank: int = 0
     size: int = 1
     device: torch.device = torch.device("cpu")  # noqa: RUF009  a device is a value
-    restarted: bool = False  # torchrun has started one of them anew: it counts on each machine by itself
-    _words: Any = None  # process group for tensors on the CPU; None: the default one
 
     @classmethod
     def join(cls, device: torch.device) -> World:
-        """Meet the other processes that torchrun started; alone where it started none. Call it once a job.
+        """Meet the other processes that torchrun started; alone where it started none.
 
         RunError if they do not find each other.
         """
         launch = Launch.here()
-        if device.type == "cuda" and device.index is not None:
+        on_gpu = device.type == "cuda"
+        if on_gpu and device.index is not None:
             torch.cuda.set_device(device)
         if launch.size == 1:
             return ALONE
-        on_gpu, restarts = device.type == "cuda", torch.tensor([launch.restarts])
         try:
             if not dist.is_initialized():
-                _connect("nccl" if on_gpu else "gloo")
-                atexit.register(dist.destroy_process_group)
-            words: Any = dist.new_group(backend="gloo", timeout=PATIENCE) if on_gpu else None
-            dist.all_reduce(restarts, dist.ReduceOp.MAX, group=words)
+                dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
         except RuntimeError as error:
             raise RunError(
                 f"this process does not find the others: {str(error).splitlines()[0]}\n"
                 f"  try: the same torchrun command on every machine, and an address that all of them can reach "
                 f"(GLOO_SOCKET_IFNAME names the network device to use)"
             ) from error
-        return cls(launch.rank, launch.size, device, bool(restarts), words)
+        return cls(launch.rank, launch.size, device)
 
-    def abandon(self) -> None:
-        """End without the others, after a failure that is this process's own.
-
-        To leave the group, nccl waits for what the others do, and these wait for this process. torchrun ends them.
-        """
-        atexit.unregister(dist.destroy_process_group)
+    def leave(self) -> None:
+        """Leave the others when this program ends. After a failure torchrun ends them, and nccl would wait for them."""
+        if self.size > 1:
+            atexit.unregister(dist.destroy_process_group)
+            atexit.register(dist.destroy_process_group)
 
     @property
     def is_main(self) -> bool:
@@ -130,10 +113,10 @@ class World:
     def _from_main(self, content: bytes) -> bytes:
         """The main process's bytes. They are sent as they are: nothing is pickled."""
         length = torch.tensor([len(content)])
-        dist.broadcast(length, 0, group=self._words)
+        dist.broadcast(length, 0)
         own = torch.frombuffer(bytearray(content), dtype=torch.uint8) if self.is_main else None
         data = torch.empty(int(length), dtype=torch.uint8) if own is None else own
-        dist.broadcast(data, 0, group=self._words)
+        dist.broadcast(data, 0)
         return data.numpy().tobytes()
 
     def tables(self, numbers: Sequence[float]) -> Tensor:
@@ -172,7 +155,7 @@ class World:
         own = torch.zeros(max(lengths), dtype=torch.uint8)
         own[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
         rows = [torch.empty_like(own) for _ in range(self.size)]
-        dist.all_gather(rows, own, group=self._words)
+        dist.all_gather(rows, own)
         return [json.loads(row[:n].numpy().tobytes()) for row, n in zip(rows, lengths, strict=True)]
 
     # -- networks ---------------------------------------------------------------------------------------------------
@@ -204,55 +187,3 @@ def fingerprint(tensors: Iterable[Tensor]) -> str:
     for tensor in tensors:
         digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _connect(backend: str) -> None:
-    """Start the default process group.
-
-    The store through which processes find each other outlives a restart by torchrun, so each start has names of its own
-    there: otherwise a process can wait for one that is gone. torchrun's count of restarts is no such name, because on
-    several machines each counts its own.
-    """
-    store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
-    own = PrefixStore(f"graphspec/{_name_of_start(store, rank, size)}", store)
-    timeout = GPU_PATIENCE if backend == "nccl" else PATIENCE
-    dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=timeout)
-
-
-def _name_of_start(store: Store, rank: int, size: int) -> str:
-    """A name that rank 0 makes up for the processes of this start; DistStoreError if one of them does not come.
-
-    Each of the others asks with a word of its own and waits for the answer to that. What a process that is gone has
-    asked is answered too, and heard by nobody.
-    """
-    if rank > 0:
-        word = uuid4().hex
-        store.set(f"asked/{rank}", word)
-        name = bytes(store.get(f"answer/{word}")).decode()
-        store.set(f"heard/{word}", name)
-        return name
-    name, missing, end = uuid4().hex, set(range(1, size)), time.monotonic() + PATIENCE.total_seconds()
-    while missing:
-        for other in [other for other in missing if store.check([f"asked/{other}"])]:
-            word = bytes(store.get(f"asked/{other}")).decode()
-            store.set(f"answer/{word}", name)
-            if store.check([f"heard/{word}"]) and bytes(store.get(f"heard/{word}")).decode() == name:
-                missing.remove(other)
-        if missing and time.monotonic() > end:
-            raise dist.DistStoreError(f"rank {', '.join(map(str, sorted(missing)))} did not come within {PATIENCE}")
-        time.sleep(MOMENT)
-    return name
-
-
-@contextmanager
-def losses_explained(world: World, resume_command: str) -> Iterator[None]:
-    """Turn the errors of torch.distributed into a RunError that says that a process is gone and how to go on."""
-    try:
-        yield
-    except RuntimeError as error:
-        if world.size == 1 or not any(word in str(error).lower() for word in LOST):
-            raise
-        raise RunError(
-            f"rank {world.rank} has lost the other processes: {str(error).splitlines()[0]}\n"
-            f"  try: {resume_command}   (with torchrun --max-restarts N it goes on by itself)"
-        ) from error

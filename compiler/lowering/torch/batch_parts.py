@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.nn.modules._functions import SyncBatchNorm
 
 
 class _OfBatch(nn.Module):
@@ -85,9 +86,24 @@ class BatchNorm(_OfBatch):
         if self.training and _statistics.held:
             mean, var = mean.clone(), var.clone()
         if self.training and self.ranks > 1:
-            y: Tensor = _normalised_together(x, mean, var, self.weight, self.bias, self.momentum, self.eps)
-            return y
+            together: Tensor = self._together(x, mean, var)
+            return together
         return F.batch_norm(x, mean, var, self.weight, self.bias, self.training, self.momentum, self.eps)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it unannotated
+    def _together(self, x: Tensor, running_mean: Tensor, running_var: Tensor) -> Tensor:
+        """Normalise by the statistics of all slices, which are equally large; torch does so on CUDA only."""
+        y: Tensor
+        if x.is_cuda:
+            statistics = (running_mean, running_var, self.eps, self.momentum)
+            y = SyncBatchNorm.apply(x, self.weight, self.bias, *statistics, dist.group.WORLD, self.ranks)
+            return y
+        y, mean, var = _NormTogether.apply(x, self.weight, self.bias, self.eps)
+        count = self.ranks * x.numel() / x.shape[1]
+        with torch.no_grad():
+            running_mean.lerp_(mean.to(running_mean.dtype), self.momentum)
+            running_var.lerp_((var * count / (count - 1)).to(running_var.dtype), self.momentum)
+        return y
 
     def extra_repr(self) -> str:
         """Settings shown by `print`."""
@@ -95,7 +111,7 @@ class BatchNorm(_OfBatch):
 
 
 class _NormTogether(Function):
-    """`(x, weight, bias, eps) -> y, mean, var, count`, with the biased statistics over the slices of all processes.
+    """`(x, weight, bias, eps) -> y, mean, var`, with the biased statistics over the equal slices of all processes.
 
     With g the gradient of y, h = (x - mean) / sqrt(var + eps) and means over the whole batch:
 
@@ -105,18 +121,23 @@ class _NormTogether(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        mean, var, count = _statistics_together(x)
-        ctx.eps = eps
-        ctx.save_for_backward(x, weight, mean, var, count)
-        y = F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
-        ctx.mark_non_differentiable(mean, var, count)
-        return y, mean, var, count
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        own = torch.stack(torch.ops.aten.batch_norm_update_stats(wide, None, None, 0.0))  # faster than var_mean
+        parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, own)
+        means, variances = torch.stack(parts, 1)
+        mean = means.mean(0)
+        var = (variances + (means - mean) ** 2).mean(0)  # keeps the digits that sums of squares lose
+        ctx.eps, ctx.count = eps, len(parts) * x.numel() / x.shape[1]
+        ctx.save_for_backward(x, weight, mean, var)
+        ctx.mark_non_differentiable(mean, var)
+        return F.batch_norm(x, mean, var, weight, bias, eps=eps), mean, var
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, weight, mean, var, count = ctx.saved_tensors
+        x, weight, mean, var = ctx.saved_tensors
         scale = torch.rsqrt(var + ctx.eps)
         _, *own = torch.ops.aten.native_batch_norm_backward(
             grad, x, weight, mean, var, mean, scale, False, ctx.eps, [False, True, True]
@@ -124,43 +145,9 @@ class _NormTogether(Function):
         sums = torch.stack(own)  # of g * h and of g
         dist.all_reduce(sums)
         slope = weight * scale
-        factors, offsets = -slope * sums / count
-        rest = F.batch_norm(x, mean, var, factors, offsets, training=False, eps=ctx.eps)
-        return rest.addcmul_(grad, _per_channel(slope, x)), *own, None
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it unannotated
-def _normalised_together(
-    x: Tensor, running_mean: Tensor, running_var: Tensor, weight: Tensor, bias: Tensor, momentum: float, eps: float
-) -> Tensor:
-    y: Tensor
-    y, mean, var, count = _NormTogether.apply(x, weight, bias, eps)
-    with torch.no_grad():
-        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-        running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), momentum)
-    return y
-
-
-def _statistics_together(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance per channel `(C,)` over all processes, and the number of values `()`.
-
-    Slices are joined by their means and variances, which keeps the digits that sums of squares lose.
-    """
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    mean, var = torch.ops.aten.batch_norm_update_stats(wide, None, None, 0.0)  # ten times as fast as var_mean on a CPU
-    count = mean.new_full((1,), x.numel() // x.shape[1])  # made where it is needed: a copy would wait for the GPU
-    own = torch.cat([mean, var, count])
-    parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, own)
-    table = torch.stack(parts)
-    counts, (means, variances) = table[:, -1:], table[:, :-1].chunk(2, 1)
-    total = counts.sum()
-    mean = (means * counts).sum(0) / total
-    return mean, ((variances + (means - mean) ** 2) * counts).sum(0) / total, total
-
-
-def _per_channel(values: Tensor, x: Tensor) -> Tensor:
-    return values.view(1, -1, *[1] * (x.dim() - 2))
+        factors, offsets = -slope * sums / ctx.count
+        rest = F.batch_norm(x, mean, var, factors, offsets, eps=ctx.eps)
+        return rest.addcmul_(grad, slope.view(1, -1, *[1] * (x.dim() - 2))), *own, None
 
 
 # -- random draws -----------------------------------------------------------------------------------------------------

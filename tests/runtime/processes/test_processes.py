@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ import torch
 import graphspec
 from compiler.errors import RunError
 from runtime.jobs.signals import Interrupted
-from runtime.processes.world import ALONE, World
+from runtime.processes.world import World
 from runtime.training.loop import Loop
-from tests.tiny import environment, free_port, write_spec
+from tests.tiny import environment, write_spec
 
 # Rates are low, so that rounding does not grow from step to step, and after the first pruning gates rest, so that none
 # is near its threshold. Every kind of random draw is on.
@@ -37,12 +37,9 @@ JOBS = ("search", "retrain")
 FILES = ("metrics.jsonl", "weights.safetensors", "graph.txt")
 
 
-ONE_MACHINE = ("--standalone", "--nproc-per-node", "2")
-
-
-def torchrun(*arguments: str, restarts: int = 0, machines: Sequence[str] = ONE_MACHINE) -> list[str]:
-    launcher = ["-m", "torch.distributed.run", *machines, "--monitor-interval", "0.1"]
-    return [sys.executable, *launcher, "--max-restarts", str(restarts), "-m", "graphspec", *arguments]
+def torchrun(*arguments: str) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--monitor-interval", "0.1"]
+    return [sys.executable, *launcher, "-m", "graphspec", *arguments]
 
 
 def compiled(folder: Path, name: str) -> Path:
@@ -90,37 +87,23 @@ def _records(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("job", "rank", "checkpoint"), [("search", 1, 2), ("retrain", 0, 1)])
-def test_a_killed_process_is_started_anew_and_nothing_is_lost(
+def test_a_job_of_which_a_process_is_killed_goes_on_with_the_same_command(
     tmp_path: Path, shared: Path, job: str, rank: int, checkpoint: int
 ) -> None:
     run = compiled(tmp_path, "killed")
     if job == "retrain":
         shutil.copytree(shared / "search", run / "search")
-    with started(torchrun(job, str(run), restarts=1)) as launcher:
+    command = torchrun(job, str(run), "--resume")
+    with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True) as launcher:
         _wait_for(run / job / "checkpoints" / f"{checkpoint:08}.json", launcher)
         os.kill(_process_of(rank, launcher), signal.SIGKILL)
-        _, errors = launcher.communicate()
-    assert launcher.returncode == 0, errors
-    assert "no checkpoint yet" not in errors
+        launcher.communicate()
+    assert launcher.returncode != 0
+    assert not (run / job / "result.json").exists()
+    again = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "no checkpoint yet" not in again.stderr
     _same_files(run / job, shared / job)
-
-
-def test_two_machines_go_on_when_a_process_of_one_is_killed(tmp_path: Path, shared: Path) -> None:
-    """Two launchers that meet at an address, as on two machines: one restarts its process, the other joins it."""
-    run = compiled(tmp_path, "machines")
-    there = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--local-addr", "127.0.0.1")
-    command = torchrun("search", str(run), restarts=3, machines=("--nnodes", "2", "--nproc-per-node", "1", *there))
-    with started(command) as one, started(command) as other:
-        _wait_for(run / "search" / "checkpoints" / "00000002.json", one, other)
-        os.kill(_process_of(1, one, other), signal.SIGKILL)
-        errors = [launcher.communicate()[1] for launcher in (one, other)]
-    assert (one.returncode, other.returncode) == (0, 0), errors
-    assert "no checkpoint yet" not in "".join(errors)
-    _same_files(run / "search", shared / "search")
-
-
-def started(command: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
 
 
 def _same_files(folder: Path, other: Path) -> None:
@@ -128,18 +111,17 @@ def _same_files(folder: Path, other: Path) -> None:
         assert (folder / name).read_bytes() == (other / name).read_bytes(), name
 
 
-def _wait_for(path: Path, *launchers: subprocess.Popen[str]) -> None:
+def _wait_for(path: Path, launcher: subprocess.Popen[str]) -> None:
     while not path.exists():
-        assert all(launcher.poll() is None for launcher in launchers), "it ended early"
+        assert launcher.poll() is None, "it ended early"
         time.sleep(0.01)
 
 
-def _process_of(rank: int, *launchers: subprocess.Popen[str]) -> int:
-    """The child of one of them that has this rank; needs Linux."""
-    for launcher in launchers:
-        for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split():
-            if f"\0RANK={rank}\0" in Path(f"/proc/{pid}/environ").read_text():
-                return int(pid)
+def _process_of(rank: int, launcher: subprocess.Popen[str]) -> int:
+    """The child that has this rank; needs Linux."""
+    for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split():
+        if f"\0RANK={rank}\0" in Path(f"/proc/{pid}/environ").read_text():
+            return int(pid)
     raise AssertionError(f"no process has rank {rank}")
 
 
@@ -147,17 +129,17 @@ def _process_of(rank: int, *launchers: subprocess.Popen[str]) -> int:
 def test_a_process_that_fails_does_not_wait_for_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception | None
 ) -> None:
-    """Leaving a group of processes may wait for them, so only a job that ends well, or is stopped, does it."""
+    """Leaving a group of processes may wait for them, so only a job that ends well does it."""
 
     def fail(loop: Loop) -> None:
         raise failure or Interrupted(signal.SIGTERM, "again")
 
-    abandoned: list[World] = []
-    monkeypatch.setattr(World, "abandon", lambda world: abandoned.append(world))
+    left: list[World] = []
+    monkeypatch.setattr(World, "leave", lambda world: left.append(world))
     monkeypatch.setattr(Loop, "run", fail)
     with pytest.raises(type(failure) if failure else Interrupted):
         graphspec.search(compiled(tmp_path, "failed"), quiet=True)
-    assert abandoned == ([ALONE] if failure else [])
+    assert left == []
 
 
 @pytest.mark.parametrize("options", [{"seeds": [0, 1]}, {"overrides": ["search.strategy=random"]}], ids=str)

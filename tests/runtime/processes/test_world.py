@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules._functions import SyncBatchNorm
 
-import runtime.processes.world
 from compiler.errors import RunError
+from compiler.lowering.torch import batch_parts as torch_batch
 from compiler.lowering.torch.batch_parts import BatchNorm, Dropout, DropPath, share_batches
-from runtime.processes.world import ALONE, ToldError, World, fingerprint, losses_explained
+from runtime.processes.world import ALONE, ToldError, World, fingerprint
 from tests.tiny import free_port
 
 SIZE = 2
@@ -31,15 +33,14 @@ def _enter(rank: int, port: int, work: Callable[..., None], folder: Path) -> Non
         "LOCAL_RANK": str(rank),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "TORCHELASTIC_RESTART_COUNT": str(rank),  # as on two machines, each of which counts by itself
     }
     torch.set_num_threads(1)
     work(World.join(CPU), folder)
 
 
-def together(work: Callable[[World, Path], None], folder: Path, port: int | None = None) -> None:
+def together(work: Callable[[World, Path], None], folder: Path) -> None:
     """Run `work` in two processes that are connected by gloo; what one raises, this raises."""
-    torch.multiprocessing.spawn(_enter, (port or free_port(), work, folder), nprocs=SIZE)
+    torch.multiprocessing.spawn(_enter, (free_port(), work, folder), nprocs=SIZE)
 
 
 # -- words ------------------------------------------------------------------------------------------------------------
@@ -69,44 +70,16 @@ def test_words_go_from_one_to_all(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"done0", "done1"}
 
 
-def test_processes_that_are_started_anew_meet_in_the_same_store(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    for start in ("first", "second"):
-        (tmp_path / start).mkdir()
-        together(_talk, tmp_path / start, store.port)
-        assert {path.name for path in (tmp_path / start).iterdir()} == {"done0", "done1"}
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_processes_that_do_not_find_each_other(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
-    monkeypatch.setattr(runtime.processes.world, "PATIENCE", timedelta(seconds=1))
-    place = {"RANK": rank, "WORLD_SIZE": 3, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    for name, value in place.items():
-        monkeypatch.setenv(name, str(value))
-    with pytest.raises(RunError, match=r"does not find the others: (?i:.*time).*\n  try: the same torchrun command"):
-        World.join(CPU)
-    assert not dist.is_initialized()
-
-
 def test_processes_that_cannot_reach_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They meet at the store; then gloo does not get through, where a host's name is that of its loopback device."""
+    """They have met and gloo does not get through, as where a host's name is that of its loopback device."""
 
     def no_mesh(*_: Any, **__: Any) -> None:
         raise RuntimeError("Gloo connectFullMesh failed with [..] Connection refused\nmore")
 
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(runtime.processes.world, "_connect", no_mesh)
+    monkeypatch.setattr(dist, "init_process_group", no_mesh)
     with pytest.raises(RunError, match=r"does not find the others: Gloo .* refused\n  try: .*GLOO_SOCKET_IFNAME"):
         World.join(CPU)
-
-
-def test_those_that_do_not_come_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime.processes.world, "PATIENCE", timedelta(0))
-    with pytest.raises(dist.DistStoreError, match=r"^rank 1, 2 did not come within 0:00:00$"):
-        runtime.processes.world._name_of_start(dist.HashStore(), 0, 3)
 
 
 def test_a_process_alone_decides_by_itself() -> None:
@@ -116,17 +89,6 @@ def test_a_process_alone_decides_by_itself() -> None:
     ALONE.check_same("now", [torch.ones(2)])
     network = nn.Linear(2, 2)
     assert ALONE.replicated(network) is network
-    with pytest.raises(RuntimeError, match="Connection closed"), losses_explained(ALONE, "again"):
-        raise RuntimeError("Connection closed by peer")
-
-
-def test_a_broken_connection_is_explained() -> None:
-    lost = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:3\nmore")
-    told = r"rank 1 has lost the other processes: .*peer.*\n  try: again"
-    with pytest.raises(RunError, match=told), losses_explained(World(1, 2), "again"):
-        raise lost
-    with pytest.raises(RuntimeError, match="shapes"), losses_explained(World(1, 2), "again"):
-        raise RuntimeError("shapes differ")
 
 
 def test_fingerprints_tell_tensors_apart() -> None:
@@ -200,6 +162,21 @@ def _norm_in_half(world: World) -> None:
 def test_slices_give_the_gradients_and_statistics_of_the_whole_batch(tmp_path: Path) -> None:
     together(_step_in_slices, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"done0", "done1"}
+
+
+def test_on_cuda_torch_normalises_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(torch_batch.SyncBatchNorm, "apply", lambda x, *arguments: taken.append(arguments) or 2 * x)
+    norm = BatchNorm(3, 1e-5, 0.3)
+    share_batches(norm, 1, SIZE)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert norm(torch.empty(2, 3, device="cuda")).device.type == "cuda"
+    tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    assert all(given is own for given, own in zip(taken[0], tensors, strict=False))
+    assert taken[0][4:] == (1e-5, 0.3, dist.group.WORLD, SIZE)
+    assert list(inspect.signature(SyncBatchNorm.forward).parameters)[2:] == [
+        "weight", "bias", "running_mean", "running_var", "eps", "momentum", "process_group", "world_size"
+    ]  # fmt: skip
 
 
 def _norm_by_itself(world: World, folder: Path) -> None:
