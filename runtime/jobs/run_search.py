@@ -24,7 +24,7 @@ from runtime.rundir.opened import Opened
 from runtime.search.search_job import SearchJob
 from runtime.search.supernet import MODEL, below
 from runtime.strategies.base import Context, Found, Space, Strategy, TrainingStrategy
-from runtime.strategies.table import check_strategy, strategy_class
+from runtime.strategies.table import check_options, check_strategy, strategy_class
 from runtime.training.memory import require_memory
 from runtime.training.step import Scores
 
@@ -57,8 +57,10 @@ def run_search(
 
     `strategy` (default: the one that the spec names) is not recorded, so resuming needs the same one.
     """
-    check_strategy(opened.spec)
+    if strategy is None:
+        check_strategy(opened.spec)
     kind = strategy or strategy_class(opened.spec.config.search.strategy)
+    check_options(opened.spec, kind)
     options = options or JobOptions()
     if not issubclass(kind, TrainingStrategy):
         return SearchResult.of(run_drawing("search", opened, options, lambda *place: _decide(kind, *place)))
