@@ -1,6 +1,6 @@
 """`prune-zero-edges`: remove every edge that cannot carry a non-zero value to the output, from both ends.
 
-1. An edge whose gate is exactly zero goes, and so does every edge out of a `zero` node.
+1. An edge whose gate is exactly zero goes, and so does every edge out of a node that gives zeros.
 2. A node that reaches no output goes.
 3. A node that nothing reaches goes, and closes the edges it feeds. (It is not silent by itself: conv, batch norm and
    relu of zeros give relu(bias). So the compact graph equals the supernet with these edges closed as well.)
@@ -18,8 +18,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from compiler.errors import PassError
-from compiler.ir.graph import INPUT, OUTPUT, Edge, Graph, Model, Node, attrs_of
-from compiler.ops import Reads, infer, op
+from compiler.ir.graph import INPUT, Edge, Graph, Model, Node, attrs_of
+from compiler.ops import Reads, gives_zeros, infer, op
 from compiler.passes.base import Pass
 from compiler.passes.carry import Cut, can_lose_channels, carried_tensors, take
 from compiler.passes.draft import Draft, Source, living_blocks, sources_of
@@ -33,13 +33,13 @@ def surviving_edges(graph: Graph, closed: Collection[str]) -> set[Edge]:
     Linear in the number of edges, but for sorting the nodes.
     """
     shut = frozenset(closed)
-    silent = {node.id for node in graph.nodes() if node.op == "zero"}
+    silent = {node.id for node in graph.nodes() if gives_zeros(node.op, node.attrs)}
     edges = [e for e in graph.edges() if e.gate not in shut and e.src not in silent]  # ordered by the nodes they feed
     reached = {INPUT}
     for edge in edges:
         if edge.src in reached:
             reached.add(edge.dst)
-    needed = {OUTPUT}
+    needed = {node.id for node in graph.outputs().values()}
     for edge in reversed(edges):
         if edge.dst in needed:
             needed.add(edge.src)
@@ -47,9 +47,9 @@ def surviving_edges(graph: Graph, closed: Collection[str]) -> set[Edge]:
 
 
 def prune(graph: Graph, closed: Collection[str]) -> Graph:
-    """The typed graph that is left after closing these gates; PassError if nothing reaches the output."""
+    """The typed graph that is left after closing these gates; PassError if nothing reaches an output."""
     kept = surviving_edges(graph, closed)
-    if not kept:
+    if not {node.id for node in graph.outputs().values()} <= {edge.dst for edge in kept}:
         raise _nothing_left(graph, closed)
     pruned = _feed_zeros(graph, graph.restricted_to(kept))
     pruned.blocks = living_blocks(graph.blocks, pruned, {})

@@ -1,9 +1,10 @@
 """`add-training-parts`: what only training has, as nodes of a graph that is trained and never exported.
 
 Drop path (per sample, on what ops with several inputs and every `project` read), dropout before the classifier and an
-auxiliary head. Nodes of the given graph keep their ids, so weights are carried between the two graphs by name.
+auxiliary head, which is an output with a loss weight. Nodes of the given graph keep their ids, so weights are carried
+between the two graphs by name.
 
-Drop path leaves alone: `concat`, shortcuts into an `add`, what a `project` gives to an `add` (its inputs are dropped
+Drop path leaves alone: joins (`concat`), shortcuts into a sum, what a `project` gives to a sum (its inputs are dropped
 already), and nodes that every path of the network passes unless a shortcut goes by, because a sample that loses all
 inputs of such a node would lose its image.
 """
@@ -15,7 +16,7 @@ from dataclasses import dataclass, replace
 from compiler.analysis.costs import block_of
 from compiler.errors import PassError
 from compiler.ir.graph import OUTPUT, Block, Edge, Graph, Model, Node, attrs_of
-from compiler.ops import op
+from compiler.ops import Reads, only_merges, op
 from compiler.passes.base import Pass
 from compiler.passes.draft import Draft, free_id, sources_of, taken_paths
 from compiler.passes.infer_types import infer_types
@@ -26,11 +27,11 @@ POOL_KERNEL, POOL_STRIDE, NARROW, WIDE = 5, 3, 128, 768  # of the auxiliary head
 Inserted = dict[tuple[str, int], list[tuple[str, float]]]  # node, slot -> ops with a probability, put on that input
 
 
-def with_training_parts(graph: Graph, *, drop_path: float, dropout: float, auxiliary: bool, classes: int) -> Graph:
+def with_training_parts(graph: Graph, *, drop_path: float, dropout: float, auxiliary: float, classes: int) -> Graph:
     """The typed graph that is trained; `drop_path` and `dropout` are probabilities, 0 leaves the part out.
 
-    With `auxiliary`, the output is 2 * classes values: the logits, then the auxiliary head's. PassError if the
-    network has no place for a part.
+    `auxiliary` is the loss weight of the auxiliary head, a further output of `classes` logits; 0 leaves it out.
+    PassError if the network has no place for a part.
     """
     for part, p in (("drop_path", drop_path), ("dropout", dropout)):
         if not 0 <= p < 1:
@@ -42,7 +43,7 @@ def with_training_parts(graph: Graph, *, drop_path: float, dropout: float, auxil
         _add_dropout(graph, inserted, dropout)
     draft = _with_inserted(graph, inserted)
     if auxiliary:
-        _add_auxiliary_head(graph, draft, classes)
+        _add_auxiliary_head(graph, draft, classes, auxiliary)
     return infer_types(draft.graph())
 
 
@@ -53,7 +54,7 @@ class AddTrainingParts(Pass):
     name = NAME
     drop_path: float = 0.0
     dropout: float = 0.0
-    auxiliary: bool = False
+    auxiliary: float = 0.0
 
     def run(self, model: Model) -> Model:
         """The model with the parts that are asked for; those that have weights start without."""
@@ -101,16 +102,23 @@ def _add_drop_path(graph: Graph, inserted: Inserted, largest: float) -> None:
 
 def _droppable(graph: Graph, node: Node, block: Block, passed_by_all: bool) -> list[Edge]:
     edges = graph.inputs(node.id)
-    if node.op == "concat" or (len(edges) < 2 and node.op != "project"):
+    merges, apart = only_merges(node.op, node.attrs), op(node.op).reads is Reads.APART
+    if (merges and apart) or (len(edges) < 2 and not apart):
         return []
-    shortcuts = [edge for edge in edges if _is_shortcut(graph, edge, block)] if node.op == "add" else []
+    shortcuts = [edge for edge in edges if _is_shortcut(graph, edge, block)] if merges else []
     if passed_by_all and not shortcuts:
         return []
-    return [e for e in edges if e not in shortcuts and not (node.op == "add" and graph.node(e.src).op == "project")]
+    return [e for e in edges if e not in shortcuts and not (merges and _drops_its_inputs(graph.node(e.src)))]
+
+
+def _drops_its_inputs(node: Node) -> bool:
+    return op(node.op).reads is Reads.APART and not only_merges(node.op, node.attrs)
 
 
 def _is_shortcut(graph: Graph, edge: Edge, block: Block) -> bool:
-    return not block.holds(edge.src) or graph.node(edge.src).op == "identity"
+    source = graph.node(edge.src)
+    passes_on = only_merges(source.op, source.attrs) and not source.attrs and len(graph.inputs(source.id)) == 1
+    return passes_on or not block.holds(edge.src)
 
 
 def _passed_by_all(graph: Graph) -> set[str]:
@@ -133,7 +141,7 @@ def _add_dropout(graph: Graph, inserted: Inserted, p: float) -> None:
     layers = [node for node in graph.nodes() if op(node.op).sets_channels]
     if not layers:
         raise PassError(NAME, graph.name, "there is no layer to put dropout before", "set retrain.dropout to 0")
-    classifier = next((node for node in reversed(layers) if node.op == "linear"), layers[-1])
+    classifier = next((node for node in reversed(layers) if len(node.shape) == 1), layers[-1])
     for slot in range(len(graph.inputs(classifier.id))):
         inserted.setdefault((classifier.id, slot), []).append(("dropout", p))
 
@@ -141,8 +149,8 @@ def _add_dropout(graph: Graph, inserted: Inserted, p: float) -> None:
 # -- auxiliary head ---------------------------------------------------------------------------------------------------
 
 
-def _add_auxiliary_head(graph: Graph, draft: Draft, classes: int) -> None:
-    """Batch norm and relu, average pool, conv 1x1 to 128, conv 2x2 to 768, mean, linear; joined to the logits."""
+def _add_auxiliary_head(graph: Graph, draft: Draft, classes: int, weight: float) -> None:
+    """Batch norm and relu, average pool, conv 1x1 to 128, conv 2x2 to 768, mean, linear, output."""
     logits = graph.node(OUTPUT)
     if logits.type is None or logits.type.numel != classes:
         raise PassError(NAME, OUTPUT, f"gives {logits.type}, not {classes} logits", "pass the number of logits")
@@ -150,12 +158,11 @@ def _add_auxiliary_head(graph: Graph, draft: Draft, classes: int) -> None:
     prefix = free_id(taken_paths(draft.nodes), "auxiliary")
     previous = source.id
 
-    def add(name: str, op_name: str, **attrs: int | str) -> str:
+    def add(part: str, op_name: str, **attrs: float | str) -> None:
         nonlocal previous
-        node = Node(f"{prefix}.{name}", op_name, attrs_of(attrs))
+        node = Node(f"{prefix}.{part}", op_name, attrs_of(attrs))
         draft.add(node, [(previous, None)])
         previous = node.id
-        return previous
 
     side = min(source.shape[1:])
     kernel = min(POOL_KERNEL, side)
@@ -166,12 +173,8 @@ def _add_auxiliary_head(graph: Graph, draft: Draft, classes: int) -> None:
     add("narrow", "conv", kernel=1, channels=NARROW)
     add("wide", "conv", kernel=min(2, left), padding=0, channels=WIDE)
     add("mean", "global_avg_pool")
-    second = add("logits", "linear", channels=classes)
-    previous = draft.reads[OUTPUT][0][0]
-    first = add("main", "flatten")
-    joined = Node(f"{prefix}.joined", "concat")
-    draft.add(joined, [(first, None), (second, None)])
-    draft.reads[OUTPUT] = [(joined.id, None)]
+    add("logits", "linear", channels=classes)
+    add("output", OUTPUT, name=prefix, weight=weight)
 
 
 def _pool_stride(side: int, kernel: int) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import safetensors.torch
 
 from compiler.analysis.costs import total_cost
+from compiler.analysis.limits import compared
 from compiler.architecture.found import Architecture
 from compiler.errors import RunError
 from compiler.ir.graph import Graph
@@ -77,7 +78,7 @@ def _job(kind: type[TrainingStrategy], place: Workplace) -> SearchJob:
         raise RunError(
             "the network has no gates: there is nothing to search; put `gated: true` on edges, or retrain it"
         )
-    context = Context.of(
+    context = Context(
         opened.graph,
         place.config,
         place.dataset,
@@ -121,7 +122,7 @@ def _finish(place: Workplace, job: SearchJob) -> dict[str, Any]:
 def _decide(kind: type[Strategy], opened: Opened, folder: JobDir, console: Console) -> dict[str, Any]:
     """Write what a strategy decides that trains nothing; the result."""
     config = opened.spec.config
-    strategy = kind(Space(opened.graph, config, config.search.options, console))
+    strategy = kind(Space(opened.graph, config, console))
     result = _write(opened, folder, strategy, strategy.found(), None)
     _tell(result, console)
     return asdict(result)
@@ -170,7 +171,6 @@ def _tell(result: SearchResult, console: Console) -> None:
     reached = "" if result.accuracy is None else f"validation accuracy of what was found {result.accuracy:.2%}{full}\n"
     console.line(
         f"kept {result.kept_edges} of {result.edges} edges, {result.kept_gates} of {result.gates} gates; "
-        f"params {result.full.params:,} -> {result.found.params:,}, "
-        f"FLOPs {result.full.flops:,} -> {result.found.flops:,}\n"
+        f"{compared(asdict(result.full), asdict(result.found))}\n"
         f"{reached}wrote {result.architecture}; next: graphspec retrain {result.run}"
     )

@@ -313,13 +313,3 @@ def write_network(folder: JobDir, graph: Graph, tensors: Mapping[str, Tensor]) -
     write_bytes(folder.weights, safetensors.torch.save(copies))
     write_text(folder.graph_text, text(graph))
     write_text(folder.graph_json, to_json(graph))
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by name; RunError if the file is missing or damaged."""
-    try:
-        return safetensors.torch.load(path.read_bytes())
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise RunError(
-            f"{path}: cannot read the weights: {error}\n  try: run the command that writes them again"
-        ) from error

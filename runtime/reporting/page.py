@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from compiler.analysis.limits import MEASURES
 from compiler.drawing.formats import paint_all
 from compiler.drawing.html import figure_element, page_style, script
 from compiler.drawing.scene import counted, figures, view_of
@@ -178,8 +179,7 @@ def _charts(record: RunRecord) -> list[Chart]:
         _chart(record, "Loss", losses),
         _chart(record, "Validation accuracy", {"accuracy": "accuracy"}, _share),
         _chart(record, "Zero gates and edges left", edges, counted, from_zero=True),
-        _chart(record, "FLOPs per image", {"flops": "FLOPs"}, counted, from_zero=True),
-        _chart(record, "Parameters", {"params": "params"}, counted, from_zero=True),
+        *(_chart(record, measure.title, {measure.name: measure.unit}, counted, from_zero=True) for measure in MEASURES),
     ]
 
 

@@ -10,12 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from compiler.analysis.costs import total_cost
+from compiler.analysis.weights import weight_shapes
 from compiler.errors import RunError
-from compiler.ir.graph import Graph
+from compiler.ir.graph import OUTPUT, Graph
 from compiler.ir.text import graph_hash
 from compiler.language.config import Configuration, RetrainConfig
 from compiler.lowering.torch.batch_parts import DropPath, share_batches
-from compiler.lowering.torch.fx import initialise, load_weights, lower, weights_of
+from compiler.lowering.torch.fx import initialise, load_weights, lower, outputs_by_name, weights_of
+from compiler.ops import read_attrs
 from compiler.passes.training_parts import with_training_parts
 from runtime.data.dataset import Dataset, Place
 from runtime.processes.world import ALONE, World
@@ -46,7 +48,7 @@ def trained_graph(graph: Graph, config: RetrainConfig, classes: int) -> Graph:
         graph,
         drop_path=config.drop_path,
         dropout=config.dropout,
-        auxiliary=config.auxiliary_weight > 0,
+        auxiliary=config.auxiliary_weight,
         classes=classes,
     )
 
@@ -75,7 +77,8 @@ class RetrainJob:
         self.world = world
         set_precision(self.config, device)
         trained = trained_graph(graph, self.config, classes)
-        self.own = frozenset(lower(graph).state_dict())  # tensors of `graph`; all others are of training-only parts
+        self.own = frozenset(weight_shapes(graph))  # tensors of `graph`; all others are of training-only parts
+        self.loss_weights = {n: read_attrs(node.op, node.attrs).weight for n, node in trained.outputs().items()}
         self.module = self._network(trained, config.seed, weights)
         self.network = world.replicated(network_of(self.module, self.config))
         self.optimizer = weight_optimizer(self.module, self.config)
@@ -116,25 +119,23 @@ class RetrainJob:
         return {"retrain.lr": rate_now(self.config.schedule, self.config.lr, stage, at)}
 
     def _loss(self) -> LossFn:
-        smoothing, weight = self.config.label_smoothing, self.config.auxiliary_weight
-
         def loss(x: Tensor, y: Tensor) -> Tensor:
             with autocast(self.config, self.device):
-                logits = self.network(x).flatten(1)
-            heads = torch.split(
-                logits.float(), self.classes, dim=1
-            )  # the auxiliary head's logits follow, if it is there
-            main = F.cross_entropy(heads[0], y, label_smoothing=smoothing)
-            if len(heads) == 1:
-                return main
-            return main + weight * F.cross_entropy(heads[1], y, label_smoothing=smoothing)
+                found = outputs_by_name(self.network(x))
+            losses = {name: self._output_loss(value, y) for name, value in found.items()}
+            total = losses.pop(OUTPUT)
+            for name, other in losses.items():
+                total = total + self.loss_weights[name] * other
+            return total
 
         return loss
 
+    def _output_loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(logits.flatten(1).float(), y, label_smoothing=self.config.label_smoothing)
+
     def predict(self, x: Tensor) -> Tensor:
-        """Logits (N, classes) of x: (N, C, H, W), the auxiliary head's left out."""
-        logits: Tensor = self.module(x).flatten(1)
-        return logits[:, : self.classes]
+        """Logits (N, classes) of the main output for x: (N, C, H, W)."""
+        return outputs_by_name(self.module(x))[OUTPUT].flatten(1)
 
     def scores(self, batches: Iterable[Batch]) -> Scores:
         """Loss and accuracy over batches, in evaluation mode."""

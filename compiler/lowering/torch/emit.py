@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
+from compiler.analysis.weights import GATES
 from compiler.ir.graph import INPUT, OUTPUT, Block, Edge, Graph, Node, gate_scope
 from compiler.lowering.groups import exits
 from compiler.lowering.torch.batch_parts import frozen_statistics
 from compiler.lowering.torch.modules import Builder, torch_module
 from compiler.ops import Reads, input_shapes, op
 
-GATES = ".gates"
 Vectors = Mapping[str, nn.Parameter]
 
 
@@ -70,7 +70,7 @@ class Emitter:
     # -- the whole graph --------------------------------------------------------------------------------------------
 
     def emit_network(self, recompute: Collection[str], apart: bool) -> None:
-        """Emit input, all nodes and output; the blocks that end in a node of `recompute`, or all with `apart`, as
+        """Emit input, all nodes and outputs; the blocks that end in a node of `recompute`, or all with `apart`, as
         modules of their own.
         """
         blocks = {exit_id: block for exit_id, block in exits(self.graph).items() if apart or exit_id in recompute}
@@ -79,11 +79,13 @@ class Emitter:
             if node.op == INPUT:
                 self.bring_in(node)
             elif node.op == OUTPUT:
-                self.code.output(self.values[self.graph.inputs(node.id)[0].src])
+                continue  # all of them come last
             elif node.id in blocks:
                 self.emit_block(node, *blocks[node.id], node.id in recompute)
             elif node.id not in inside:
                 self.emit(node)
+        found = {name: self.values[self.graph.inputs(node.id)[0].src] for name, node in self.graph.outputs().items()}
+        self.code.output(found if len(found) > 1 else found[OUTPUT])
 
     def bring_in(self, node: Node) -> None:
         """Emit the network's input."""

@@ -1,7 +1,8 @@
 """Lower a graph to a torch.fx network, and move numbers between it and a `Model`.
 
 The code of a lowered network can be printed and read (`print(module.code)`), is the same for the same graph, and
-takes a batch of images `(N, C, H, W)` to logits `(N, classes)`. Its `state_dict` keys are `<node id>.<param>`, and
+takes a batch of images `(N, C, H, W)` to logits `(N, classes)`, or to a dict of outputs by name where there are
+several. Its `state_dict` keys are `<node id>.<param>`, and
 `<scope>.gates` for the gates: one float32 vector per share scope, ordered as `graph.gate_scopes()[scope]`.
 """
 
@@ -16,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from compiler.analysis.weights import GATES, fitting
 from compiler.errors import GraphspecError
-from compiler.ir.graph import Graph
+from compiler.ir.graph import OUTPUT, Graph, Model
 from compiler.lowering.memory import recomputed_blocks
 from compiler.lowering.tape import Lowering
 from compiler.lowering.torch.batch_parts import BatchNorm
-from compiler.lowering.torch.emit import GATES, Emitter
+from compiler.lowering.torch.emit import Emitter
 from compiler.lowering.torch.fused import FusedEmitter
 
 
@@ -75,6 +77,19 @@ def _check_names(graph: Graph) -> None:
             )
 
 
+def outputs_by_name(found: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a lowered network gave, by the names of its outputs, the main one first."""
+    return found if isinstance(found, dict) else {OUTPUT: found}
+
+
+def lower_model(model: Model) -> fx.GraphModule:
+    """The network of a model with its weights and gates; GraphspecError if they do not fit."""
+    module = lower(model.graph)
+    load_weights(module, model.weights)
+    load_gates(module, model.graph, model.gates)
+    return module
+
+
 # -- gates ----------------------------------------------------------------------------------------------------------
 
 
@@ -117,16 +132,9 @@ def load_weights(module: nn.Module, weights: Mapping[str, Any]) -> None:
 
     GraphspecError if one is missing or has another shape.
     """
-    for name, tensor in _weights(module).items():
-        if name not in weights:
-            raise GraphspecError(f"no weight called {name!r}\n  try: weights that were saved for this graph")
-        value = torch.as_tensor(weights[name])
-        if value.shape != tensor.shape:
-            raise GraphspecError(
-                f"the weight {name!r} has shape {tuple(value.shape)}, the graph asks for {tuple(tensor.shape)}\n"
-                f"  try: weights that were saved for this graph"
-            )
-        tensor.copy_(value)
+    own = _weights(module)
+    for name, value in fitting(weights, {name: tuple(tensor.shape) for name, tensor in own.items()}).items():
+        own[name].copy_(torch.as_tensor(value))
 
 
 def freeze_norm_scales(module: nn.Module) -> None:
@@ -161,5 +169,5 @@ def _starting_value(name: str, shape: torch.Size, seed: int) -> Tensor:
 
 __all__ = [
     "GATES", "Lowering", "freeze_norm_scales", "gate_parameters", "gate_values", "initialise", "load_gates",
-    "load_weights", "lower", "weights_of",
+    "load_weights", "lower", "lower_model", "outputs_by_name", "weights_of",
 ]  # fmt: skip

@@ -46,7 +46,7 @@ def trained(folder: Path, *settings: str) -> tuple[SearchJob, dict[str, Tensor]]
     """A search of the tiny space on fake images after a few steps of both stages; what it has trained."""
     spec, graph = api.load(write_spec(folder, TINY.replace("digits", "fake")), [*BASE, *settings])
     dataset = load_dataset(spec.config.data, (1, 8, 8), 10, seed=spec.config.seed)
-    context = Context.of(graph, spec.config, dataset, torch.device("cpu"), 1.0, Console(quiet=True), folder)
+    context = Context(graph, spec.config, dataset, torch.device("cpu"), 1.0, Console(quiet=True), folder)
     job = SearchJob(Dso(context))
     for stage, epoch, step in STEPS:
         job.step(job.stages[stage], Position(stage, epoch, step))
