@@ -17,8 +17,8 @@ from compiler.passes.widen import describe_width
 from runtime.jobs.runner import JobOptions, Workplace, run_job, write_network
 from runtime.rundir.network import read_architecture, read_model
 from runtime.rundir.opened import Opened
-from runtime.training.memory import require_memory
-from runtime.training.retrain_job import RetrainJob, trained_graph
+from runtime.training.memory import Trial, require_memory
+from runtime.training.retrain_job import RetrainJob
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,7 @@ def run_retrain(opened: Opened, options: JobOptions | None = None) -> RetrainRes
 
     def make(place: Workplace) -> RetrainJob:
         place.console.line(found.width_note)
-        trained = trained_graph(found.model.graph, place.config.retrain, opened.spec.classes)
-        require_memory(trained, place.config.retrain, place)
-        return RetrainJob(
+        job = RetrainJob(
             found.model.graph,
             place.config,
             place.dataset,
@@ -120,6 +118,8 @@ def run_retrain(opened: Opened, options: JobOptions | None = None) -> RetrainRes
             found.model.weights or None,
             place.world,
         )
+        require_memory(Trial(job.config, job.module, (job.optimizer,), job.weight_step), place)
+        return job
 
     def finish(place: Workplace, job: RetrainJob) -> dict[str, Any]:
         return asdict(_finish(place, job, found))

@@ -26,7 +26,7 @@ from runtime.search.search_job import SearchJob
 from runtime.search.supernet import MODEL, below
 from runtime.strategies.base import Context, Found, Space, Strategy, TrainingStrategy
 from runtime.strategies.table import check_options, check_strategy, strategy_class
-from runtime.training.memory import require_memory
+from runtime.training.memory import Trial, require_memory
 from runtime.training.step import Scores
 
 
@@ -89,7 +89,8 @@ def _job(kind: type[TrainingStrategy], place: Workplace) -> SearchJob:
         place.world,
     )
     strategy = kind(context)
-    require_memory(strategy.net.graph, place.config.search, place)
+    net = strategy.net
+    require_memory(Trial(net.config, net.module, (net.weights,), net.step), place)
     if place.world.is_main:
         _record_split(place.folder, context.split)
     return SearchJob(strategy)

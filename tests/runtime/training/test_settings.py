@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from compiler.language.config import SearchConfig, Section
-from compiler.lowering.groups import exits
-from compiler.lowering.memory import recomputed_blocks
+from compiler.lowering.groups import exits, recomputed_blocks
 from graphspec import api
 from runtime.data.dataset import load_dataset
 from runtime.jobs.logs import Console
@@ -82,7 +81,7 @@ def test_a_setting_of_gates_changes_the_gates(tmp_path: Path, plain: dict[str, T
 def test_recompute_changes_no_number_but_runs_block_by_block(tmp_path: Path, plain: dict[str, Tensor]) -> None:
     job, found = trained(tmp_path, "search.recompute=true")
     assert all(torch.allclose(tensor, found[name], atol=1e-5) for name, tensor in plain.items())
-    chosen = recomputed_blocks(job.context.graph, "fused")
+    chosen = recomputed_blocks(job.context.graph)
     assert {block.id for exit_id, (_, block) in exits(job.context.graph).items() if exit_id in chosen} == {
         name for name, part in job.net.module.named_modules() if name and isinstance(part, fx.GraphModule)
     }
