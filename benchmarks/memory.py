@@ -70,7 +70,7 @@ def estimate(name: str) -> Row:
 def check(name: str, recompute: bool) -> Row:
     """What two small steps find and the seconds they take, beside what torch allocates."""
     net, start = supernet(name, recompute=recompute), time.perf_counter()
-    trial, batch = Trial(net.config, net.module, (net.weights, net.gates), net.step), net.config.batch_size
+    trial, batch = Trial(net.config, net.module, (net.weights,), net.step), net.config.batch_size
     held = sum(tensor.nbytes for tensor in net.tensors().values())
     found = held + measured(trial, CPU, net.graph.node(INPUT).shape, batch)[0].at(batch)
     seconds = time.perf_counter() - start

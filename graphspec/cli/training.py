@@ -26,7 +26,9 @@ def search(
     resume: ResumeOpt = False,
     overwrite: OverwriteOpt = False,
     smoke: SmokeOpt = False,
-    strategy: Annotated[str | None, typer.Option("--strategy", help="apg_nag, or random (control).")] = None,
+    strategy: Annotated[
+        str | None, typer.Option("--strategy", help="dso, random (control) or an installed one.")
+    ] = None,
     match: Annotated[Path | None, typer.Option("--match", help="random: draw at the size that this run found.")] = None,
     compile_: Annotated[
         bool, typer.Option("--compile", help="Run torch.compile on every block. Takes minutes: for long searches.")
@@ -39,7 +41,7 @@ def search(
     quiet: QuietOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
-    """Train the supernet, search for edges to keep and prune the others; write the found network."""
+    """Search the space with a strategy; write the found network."""
     from graphspec import api
 
     overrides = overrides_of(

@@ -36,7 +36,7 @@ def found_in(graph: Graph, seed: int = 0) -> Architecture:
     return Architecture.of(
         graph,
         gates,
-        strategy="apg_nag",
+        strategy="dso",
         seed=seed,
         spec_hash="12" * 32,
         metrics={"accuracy": 0.9625, "full_accuracy": None, "validation_images": 269},
@@ -85,6 +85,12 @@ def test_the_document_is_readable() -> None:
         "    kept:\n"
         "      out: {a: 0.25}\n"
     )
+
+
+def test_the_earlier_name_of_the_strategy_is_read() -> None:
+    written = found_in(digits()).to_yaml()
+    assert "strategy: dso\n" in written
+    assert Architecture.from_yaml(written.replace("strategy: dso", "strategy: apg_nag"), "").to_yaml() == written
 
 
 def test_the_encoding_and_its_hash_know_edges_and_not_values() -> None:

@@ -24,7 +24,7 @@ from compiler.errors import GraphspecError, RunError
 from compiler.ir.text import from_json
 from graphspec import api
 from runtime.jobs.run_search import SearchResult
-from runtime.search.search_job import is_look
+from runtime.strategies.dso import is_look
 from runtime.training.step import Feed
 from tests.runtime.data.test_data_sets import make_folder
 from tests.tiny import TINY, command, environment, graphspec, write_spec
@@ -208,6 +208,27 @@ def test_a_search_goes_on_between_two_looks_within_an_epoch(tmp_path: Path) -> N
     assert final_files(tmp_path) == finished
 
 
+def test_a_search_that_an_earlier_version_began_goes_on(tmp_path: Path) -> None:
+    """It called the strategy apg_nag, memory access mac, and knew no options."""
+    many = "search.checkpoint.keep=1000"
+    text = TINY.replace("search:\n", "search:\n  strategy: apg_nag\n").replace("lr: 0.1}", "lr: 0.1, adaptive: mac}")
+    part = search(tmp_path, many, text=text)
+    finished = final_files(tmp_path)
+    for file in (part / "config.json", part.parent / "config.json"):
+        config = json.loads(file.read_text())
+        assert (config["search"]["strategy"], config["search"]["gates"]["adaptive"]) == ("dso", "memory_access")
+        config["search"]["strategy"], config["search"]["gates"]["adaptive"] = "apg_nag", "mac"
+        del config["search"]["options"]
+        file.write_text(json.dumps(config))
+    for path in sorted((part / "checkpoints").iterdir())[-6:]:  # of the last three epochs
+        path.unlink()
+    for name in ("arch.yaml", "graph.json", "graph.txt", "weights.safetensors", "result.json"):
+        (part / name).unlink()
+    with chdir(tmp_path):
+        api.search("runs/latest", overrides=[many], resume=True, quiet=True)
+    assert final_files(tmp_path) == finished
+
+
 def limit_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, 16_384))
 
@@ -355,7 +376,7 @@ def test_smoke_leaves_nothing_behind(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("setting", [
     "search.lowering=reference", "search.precision=bf16", "search.accumulate=3", "search.recompute=true",
-    "search.weight_steps=4", "search.gates.adaptive=flops", "search.gates.adaptive=mac",
+    "search.weight_steps=4", "search.gates.adaptive=flops", "search.gates.adaptive=memory_access",
     "search.gates.adaptive=latency", "search.gates.nonnegative=false", "gates.share=block",
 ])  # fmt: skip
 def test_every_setting_runs(tmp_path: Path, setting: str) -> None:

@@ -43,7 +43,7 @@ def graph(tmp_path: Path) -> Graph:
 def trial_of(graph: Graph, **settings: Any) -> tuple[Trial, Supernet]:
     config = SearchConfig(**settings)
     net = Supernet.start(graph, config, CPU, seed=0, gate_init=1.0)
-    return Trial(config, net.module, (net.weights, net.gates), net.step), net
+    return Trial(config, net.module, (net.weights,), net.step), net
 
 
 def everything(net: Supernet) -> dict[str, Tensor]:
