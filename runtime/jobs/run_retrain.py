@@ -145,7 +145,7 @@ def _finish(place: Workplace, job: RetrainJob, found: Found) -> RetrainResult:
         found=total_cost(job.graph),
     )
     place.console.line(
-        f"{_verdict(result)}\nwrote {place.folder.weights}; next: graphspec export {place.opened.run.path} --onnx"
+        f"{_verdict(result)}\nwrote {place.folder.weights}; next: graphspec export {place.opened.run.path}"
     )
     return result
 
