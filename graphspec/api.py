@@ -24,12 +24,12 @@ import yaml
 
 from compiler.architecture.derive import derive as derive_architecture
 from compiler.architecture.found import Architecture
-from compiler.elaborate.builder import load as load_spec
+from compiler.elaborate.builder import load as load
 from compiler.errors import RunError
 from compiler.garbage import collector_paused
 from compiler.ir.graph import Graph
-from compiler.ir.text import from_json, graph_hash, json_hash, text, to_json
-from compiler.ir.verify import verify
+from compiler.ir.text import json_hash, text, to_json
+from compiler.language.parse import STRUCTURE, parse_file
 from compiler.language.spec import Spec
 from graphspec.advice import advise
 from graphspec.cost_report import CostReport, cost_report
@@ -37,6 +37,7 @@ from runtime.processes.launch import refuse_processes
 from runtime.rundir.directory import RUNS, RunDir
 from runtime.rundir.directory import Compiled as RunFiles
 from runtime.rundir.files import write_text
+from runtime.rundir.network import read_graph
 from runtime.rundir.opened import Opened
 from runtime.rundir.study import Study, checked_seeds, copy_search, found_params, found_sizes
 
@@ -63,14 +64,6 @@ class CompiledSpec:
 
 
 @collector_paused()
-def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> tuple[Spec, Graph]:
-    """Parse and elaborate a spec file; SpecError with every mistake in it."""
-    spec, graph = load_spec(path, overrides)
-    verify(graph)
-    return spec, graph
-
-
-@collector_paused()
 def compile(  # noqa: A001  (the verb of the command line)
     path: str | os.PathLike[str],
     *,
@@ -84,25 +77,27 @@ def compile(  # noqa: A001  (the verb of the command line)
     graph_json = to_json(graph)
     costs = cost_report(graph, spec.config.search, json_hash(graph_json))
     warnings = tuple(advise(spec.config))
-    run = None
-    if not dry_run:
-        files = RunFiles(
-            name=spec.name,
-            seed=spec.config.seed,
-            spec=spec.text,
-            resolved=yaml.safe_dump(spec.places.plain(), sort_keys=False, allow_unicode=True),
-            config=spec.config.model_dump_json(indent=2) + "\n",
-            graph_json=graph_json,
-            graph_text=text(graph),
-        )
-        run = RunDir.create(files, Path(out) if out else None, root)
+    run = None if dry_run else RunDir.create(_files(spec, graph, graph_json), Path(out) if out else None, root)
     return CompiledSpec(spec, graph, costs, warnings, run)
+
+
+def _files(spec: Spec, graph: Graph, graph_json: str) -> RunFiles:
+    return RunFiles(
+        name=spec.name,
+        seed=spec.config.seed,
+        spec=spec.text,
+        resolved=yaml.safe_dump(spec.places.plain(), sort_keys=False, allow_unicode=True),
+        config=spec.config.model_dump_json(indent=2) + "\n",
+        graph_json=graph_json,
+        graph_text=text(graph),
+    )
 
 
 def open_run(target: Target = None, overrides: Sequence[str] = ()) -> Opened:
     """Open a run directory, compile a spec file into a new one, or open the latest (None).
 
-    Overrides may change settings, not the graph: RunError if they would.
+    The graph is the one that was compiled; the spec is read again for its settings. RunError if the overrides change
+    what the graph was made from.
     """
     if not isinstance(target, RunDir):
         path = None if target is None else Path(target)
@@ -112,14 +107,28 @@ def open_run(target: Target = None, overrides: Sequence[str] = ()) -> Opened:
             assert compiled.run is not None
             return Opened(compiled.run, compiled.spec, compiled.graph)
         target = RunDir.latest() if path is None else RunDir.open(path)
-    spec, graph = load(target.resolved, overrides)
-    compiled_graph = from_json(target.graph_json.read_text(encoding="utf-8"))
-    if graph_hash(graph) != graph_hash(compiled_graph):
+    spec = parse_file(target.resolved, overrides)
+    if any(spec.override_in(key) for key in STRUCTURE) and _structure(spec) != _structure(parse_file(target.resolved)):
         raise RunError(
-            f"{target.path}: the overrides {' '.join(overrides) or '(none)'} give another graph than the one compiled "
+            f"{target.path}: the overrides {' '.join(overrides)} give another graph than the one compiled "
             f"there\n  try: graphspec compile SPEC with the same --set"
         )
-    return Opened(target, spec, graph)
+    return Opened(target, spec, read_graph(target.graph_json))
+
+
+def _structure(spec: Spec) -> dict[str, Any]:
+    """What the graph is made from, as written; the first value of the gates is a setting."""
+    written = spec.places.plain()
+    gates = {key: value for key, value in (written.get("gates") or {}).items() if key != "init"}
+    return {**{key: written.get(key) for key in STRUCTURE}, "gates": gates}
+
+
+def _read(target: Target, overrides: Sequence[str]) -> tuple[Spec, Graph]:
+    """The spec and graph of a spec file or a run; nothing is written."""
+    if _is_spec(target):
+        return load(str(target), overrides)
+    opened = open_run(target, overrides)
+    return opened.spec, opened.graph
 
 
 @overload
@@ -221,7 +230,7 @@ def _check_match(target: Target, overrides: Sequence[str], match: str | os.PathL
     """RunError if `match` would be of no use."""
     if match is None:
         return
-    spec = load(Path(str(target)), overrides)[0] if _is_spec(target) else open_run(target, overrides).spec
+    spec, _ = _read(target, overrides)
     if spec.config.search.strategy != "random":
         raise RunError(
             f"--match {Path(match)}: only a random network is drawn at a size, and search.strategy is "
@@ -255,25 +264,23 @@ def smoke(
     Where the run has found or been given a network, only that one is retrained. Gives the jobs that ran.
     """
     refuse_processes("--smoke", "it without torchrun")
-    opened = open_run(target, overrides) if not _is_spec(target) else None
-    source = opened.run.resolved if opened else Path(str(target))
-    spec = opened.spec if opened else load(source, overrides)[0]
+    run, (spec, _) = None if _is_spec(target) else open_run(target).run, _read(target, overrides)
     data, steps = spec.config.data, 2 * spec.config.search.weight_steps
     images = max(4 * steps / spec.config.search.weight_part, 8 / (1 - spec.config.search.weight_part))
     size = math.ceil((images + 1) / (1 - data.validation)) + spec.classes
     settings = [*overrides, *(f"{k}={v}" for k, v in SMOKE.items()), f"data.fake_size={size}"]
     options = {**options, "resume": False, "overwrite": False}
     with tempfile.TemporaryDirectory(prefix="graphspec-smoke-") as folder:
-        compiled = compile(source, out=Path(folder) / "run", overrides=settings, root=Path(folder))
-        assert compiled.run is not None
-        if last == "retrain" and opened:
-            copy_search(opened.run.search, compiled.run.search)
+        spec, graph = _read(target, settings)
+        trial = RunDir.create(_files(spec, graph, to_json(graph)), Path(folder) / "run", Path(folder))
+        if last == "retrain" and run:
+            copy_search(run.search, trial.search)
         # without gates, or with a network found before, there is nothing to search before retraining
-        searches = last == "search" or (bool(compiled.graph.gates()) and not compiled.run.search.arch.is_file())
+        searches = last == "search" or (bool(graph.gates()) and not trial.search.arch.is_file())
         if searches:
-            search(compiled.run, **options)
+            search(trial, **options)
         if last == "retrain":
-            retrain(compiled.run, **options)
+            retrain(trial, **options)
     return (*(("search",) if searches else ()), *(("retrain",) if last == "retrain" else ()))
 
 
@@ -326,11 +333,10 @@ def derive(
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(f"{path}: cannot be read: {error}\n  try: the search/arch.yaml of a run") from error
     found = Architecture.from_yaml(document, str(path))
-    _, graph = load(into, overrides)
-    derive_architecture(found, graph, block)  # refuses before anything is written
-    compiled = compile(into, overrides=overrides)
-    assert compiled.run is not None
-    spec_hash = hashlib.sha256(compiled.run.resolved.read_bytes()).hexdigest()
-    derived = derive_architecture(found, compiled.graph, block, spec_hash=spec_hash)
-    write_text(compiled.run.search.arch, derived.to_yaml())
-    return Derived(compiled.run, derived.notes)
+    spec, graph = load(into, overrides)
+    files = _files(spec, graph, to_json(graph))
+    spec_hash = hashlib.sha256(files.resolved.encode()).hexdigest()
+    derived = derive_architecture(found, graph, block, spec_hash=spec_hash)  # refuses before anything is written
+    run = RunDir.create(files)
+    write_text(run.search.arch, derived.to_yaml())
+    return Derived(run, derived.notes)

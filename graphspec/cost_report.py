@@ -7,6 +7,7 @@ from typing import Any
 
 from compiler.analysis.costs import CostTable, Row, cost_table, total_cost
 from compiler.analysis.guards import smallest_closed
+from compiler.analysis.limits import listed
 from compiler.ir.graph import Graph
 from compiler.language.config import SearchConfig
 from compiler.lowering.memory import MemoryModel, Training, TrainingMemory
@@ -36,10 +37,7 @@ class CostReport:
             "nodes": total.nodes,
             "edges": total.edges,
             "gates": self.gates,
-            "params": total.cost.params,
-            "flops": total.cost.flops,
-            "mac_bytes": total.cost.mac_bytes,
-            "activation_bytes": total.cost.activation_bytes,
+            **asdict(total.cost),
             "smallest": asdict(self.smallest),
             "largest": asdict(total.cost),
             "search_memory_bytes": self.memory.peak,
@@ -66,8 +64,8 @@ class CostReport:
                 _aligned(rows),
                 "",
                 f"gates      {self.gates:,} parameters (shared gates count once)",
-                f"smallest   {smallest.params:,} params, {smallest.flops:,} FLOPs (all gates closed that may be)",
-                f"largest    {largest.params:,} params, {largest.flops:,} FLOPs (FLOPs are multiply-adds per image)",
+                f"smallest   {listed(asdict(smallest))} (all gates closed that may be)",
+                f"largest    {listed(asdict(largest))} (FLOPs are multiply-adds per image)",
                 f"memory     {_memory(self.memory)} at the peak (predicted for batch size {self.batch_size}; "
                 f"the data set and the libraries come on top)",
                 *self._growth_line(),

@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from compiler.architecture.found import Architecture
 from compiler.elaborate.builder import load
 from compiler.errors import GraphspecError
 from compiler.ir.graph import Graph
-from compiler.ir.text import from_json
-from compiler.passes.prune_zero_edges import prune
+from compiler.passes.pipeline import PRUNED
 from runtime.rundir.directory import RunDir
+from runtime.rundir.network import read_architecture, read_graph
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Picture:
 def graph_of(target: Path, overrides: Sequence[str] = ()) -> Graph:
     """The graph of a spec or graph file, or of a run: the found one where it was searched, else the whole space."""
     if target.suffix == ".json" and target.is_file():
-        return from_json(target.read_text(encoding="utf-8"))
+        return read_graph(target)
     if target.is_dir() or target.name == "latest":
         picture = picture_of(target, overrides)
         return picture.kept or picture.graph
@@ -41,10 +40,8 @@ def picture_of(target: Path | None, overrides: Sequence[str] = ()) -> Picture:
     if overrides:
         raise GraphspecError("--set changes a spec, not a run that is compiled already; give the spec file")
     run = RunDir.latest() if target is None else RunDir.open(target)
-    graph = from_json(run.graph_json.read_text(encoding="utf-8"))
+    graph = read_graph(run.graph_json)
     if not run.search.arch.is_file():
         return Picture(graph)
-    found = Architecture.from_yaml(run.search.arch.read_text(encoding="utf-8"), str(run.search.arch))
-    closed = found.closed(graph)
-    gates = {gate: found.kept.get(gate, 0.0) for gate in graph.gates()}
-    return Picture(graph, gates, prune(graph, closed))
+    model = read_architecture(run.search.arch).model(graph)
+    return Picture(graph, model.gates, PRUNED.run(model).graph)

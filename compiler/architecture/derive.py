@@ -14,6 +14,7 @@ from compiler.analysis.costs import total_cost
 from compiler.architecture.found import Architecture, ArchitectureError, Scope
 from compiler.errors import did_you_mean
 from compiler.ir.graph import Graph
+from compiler.passes.pipeline import TO_COMPACT
 
 OPEN = 1.0  # value written for gates of blocks that keep all edges
 
@@ -118,7 +119,7 @@ def _origin(architecture: Architecture, spec_hash: str) -> dict[str, Any]:
 
 
 def _with_costs(derived: Architecture, target: Graph) -> Architecture:
-    found = total_cost(derived.compact(target))
+    found = total_cost(TO_COMPACT.run(derived.model(target)).graph)
     return replace(derived, costs={"full": asdict(total_cost(target)), "found": asdict(found)})
 
 

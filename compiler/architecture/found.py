@@ -22,12 +22,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from compiler.analysis.costs import block_of
 from compiler.errors import GraphspecError, did_you_mean
-from compiler.ir.graph import Graph, Model, Phase, gate_scope
+from compiler.ir.graph import Graph, Model, gate_scope
 from compiler.ir.text import graph_hash
-from compiler.ir.verify import verify
 from compiler.language.findings import describe
-from compiler.passes.drop_gates import DropGates
-from compiler.passes.prune_zero_edges import prune
 
 VERSION = 1
 Number = float | int | None
@@ -101,29 +98,20 @@ class Architecture:
         """SHA-256 of the encoding: equal for equal architectures, whatever the values of their gates."""
         return hashlib.sha256(self.encoding.encode()).hexdigest()
 
-    # -- graphs -----------------------------------------------------------------------------------------------------
+    def model(self, graph: Graph) -> Model:
+        """The search graph with the values of its gates, zero for those that are not kept.
 
-    def closed(self, graph: Graph, *, any_graph: bool = False) -> set[str]:
-        """The gates of the search graph that are not kept.
-
-        ArchitectureError if the graph lacks a kept gate, or is not the one that was searched (unless `any_graph`).
+        ArchitectureError if the graph is not the one that was searched.
         """
         kept = self.kept
         _check_gates(graph, kept, f"the architecture {self.name!r}")
-        if not any_graph and graph_hash(graph) != self.graph_hash:
+        if graph_hash(graph) != self.graph_hash:
             raise ArchitectureError(
                 f"the architecture {self.name!r} was found in another graph than {graph.name!r} "
                 f"({self.graph_hash[:12]}, not {graph_hash(graph)[:12]})\n"
                 f"  try: the spec it was found with, or graphspec derive ARCH.yaml --into SPEC to carry it over"
             )
-        return {gate for gate in graph.gates() if gate not in kept}
-
-    def compact(self, graph: Graph, *, any_graph: bool = False) -> Graph:
-        """The compact graph: pruned, without gates; errors as `closed`, PassError if nothing reaches the output."""
-        pruned = prune(graph, self.closed(graph, any_graph=any_graph))
-        found = DropGates().run(Model(pruned)).graph
-        verify(found, Phase.COMPACT)
-        return found
+        return Model(graph, {gate: kept.get(gate, 0.0) for gate in graph.gates()})
 
     # -- text -------------------------------------------------------------------------------------------------------
 

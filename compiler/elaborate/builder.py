@@ -19,6 +19,7 @@ from compiler.elaborate.template import MAX_EDGES, OUT, Reporter, Template, Temp
 from compiler.errors import Diagnostic, SpecError, did_you_mean
 from compiler.garbage import collector_paused
 from compiler.ir.graph import INPUT, OUTPUT, Attrs, Block, Graph, Node, Phase, TensorType, attrs_of
+from compiler.ir.verify import verify
 from compiler.language.dims import Dim, DimError
 from compiler.language.parse import parse
 from compiler.language.spec import BlockSpec, NetworkEntry, Path, Spec
@@ -28,12 +29,18 @@ MAX_NODES = 150_000  # nodes of the elaborated network
 _FREE_CHANNELS = frozenset({"concat", "flatten", "mean"})  # ops whose channels do not pass on to what they read
 
 
+@collector_paused()
 def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> tuple[Spec, Graph]:
-    """Parse and elaborate a spec file; SpecError with every independent mistake of structure and of meaning."""
+    """Parse and elaborate a spec file; SpecError with every independent mistake of structure and of meaning.
+
+    RuleError if the graph breaks a rule of the search phase.
+    """
     parsed = parse(path, overrides)
     if parsed.spec is None:
         raise SpecError(parsed.diagnostics)
-    return parsed.spec, elaborate(parsed.spec, parsed.diagnostics)
+    graph = elaborate(parsed.spec, parsed.diagnostics)
+    verify(graph)
+    return parsed.spec, graph
 
 
 def elaborate(spec: Spec, problems: Iterable[Diagnostic] = ()) -> Graph:

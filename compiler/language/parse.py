@@ -23,6 +23,7 @@ from compiler.language.spec import Share, Spec
 REQUIRED = ("name", "input", "classes", "blocks", "network")
 OPTIONAL = ("graphspec", "extends", "symbols", "ops", "gates")
 TOP_KEYS = (*OPTIONAL, *REQUIRED, *SECTIONS)
+STRUCTURE = tuple(key for key in TOP_KEYS if key not in SECTIONS)  # what a graph is made from, and `gates.init`
 GATES_KEYS = ("share", "init")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _DEFAULT_INPUT = (3, 32, 32)  # stands in for a wrong input, so that the rest can be read

@@ -12,11 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, get_type_hints
 
-from compiler.analysis.costs import total_cost
+from compiler.analysis.limits import MEASURES, limits_of
 from compiler.errors import GraphspecError, PassError, did_you_mean
 from compiler.ir.graph import Graph, Model, Phase
 from compiler.ir.text import text
 from compiler.ir.verify import verify
+from compiler.language.config import BudgetConfig
 from compiler.passes.base import Pass
 from compiler.passes.collapse_identities import CollapseIdentities
 from compiler.passes.drop_gates import DropGates
@@ -28,6 +29,7 @@ from compiler.passes.registry import PASSES
 from compiler.passes.reuse_sums import ReuseSums
 from compiler.passes.share_equal_nodes import ShareEqualNodes
 from compiler.passes.split_sums import SplitSums
+from compiler.passes.widen import Widen, solve_width
 
 
 class Trace(Protocol):
@@ -68,8 +70,7 @@ def _changes(before: Graph, after: Graph) -> str:
 def _sizes(graph: Graph) -> dict[str, int]:
     sizes = {"nodes": len(graph), "edges": graph.edge_count()}
     if all(node.type is not None for node in graph.nodes()):
-        cost = total_cost(graph)
-        sizes |= {"params": cost.params, "FLOPs": cost.flops}
+        sizes |= {measure.unit: round(measure.of(graph)) for measure in MEASURES}
     return sizes
 
 
@@ -99,6 +100,9 @@ class Pipeline:
         return model
 
 
+PRUNED = Pipeline((PruneZeroEdges(),), Phase.SEARCH, Phase.SEARCH)
+"""What is left of the search space, with its gates."""
+
 TO_COMPACT = Pipeline((PruneZeroEdges(), DropGates()), Phase.SEARCH, Phase.COMPACT)
 """The found architecture, to be trained from scratch."""
 
@@ -111,6 +115,21 @@ TO_EXPORT = Pipeline(
     Phase.COMPACT,
 )
 """Primitive nodes ready to be emitted, arithmetic folded into the weights."""
+
+
+def compacted(model: Model, budget: BudgetConfig, *, inherit: bool = False) -> tuple[Model, float]:
+    """The network to train and its width multiplier: pruned, without gates, as wide as the budget allows.
+
+    Every network takes this road, whether it was found, derived, drawn at random or had no gates from the start. With
+    `inherit` the model's weights come along, the gates folded into them, and the widths stay whatever the budget says.
+    """
+    if inherit:
+        return TO_INHERIT.run(model), 1.0
+    found = TO_COMPACT.run(model)
+    if not limits_of(budget):
+        return found, 1.0
+    width = solve_width(found.graph, budget)
+    return Pipeline((Widen(width, budget.round_to),), Phase.COMPACT, Phase.COMPACT).run(found), width
 
 
 # -- pipelines as text ----------------------------------------------------------------------------------------------

@@ -28,12 +28,13 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from compiler.errors import RunError
 from compiler.ir.graph import INPUT
+from compiler.lowering.torch.fx import lower_model
 from runtime.data.dataset import HERE
 from runtime.export.onnx_bench import Latency, OnnxNetwork, seconds_of_runs
-from runtime.export.trained import saved_network
 from runtime.jobs.logs import Console
 from runtime.rundir.directory import JobDir, RunDir
 from runtime.rundir.files import guarded
+from runtime.rundir.network import read_model, read_weights
 from runtime.strategies.latency import device_name
 
 THREADS, BATCHES, SECONDS = (1, 2), (1, 64), 2.0
@@ -138,16 +139,14 @@ class TorchNetwork:
 
     def bytes(self) -> int:
         """Size of its weights and statistics in memory."""
-        return sum(
-            tensor.numel() * tensor.element_size() for tensor in saved_network(self.job)[0].state_dict().values()
-        )
+        return sum(array.nbytes for array in read_weights(self.job.weights).values())
 
     def runner(self, threads: int, batch: int) -> Callable[[], object]:
         """Runs one batch."""
         torch.set_num_threads(threads)
-        module, graph = saved_network(self.job)
-        x = torch.randn(batch, *graph.node(INPUT).shape, generator=torch.Generator().manual_seed(0))
-        module.eval()
+        model = read_model(self.job)
+        x = torch.randn(batch, *model.graph.node(INPUT).shape, generator=torch.Generator().manual_seed(0))
+        module = lower_model(model).eval()
 
         def run() -> None:
             with torch.inference_mode():

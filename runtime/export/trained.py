@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from compiler.errors import RunError
-from compiler.ir.graph import Graph, Model
-from compiler.ir.text import from_json
-from compiler.lowering.torch.fx import GATES, gate_values, load_gates, load_weights, lower, weights_of
+from compiler.ir.graph import Model
+from compiler.lowering.torch.fx import lower_model, weights_of
 from compiler.passes.pipeline import TO_INHERIT
 from runtime.data.dataset import Dataset
-from runtime.jobs.runner import changed_keys, read_weights
+from runtime.jobs.runner import changed_keys
 from runtime.rundir.directory import JobDir
 from runtime.rundir.files import guarded
+from runtime.rundir.network import read_model
 from runtime.rundir.opened import Opened
 from runtime.training.step import recalibrate
 
@@ -85,36 +85,13 @@ def load_trained(opened: Opened, source: Source, dataset: Dataset, tell: Callabl
     to the last step; `tell` is told so.
     """
     folder = finished_job(opened, source)
-    module, graph = saved_network(folder)
+    model = read_model(folder)
+    module = lower_model(model)
     if source == "retrain":
-        accuracy = float(_read(folder.result)["accuracy"])
-        return Trained(source, module.eval(), Model(graph, {}, weights_of(module)), accuracy)
+        return Trained(source, module.eval(), model, float(_read(folder.result)["accuracy"]))
     _recalibrate(module, opened, dataset, tell)
-    gated = Model(graph, gate_values(module, graph), weights_of(module))
+    gated = replace(model, weights=weights_of(module))
     return Trained(source, module.eval(), TO_INHERIT.run(gated), None)
-
-
-def saved_network(folder: JobDir) -> tuple[nn.Module, Graph]:
-    """The network that a job left, with its weights and the gates it has; RunError or GraphspecError if damaged."""
-    with guarded(folder.graph_json, "read"):
-        graph = from_json(folder.graph_json.read_text(encoding="utf-8"))
-    tensors = read_weights(folder.weights)
-    module = lower(graph)
-    load_weights(module, tensors)
-    _load_gates(module, graph, tensors, folder)
-    return module, graph
-
-
-def _load_gates(module: nn.Module, graph: Graph, tensors: Mapping[str, Tensor], folder: JobDir) -> None:
-    values: dict[str, float] = {}
-    for scope, gates in graph.gate_scopes().items():
-        vector = tensors.get(scope + GATES)
-        if vector is None or vector.shape != (len(gates),):
-            raise RunError(
-                f"{folder.weights}: has no gates that fit {scope!r}\n  try: run the search again with --overwrite"
-            )
-        values |= zip(gates, vector.tolist(), strict=True)
-    load_gates(module, graph, values)
 
 
 def _recalibrate(module: nn.Module, opened: Opened, dataset: Dataset, tell: Callable[[str], None]) -> None:

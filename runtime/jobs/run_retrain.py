@@ -7,16 +7,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from compiler.analysis.costs import total_cost
+from compiler.analysis.limits import compared, limits_of, listed, measured
 from compiler.architecture.found import Architecture
 from compiler.errors import RunError
 from compiler.ir.graph import Graph, Model
-from compiler.lowering.torch.fx import gate_values, weights_of
 from compiler.ops import Cost
-from compiler.passes.pipeline import TO_COMPACT, TO_INHERIT
-from compiler.passes.widen import solve_width
-from runtime.export.trained import saved_network
+from compiler.passes.pipeline import compacted
+from compiler.passes.widen import describe_width
 from runtime.jobs.runner import JobOptions, Workplace, run_job, write_network
-from runtime.rundir.files import guarded
+from runtime.rundir.network import read_architecture, read_model
 from runtime.rundir.opened import Opened
 from runtime.training.memory import require_memory
 from runtime.training.retrain_job import RetrainJob, trained_graph
@@ -47,10 +46,9 @@ class RetrainResult:
 class Found:
     """The network to train: compact, at its width, with weights to start from where they are inherited."""
 
-    graph: Graph
+    model: Model
     width: float
     width_note: str  # one line for people
-    weights: Mapping[str, Any] | None  # arrays by `<node>.<param>`
     metrics: Mapping[str, float | int | None]  # of the search; empty where there was none
 
 
@@ -60,12 +58,17 @@ def found_network(opened: Opened) -> Found:
     RunError if it was not searched, PassError if the budget cannot be met.
     """
     config, architecture = opened.spec.config, _architecture(opened)
-    metrics = architecture.metrics if architecture else {}
     if config.retrain.inherit:
-        return _inherited(opened, metrics)
-    compact = architecture.compact(opened.graph) if architecture else TO_COMPACT.run(Model(opened.graph)).graph
-    width = solve_width(compact, config.budget)
-    return Found(width.graph, width.multiplier, width.describe(), None, metrics)
+        found = _trained_model(opened)
+    else:
+        found = architecture.model(opened.graph) if architecture else Model(opened.graph)
+    model, width = compacted(found, config.budget, inherit=config.retrain.inherit)
+    if config.retrain.inherit:
+        _check_budget(opened, model.graph)
+        note = f"weights and widths as the search left them: {listed(measured(model.graph))}"
+    else:
+        note = describe_width(model.graph, width, config.budget)
+    return Found(model, width, note, architecture.metrics if architecture else {})
 
 
 def _architecture(opened: Opened) -> Architecture | None:
@@ -75,29 +78,29 @@ def _architecture(opened: Opened) -> Architecture | None:
         return None
     if not file.is_file():
         raise RunError(f"{opened.run.path}: nothing was found yet\n  try: graphspec search {opened.run.path} first")
-    with guarded(file, "read"):
-        return Architecture.from_yaml(file.read_text(encoding="utf-8"), str(file))
+    return read_architecture(file)
 
 
-def _inherited(opened: Opened, metrics: Mapping[str, float | int | None]) -> Found:
-    """The searched network with its weights, gates folded into them; the widths stay, so they must fit the budget."""
-    folder, budget = opened.run.search, opened.spec.config.budget
-    if not folder.weights.is_file():
+def _trained_model(opened: Opened) -> Model:
+    """What the search has trained; RunError if it has trained nothing."""
+    if not opened.run.search.weights.is_file():
         raise RunError(
             f"{opened.run.path}: there are no weights to inherit: the network was not trained by a search\n"
             f"  try: without --inherit (or retrain.inherit), from scratch"
         )
-    module, graph = saved_network(folder)
-    model = TO_INHERIT.run(Model(graph, gate_values(module, graph), weights_of(module)))
-    cost = total_cost(model.graph)
-    for name, amount, limit in (("params", cost.params, budget.params), ("flops", cost.flops, budget.flops)):
-        if limit is not None and amount > limit:
+    return read_model(opened.run.search)
+
+
+def _check_budget(opened: Opened, graph: Graph) -> None:
+    """RunError if the network is over its budget, since its widths stay."""
+    for limit in limits_of(opened.spec.config.budget):
+        if limit.share(graph) > 1:
+            name, most = limit.measure.name, limit.most
             raise RunError(
-                f"{opened.run.path}: retrain.inherit keeps the search's widths, and the network's {amount:,} {name} "
-                f"are over the budget of {limit:,}\n  try: --set budget.{name}=null, or without --inherit"
+                f"{opened.run.path}: retrain.inherit keeps the search's widths, and the network's "
+                f"{limit.measure.text(limit.measure.of(graph))} are over the budget of {most:,}\n"
+                f"  try: --set budget.{name}=null, or without --inherit"
             )
-    note = f"weights and widths as the search left them: {cost.params:,} params, {cost.flops:,} FLOPs"
-    return Found(model.graph, 1.0, note, model.weights, metrics)
 
 
 def run_retrain(opened: Opened, options: JobOptions | None = None) -> RetrainResult:
@@ -106,15 +109,15 @@ def run_retrain(opened: Opened, options: JobOptions | None = None) -> RetrainRes
 
     def make(place: Workplace) -> RetrainJob:
         place.console.line(found.width_note)
-        trained = trained_graph(found.graph, place.config.retrain, opened.spec.classes)
+        trained = trained_graph(found.model.graph, place.config.retrain, opened.spec.classes)
         require_memory(trained, place.config.retrain, place)
         return RetrainJob(
-            found.graph,
+            found.model.graph,
             place.config,
             place.dataset,
             place.device,
             opened.spec.classes,
-            found.weights,
+            found.model.weights or None,
             place.world,
         )
 
@@ -154,6 +157,5 @@ def _verdict(result: RetrainResult) -> str:
     return (
         f"test accuracy {result.accuracy:.2%} on {result.test_images} images "
         f"(validation {result.validation_accuracy:.2%}{beside})\n"
-        f"params {result.full.params:,} -> {result.found.params:,} ({result.found.params / result.full.params:.1%}), "
-        f"FLOPs {result.full.flops:,} -> {result.found.flops:,} ({result.found.flops / result.full.flops:.1%})"
+        f"{compared(asdict(result.full), asdict(result.found))}"
     )

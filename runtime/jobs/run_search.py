@@ -11,6 +11,7 @@ import safetensors.torch
 
 from compiler.analysis.costs import total_cost
 from compiler.analysis.guards import smallest_closed
+from compiler.analysis.limits import compared, listed
 from compiler.architecture.found import Architecture
 from compiler.architecture.random_network import random_closed
 from compiler.errors import RunError
@@ -119,7 +120,7 @@ def _draw(opened: Opened, folder: JobDir, console: Console) -> dict[str, Any]:
     graph = prune(opened.graph, random_closed(opened.graph, config.search.random_params, config.seed))
     result = _write(opened, folder, graph, dict.fromkeys(graph.gates(), 1.0), {})
     console.line(
-        f"drew a random network: {result.found.params:,} params, {result.found.flops:,} FLOPs\n"
+        f"drew a random network: {listed(asdict(result.found))}\n"
         f"wrote {result.architecture}; next: graphspec retrain {result.run}"
     )
     return asdict(result)
@@ -167,8 +168,7 @@ def _tell(result: SearchResult, full_graph: Graph, console: Console) -> None:
     full = "" if result.full_accuracy is None else f" (full supernet {result.full_accuracy:.2%})"
     console.line(
         f"kept {result.kept_edges} of {result.edges} edges, {result.kept_gates} of {result.gates} gates; "
-        f"params {result.full.params:,} -> {result.found.params:,}, "
-        f"FLOPs {result.full.flops:,} -> {result.found.flops:,}\n"
+        f"{compared(asdict(result.full), asdict(result.found))}\n"
         f"validation accuracy of the pruned supernet {result.accuracy:.2%}{full}\n"
         f"wrote {result.architecture}; next: graphspec retrain {result.run}"
     )

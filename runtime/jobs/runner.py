@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import safetensors.torch
@@ -301,13 +300,3 @@ def write_network(folder: JobDir, graph: Graph, tensors: Mapping[str, Tensor]) -
     write_bytes(folder.weights, safetensors.torch.save(copies))
     write_text(folder.graph_text, text(graph))
     write_text(folder.graph_json, to_json(graph))
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by name; RunError if the file is missing or damaged."""
-    try:
-        return safetensors.torch.load(path.read_bytes())
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise RunError(
-            f"{path}: cannot read the weights: {error}\n  try: run the command that writes them again"
-        ) from error

@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from compiler.analysis.limits import MEASURES
 from compiler.drawing.formats import paint_all
 from compiler.drawing.html import figure_element, page_style, script
 from compiler.drawing.scene import counted, figures, view_of
@@ -182,8 +183,7 @@ def _charts(record: RunRecord) -> list[Chart]:
         chart(
             "Zero gates and edges left", counted, {"zero_gates": "zero gates", "edges": "edges left"}, from_zero=True
         ),
-        chart("FLOPs per image", counted, {"flops": "FLOPs"}, from_zero=True),
-        chart("Parameters", counted, {"params": "params"}, from_zero=True),
+        *(chart(measure.title, counted, {measure.name: measure.unit}, from_zero=True) for measure in MEASURES),
     ]
 
 

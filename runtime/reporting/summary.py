@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from compiler.analysis.costs import total_cost
+from compiler.analysis.limits import MEASURES, measured
 from runtime.reporting.record import RunRecord
 from runtime.rundir.study import Figure
 
@@ -40,8 +40,7 @@ class Summary:
         found = {
             "supernet": self._accuracies("supernet", "pruned"),
             "retrained" if "accuracy.retrained" in self.figures else "exported": self._tested(),
-            "params": self._change("params"),
-            "FLOPs": self._change("flops"),
+            **{measure.unit: self._change(measure.name) for measure in MEASURES},
             "latency": self._latency(),
             "parity": self._parity(),
         }
@@ -90,18 +89,16 @@ def summarise(record: RunRecord) -> Summary:
     """The summary of a run: of what it did itself, else of what its seeds did."""
     search, retrain = _results(record, lambda one: one.search.result), _results(record, lambda one: one.retrain.result)
     parity, latency = _results(record, lambda one: one.parity), _results(record, lambda one: one.latency)
-    found = retrain or search
-    full = total_cost(record.graph)
+    found, costs = retrain or search, dict[str, list[float]]()
+    for name, full in measured(record.graph).items():
+        costs |= {f"{name}.full": [float(full)], f"{name}.found": _numbers(found, "found", name)}
     values = {
         "accuracy.supernet": _numbers(search, "full_accuracy"),
         "accuracy.pruned": _numbers(search, "accuracy"),
         "accuracy.retrained": _numbers(retrain, "accuracy"),
         "accuracy.onnxruntime": _numbers([_row(one, "files", kind="fp32") for one in parity], "accuracy"),
         "test_images": _numbers(retrain, "test_images") or _numbers(parity, "test_images"),
-        "params.full": [float(full.params)],
-        "params.found": _numbers(found, "found", "params"),
-        "flops.full": [float(full.flops)],
-        "flops.found": _numbers(found, "found", "flops"),
+        **costs,
         "parity.max_rel": _numbers(parity, "parity", "max_rel"),
         "parity.tolerance": _numbers(parity, "parity", "tolerance"),
         "parity.agreement": _numbers(parity, "parity", "agreement"),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
+from compiler.analysis.limits import MEASURES
 from compiler.drawing.scene import counted
 from runtime.reporting.record import RunRecord
 from runtime.reporting.summary import COUNT, ERROR, MILLISECONDS, PERCENT, Summary
@@ -54,13 +55,9 @@ def _newest(record: RunRecord) -> list[Tile]:
 
 def _costs(summary: Summary, total: CostRow) -> list[Tile]:
     """Costs of the network that was trained last, where there is one, else of what the search has left so far."""
-    after = total.after
-    left = {
-        "parameters": (total.before.params, _mean(summary, "params.found", None if after is None else after.params)),
-        "FLOPs": (total.before.flops, _mean(summary, "flops.found", None if after is None else after.flops)),
-        "edges": (total.edges, total.kept_edges),
-    }
-    return [_cost(name, full, found) for name, (full, found) in left.items()]
+    before, after = asdict(total.before), {} if total.after is None else asdict(total.after)
+    left = [(m.unit, before[m.name], _mean(summary, f"{m.name}.found", after.get(m.name))) for m in MEASURES]
+    return [_cost(name, full, found) for name, full, found in [*left, ("edges", total.edges, total.kept_edges)]]
 
 
 def _mean(summary: Summary, name: str, otherwise: float | None) -> float | None:

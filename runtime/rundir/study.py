@@ -17,27 +17,27 @@ from typing import Any, Generic, TypeVar
 
 import yaml
 
+from compiler.analysis.limits import MEASURES
 from compiler.errors import RunError
 from runtime.rundir.directory import Compiled, JobDir, RunDir
 from runtime.rundir.files import guarded, sync, write_json
 
 R = TypeVar("R")
 JOBS = ("search", "retrain")
+COSTS = {measure.name: (f"found.{measure.name}", measure.unit, "{:,.0f}") for measure in MEASURES}
 FIGURES: dict[str, dict[str, tuple[str, str, str]]] = {
     "search": {
         "accuracy": ("accuracy", "pruned supernet", "{:.2%}"),
         "full_accuracy": ("full_accuracy", "full supernet", "{:.2%}"),
         "kept_gates": ("kept_gates", "gates", "{:,.0f}"),
         "kept_edges": ("kept_edges", "edges", "{:,.0f}"),
-        "params": ("found.params", "params", "{:,.0f}"),
-        "flops": ("found.flops", "FLOPs", "{:,.0f}"),
+        **COSTS,
     },
     "retrain": {
         "accuracy": ("accuracy", "test accuracy", "{:.2%}"),
         "loss": ("loss", "test loss", "{:.4f}"),
         "validation_accuracy": ("validation_accuracy", "validation accuracy", "{:.2%}"),
-        "params": ("found.params", "params", "{:,.0f}"),
-        "flops": ("found.flops", "FLOPs", "{:,.0f}"),
+        **COSTS,
     },
 }
 """What is summed up of each job: name -> key in its result, what people call it, and how it is written for them."""

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from compiler.analysis.costs import total_cost
+from compiler.analysis.weights import weight_shapes
 from compiler.errors import RunError
 from compiler.ir.graph import Graph
 from compiler.ir.text import graph_hash
@@ -75,7 +76,7 @@ class RetrainJob:
         self.world = world
         set_precision(self.config, device)
         trained = trained_graph(graph, self.config, classes)
-        self.own = frozenset(lower(graph).state_dict())  # tensors of `graph`; all others are of training-only parts
+        self.own = frozenset(weight_shapes(graph))  # tensors of `graph`; all others are of training-only parts
         self.module = self._network(trained, config.seed, weights)
         self.network = world.replicated(network_of(self.module, self.config))
         self.optimizer = weight_optimizer(self.module, self.config)

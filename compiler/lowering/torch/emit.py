@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
+from compiler.analysis.weights import GATES
 from compiler.ir.graph import INPUT, OUTPUT, Block, Edge, Graph, Node, gate_scope
 from compiler.lowering.groups import exits
 from compiler.lowering.torch.batch_parts import frozen_statistics
 from compiler.lowering.torch.modules import Builder, torch_module
 from compiler.ops import Reads, input_shapes, op
 
-GATES = ".gates"
 Vectors = Mapping[str, nn.Parameter]
 
 

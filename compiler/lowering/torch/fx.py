@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from compiler.analysis.weights import GATES, fitting
 from compiler.errors import GraphspecError
-from compiler.ir.graph import Graph
+from compiler.ir.graph import Graph, Model
 from compiler.lowering.memory import recomputed_blocks
 from compiler.lowering.tape import Lowering
 from compiler.lowering.torch.batch_parts import BatchNorm
-from compiler.lowering.torch.emit import GATES, Emitter
+from compiler.lowering.torch.emit import Emitter
 from compiler.lowering.torch.fused import FusedEmitter
 
 
@@ -66,6 +67,14 @@ def _check_names(graph: Graph) -> None:
             )
 
 
+def lower_model(model: Model) -> fx.GraphModule:
+    """The network of a model with its weights and gates; GraphspecError if they do not fit."""
+    module = lower(model.graph)
+    load_weights(module, model.weights)
+    load_gates(module, model.graph, model.gates)
+    return module
+
+
 # -- gates ----------------------------------------------------------------------------------------------------------
 
 
@@ -108,16 +117,9 @@ def load_weights(module: nn.Module, weights: Mapping[str, Any]) -> None:
 
     GraphspecError if one is missing or has another shape.
     """
-    for name, tensor in _weights(module).items():
-        if name not in weights:
-            raise GraphspecError(f"no weight called {name!r}\n  try: weights that were saved for this graph")
-        value = torch.as_tensor(weights[name])
-        if value.shape != tensor.shape:
-            raise GraphspecError(
-                f"the weight {name!r} has shape {tuple(value.shape)}, the graph asks for {tuple(tensor.shape)}\n"
-                f"  try: weights that were saved for this graph"
-            )
-        tensor.copy_(value)
+    own = _weights(module)
+    for name, value in fitting(weights, {name: tuple(tensor.shape) for name, tensor in own.items()}).items():
+        own[name].copy_(torch.as_tensor(value))
 
 
 def freeze_norm_scales(module: nn.Module) -> None:
@@ -152,5 +154,5 @@ def _starting_value(name: str, shape: torch.Size, seed: int) -> Tensor:
 
 __all__ = [
     "GATES", "Lowering", "freeze_norm_scales", "gate_parameters", "gate_values", "initialise", "load_gates",
-    "load_weights", "lower", "weights_of",
+    "load_weights", "lower", "lower_model", "weights_of",
 ]  # fmt: skip

@@ -16,10 +16,9 @@ from compiler.analysis.guards import kept_by_strength
 from compiler.architecture.found import Architecture, ArchitectureError
 from compiler.elaborate.builder import load
 from compiler.errors import PassError
-from compiler.ir.graph import Graph, Model, Phase
+from compiler.ir.graph import Graph, Model
 from compiler.ir.text import text
-from compiler.passes.pipeline import TO_COMPACT
-from compiler.passes.prune_zero_edges import prune
+from compiler.passes.pipeline import PRUNED, TO_COMPACT
 from tests.graphs import random_gates, random_graph
 
 SPECS = Path(__file__).parents[3] / "specs"
@@ -119,7 +118,7 @@ def test_zeros_written_by_hand_are_closed_edges() -> None:
     gate, value = next(iter(found.kept.items()))
     src = gate.partition("<")[2]
     edited = found.to_yaml().replace(f"{src}: {value}", f"{src}: 0", 1)
-    assert Architecture.from_yaml(edited, "arch.yaml").closed(graph) == found.closed(graph) | {gate}
+    assert Architecture.from_yaml(edited, "arch.yaml").model(graph).gates == {**found.model(graph).gates, gate: 0.0}
 
 
 # -- graphs -----------------------------------------------------------------------------------------------------------
@@ -127,39 +126,31 @@ def test_zeros_written_by_hand_are_closed_edges() -> None:
 
 @settings(deadline=None, max_examples=40, derandomize=True)
 @given(seed=st.integers(0, 10**6))
-def test_the_compact_graph_is_that_of_the_pipeline(seed: int) -> None:
+def test_the_model_has_the_values_of_the_kept_gates_and_zeros(seed: int) -> None:
     graph = random_graph(seed)
     found = found_in(graph, seed)
-    gates = dict.fromkeys(graph.gates(), 0.0) | found.kept
-    assert found.closed(graph) == {gate for gate, value in gates.items() if value == 0.0}
-    assert text(found.compact(graph)) == text(TO_COMPACT.run(Model(graph, gates)).graph)
+    assert found.model(graph) == Model(graph, dict.fromkeys(graph.gates(), 0.0) | found.kept)
 
 
 def test_gates_that_survive_pruning_stand_for_the_same_graph() -> None:
     graph = digits()
     found = found_in(graph)
-    pruned = prune(graph, found.closed(graph))
-    left = {gate: found.kept[gate] for gate in pruned.gates()}
+    left = PRUNED.run(found.model(graph)).gates
     again = Architecture.of(graph, left, strategy="", seed=0, spec_hash="", metrics={}, costs={})
     assert len(left) < len(found.kept)
-    assert text(again.compact(graph)) == text(found.compact(graph))
-    assert again.compact(graph).phase is Phase.COMPACT
+    assert text(TO_COMPACT.run(again.model(graph)).graph) == text(TO_COMPACT.run(found.model(graph)).graph)
 
 
-def test_another_graph_is_refused_unless_it_is_allowed() -> None:
-    graph, wider = digits(), digits("symbols.width=32")
-    found = found_in(graph)
+def test_another_graph_is_refused() -> None:
     with pytest.raises(ArchitectureError, match=r"(?s)found in another graph .*derive"):
-        found.compact(wider)
-    assert found.closed(wider, any_graph=True) == found.closed(graph)
-    found.compact(wider, any_graph=True)
+        found_in(digits()).model(digits("symbols.width=32"))
 
 
 def test_gates_that_the_graph_lacks_are_named() -> None:
     found = found_in(digits())
     other = digits("gates.share=block")
     with pytest.raises(ArchitectureError, match=r"has no gate '.*of .* gates are unknown"):
-        found.closed(other, any_graph=True)
+        found.model(other)
     with pytest.raises(ArchitectureError, match="has no gate 'nowhere/a<b'"):
         Architecture.of(other, {"nowhere/a<b": 1.0}, strategy="", seed=0, spec_hash="", metrics={}, costs={})
 
@@ -168,7 +159,7 @@ def test_an_architecture_without_a_path_is_refused() -> None:
     graph = digits()
     empty = Architecture.of(graph, {}, strategy="", seed=0, spec_hash="", metrics={}, costs={})
     with pytest.raises(PassError, match="no path from the input to the output"):
-        empty.compact(graph)
+        PRUNED.run(empty.model(graph))
 
 
 # -- damage -----------------------------------------------------------------------------------------------------------

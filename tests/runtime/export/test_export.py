@@ -22,16 +22,17 @@ import runtime.export.run_export
 from compiler.errors import GraphspecError, RunError
 from compiler.ir.graph import Graph, Model
 from compiler.ir.text import from_json, graph_hash
-from compiler.lowering.torch.fx import initialise, load_gates, lower
+from compiler.lowering.torch.fx import initialise, load_gates, load_weights, lower
 from compiler.passes.pipeline import TO_COMPACT
 from compiler.passes.prune_zero_edges import prune
 from graphspec import api
 from graphspec.cli import app
 from runtime.export.parity import ImageForm, some_pixels
 from runtime.export.run_export import ExportOptions, ExportResult, run_export
-from runtime.jobs.runner import read_weights, write_network
+from runtime.jobs.runner import write_network
 from runtime.rundir.directory import RunDir
 from runtime.rundir.files import write_json
+from runtime.rundir.network import read_weights
 from tests.tiny import environment, graphspec, write_spec
 
 SETTINGS = ["data.name=fake", "data.fake_size=200"]
@@ -174,7 +175,7 @@ def test_raw_images_in_and_probabilities_out(run: RunDir, layout: Any) -> None:
     dataset = runtime.export.run_export.load_dataset(opened.spec.config.data, (1, 8, 8), 10, seed=0)
     x, image = ImageForm(layout, dataset.normalise).both(some_pixels(dataset.test, 9))
     network = lower(from_json(run.retrain.graph_json.read_text()))
-    network.load_state_dict(read_weights(run.retrain.weights))
+    load_weights(network, read_weights(run.retrain.weights))
     with torch.no_grad():
         wanted = network.eval()(x).softmax(1).numpy()
     found = runtime.export.run_export.OnnxNetwork(path)(image)
@@ -334,7 +335,7 @@ def test_gates_that_do_not_fit_are_named(run: RunDir) -> None:
     graph = from_json(run.search.graph_json.read_text())
     scope = next(iter(graph.gate_scopes()))
     weights[f"{scope}.gates"] = weights[f"{scope}.gates"][1:]
-    write_network(run.search, graph, weights)
+    write_network(run.search, graph, {name: torch.from_numpy(array) for name, array in weights.items()})
     with pytest.raises(RunError, match="has no gates that fit"):
         export(run, source="search")
 
@@ -413,7 +414,7 @@ def test_the_file_runs_where_torch_and_this_project_are_not(run: RunDir, tmp_pat
     command = [sys.executable, "-I", "-c", PLAIN, "model.onnx", "x.npy", "found.npz"]
     subprocess.run(command, cwd=folder, check=True)
     network = lower(from_json(run.retrain.graph_json.read_text()))
-    network.load_state_dict(read_weights(run.retrain.weights))
+    load_weights(network, read_weights(run.retrain.weights))
     with torch.no_grad():
         wanted = network.eval()(x).numpy()
     found = np.load(folder / "found.npz")
