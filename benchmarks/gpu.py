@@ -33,6 +33,8 @@ from compiler.language.spec import Spec
 from runtime.data.dataset import load_dataset
 from runtime.jobs.logs import Console
 from runtime.search.search_job import SearchJob
+from runtime.strategies.base import Context
+from runtime.strategies.dso import Dso
 from runtime.training.stages import Position
 
 FULL, SHARE = "specs/dso_nas_cifar10_full.yaml", "specs/dso_nas_cifar10_share.yaml"
@@ -131,7 +133,8 @@ def projected_hours(spec: Spec, graph: Graph, device: torch.device, tiny: bool) 
     config, hours, steps = Configuration(data=data, search=search), 0.0, 2 if tiny else 50
     with tempfile.TemporaryDirectory() as folder:  # latencies are measured for another penalty only
         console = Console(quiet=True)
-        job = SearchJob(graph, config, dataset, device, spec.gate_init, console, Path(folder) / "none")
+        context = Context.of(graph, config, dataset, device, spec.gate_init, console, Path(folder))
+        job = SearchJob(Dso(context))
         for number, stage in enumerate(job.stages):
             job.step(stage, Position(number, 0, 0))  # warm up
             wait_for(device)

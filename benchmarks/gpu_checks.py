@@ -23,6 +23,7 @@ from compiler.language.config import DataConfig, SearchConfig
 from runtime.data.dataset import Place, load_dataset
 from runtime.search.supernet import Supernet
 from runtime.strategies.apgnag import APGNAG
+from runtime.strategies.dso import gate_optimizer, gate_tensors, restored_gates
 from runtime.training.step import Batch
 
 CPU = torch.device("cpu")
@@ -176,13 +177,17 @@ def _trajectory(graph: Graph, config: SearchConfig, device: torch.device, size: 
     for where in (CPU, device):
         with float64():
             net = start(Variant(""), graph, config, where)
+            gates = gate_optimizer(net)
             x, y = random_batch(graph, size, where)
             for prune_after in (True, False):
-                for gradients, optimizer in 2 * list(halves(net).values()):
+                for gradients, optimizer in 2 * list(halves(net, gates).values()):
                     gradients((x.double(), y))
                     optimizer.step()
-                net = net.pruned(closed) if prune_after else net
-        ends.append(net.tensors())
+                if prune_after:
+                    state, before = gate_tensors(net, gates), net.graph
+                    net = net.pruned(closed)
+                    gates = restored_gates(net, state, before)
+        ends.append({**net.tensors(), **gate_tensors(net, gates)})
     for part in ("model", "momentum", "gate_state"):
         found, right = (
             torch.cat([t.flatten().cpu() for n, t in end.items() if n.startswith(f"{part}/")]) for end in ends[::-1]

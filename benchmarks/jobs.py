@@ -15,6 +15,9 @@ from runtime.data.dataset import load_dataset
 from runtime.jobs.logs import Console
 from runtime.search.search_job import SearchJob
 from runtime.search.supernet import Supernet
+from runtime.strategies.apgnag import APGNAG
+from runtime.strategies.base import Context
+from runtime.strategies.dso import Dso, gate_optimizer
 from runtime.training.step import Batch
 
 Gradients = Callable[[Batch], Tensor]
@@ -27,10 +30,10 @@ def search_job(
     parsed, graph = load(spec, settings)
     config, (channels, height, width) = parsed.config, parsed.input
     dataset = load_dataset(config.data, (channels, height, width), parsed.classes, seed=config.seed)
-    latencies = folder / "latencies.json"
-    return SearchJob(graph, config, dataset, device, parsed.gate_init, console, latencies), config
+    context = Context.of(graph, config, dataset, device, parsed.gate_init, console, folder)
+    return SearchJob(Dso(context)), config
 
 
-def halves(net: Supernet) -> dict[str, tuple[Gradients, Optimizer]]:
+def halves(net: Supernet, gates: APGNAG | None = None) -> dict[str, tuple[Gradients, Optimizer]]:
     """A weight step and a gate step: what finds the gradients, and the optimizer that uses them."""
-    return {"weight": (net.weight_gradients, net.weights), "gate": (net.gate_gradients, net.gates)}
+    return {"weight": (net.weight_gradients, net.weights), "gate": (net.gate_gradients, gates or gate_optimizer(net))}

@@ -27,7 +27,7 @@ from benchmarks.jobs import search_job
 from runtime.data.dataset import Loader
 from runtime.jobs.logs import Console
 from runtime.search.search_job import SearchJob
-from runtime.search.supernet import Supernet
+from runtime.strategies.dso import Dso
 from runtime.strategies.penalties import set_gammas
 from runtime.training.heap import freed_memory_kept
 from runtime.training.stages import Position
@@ -44,9 +44,10 @@ FILES = 16384  # drawn where none are given
 def parts(job: SearchJob) -> dict[str, Step]:
     """A cycle of the search and what it is made of, the network left out."""
     stage = next(stage for stage in job.stages if stage.name == "search")
-    feeds = [Feed(job.weight_feed.loader), Feed(job.gate_feed.loader)]
+    feeds = [Feed(job.context.weights.loader), Feed(job.context.gates.loader)]
     cycles, batches = itertools.count(), itertools.count()
-    net = job.supernet
+    net, strategy = job.net, job.strategy
+    assert isinstance(strategy, Dso)
 
     def whole() -> None:
         job.step(stage, Position(1, 0, next(cycles)))
@@ -61,8 +62,8 @@ def parts(job: SearchJob) -> dict[str, Step]:
         STEP: whole,
         DATA: data,
         WEIGHTS: standing_still(net.weights),
-        GATES: standing_still(net.gates),
-        LOOK: new_gammas(job, net),
+        GATES: standing_still(strategy.gates),
+        LOOK: new_gammas(strategy),
     }
 
 
@@ -80,14 +81,15 @@ def standing_still(optimizer: torch.optim.Optimizer) -> Step:
     return step
 
 
-def new_gammas(job: SearchJob, net: Supernet) -> Step:
+def new_gammas(strategy: Dso) -> Step:
     """The sparsity weights where the set of zero gates has changed since the step before: the worst case."""
-    vector = next(iter(net.gate_vectors.values())).detach()
+    vectors = strategy.net.gate_vectors
+    vector = next(iter(vectors.values())).detach()
     values = itertools.cycle([0.0, float(vector[0])])
 
     def step() -> None:
         vector[0] = next(values)
-        set_gammas(job.penalty, net.gates, net.gate_vectors)
+        set_gammas(strategy.penalty, strategy.gates, vectors)
 
     return step
 
@@ -136,7 +138,7 @@ def streamed(spec: str, files: Path, workers: int, epochs: int, batch: int) -> P
     """The same pipeline with every image decoded from its file."""
     settings = ["data.name=folder", f"data.root={files}", "data.in_memory=false", f"data.workers={workers}"]
     job, _ = search_job(spec, [*settings, f"search.batch_size={batch}"], files, CPU, Console(quiet=True))
-    return pipeline(f"streamed, {workers} workers", job.weight_feed.loader, epochs)
+    return pipeline(f"streamed, {workers} workers", job.context.weights.loader, epochs)
 
 
 # -- the report -------------------------------------------------------------------------------------------------------
@@ -159,7 +161,7 @@ def measure(job: SearchJob, rounds: int) -> dict[str, Timing]:
 
 def pipelines(job: SearchJob, args: argparse.Namespace) -> list[Pipeline]:
     """From memory, and streamed by so many workers."""
-    loader, data = job.weight_feed.loader, args.data
+    loader, data = job.context.weights.loader, args.data
     found = [pipeline("memory", loader, args.epochs)]
     with tempfile.TemporaryDirectory(prefix="graphspec-bench-") as folder:
         if data is None:

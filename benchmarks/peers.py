@@ -66,7 +66,7 @@ def work(args: argparse.Namespace) -> None:
     ]
     with tempfile.TemporaryDirectory(prefix="graphspec-bench-") as folder:
         job, _ = search_job(SPEC, settings, Path(folder), torch.device("cpu"), Console(quiet=True))
-    net, stage = job.supernet, job.stages[-1]
+    net, stage = job.net, job.stages[-1]
     turns = Turns(
         flops=forward_flops(lower(net.graph, lowering="reference"), net.graph.node("input").shape),
         params=sum(p.numel() for p in net.weight_params.values()),

@@ -2,8 +2,8 @@
 
     python examples/gamma_strategy.py [SPEC]
 
-A strategy is a subclass of `runtime.strategies.penalties.Penalty`. The search makes one for its graph, and a new one
-whenever it has removed edges; before every gate step it asks for the weights of all gates, given those that are closed.
+It is DSO with another `Penalty`. The search makes a penalty for its graph, and a new one whenever it has removed edges;
+before every gate step it asks for the weights of all gates, given those that are closed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import graphspec
+from runtime.strategies.dso import Dso
 from runtime.strategies.penalties import Penalty
 
 SPEC = Path(__file__).parent.parent / "specs" / "digits.yaml"
@@ -24,6 +25,12 @@ class ShortEdges(Penalty):
     def gammas(self, closed: Collection[str]) -> Mapping[str, float]:
         """gamma by gate id; the exemption of an op's last input and adaptive modes stay what they are."""
         return {gate: gamma * span(gate) for gate, gamma in super().gammas(closed).items()}
+
+
+class ShortEdgesDso(Dso):
+    """DSO that prefers short edges."""
+
+    penalty_type = ShortEdges
 
 
 def span(gate: str) -> int:
@@ -38,7 +45,7 @@ def span(gate: str) -> int:
 def main(spec: Path, overrides: list[str]) -> None:
     """Compile and search with this strategy, and say what was found."""
     compiled = graphspec.compile(spec, overrides=overrides)
-    found = graphspec.search(compiled.run, penalty_type=ShortEdges)
+    found = graphspec.search(compiled.run, strategy=ShortEdgesDso)
     print(f"kept {found.kept_edges} of {found.edges} edges; the architecture is in {found.architecture}")
 
 

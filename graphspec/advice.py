@@ -67,7 +67,7 @@ def epochs_to_death(gates: GateConfig, steps_per_epoch: int, epochs: int) -> flo
 def gate_warnings(search: SearchConfig, steps_per_epoch: int) -> list[str]:
     """What is doubtful about gamma, gate learning rate and epochs, for so many gate steps an epoch."""
     gates = search.gates
-    if search.strategy != "apg_nag" or search.epochs == 0:
+    if search.strategy != "dso" or search.epochs == 0:
         return []
     if gates.gamma == 0:
         return ["search.gates.gamma is 0: no gate is pushed to zero, so no edge will be pruned"]

@@ -28,7 +28,7 @@ from compiler.elaborate.builder import load as load
 from compiler.errors import RunError
 from compiler.garbage import collector_paused
 from compiler.ir.graph import Graph
-from compiler.ir.text import json_hash, text, to_json
+from compiler.ir.text import json_and_hash, text, to_json
 from compiler.language.parse import STRUCTURE, parse_file
 from compiler.language.spec import Spec
 from graphspec.advice import advise
@@ -40,13 +40,14 @@ from runtime.rundir.files import write_text
 from runtime.rundir.network import read_graph
 from runtime.rundir.opened import Opened
 from runtime.rundir.study import Study, checked_seeds, copy_search, found_params, found_sizes
+from runtime.strategies.table import check_strategy
 
 if TYPE_CHECKING:
     from runtime.export.bench import BenchResult
     from runtime.export.run_export import ExportResult
     from runtime.jobs.run_retrain import RetrainResult
     from runtime.jobs.run_search import SearchResult
-    from runtime.strategies.penalties import Penalty
+    from runtime.strategies.base import Strategy
 
 Target = RunDir | str | os.PathLike[str] | None
 SUFFIXES = (".yaml", ".yml")  # of spec files
@@ -74,8 +75,9 @@ def compile(  # noqa: A001  (the verb of the command line)
 ) -> CompiledSpec:
     """Check a spec, count its costs and write a run directory under `root` (or at `out`); SpecError or RunError."""
     spec, graph = load(path, overrides)
-    graph_json = to_json(graph)
-    costs = cost_report(graph, spec.config.search, json_hash(graph_json))
+    check_strategy(spec)
+    graph_json, digest = json_and_hash(graph)
+    costs = cost_report(graph, spec.config.search, digest)
     warnings = tuple(advise(spec.config))
     run = None if dry_run else RunDir.create(_files(spec, graph, graph_json), Path(out) if out else None, root)
     return CompiledSpec(spec, graph, costs, warnings, run)
@@ -138,7 +140,7 @@ def search(
     seeds: None = None,
     match: str | os.PathLike[str] | None = None,
     overrides: Sequence[str] = (),
-    penalty_type: type[Penalty] | None = None,
+    strategy: type[Strategy] | None = None,
     **options: Any,
 ) -> SearchResult: ...
 @overload
@@ -148,7 +150,7 @@ def search(
     seeds: Sequence[int],
     match: str | os.PathLike[str] | None = None,
     overrides: Sequence[str] = (),
-    penalty_type: type[Penalty] | None = None,
+    strategy: type[Strategy] | None = None,
     **options: Any,
 ) -> Study[SearchResult]: ...
 def search(
@@ -157,28 +159,27 @@ def search(
     seeds: Sequence[int] | None = None,
     match: str | os.PathLike[str] | None = None,
     overrides: Sequence[str] = (),
-    penalty_type: type[Penalty] | None = None,
+    strategy: type[Strategy] | None = None,
     **options: Any,
 ) -> SearchResult | Study[SearchResult]:
     """Search the space of a run; `options` are those of `runtime.jobs.runner.JobOptions`.
 
     With `seeds`, once for each, in runs below the run. `match` is the run whose size the random strategy draws at (with
-    `seeds` and a run of several seeds, that of the same seed). `penalty_type`, a subclass of
-    `runtime.strategies.penalties.Penalty`, decides the sparsity weight of every gate.
+    `seeds` and a run of several seeds, that of the same seed). `strategy` is a class to search with in place
+    of the one that the spec names.
     """
     from runtime.jobs.run_search import SearchResult, run_search
     from runtime.jobs.run_study import StudyJob, refuse_study
     from runtime.jobs.runner import JobOptions
-    from runtime.strategies.penalties import Penalty
 
     job = JobOptions(**options)
     if seeds is None:
         opened = open_run(target, matched(target, overrides, match))
         refuse_study(opened, "search")
-        return run_search(opened, job, penalty_type or Penalty)
+        return run_search(opened, job, strategy)
     chosen = _checked(seeds, overrides)
     _check_match(target, overrides, match)
-    run_one = partial(run_search, penalty_type=penalty_type or Penalty)
+    run_one = partial(run_search, strategy=strategy)
     path = None if match is None else Path(match)
     sizes = {} if path is None else found_sizes(RunDir.open(path), chosen)
     return StudyJob("search", open_run(target, overrides), chosen, job, run_one, SearchResult.of, path, sizes).run()

@@ -31,7 +31,9 @@ def search(
     resume: ResumeOpt = False,
     overwrite: OverwriteOpt = False,
     smoke: SmokeOpt = False,
-    strategy: Annotated[str | None, typer.Option("--strategy", help="apg_nag, or random (control).")] = None,
+    strategy: Annotated[
+        str | None, typer.Option("--strategy", help="dso, random (control) or an installed one.")
+    ] = None,
     match: Annotated[Path | None, typer.Option("--match", help="random: draw at the size that this run found.")] = None,
     compile_: Annotated[
         bool, typer.Option("--compile", help="Run torch.compile on every block: takes minutes, for long searches.")
@@ -44,7 +46,7 @@ def search(
     quiet: QuietOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
-    """Pretrain the supernet, search with APG-NAG, prune zero edges; write what was found."""
+    """Search the space with a strategy; write what was found."""
     from graphspec import api
 
     overrides = overrides_of(settings, seed)

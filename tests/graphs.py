@@ -5,7 +5,20 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from compiler.ir.graph import INPUT, OUTPUT, Block, Graph, Model, Node, Phase, TensorType, attrs_of
+from compiler.ir.graph import (
+    INPUT,
+    OUTPUT,
+    Block,
+    Choice,
+    Gate,
+    Graph,
+    Model,
+    Node,
+    Phase,
+    Subject,
+    TensorType,
+    attrs_of,
+)
 from compiler.passes.infer_types import infer_types
 
 SAME_SIZE_OPS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -71,6 +84,25 @@ def random_graph(seed: int, *, nodes: int = 7, channels: int = 4, size: int = 6,
     parts["logits"] = ("linear", {"channels": 3}, ["pool"])
     block = Block("blk", "blk", "blk", (INPUT,), "blk.out")
     return graph_of(parts, shape=(channels, size, size), blocks=(block,), name=f"random{seed}")
+
+
+def with_choices(graph: Graph, seed: int) -> Graph:
+    """A copy with random choices between its gates, and with vector gates behind some of its nodes."""
+    rng = random.Random(seed)
+    found = graph.copy()
+    places = [node for node in graph.nodes() if node.id.startswith("blk.n")]
+    some = [(first.id, rng.choice(places).id) for first in places if rng.random() < 0.4]
+    size = places[0].shape[0]
+    vectors = [Gate(f"v/{a}", Subject.CHANNELS, size, tuple(dict.fromkeys((a, b)))) for a, b in some]
+    found.vector_gates = (*vectors, Gate("v/blk", Subject.BLOCK, 1, ("blk.out",)))
+    choices = []
+    for kind in (graph.gates(), [gate.id for gate in vectors]):
+        rng.shuffle(kind)
+        while len(kind) > 2:
+            taken = [kind.pop() for _ in range(rng.randint(1, 3)) if kind]
+            choices.append(Choice(f"choice/{len(choices)}", tuple(taken), rng.choice((None, 1, 2))))
+    found.choices = tuple(choices)
+    return found
 
 
 def random_gates(graph: Graph, seed: int, zeros: float = 0.4) -> dict[str, float]:

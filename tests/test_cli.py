@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -19,6 +20,7 @@ from compiler.ir.text import from_json, graph_hash
 from compiler.ir.verify import RULES
 from compiler.lowering.heap import Heap
 from graphspec import cost_report
+from graphspec.api import open_run
 from graphspec.cli import main
 from runtime.rundir import files
 from tests.tiny import TINY, environment, graphspec, write_spec
@@ -109,6 +111,14 @@ def test_latest_names_the_newest_run_wherever_it_lies(run: Run, tmp_path: Path) 
     run("compile", "tiny.yaml", "--out", "elsewhere/mine")
     assert Path("runs/latest").resolve() == tmp_path / "elsewhere" / "mine"
     run("compile", "tiny.yaml", "--out", "elsewhere/mine")  # its own run may be written again
+
+
+def test_a_run_with_a_graph_of_version_1_opens(run: Run) -> None:
+    golden = Path(__file__).parent / "compiler" / "golden"
+    run("compile", str(golden / "choices.yaml"), "--out", "old")
+    assert json.loads(Path("old/graph.json").read_text())["version"] == 2
+    shutil.copy(golden / "version1.json", "old/graph.json")
+    assert [len(decision.alternatives) for decision in open_run(Path("old")).graph.decisions()] == [2, 2, 3]
 
 
 def test_a_folder_of_others_is_refused_and_left_alone(run: Run) -> None:

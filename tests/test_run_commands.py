@@ -178,7 +178,7 @@ def test_a_random_network_matches_the_size_of_another_run(shell: Shell) -> None:
     assert drawn["found"]["params"] <= size
     assert drawn["gates"] - drawn["kept_gates"] >= len(closed) > 0
     assert "no finished search" in shell("search", "wider.yaml", "--match", _compiled("wider.yaml"), code=1)[1]
-    plain = ("search", "wider.yaml", "--match", str(first.path), "--strategy", "apg_nag")
+    plain = ("search", "wider.yaml", "--match", str(first.path), "--strategy", "dso")
     before = list(Path("runs").iterdir())
     for more in ([], ["--smoke"], ["--seeds", "0,1"]):
         assert "only a random network is drawn at a size" in shell(*plain, *more, code=1)[1]

@@ -24,6 +24,7 @@ from compiler.analysis.costs import block_of
 from compiler.errors import GraphspecError, did_you_mean
 from compiler.ir.graph import Graph, Model, gate_scope
 from compiler.ir.text import graph_hash
+from compiler.language.config import StrategyName
 from compiler.language.findings import describe
 
 VERSION = 1
@@ -207,7 +208,7 @@ class _ScopeDocument(_Part):
 class _Document(_Part):
     graphspec_architecture: Literal[1]
     name: str
-    strategy: str
+    strategy: StrategyName
     seed: Annotated[int, Field(ge=0)]
     spec_hash: str
     graph_hash: str

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from compiler.elaborate.template import MAX_EDGES, OUT, Reporter, Template, TemplateNode, make_template, resolve_op
 from compiler.errors import Diagnostic, SpecError, did_you_mean
 from compiler.garbage import collector_paused
-from compiler.ir.graph import INPUT, OUTPUT, Attrs, Block, Graph, Node, Phase, TensorType, attrs_of
+from compiler.ir.graph import INPUT, OUTPUT, Attrs, Block, Choice, Graph, Node, Phase, TensorType, attrs_of
 from compiler.ir.verify import verify
 from compiler.language.dims import Dim, DimError
 from compiler.language.parse import parse
@@ -69,6 +69,7 @@ class _Builder:
     templates: Mapping[str, Template | None]
     graph: Graph = field(init=False)
     values: dict[str, list[str]] = field(init=False)  # entry name -> node ids of its values, the last one last
+    choices: dict[str, dict[str, None]] = field(default_factory=dict)  # id of a choice -> its gates, once each
     failed: set[Path] = field(default_factory=set)  # definitions already reported: instances repeat their mistakes
 
     def __post_init__(self) -> None:
@@ -90,6 +91,7 @@ class _Builder:
         if self.report.found or not blocks:
             return
         self.graph.blocks = tuple(blocks)
+        self.graph.choices = tuple(Choice(choice, tuple(gates)) for choice, gates in self.choices.items())
         self._connect_output(blocks[-1])
 
     def _sizes_are_broken(self) -> bool:
@@ -280,6 +282,8 @@ class _Builder:
         for source in node.sources:
             gate = f"{scope}/{node.name}<{source.name}" if source.gated else None
             self.graph.connect(values[source.name], node_id, gate)
+            if gate and source.choice:
+                self.choices.setdefault(f"{scope}/{node.name}<{source.choice}", {})[gate] = None
         values[node.name] = node_id
         return True
 

@@ -35,6 +35,7 @@ class Source:
     name: str
     gated: bool
     path: Path
+    choice: str = ""  # of an alternative of a `choose`: the name that all its alternatives read
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def _choice_nodes(
         for written, op_name, attrs in resolved:
             made = f"{name}.{source.name.replace('.', '_')}.{written.label}".replace(".in.", ".from_in.")
             yield TemplateNode(made, op_name, attrs, (source,), written.path)
-            merged.append(Source(made, True, node.path))
+            merged.append(Source(made, True, node.path, source.name))
     yield TemplateNode(name, *resolve_op(spec, node.op, report), tuple(merged), node.path)
 
 

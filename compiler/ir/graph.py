@@ -12,7 +12,7 @@ import enum
 import heapq
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 AttrValue = int | float | str | bool | None | tuple[int, ...] | tuple[float, ...]
@@ -85,6 +85,48 @@ class Block:
         return node_id.startswith(self.id + ".")
 
 
+class Subject(enum.Enum):
+    """What a gate closes when it is zero."""
+
+    EDGE = "edge"
+    BLOCK = "block"
+    CHANNELS = "channels"
+    GROUPS = "groups"
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """`size` numbers that close their subject where they are zero. `places` are the nodes behind which they multiply.
+
+    Several places: values that are added, or that pass another norm. The places of an edge's gate are the edges that
+    name it, so it has none here.
+    """
+
+    id: str
+    subject: Subject = Subject.EDGE
+    size: int = 1
+    places: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Gates that are alternatives to each other; at most `most` of them may stay (None: any number)."""
+
+    id: str
+    gates: tuple[str, ...]
+    most: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a search decides: which of the alternatives stay. One alternative stays or goes."""
+
+    id: str
+    alternatives: tuple[str, ...]  # ids of gates, all of one subject
+    most: int | None
+    subject: Subject
+
+
 def block_of(node_id: str, blocks: Collection[str]) -> str:
     """Which of the blocks, given by their ids, a node stands in; empty if in none."""
     while node_id and node_id not in blocks:
@@ -109,11 +151,14 @@ class Graph:
         self.name = name
         self.phase = phase
         self.blocks: tuple[Block, ...] = tuple(blocks)
+        self.vector_gates: tuple[Gate, ...] = ()  # the gates whose subject is no edge
+        self.choices: tuple[Choice, ...] = ()
         self._nodes: dict[str, Node] = {}  # in the order they were added
         self._into: dict[str, dict[str, Edge]] = {}  # destination -> source -> edge, in the order of slots
         self._out_of: dict[str, dict[str, Edge]] = {}  # source -> destination -> edge
         self._order: tuple[Node, ...] | None = None  # what `nodes` gives, until the next edit
         self._edges: tuple[Edge, ...] | None = None  # what `edges` gives, until the next edit
+        self._gates: dict[str, None] | None = None  # what `gates` gives, until the next edit
         self._inputs: dict[str, tuple[Edge, ...]] = {}  # what `inputs` gives, until the node gets another edge
 
     def __contains__(self, node_id: str) -> bool:
@@ -190,8 +235,30 @@ class Graph:
         return sum(map(len, self._into.values()))
 
     def gates(self) -> list[str]:
-        """Gate ids without repetition, in the order of their first edge."""
-        return list(dict.fromkeys(e.gate for e in self.edges() if e.gate is not None))
+        """Ids of the gates on edges without repetition, in the order of their first edge."""
+        return list(self._edge_gates())
+
+    def _edge_gates(self) -> dict[str, None]:
+        if self._gates is None:
+            self._gates = dict.fromkeys(e.gate for e in self.edges() if e.gate is not None)
+        return self._gates
+
+    def gate(self, gate_id: str) -> Gate:
+        """The gate of this id; KeyError if there is none."""
+        found = {gate.id: gate for gate in self.vector_gates}.get(gate_id)
+        if found is None and gate_id not in self._edge_gates():
+            raise KeyError(gate_id)
+        return found or Gate(gate_id)
+
+    def decisions(self) -> tuple[Decision, ...]:
+        """What can be decided: the choices, then every other gate (open or closed), those of edges first."""
+        vectors = {gate.id: gate.subject for gate in self.vector_gates}
+        chosen = {gate for choice in self.choices for gate in choice.gates}
+        free = [Choice(gate, (gate,)) for gate in (*self._edge_gates(), *vectors) if gate not in chosen]
+        return tuple(
+            Decision(choice.id, choice.gates, choice.most, vectors.get(choice.gates[0], Subject.EDGE))
+            for choice in (*self.choices, *free)
+        )
 
     def gate_scopes(self) -> dict[str, list[str]]:
         """Gate ids by share scope: the layout of the supernet's gate vectors."""
@@ -216,7 +283,7 @@ class Graph:
             raise ValueError(f"node {node.id!r} exists already")
         self._nodes[node.id] = node
         self._into[node.id], self._out_of[node.id] = {}, {}
-        self._order = self._edges = None
+        self._order = self._edges = self._gates = None
 
     def connect(self, src: str, dst: str, gate: str | None = None) -> None:
         """Add an edge into the next free slot of `dst`; ValueError if the pair is connected already."""
@@ -228,7 +295,7 @@ class Graph:
         edge = Edge(src, dst, len(self._into[dst]), gate)
         self._into[dst][src] = self._out_of[src][dst] = edge
         self._inputs.pop(dst, None)
-        self._order = self._edges = None
+        self._order = self._edges = self._gates = None
 
     def replace(self, node: Node) -> None:
         """Put `node` in the place of the node with the same id; KeyError if there is none."""
@@ -238,10 +305,12 @@ class Graph:
     def copy(self, phase: Phase | None = None) -> Graph:
         """An independent copy, optionally in another phase."""
         twin = Graph(self.name, phase or self.phase, self.blocks)
+        twin.vector_gates, twin.choices = self.vector_gates, self.choices
         twin._nodes = dict(self._nodes)
         twin._into = {node_id: dict(edges) for node_id, edges in self._into.items()}
         twin._out_of = {node_id: dict(edges) for node_id, edges in self._out_of.items()}
-        twin._order, twin._edges, twin._inputs = self._order, self._edges, dict(self._inputs)
+        twin._order, twin._edges, twin._gates = self._order, self._edges, self._gates
+        twin._inputs = dict(self._inputs)
         return twin
 
     def restricted_to(self, edges: Iterable[Edge]) -> Graph:
@@ -256,7 +325,21 @@ class Graph:
             for edge in self.inputs(node_id):
                 if edge in kept:
                     graph.connect(edge.src, node_id, edge.gate)
+        graph.take_gates_of(self)
         return graph
+
+    def take_gates_of(self, origin: Graph) -> None:
+        """Take over the vector gates and choices of the graph that this one is left of: what still has a subject.
+
+        Gates keep their size: what removes channels of a place must shorten its gates as well.
+        """
+        if not origin.vector_gates and not origin.choices:
+            return
+        left = [replace(gate, places=tuple(p for p in gate.places if p in self)) for gate in origin.vector_gates]
+        self.vector_gates = tuple(gate for gate in left if gate.places)
+        alive = {*self._edge_gates(), *(gate.id for gate in self.vector_gates)}
+        choices = [replace(c, gates=tuple(gate for gate in c.gates if gate in alive)) for c in origin.choices]
+        self.choices = tuple(choice for choice in choices if choice.gates)
 
 
 def _reached(start: str, links: Mapping[str, Mapping[str, Edge]]) -> set[str]:

@@ -1,7 +1,8 @@
 """Text and JSON forms of a graph.
 
 The text form has one line a node, for people and golden tests. The JSON form round-trips exactly, carries a format
-version and is byte-identical for equal graphs; its SHA-256 is the graph's hash.
+version and is byte-identical for equal graphs. The graph's hash is the SHA-256 of this form as version 1 had it, which
+knows no choices: they follow from the spec, and runs and architectures of version 1 keep their hashes.
 """
 
 from __future__ import annotations
@@ -11,18 +12,26 @@ import json
 from typing import Any
 
 from compiler.errors import GraphspecError
-from compiler.ir.graph import AttrValue, Block, Graph, Node, Phase, TensorType, attrs_of
+from compiler.ir.graph import AttrValue, Block, Choice, Gate, Graph, Node, Phase, Subject, TensorType, attrs_of
 from compiler.ir.verify import verify
 
 FORMAT = "graphspec-graph"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE = (1, 2)  # version 1 has neither vector gates nor choices
+HASHED_VERSION = 1
 _dump = json.JSONEncoder(ensure_ascii=True, allow_nan=False).encode
 
 
 def text(graph: Graph) -> str:
-    """One line a node: `%id = op(%source[gate], ...) attr=value : type`."""
+    """One line a node: `%id = op(%source[gate], ...) attr=value : type`; then vector gates and choices."""
     lines = [f"graph @{graph.name} ({graph.phase.value}) {{"]
     lines += [f"  {_line(graph, node)}" for node in graph.nodes()]
+    lines += [
+        f"  gate {gate.id} : {gate.subject.value}[{gate.size}] behind {', '.join(f'%{place}' for place in gate.places)}"
+        for gate in graph.vector_gates
+    ]
+    for choice in graph.choices:
+        lines.append(f"  choice {choice.id} : {choice.most or 'any'} of {', '.join(choice.gates)}")
     return "\n".join([*lines, "}", ""])
 
 
@@ -38,15 +47,26 @@ def _show(value: AttrValue) -> str:
 
 def to_json(graph: Graph) -> str:
     """The JSON form: one line a node, keys in a fixed order."""
-    gates = {gate: index for index, gate in enumerate(graph.gates())}
-    nodes = [_node_record(graph, node, gates) for node in graph.nodes()]
+    return _joined(_parts(graph))
+
+
+def _parts(graph: Graph) -> dict[str, str]:
+    """The JSON form by key; vector gates and choices only where there are some."""
+    gates = {gate: index for index, gate in enumerate((*graph.gates(), *(g.id for g in graph.vector_gates)))}
+    rows: dict[str, list[Any]] = {
+        "blocks": [[b.id, b.kind, b.stage, list(b.inputs), b.output] for b in graph.blocks],
+        "gates": graph.gates(),
+        "vector_gates": [[g.id, g.subject.value, g.size, list(g.places)] for g in graph.vector_gates],
+        "choices": [[c.id, [gates[gate] for gate in c.gates], c.most] for c in graph.choices],
+        "nodes": [_node_record(graph, node, gates) for node in graph.nodes()],
+    }
     head: dict[str, Any] = {"format": FORMAT, "version": FORMAT_VERSION, "name": graph.name, "phase": graph.phase.value}
-    blocks = [[b.id, b.kind, b.stage, list(b.inputs), b.output] for b in graph.blocks]
-    parts = [f"{_dump(key)}: {_dump(value)}" for key, value in head.items()]
-    parts += [
-        f"{_dump(key)}: {_lines(rows)}" for key, rows in (("blocks", blocks), ("gates", list(gates)), ("nodes", nodes))
-    ]
-    return "{\n" + ",\n".join(parts) + "\n}\n"
+    parts = {key: _dump(value) for key, value in head.items()}
+    return parts | {key: _lines(rows[key]) for key in rows if rows[key] or key not in ("vector_gates", "choices")}
+
+
+def _joined(parts: dict[str, str]) -> str:
+    return "{\n" + ",\n".join(f"{_dump(key)}: {value}" for key, value in parts.items()) + "\n}\n"
 
 
 def _lines(rows: list[Any]) -> str:
@@ -71,10 +91,10 @@ def from_json(source: str) -> Graph:
             raise ValueError(f"format is {record['format']!r}")
     except (ValueError, TypeError, KeyError) as error:
         raise GraphFormatError(f"this is no {FORMAT} file ({error}); `graphspec compile` writes them") from error
-    if record.get("version") != FORMAT_VERSION:
+    if record.get("version") not in READABLE:
         raise GraphFormatError(
-            f"the graph has format version {record.get('version')!r}, this graphspec reads {FORMAT_VERSION}; "
-            f"compile again"
+            f"the graph has format version {record.get('version')!r}, this graphspec reads {FORMAT_VERSION} and older "
+            f"ones; compile again"
         )
     try:
         graph = _graph_of(record)
@@ -92,14 +112,25 @@ def _graph_of(record: dict[str, Any]) -> Graph:
     for node_id, *_, reads in record["nodes"]:
         for source, gate in reads:
             graph.connect(source, node_id, None if gate is None else record["gates"][gate])
+    vectors = [Gate(i, Subject(what), size, tuple(places)) for i, what, size, places in record.get("vector_gates", ())]
+    gates = [*record["gates"], *(gate.id for gate in vectors)]
+    graph.vector_gates = tuple(vectors)
+    graph.choices = tuple(Choice(i, tuple(gates[g] for g in of), most) for i, of, most in record.get("choices", ()))
     return graph
 
 
 def graph_hash(graph: Graph) -> str:
-    """SHA-256 of the JSON form, as 64 hex digits."""
-    return json_hash(to_json(graph))
+    """The graph's hash, as 64 hex digits."""
+    return _hash(_parts(graph))
 
 
-def json_hash(graph_json: str) -> str:
-    """The hash of the graph whose JSON form this is."""
-    return hashlib.sha256(graph_json.encode()).hexdigest()
+def json_and_hash(graph: Graph) -> tuple[str, str]:
+    """Both at once, since the JSON form is most of the work of either."""
+    parts = _parts(graph)
+    return _joined(parts), _hash(parts)
+
+
+def _hash(parts: dict[str, str]) -> str:
+    hashed = parts | {"version": _dump(HASHED_VERSION)}
+    hashed.pop("choices", None)
+    return hashlib.sha256(_joined(hashed).encode()).hexdigest()

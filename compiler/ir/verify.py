@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable, Iterator
 
 from compiler.errors import RuleError
-from compiler.ir.graph import INPUT, OUTPUT, Graph, Phase
-from compiler.ops import TypeMismatchError, UnknownOpError, infer, op
+from compiler.ir.graph import INPUT, OUTPUT, Gate, Graph, Node, Phase, Subject
+from compiler.ops import TypeMismatchError, UnknownOpError, infer, op, read_attrs
 
 Violations = Iterator[tuple[str, str, str]]
 Rule = Callable[[Graph], Violations]
@@ -113,15 +113,61 @@ def types_follow_the_ops(graph: Graph) -> Violations:
 
 def gates_are_scoped(graph: Graph) -> Violations:
     """A gate id is `<scope>/<name>`: the scope says which gate vector it belongs to."""
-    for gate in graph.gates():
+    for gate in (*graph.gates(), *(vector.id for vector in graph.vector_gates)):
         scope, slash, name = gate.partition("/")
         if not (scope and slash and name):
             yield gate, "has no scope", "call it <scope>/<destination><<source>"
 
 
+def gates_have_one_subject(graph: Graph) -> Violations:
+    """A gate id stands for one subject: for edges, or for one vector gate."""
+    seen = set(graph.gates())
+    for gate in graph.vector_gates:
+        if gate.id in seen:
+            yield gate.id, "is the id of two gates", "give each subject a gate of its own"
+        seen.add(gate.id)
+
+
+def vector_gates_fit_their_places(graph: Graph) -> Violations:
+    """A vector gate stands behind nodes, with one number for each of their channels or groups (one for a block)."""
+    for gate in graph.vector_gates:
+        if gate.subject is Subject.EDGE or not gate.places:
+            yield gate.id, "closes no block, channels or groups", "name its places; the gate of an edge stands on it"
+        for place in gate.places:
+            if place not in graph:
+                yield gate.id, f"stands behind {place!r}, which is no node", "name the nodes it multiplies behind"
+            elif _places_size(gate, graph.node(place)) not in (None, gate.size):
+                message = f"has {gate.size} numbers, {place!r} has {_places_size(gate, graph.node(place))}"
+                yield gate.id, f"{message} {gate.subject.value}", "give it one number for each"
+
+
+def _places_size(gate: Gate, node: Node) -> int | None:
+    """How many numbers the gate needs behind this node; None if the node's type, which tells, is unknown."""
+    if gate.subject is Subject.CHANNELS:
+        return None if node.type is None else node.shape[0]
+    return int(getattr(read_attrs(node.op, node.attrs), "groups", 0)) if gate.subject is Subject.GROUPS else 1
+
+
+def choices_are_between_gates(graph: Graph) -> Violations:
+    """The alternatives of a choice are gates of one subject, each in no other choice, and one or more may stay."""
+    subjects = dict.fromkeys(graph.gates(), Subject.EDGE) | {gate.id: gate.subject for gate in graph.vector_gates}
+    chosen: set[str] = set()
+    for choice in graph.choices:
+        unknown = [gate for gate in choice.gates if gate not in subjects]
+        if unknown or not choice.gates:
+            yield choice.id, f"has no gate {unknown[0]!r}" if unknown else "has no gates", "name gates of the graph"
+        elif len({subjects[gate] for gate in choice.gates}) > 1:
+            yield choice.id, "has gates of several subjects", "make one choice for each subject"
+        if chosen.intersection(choice.gates) or len(set(choice.gates)) < len(choice.gates):
+            yield choice.id, "names a gate a second time", "a gate is in one choice at most"
+        if choice.most is not None and choice.most < 1:
+            yield choice.id, f"lets {choice.most} alternatives stay", "let at least 1 stay"
+        chosen.update(choice.gates)
+
+
 def no_gates_left(graph: Graph) -> Violations:
     """A compact graph carries no gate."""
-    for gate in graph.gates():
+    for gate in (*graph.gates(), *(vector.id for vector in graph.vector_gates)):
         yield gate, "is still there", "run prune-zero-edges and drop-gates (or fold-gates)"
 
 
@@ -134,6 +180,9 @@ STRUCTURE: tuple[Rule, ...] = (
     every_op_has_inputs,
     output_edge_has_no_gate,
     gates_are_scoped,
+    gates_have_one_subject,
+    vector_gates_fit_their_places,
+    choices_are_between_gates,
 )
 TYPED: tuple[Rule, ...] = (*STRUCTURE, every_node_on_a_path, every_type_known, types_follow_the_ops)
 RULES: dict[Phase, tuple[Rule, ...]] = {

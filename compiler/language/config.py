@@ -29,6 +29,15 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 Epochs = Annotated[int, Field(ge=0)]
 
 
+def _now(**names: str) -> BeforeValidator:
+    """Reads a word that was called otherwise before."""
+    return BeforeValidator(lambda word: names.get(word, word) if isinstance(word, str) else word)
+
+
+StrategyName = Annotated[str, _now(apg_nag="dso")]
+Adaptive = Annotated[Literal["none", "flops", "memory_access", "latency"], _now(mac="memory_access")]
+
+
 class Section(BaseModel):
     """Base of all sections: unknown keys are errors, values are immutable."""
 
@@ -102,8 +111,9 @@ class GateConfig(Section):
     """Project gates onto >= 0 after each step."""
     exempt_last_input: bool = True
     """Do not penalise the last living input of an op that batch norm makes scale-invariant."""
-    adaptive: Literal["none", "flops", "mac", "latency"] = "none"
-    """Scale gamma by block FLOPs (equation 9), op memory access cost (equation 10) or measured latency."""
+    adaptive: Adaptive = "none"
+    """Scale gamma by the multiply-adds of the block (equation 9), by the memory access cost of the op (equation 10) or
+    by its measured latency."""
 
 
 class PruneConfig(Section):
@@ -168,10 +178,13 @@ class TrainingConfig(Section):
 
 
 class SearchConfig(TrainingConfig):
-    """Pretrain, then search: weights and gates in alternating steps."""
+    """How the space is searched."""
 
-    strategy: Literal["apg_nag", "random"] = "apg_nag"
-    """`random`: the control experiment, random edges kept at the budget."""
+    strategy: StrategyName = "dso"
+    """`dso` (weights and gates in turns, zero gates are pruned), `random` (the control: random edges at a size), or the
+    name of an installed strategy."""
+    options: dict[str, Any] = {}
+    """Settings of an installed strategy, which says what there is."""
     random_params: Count | None = None
     """`random`: parameters of the network to draw, before any budget; `--match RUN` takes those that RUN found."""
     pretrain_epochs: Epochs = 10

@@ -63,6 +63,7 @@ class Draft:
                 for src, gate in sources:
                     graph.connect(src, node_id, gate)
         graph.blocks = living_blocks(self.origin.blocks, graph, renamed or {})
+        graph.take_gates_of(self.origin)
         return graph
 
     def _needed(self) -> set[str]:

@@ -10,10 +10,8 @@ from typing import Any
 import safetensors.torch
 
 from compiler.analysis.costs import total_cost
-from compiler.analysis.guards import smallest_closed
-from compiler.analysis.limits import compared, listed
+from compiler.analysis.limits import compared
 from compiler.architecture.found import Architecture
-from compiler.architecture.random_network import random_closed
 from compiler.errors import RunError
 from compiler.ir.graph import Graph
 from compiler.ops import Cost
@@ -25,9 +23,11 @@ from runtime.rundir.directory import JobDir
 from runtime.rundir.files import write_bytes, write_json, write_text
 from runtime.rundir.opened import Opened
 from runtime.search.search_job import SearchJob
-from runtime.search.supernet import MODEL
-from runtime.strategies.penalties import Penalty
+from runtime.search.supernet import MODEL, below
+from runtime.strategies.base import Context, Found, Space, Strategy, TrainingStrategy
+from runtime.strategies.table import check_strategy, strategy_class
 from runtime.training.memory import require_memory
+from runtime.training.step import Scores
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class SearchResult:
 
     run: str  # the run directory
     architecture: str  # path of arch.yaml
-    accuracy: float | None  # validation accuracy of the pruned supernet; None for a random network, which is untrained
-    full_accuracy: float | None  # of the full supernet at the end of pretraining
+    accuracy: float | None  # validation accuracy of the network found; None where nothing was trained
+    full_accuracy: float | None  # of the full supernet at the end of pretraining, where there was one
     gates: int
     kept_gates: int
     edges: int
@@ -52,39 +52,45 @@ class SearchResult:
 
 
 def run_search(
-    opened: Opened, options: JobOptions | None = None, penalty_type: type[Penalty] = Penalty
+    opened: Opened, options: JobOptions | None = None, strategy: type[Strategy] | None = None
 ) -> SearchResult:
-    """Search the space of a run; RunError, PassError or Interrupted if it cannot be finished.
+    """Search the space of a run; SpecError, RunError, PassError or Interrupted if it cannot be finished.
 
-    `penalty_type` decides the sparsity weight of every gate; it is not recorded, so resuming needs the same one.
+    `strategy` (default: the one that the spec names) is not recorded, so resuming needs the same one.
     """
+    check_strategy(opened.spec)
+    kind = strategy or strategy_class(opened.spec.config.search.strategy)
+    options = options or JobOptions()
+    if not issubclass(kind, TrainingStrategy):
+        return SearchResult.of(run_drawing("search", opened, options, lambda *place: _decide(kind, *place)))
 
     def make(place: Workplace) -> SearchJob:
-        if not opened.graph.gates():
-            raise RunError(
-                "the network has no gates: there is nothing to search; put `gated: true` on edges, or retrain it"
-            )
-        require_memory(opened.graph, place.config.search, place)
-        latencies = place.folder.path / "latencies.json"
-        job = SearchJob(
-            opened.graph,
-            place.config,
-            place.dataset,
-            place.device,
-            opened.spec.gate_init,
-            place.console,
-            latencies,
-            penalty_type,
-            place.world,
-        )
-        if place.world.is_main:
-            _record_split(place.folder, job.split)
-        return job
+        return _job(kind, place)
 
-    options = options or JobOptions()
-    if opened.spec.config.search.strategy == "random":
-        return SearchResult.of(run_drawing("search", opened, options, _draw))
     return SearchResult.of(run_job("search", opened, options, make, _finish))
+
+
+def _job(kind: type[TrainingStrategy], place: Workplace) -> SearchJob:
+    opened = place.opened
+    if not opened.graph.gates():
+        raise RunError(
+            "the network has no gates: there is nothing to search; put `gated: true` on edges, or retrain it"
+        )
+    context = Context.of(
+        opened.graph,
+        place.config,
+        place.dataset,
+        place.device,
+        opened.spec.gate_init,
+        place.console,
+        place.folder.path,
+        place.world,
+    )
+    strategy = kind(context)
+    require_memory(strategy.net.graph, place.config.search, place)
+    if place.world.is_main:
+        _record_split(place.folder, context.split)
+    return SearchJob(strategy)
 
 
 def _record_split(folder: JobDir, split: Split) -> None:
@@ -95,80 +101,74 @@ def _record_split(folder: JobDir, split: Split) -> None:
 
 
 def _finish(place: Workplace, job: SearchJob) -> dict[str, Any]:
-    """Write the pruned graph, its weights and gates, and arch.yaml; the result."""
-    net, scores = job.supernet, job.validate()
-    metrics = {"accuracy": scores.accuracy, "full_accuracy": job.full_accuracy, "validation_images": scores.count}
+    """Write what the strategy has found, with its scores and weights where there are any; the result."""
+    found = job.strategy.found()
+    scores = None if found.net is None else job.context.scores(found.net)
 
     def write() -> dict[str, Any]:
-        tensors = {n.removeprefix(f"{MODEL}/"): t for n, t in net.tensors().items() if n.startswith(f"{MODEL}/")}
-        write_network(place.folder, net.graph, tensors)
-        result = _write(place.opened, place.folder, net.graph, net.gate_values(), metrics)
-        _tell(result, place.opened.graph, place.console)
+        if found.net is not None:
+            write_network(place.folder, found.net.graph, below(found.net.tensors(), MODEL))
+        result = _write(place.opened, place.folder, job.strategy, found, scores)
+        for doubt in job.strategy.doubts(_graph_of(place.opened, found)):
+            place.console.warn(doubt)
+        _tell(result, place.console)
         return asdict(result)
 
     return place.world.decided(write)
 
 
-def _draw(opened: Opened, folder: JobDir, console: Console) -> dict[str, Any]:
-    """The control experiment: a random network of the parameter count asked for, nothing trained."""
+def _decide(kind: type[Strategy], opened: Opened, folder: JobDir, console: Console) -> dict[str, Any]:
+    """Write what a strategy decides that trains nothing; the result."""
     config = opened.spec.config
-    if config.search.random_params is None:
-        raise RunError(
-            "search.strategy random needs a size to draw at\n"
-            "  try: --match RUN (what RUN found) or --set search.random_params=N"
-        )
-    graph = prune(opened.graph, random_closed(opened.graph, config.search.random_params, config.seed))
-    result = _write(opened, folder, graph, dict.fromkeys(graph.gates(), 1.0), {})
-    console.line(
-        f"drew a random network: {listed(asdict(result.found))}\n"
-        f"wrote {result.architecture}; next: graphspec retrain {result.run}"
-    )
+    strategy = kind(Space(opened.graph, config, config.search.options, console))
+    result = _write(opened, folder, strategy, strategy.found(), None)
+    _tell(result, console)
     return asdict(result)
 
 
-def _write(
-    opened: Opened, folder: JobDir, found: Graph, gates: Mapping[str, float], metrics: Mapping[str, float | None]
-) -> SearchResult:
-    """Write arch.yaml; the result."""
-    costs = {"full": total_cost(opened.graph), "found": total_cost(found)}
+def _graph_of(opened: Opened, found: Found) -> Graph:
+    """What is left of the space."""
+    if found.net is not None:
+        return found.net.graph
+    return prune(opened.graph, set(opened.graph.gates()) - found.gates.keys())
+
+
+def _write(opened: Opened, folder: JobDir, strategy: Strategy, found: Found, scores: Scores | None) -> SearchResult:
+    """Write arch.yaml and the strategy's section of the report; the result."""
+    graph, config = _graph_of(opened, found), opened.spec.config
+    reached = {} if scores is None else {"accuracy": scores.accuracy}
+    images = {} if scores is None else {"validation_images": scores.count}
+    costs = {"full": total_cost(opened.graph), "found": total_cost(graph)}
     architecture = Architecture.of(
         opened.graph,
-        gates,
-        strategy=opened.spec.config.search.strategy,
-        seed=opened.spec.config.seed,
+        {gate: found.gates[gate] for gate in graph.gates()},
+        strategy=config.search.strategy,
+        seed=config.seed,
         spec_hash=hashlib.sha256(opened.run.resolved.read_bytes()).hexdigest(),
-        metrics=metrics,
+        metrics={**reached, **found.figures, **images},
         costs={name: asdict(cost) for name, cost in costs.items()},
     )
     write_text(folder.arch, architecture.to_yaml())
+    write_json(folder.strategy, asdict(strategy.report()))
     return SearchResult(
         run=str(opened.run.path),
         architecture=str(folder.arch),
-        accuracy=metrics.get("accuracy"),
-        full_accuracy=metrics.get("full_accuracy"),
+        accuracy=architecture.metrics.get("accuracy"),
+        full_accuracy=architecture.metrics.get("full_accuracy"),
         gates=len(opened.graph.gates()),
-        kept_gates=len(found.gates()),
+        kept_gates=len(graph.gates()),
         edges=opened.graph.edge_count(),
-        kept_edges=found.edge_count(),
+        kept_edges=graph.edge_count(),
         full=costs["full"],
         found=costs["found"],
     )
 
 
-def _tell(result: SearchResult, full_graph: Graph, console: Console) -> None:
-    if result.kept_gates == result.gates:
-        console.warn(
-            "no gate became zero, so nothing was pruned; raise search.gates.gamma, search.gates.lr or search.epochs"
-        )
-    elif result.kept_gates <= result.gates - len(smallest_closed(full_graph)):
-        console.warn(
-            f"every edge that may go was pruned, {result.kept_gates} of {result.gates} gates are left; "
-            f"lower search.gates.gamma, search.gates.lr or search.epochs"
-        )
+def _tell(result: SearchResult, console: Console) -> None:
     full = "" if result.full_accuracy is None else f" (full supernet {result.full_accuracy:.2%})"
+    reached = "" if result.accuracy is None else f"validation accuracy of what was found {result.accuracy:.2%}{full}\n"
     console.line(
         f"kept {result.kept_edges} of {result.edges} edges, {result.kept_gates} of {result.gates} gates; "
         f"{compared(asdict(result.full), asdict(result.found))}\n"
-        f"validation accuracy of the pruned supernet {result.accuracy:.2%}{full}\n"
-        f"wrote {result.architecture}; next: graphspec retrain {result.run}"
+        f"{reached}wrote {result.architecture}; next: graphspec retrain {result.run}"
     )

@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from compiler.errors import GraphspecError, RunError
@@ -167,7 +169,7 @@ def has_results(folder: JobDir) -> bool:
 
 def resume_command(name: str, opened: Opened, options: JobOptions, more: Sequence[str] = ()) -> str:
     """What to type to go on with a job that runs now, with the settings that were not compiled into its run."""
-    compiled = json.loads(opened.run.config.read_text(encoding="utf-8"))
+    compiled = read_settings(opened.run.config)
     now = opened.spec.config.model_dump(mode="json")
     command = [*Launch.here().prefix, "graphspec", name, str(opened.run.path), *more, "--resume"]
     for key in changed_keys(compiled, now):
@@ -197,7 +199,7 @@ def check_config(name: str, folder: JobDir, config: Configuration) -> None:
     file = folder.path / "config.json"
     if not file.is_file():
         return
-    changed = changed_keys(json.loads(file.read_text(encoding="utf-8")), config.model_dump(mode="json"))
+    changed = changed_keys(read_settings(file), config.model_dump(mode="json"))
     relevant = [key for key in changed if key.split(".")[0] in ("seed", "data", "budget", name)]
     relevant = [key for key in relevant if key not in HARMLESS and not key.startswith(f"{name}.checkpoint.")]
     if relevant:
@@ -205,6 +207,17 @@ def check_config(name: str, folder: JobDir, config: Configuration) -> None:
             f"{folder.path}: cannot go on with a changed spec: {', '.join(relevant)}\n"
             f"  try: without these changes, or --overwrite to start anew"
         )
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """A `config.json` as this version would write it; RunError if it cannot be read as such."""
+    try:
+        return Configuration.model_validate_json(file.read_bytes()).model_dump(mode="json")
+    except (OSError, ValidationError) as error:
+        raise RunError(
+            f"{file}: these settings are damaged or of another version of graphspec: {error}\n"
+            f"  try: graphspec compile SPEC again, for a new run"
+        ) from error
 
 
 def _write_config(folder: JobDir, config: Configuration) -> None:

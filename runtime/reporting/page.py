@@ -6,7 +6,7 @@ not come to yet is said to be missing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -62,6 +62,8 @@ def render(record: RunRecord, spec: Path) -> str:
         seed_charts=_drawn(seed_charts(record)),
         figures=_figures(record),
         heat=_heat(record),
+        strategy_tables=[table for title, value in _said(record, "tables") for table in grids(value, title)],
+        strategy_charts=_drawn([_chart(record, title, names) for title, names in _said(record, "curves")]),
         charts=_drawn(_charts(record)),
         rate_charts=_drawn([_rate_chart(record)]),
         costs=costs,
@@ -150,6 +152,12 @@ def _heat(record: RunRecord) -> HeatMap | None:
     return None if record.gates is None else heat_map(record.graph, record.gates)
 
 
+def _said(record: RunRecord, part: str) -> Iterable[tuple[str, Any]]:
+    """A part of the strategy's section: titles with what stands below them."""
+    said: Mapping[str, Any] = record.section.get(part, {})
+    return said.items()
+
+
 def _widest(rows: Sequence[CostRow]) -> Cost:
     """The largest of every cost: what the bars of these rows are drawn against."""
     costs = [row.before for row in rows]
@@ -165,26 +173,31 @@ def _widest(rows: Sequence[CostRow]) -> Cost:
 
 def _charts(record: RunRecord) -> list[Chart]:
     """Loss, accuracy, zero gates and FLOPs over all epochs, stages after each other."""
+    losses = {"train_loss": "training (weights)", "gate_loss": "training (gates)", "loss": "validation"}
+    edges = {"zero_gates": "zero gates", "edges": "edges left"}
+    return [
+        _chart(record, "Loss", losses),
+        _chart(record, "Validation accuracy", {"accuracy": "accuracy"}, _share),
+        _chart(record, "Zero gates and edges left", edges, counted, from_zero=True),
+        *(_chart(record, measure.title, {measure.name: measure.unit}, counted, from_zero=True) for measure in MEASURES),
+    ]
+
+
+def _chart(
+    record: RunRecord,
+    title: str,
+    names: Mapping[str, str],
+    show: Callable[[float], str] = "{:.4g}".format,
+    from_zero: bool = False,
+) -> Chart:
+    """Entries of the epoch records over all epochs; `names` says what each key is called."""
     epochs = [*record.search.epochs, *record.retrain.epochs]
     marks, at = [], 1
     for stage, records in _stages(record):
         marks.append((float(at), stage))
         at += len(records)
-    plain = "{:.4g}".format
-
-    def chart(title: str, show: Any, names: dict[str, str], from_zero: bool = False) -> Chart:
-        lines = tuple(Series(text, _points(epochs, key)) for key, text in names.items())
-        return Chart(title, "epoch", lines, show, tuple(marks), from_zero)
-
-    losses = {"train_loss": "training (weights)", "gate_loss": "training (gates)", "loss": "validation"}
-    return [
-        chart("Loss", plain, losses),
-        chart("Validation accuracy", _share, {"accuracy": "accuracy"}),
-        chart(
-            "Zero gates and edges left", counted, {"zero_gates": "zero gates", "edges": "edges left"}, from_zero=True
-        ),
-        *(chart(measure.title, counted, {measure.name: measure.unit}, from_zero=True) for measure in MEASURES),
-    ]
+    lines = tuple(Series(text, _points(epochs, key)) for key, text in names.items())
+    return Chart(title, "epoch", lines, show, tuple(marks), from_zero)
 
 
 def _rate_chart(record: RunRecord) -> Chart:

@@ -15,6 +15,7 @@ from typing import Any
 from compiler.errors import PassError, RunError
 from compiler.ir.graph import Graph
 from compiler.ir.text import from_json
+from compiler.language.config import SearchConfig
 from compiler.passes.prune_zero_edges import prune
 from runtime.rundir.directory import JobDir, RunDir
 from runtime.rundir.files import guarded
@@ -70,6 +71,7 @@ class RunRecord:
     search: JobRecord
     retrain: JobRecord
     gates: GateHistory | None
+    section: Record  # what the strategy says of the search: `runtime.strategies.base.ReportSection`; empty before that
     parity: Any  # as export/parity.json has it; None before the export
     latency: Any
     seeds: Mapping[int, RunRecord]  # of a study: the run of every seed
@@ -85,10 +87,11 @@ class RunRecord:
         return bool(self.seeds) and not (self.search.started or self.retrain.started)
 
     @property
-    def is_random(self) -> bool:
-        """Whether the network is a random one, the control: drawn, not searched."""
-        runs = [self.search, *(run.search for run in self.seeds.values())]
-        return any(job.config is not None and job.config["search"]["strategy"] == "random" for job in runs)
+    def strategy(self) -> str:
+        """Name of the strategy that was searched with; before that, of the one that was compiled."""
+        jobs = [self.search, *(run.search for run in self.seeds.values())]
+        config = next((job.config for job in jobs if job.config is not None), self.config)
+        return SearchConfig(strategy=config["search"]["strategy"]).strategy
 
     @property
     def kept(self) -> Graph | None:
@@ -120,6 +123,7 @@ def _read(run: RunDir, graph: Graph) -> RunRecord:
         search=search,
         retrain=_job(run.retrain),
         gates=_gates(graph, search.epochs),
+        section=_json(run.search.strategy) or {},
         parity=_json(run.export / "parity.json"),
         latency=_json(run.export / "latency.json"),
         seeds={seed: _read(one, graph) for seed, one in run.seed_runs().items()},

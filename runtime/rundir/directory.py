@@ -56,6 +56,11 @@ class JobDir:
         return self.path / "checkpoints"
 
     @property
+    def strategy(self) -> Path:
+        """A strategy's section of the report."""
+        return self.path / "strategy.json"
+
+    @property
     def metrics(self) -> Path:
         """One JSON line per epoch: the same for the same seed."""
         return self.path / "metrics.jsonl"

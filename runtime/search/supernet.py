@@ -1,7 +1,8 @@
-"""The network being searched: graph, fx module and both optimizers, and how they shrink together.
+"""A gated network in training: graph, fx module, weights with their optimizer, gate vectors, and how it shrinks.
 
-Weights, batch-norm statistics, momenta and gate states are carried from the larger network to the smaller one by
-name (and by slice where a joining op lost an input), so a search goes on after pruning as if nothing had happened.
+What moves the gates is the strategy's business. Weights, batch-norm statistics, gates and momenta are carried from the
+larger network to the smaller one by name (and by slice where a joining op lost an input), so a search goes on after
+pruning as if nothing had happened; a sampled network that was trained gives them back the same way.
 """
 
 from __future__ import annotations
@@ -16,22 +17,22 @@ from compiler.ir.graph import Graph
 from compiler.language.config import SearchConfig
 from compiler.lowering.torch.batch_parts import share_batches
 from compiler.lowering.torch.fx import GATES, freeze_norm_scales, gate_parameters, gate_values, initialise, lower
-from compiler.passes.prune_zero_edges import carried_tensors, prune, take
+from compiler.passes.prune_zero_edges import Cut, carried_tensors, prune, take
 from runtime.processes.world import ALONE, World
 from runtime.rundir.checkpoint import optimizer_state, restore_optimizer_state
-from runtime.strategies.apgnag import APGNAG
 from runtime.training.step import (
     Batch,
     Network,
     backward,
     classification_loss,
+    clip_gradients,
     network_of,
     training_only,
     weight_optimizer,
     weight_parameters,
 )
 
-MODEL, MOMENTUM, GATE_STATE = "model", "momentum", "gate_state"  # first part of the names of saved tensors
+MODEL, MOMENTUM = "model", "momentum"  # first part of the names of saved tensors
 
 
 @dataclass
@@ -48,7 +49,6 @@ class Supernet:
     weight_params: dict[str, nn.Parameter]  # by name
     gate_vectors: dict[str, nn.Parameter]  # by share scope
     weights: torch.optim.SGD
-    gates: APGNAG
 
     @classmethod
     def start(
@@ -72,20 +72,12 @@ class Supernet:
         freeze_norm_scales(module)
         share_batches(module, world.rank, world.size, statistics=config.sync_batch_norm)
         module = module.to(device).to(memory_format=torch.channels_last).train()
-        gates, vectors = config.gates, gate_parameters(module, graph)
+        vectors = gate_parameters(module, graph)
         network, weights = network_of(module, config), weight_parameters(module)
         with training_only(weights.values(), vectors.values()):
             weight_network = world.replicated(network)
         with training_only(vectors.values(), weights.values()):
             gate_network = world.replicated(network)
-        optimizer = APGNAG(
-            vectors.values(),
-            lr=gates.lr,
-            gamma=gates.gamma,
-            momentum=gates.momentum,
-            clip=gates.clip,
-            nonnegative=gates.nonnegative,
-        )
         return cls(
             graph=graph,
             config=config,
@@ -97,10 +89,18 @@ class Supernet:
             weight_params=weights,
             gate_vectors=vectors,
             weights=weight_optimizer(module, config),
-            gates=optimizer,
         )
 
     # -- steps ------------------------------------------------------------------------------------------------------
+
+    def weight_step(self, batch: Batch, rate: float) -> Tensor:
+        """One step of the weights at this learning rate; the batch's mean loss as a scalar tensor."""
+        for group in self.weights.param_groups:
+            group["lr"] = rate
+        loss = self.weight_gradients(batch)
+        clip_gradients(self.weight_params.values(), self.config.clip)
+        self.weights.step()
+        return loss
 
     def weight_gradients(self, batch: Batch) -> Tensor:
         """Gradients of the batch's mean loss into the weights and nothing else; the loss as a scalar tensor."""
@@ -123,36 +123,25 @@ class Supernet:
         """The value of every gate."""
         return gate_values(self.module, self.graph)
 
-    def _by_gate(self, vectors: Mapping[str, Tensor]) -> dict[str, float]:
+    def by_gate(self, vectors: Mapping[str, Tensor]) -> dict[str, float]:
+        """The numbers of vectors laid out as the gate vectors are, by gate."""
         scopes = self.graph.gate_scopes()
         return {g: v for scope, vector in vectors.items() for g, v in zip(scopes[scope], vector.tolist(), strict=True)}
-
-    def proximal_points(self) -> dict[str, float]:
-        """S(z) of the last gate step by gate."""
-        return self._by_gate({scope: self.gates.proximal_point(p) for scope, p in self.gate_vectors.items()})
-
-    def zero_gates(self) -> set[str]:
-        """The gates that count as zero now."""
-        zero = self._by_gate({scope: self.gates.is_zero(p) for scope, p in self.gate_vectors.items()})
-        return {gate for gate, is_zero in zero.items() if is_zero}
 
     # -- saved tensors ----------------------------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights, statistics, gates, momenta and gate states by name."""
+        """Weights, statistics, gates and momenta by name."""
         momenta = optimizer_state(self.weights, self.weight_params.items())
-        gates = optimizer_state(self.gates, self.gate_vectors.items())
         return {
             **{f"{MODEL}/{name}": tensor for name, tensor in self.module.state_dict().items()},
             **{f"{MOMENTUM}/{name}": tensor for name, tensor in momenta.items()},
-            **{f"{GATE_STATE}/{name}": tensor for name, tensor in gates.items()},
         }
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `tensors` of a supernet of the same graph gave."""
+        """Take over what `tensors` of a supernet of the same graph gave; names of other kinds are left aside."""
         self.module.load_state_dict({n: tensors[f"{MODEL}/{n}"] for n in self.module.state_dict()})
-        restore_optimizer_state(self.weights, self.weight_params.items(), _below(tensors, MOMENTUM))
-        restore_optimizer_state(self.gates, self.gate_vectors.items(), _below(tensors, GATE_STATE))
+        restore_optimizer_state(self.weights, self.weight_params.items(), below(tensors, MOMENTUM))
 
     @classmethod
     def restore(
@@ -169,29 +158,48 @@ class Supernet:
         supernet.load_tensors(tensors)
         return supernet
 
-    # -- shrinking --------------------------------------------------------------------------------------------------
+    # -- smaller networks -------------------------------------------------------------------------------------------
 
     def pruned(self, closed: Collection[str]) -> Supernet:
-        """The supernet without these gates' edges and what only they fed; PassError if nothing would be left."""
+        """A new supernet without these gates' edges and what only they fed; PassError if nothing would be left.
+
+        It has copies of all numbers: it may replace this one, or be a sample that is run and trained beside it.
+        """
         graph = prune(self.graph, closed)
-        cuts = carried_tensors(self.graph, graph)
-        before, after = self.graph.gate_scopes(), graph.gate_scopes()
-        rows = {scope: [before[scope].index(gate) for gate in gates] for scope, gates in after.items()}
-        kept: dict[str, Tensor] = {}
-        for name, tensor in self.tensors().items():
-            kind, _, rest = name.partition("/")
-            weight = rest if kind == MODEL else rest.rpartition("/")[0]
-            scope = weight.removesuffix(GATES)
-            if scope in rows and (kind == GATE_STATE or weight.endswith(GATES)):
-                kept[name] = tensor[rows[scope]]
-            elif weight in cuts:
-                kept[name] = take(tensor, cuts[weight])
+        plan, ours = carried(self.graph, graph), self.tensors()
+        kept = {name: take(tensor, plan[weight_of(name)]) for name, tensor in ours.items() if weight_of(name) in plan}
         return Supernet.restore(graph, self.config, self.device, kept, self.world)
+
+    @torch.no_grad()
+    def absorb(self, sample: Supernet) -> None:
+        """Take over the numbers of a network that `pruned` gave and that was trained since; all others stay."""
+        plan, ours = carried(self.graph, sample.graph), self.tensors()
+        for name, tensor in sample.tensors().items():
+            weight = weight_of(name)
+            if name not in ours:  # a momentum that had not begun
+                ours[name] = torch.zeros_like(self.weight_params[weight])
+            dim, indices = plan[weight] or (0, ())
+            ours[name][(slice(None),) * dim + (list(indices),) if indices else ...] = tensor
+        self.load_tensors(ours)
+
+
+def carried(before: Graph, after: Graph) -> dict[str, Cut | None]:
+    """For every tensor of the network of `after`, a pruned `before`: the slice it keeps, or None for all of it."""
+    scopes = before.gate_scopes()
+    rows = {scope: tuple(scopes[scope].index(gate) for gate in gates) for scope, gates in after.gate_scopes().items()}
+    return carried_tensors(before, after) | {scope + GATES: (0, kept) for scope, kept in rows.items()}
+
+
+def weight_of(name: str) -> str:
+    """The weight that a saved tensor is or belongs to: of `momentum/<weight>/<key>` and of `model/<weight>`."""
+    kind, _, rest = name.partition("/")
+    return rest if kind == MODEL else rest.rpartition("/")[0]
 
 
 def _lowered(graph: Graph, config: SearchConfig, gate_init: float = 1.0) -> fx.GraphModule:
     return lower(graph, lowering=config.lowering, gate_init=gate_init, recompute=config.recompute, apart=config.compile)
 
 
-def _below(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+def below(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """The saved tensors of a kind, by what follows `<kind>/`."""
     return {name.removeprefix(f"{kind}/"): t for name, t in tensors.items() if name.startswith(f"{kind}/")}

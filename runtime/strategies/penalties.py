@@ -21,7 +21,8 @@ from compiler.passes.prune_zero_edges import surviving_edges
 from runtime.strategies.apgnag import APGNAG
 
 MIN_FACTOR = 0.04
-"""Adaptive FLOPs and MAC never scale gamma by less: 1/25, the least that the method's released settings lead to."""
+"""Adaptive multiply-adds and memory access never scale gamma by less: 1/25, the least that the method's
+released settings lead to."""
 LATENCY_FACTORS = (0.5, 1.0)
 """Adaptive latency scales gamma by this much for the fastest and for the slowest op."""
 JOINS = frozenset({"add", "concat", "identity"})
@@ -72,9 +73,11 @@ class Penalty:
     `latency` maps the `priced_call` of every gated edge to seconds and is needed by adaptive latency only.
     Adaptive modes scale gamma per edge; a gate that several edges share gets the mean over its edges.
 
-    - flops (equation 9): FLOPs_t / FLOPs_block of the block that the edge leads into, what is alive now over what the
-      completely connected block has. Nodes outside of all blocks count as one block; a block without FLOPs counts 1.
-    - mac (equation 10): MAC_(m,n) / MAC_max of the op, MAC_max the largest of the living gated edges of the network.
+    - flops (equation 9): the multiply-adds of the block that the edge leads into, FLOPs_t / FLOPs_block: what is alive
+      now over what the completely connected block has. Nodes outside of all blocks count as one block; a block without
+      multiply-adds counts 1.
+    - memory_access (equation 10): MAC_(m,n) / MAC_max, where MAC is the memory access cost of the op, and MAC_max the
+      largest of the living gated edges of the network.
     - latency: 0.5 for the fastest to 1 for the slowest of the living gated edges of the network.
 
     Factors lie in [MIN_FACTOR, 1], so that no block goes unpenalised, and reduction blocks are treated like all others.
@@ -107,7 +110,7 @@ class Penalty:
         self._block_ids = frozenset(block.id for block in full.blocks)
         self._blocks = [block_of(edge.dst, self._block_ids) for edge in self._gated]
         self._full_flops = self._block_flops(full, full.edges()) if config.adaptive == "flops" else {}
-        self._prices = self._price(latency) if config.adaptive in ("mac", "latency") else []
+        self._prices = self._price(latency) if config.adaptive in ("memory_access", "latency") else []
 
     def _price(self, latency: Mapping[OpCall, float] | None) -> list[float]:
         calls = [priced_call(self._graph, edge) for edge in self._gated]
@@ -139,7 +142,7 @@ class Penalty:
                 return [1.0] * len(self._gated)
             case "flops":
                 return self._flops_factors(living)
-            case "mac":
+            case "memory_access":
                 most = max(prices, default=0.0) or 1.0
                 return [_within(price / most, MIN_FACTOR, 1.0) for price in self._prices]
             case "latency":

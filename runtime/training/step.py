@@ -34,6 +34,11 @@ class Scores:
     accuracy: float  # share of right answers, 0..1
     count: int
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """All scores by name, the one that decides first: the larger, the better."""
+        return {"accuracy": self.accuracy, "loss": self.loss}
+
 
 RECOMPUTES_COMPILED = "2.15"
 """torch 2.11 runs the code that it compiled for the first pass in the second one too, so that batch norm's running

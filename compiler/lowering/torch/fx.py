@@ -44,6 +44,7 @@ def lower(
     vectors = {
         scope: nn.Parameter(torch.full((len(gates),), gate_init)) for scope, gates in graph.gate_scopes().items()
     }
+    _check_gates(graph)
     _check_names(graph)
     emitter = (FusedEmitter if lowering == "fused" else Emitter)(graph, vectors, graph.nodes())
     emitter.emit_network(recomputed_blocks(graph, lowering) if recompute else (), apart)
@@ -56,6 +57,14 @@ def lower(
 def _class_name(name: str) -> str:
     words = "".join(c if c.isalnum() else " " for c in name).split()
     return "".join(word.capitalize() for word in words) or "Network"
+
+
+def _check_gates(graph: Graph) -> None:
+    for gate in graph.vector_gates:
+        raise GraphspecError(
+            f"the gate {gate.id!r} closes {gate.subject.value}, and only gates of edges can be lowered to torch\n"
+            f"  try: a graph without it"
+        )
 
 
 def _check_names(graph: Graph) -> None:

@@ -35,7 +35,7 @@ def found_in(graph: Graph, seed: int = 0) -> Architecture:
     return Architecture.of(
         graph,
         gates,
-        strategy="apg_nag",
+        strategy="dso",
         seed=seed,
         spec_hash="12" * 32,
         metrics={"accuracy": 0.9625, "full_accuracy": None, "validation_images": 269},

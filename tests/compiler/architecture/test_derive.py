@@ -28,7 +28,7 @@ def found_in(searched: Graph, seed: int = 0) -> Architecture:
     gates = random_gates(searched, seed, zeros=0.6)
     closed = {gate for gate, value in gates.items() if value == 0.0}
     gates |= dict.fromkeys(kept_by_strength(searched, closed, gates), 0.5)
-    return Architecture.of(searched, gates, strategy="apg_nag", seed=seed, spec_hash="aa", metrics={}, costs={})
+    return Architecture.of(searched, gates, strategy="dso", seed=seed, spec_hash="aa", metrics={}, costs={})
 
 
 def edges_of(found: Architecture, scope: str) -> dict[str, float]:

@@ -173,6 +173,17 @@ out: {op: add, from: [pick, in]}"""
     assert all(e.gate for e in graph.inputs("b.pick"))
     assert all(graph.inputs(m)[0].gate is None for m in made)
     assert len(graph.gates()) == 6
+    assert [(c.id, c.most) for c in graph.choices] == [("b/pick<in", None), ("b/pick<a", None)]
+    assert [gate for choice in graph.choices for gate in choice.gates] == graph.gates()
+
+
+@pytest.mark.parametrize(("share", "choices"), [("none", 6), ("stage", 4), ("block", 2)])
+def test_blocks_that_share_gates_share_their_choices(tmp_path: Path, share: str, choices: int) -> None:
+    nodes = "n: {choose: [conv_3x3, identity], from: [in, a]}\na: {op: relu, from: in}\nout: {op: add, from: [n, in]}"
+    top = f"gates: {{share: {share}}}\n"
+    graph = elaborated(tmp_path, one_block(SAME, nodes), "[{b: 2}, b, head]", "[4, 8, 8]", top)
+    assert len(graph.choices) == len({choice.id for choice in graph.choices}) == choices
+    assert [gate for choice in graph.choices for gate in choice.gates] == graph.gates()
 
 
 def test_a_darts_block_reads_the_two_values_before(tmp_path: Path) -> None:

@@ -9,8 +9,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compiler.ir.graph import INPUT, OUTPUT, Block, Edge, Graph, Node, Phase, TensorType, attrs_of, gate_scope
-from tests.graphs import graph_of, random_graph
+from compiler.ir.graph import (
+    INPUT,
+    OUTPUT,
+    Block,
+    Choice,
+    Decision,
+    Edge,
+    Gate,
+    Graph,
+    Node,
+    Phase,
+    Subject,
+    TensorType,
+    attrs_of,
+    gate_scope,
+)
+from tests.graphs import graph_of, random_graph, with_choices
 
 
 def chain(*ids: str) -> Graph:
@@ -130,6 +145,59 @@ def test_gates_come_once_in_order_and_by_scope() -> None:
     assert graph.gates() == ["s/x<in", "b1/x<skip"]
     assert graph.gate_scopes() == {"s": ["s/x<in"], "b1": ["b1/x<skip"]}
     assert gate_scope("stage0.block1/out<in") == "stage0.block1"
+
+
+def two_vectors() -> Graph:
+    graph = graph_of(
+        {
+            "a": ("conv", {"kernel": 3}, [(INPUT, "s/a<in")]),
+            "b": ("relu", {}, [("a", "s/b<a"), (INPUT, "s/b<in")]),
+        }
+    )
+    graph.vector_gates = (Gate("s/a", Subject.CHANNELS, 4, ("a", "b")), Gate("s/b", Subject.BLOCK, 1, ("b",)))
+    graph.choices = (Choice("s/pick", ("s/b<in", "s/a<in"), 1), Choice("s/any", ("s/a",)))
+    return graph
+
+
+def test_decisions_are_the_choices_and_then_every_other_gate() -> None:
+    assert two_vectors().decisions() == (
+        Decision("s/pick", ("s/b<in", "s/a<in"), 1, Subject.EDGE),
+        Decision("s/any", ("s/a",), None, Subject.CHANNELS),
+        Decision("s/b<a", ("s/b<a",), None, Subject.EDGE),
+        Decision("s/b", ("s/b",), None, Subject.BLOCK),
+    )
+
+
+def test_gates_are_found_by_id() -> None:
+    graph = two_vectors()
+    assert graph.gate("s/b<a") == Gate("s/b<a", Subject.EDGE, 1, ())
+    assert graph.gate("s/a").places == ("a", "b")
+    graph.connect(INPUT, OUTPUT, "s/new")
+    assert graph.gate("s/new").subject is Subject.EDGE
+    with pytest.raises(KeyError):
+        graph.gate("s/z")
+
+
+@settings(deadline=None, max_examples=30, derandomize=True)
+@given(st.integers(0, 10_000))
+def test_every_gate_is_in_one_decision(seed: int) -> None:
+    graph = with_choices(random_graph(seed), seed)
+    decided = [gate for decision in graph.decisions() for gate in decision.alternatives]
+    assert sorted(decided) == sorted([*graph.gates(), *(gate.id for gate in graph.vector_gates)])
+    assert all(graph.gate(g).subject is d.subject for d in graph.decisions() for g in d.alternatives)
+    twin = graph.copy()
+    twin.choices = ()
+    assert (len(twin.decisions()), graph.copy().decisions()) == (len(decided), graph.decisions())
+
+
+def test_restriction_drops_gates_without_a_place_and_choices_without_a_gate() -> None:
+    graph = two_vectors()
+    kept = graph.restricted_to([e for e in graph.edges() if "a" not in (e.src, e.dst)])
+    assert kept.vector_gates == (Gate("s/a", Subject.CHANNELS, 4, ("b",)), Gate("s/b", Subject.BLOCK, 1, ("b",)))
+    assert kept.choices == (Choice("s/pick", ("s/b<in",), 1), Choice("s/any", ("s/a",)))
+    straight = graph_of({"c": ("relu", {}, [INPUT])})
+    straight.take_gates_of(graph)
+    assert (straight.vector_gates, straight.choices) == ((), ())
 
 
 def test_small_values() -> None:

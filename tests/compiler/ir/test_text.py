@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -14,9 +15,9 @@ from hypothesis import strategies as st
 
 from compiler.elaborate.builder import load
 from compiler.errors import RuleError
-from compiler.ir.graph import Block, Graph, Node, Phase
-from compiler.ir.text import FORMAT_VERSION, GraphFormatError, from_json, graph_hash, json_hash, text, to_json
-from tests.graphs import graph_of, random_graph
+from compiler.ir.graph import Block, Choice, Gate, Graph, Node, Phase, Subject
+from compiler.ir.text import FORMAT_VERSION, GraphFormatError, from_json, graph_hash, json_and_hash, text, to_json
+from tests.graphs import graph_of, random_graph, with_choices
 from tests.tiny import environment, write_spec
 
 ROOT = Path(__file__).parents[3]
@@ -54,7 +55,41 @@ def test_json_round_trips_exactly(seed: int) -> None:
     assert again.edges() == graph.edges()
     assert (again.name, again.phase, again.blocks) == (graph.name, graph.phase, graph.blocks)
     assert to_json(again) == to_json(graph)
-    assert graph_hash(again) == graph_hash(graph) == json_hash(to_json(graph))
+    assert json_and_hash(again) == (to_json(graph), graph_hash(graph))
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(st.integers(0, 10_000))
+def test_choices_and_vector_gates_round_trip_and_only_the_gates_count_in_the_hash(seed: int) -> None:
+    plain = random_graph(seed)
+    graph = with_choices(plain, seed)
+    again = from_json(to_json(graph))
+    assert (again.choices, again.vector_gates) == (graph.choices, graph.vector_gates)
+    assert (to_json(again), text(again)) == (to_json(graph), text(graph))
+    assert graph_hash(again) == graph_hash(graph) != graph_hash(plain)
+    graph.vector_gates = graph.choices = ()
+    assert graph_hash(graph) == graph_hash(plain)
+
+
+def test_a_file_of_version_1_is_read_and_keeps_its_hash() -> None:
+    old = (GOLDEN / "version1.json").read_text(encoding="utf-8")
+    _, graph = load(GOLDEN / "choices.yaml")
+    assert json.loads(old)["version"] == 1
+    assert hashlib.sha256(old.encode()).hexdigest() == graph_hash(from_json(old)) == graph_hash(graph)
+    assert (from_json(old).choices, len(graph.choices)) == ((), 3)
+    assert from_json(old).edges() == graph.edges()
+
+
+def test_text_form_of_choices_and_vector_gates() -> None:
+    graph = graph_of({"a": ("conv", {"kernel": 3}, [("input", "s/a<input")]), "b": ("relu", {}, ["a"])})
+    graph.vector_gates = (Gate("s/a", Subject.CHANNELS, 4, ("a", "b")),)
+    graph.choices = (Choice("s/c", ("s/a<input",), 1), Choice("s/d", ("s/a",)))
+    assert text(graph).splitlines()[5:] == [
+        "  gate s/a : channels[4] behind %a, %b",
+        "  choice s/c : 1 of s/a<input",
+        "  choice s/d : any of s/a",
+        "}",
+    ]
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -115,6 +150,8 @@ RECORD = json.loads(to_json(graph_of({"a": ("conv", {"kernel": 3}, ["input"])}))
         ('{"format": "else"}', "format is 'else'"),
         (json.dumps(RECORD | {"version": FORMAT_VERSION + 1}), "compile again"),
         (json.dumps(RECORD | {"nodes": [["a"]]}), "damaged"),
+        (json.dumps(RECORD | {"choices": [["c", [7], None]]}), "damaged"),
+        (json.dumps(RECORD | {"vector_gates": [["v", "pixels", 1, ["a"]]]}), "damaged"),
         (json.dumps(RECORD | {"nodes": None}), "damaged"),
         (json.dumps(RECORD | {"phase": "later"}), "damaged"),
         (json.dumps(RECORD | {"gates": [], "nodes": [["a", "relu", {}, None, [["a", 0]]]]}), "damaged"),

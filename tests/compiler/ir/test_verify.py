@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compiler.errors import RuleError
-from compiler.ir.graph import INPUT, OUTPUT, Edge, Graph, Node, Phase, TensorType
+from compiler.ir.graph import INPUT, OUTPUT, Choice, Edge, Gate, Graph, Node, Phase, Subject, TensorType
 from compiler.ir.verify import RULES, verify, violations
 from graphspec.listings import rule_listing
 from tests.graphs import graph_of, random_graph
@@ -101,6 +101,19 @@ def with_a_gate_when_compact() -> Graph:
     return graph
 
 
+def with_a_gate(gate: Gate) -> Graph:
+    graph = good()
+    graph.connect(INPUT, "b", "s/b<input")
+    graph.vector_gates = (gate,)
+    return graph
+
+
+def with_a_choice(*choices: Choice) -> Graph:
+    graph = with_a_gate(Gate("s/a", Subject.CHANNELS, 4, ("a",)))
+    graph.choices = choices
+    return graph
+
+
 BAD: dict[str, Callable[[], Graph]] = {
     "graph_is_acyclic": with_cycle,
     "one_input_and_one_output": with_two_inputs,
@@ -110,6 +123,9 @@ BAD: dict[str, Callable[[], Graph]] = {
     "every_op_has_inputs": with_a_node_that_reads_nothing,
     "output_edge_has_no_gate": with_a_gated_output,
     "gates_are_scoped": with_a_gate_without_scope,
+    "gates_have_one_subject": lambda: with_a_gate(Gate("s/b<input", Subject.CHANNELS, 4, ("a",))),
+    "vector_gates_fit_their_places": lambda: with_a_gate(Gate("s/a", Subject.CHANNELS, 5, ("a",))),
+    "choices_are_between_gates": lambda: with_a_choice(Choice("s/c", ("s/other",))),
     "every_node_on_a_path": with_a_dead_node,
     "every_type_known": with_an_untyped_node,
     "types_follow_the_ops": with_a_wrong_type,
@@ -175,6 +191,47 @@ def test_the_output_is_the_end(edit: Callable[[Graph], None], message: str) -> N
     edit(graph)
     with pytest.raises(RuleError, match=message):
         verify(graph)
+
+
+@pytest.mark.parametrize(
+    ("gate", "message"),
+    [
+        (Gate("s/a", Subject.EDGE, 1, ("a",)), "closes no block"),
+        (Gate("s/a", Subject.CHANNELS, 4), "closes no block"),
+        (Gate("s/a", Subject.CHANNELS, 4, ("a", "z")), "stands behind 'z', which is no node"),
+        (Gate("s/a", Subject.CHANNELS, 3, ("a",)), "has 3 numbers, 'a' has 4 channels"),
+        (Gate("s/a", Subject.GROUPS, 2, ("a",)), "has 2 numbers, 'a' has 1 groups"),
+        (Gate("s/a", Subject.GROUPS, 4, ("b",)), "has 4 numbers, 'b' has 0 groups"),
+        (Gate("s/a", Subject.BLOCK, 4, ("b",)), "has 4 numbers, 'b' has 1 block"),
+    ],
+)
+def test_a_vector_gate_must_fit_its_places(gate: Gate, message: str) -> None:
+    with pytest.raises(RuleError, match=message) as raised:
+        verify(with_a_gate(gate))
+    assert (raised.value.rule, raised.value.where) == ("vector_gates_fit_their_places", "s/a")
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ([Choice("c", ())], "has no gates"),
+        ([Choice("c", ("s/z",))], "has no gate 's/z'"),
+        ([Choice("c", ("s/a", "s/b<input"))], "several subjects"),
+        ([Choice("c", ("s/a",)), Choice("d", ("s/a",))], "a second time"),
+        ([Choice("c", ("s/a", "s/a"))], "a second time"),
+        ([Choice("c", ("s/a",), 0)], "lets 0 alternatives stay"),
+    ],
+)
+def test_a_choice_must_be_between_gates(choices: list[Choice], message: str) -> None:
+    with pytest.raises(RuleError, match=message):
+        verify(with_a_choice(*choices))
+
+
+def test_gates_and_choices_that_fit_break_no_rule_until_the_graph_is_compact() -> None:
+    graph = with_a_choice(Choice("c", ("s/b<input",), 1), Choice("d", ("s/a",)))
+    assert violations(graph) == []
+    left = [(error.rule, error.where) for error in violations(graph, Phase.COMPACT)]
+    assert left == [("no_gates_left", "s/b<input"), ("no_gates_left", "s/a")]
 
 
 def test_missing_ends_are_named() -> None:

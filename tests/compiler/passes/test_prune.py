@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from compiler.errors import PassError
 from compiler.ir.graph import INPUT, OUTPUT, Block, Edge, Graph, Model
@@ -16,7 +18,7 @@ from compiler.ir.text import text
 from compiler.ir.verify import verify
 from compiler.lowering.torch.fx import lower
 from compiler.passes.prune_zero_edges import PruneZeroEdges, carried_tensors, prune, surviving_edges, take
-from tests.graphs import graph_of, model_of, random_gates, random_graph
+from tests.graphs import graph_of, model_of, random_gates, random_graph, with_choices
 from tests.interpreter import evaluate, random_input, random_weights
 
 Parts = dict[str, tuple[str, dict[str, Any], list[str | tuple[str, str]]]]
@@ -35,6 +37,24 @@ def close_by_hand(graph: Graph, closed: set[str]) -> set[Edge]:
 
 def zero_gates(gates: dict[str, float]) -> set[str]:
     return {gate for gate, value in gates.items() if value == 0.0}
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(st.integers(0, 10_000))
+def test_choices_and_vector_gates_lose_what_is_pruned(seed: int) -> None:
+    graph = with_choices(random_graph(seed), seed)
+    closed = zero_gates(random_gates(graph, seed))
+    if not surviving_edges(graph, closed):
+        return
+    pruned = prune(graph, closed)
+    verify(pruned)
+    alive = {*pruned.gates(), *(gate.id for gate in pruned.vector_gates)}
+    for choice in graph.choices:
+        left = [c.gates for c in pruned.choices if c.id == choice.id]
+        kept = tuple(gate for gate in choice.gates if gate in alive)
+        assert left == ([kept] if kept else [])
+    places = {gate.id: tuple(p for p in gate.places if p in pruned) for gate in graph.vector_gates}
+    assert {gate.id: gate.places for gate in pruned.vector_gates} == {g: p for g, p in places.items() if p}
 
 
 def diamond(left: float = 1.0, right: float = 1.0) -> Model:

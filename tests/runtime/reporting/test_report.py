@@ -253,6 +253,6 @@ def test_commands_repeat_what_a_job_ran_with(tmp_path: Path) -> None:
         f"graphspec search --seeds 2 {drawn}1000",
         "graphspec retrain --seeds 0,1,2",
     ]
-    assert "random network" in report_of(study).words
+    assert "strategy random" in report_of(study).words
     one = study.seed_run(2)
     assert commands(read_run(one), one.resolved)[1] == f"graphspec search {drawn}1000"

@@ -24,7 +24,7 @@ from compiler.errors import GraphspecError, RunError
 from compiler.ir.text import from_json
 from graphspec import api
 from runtime.jobs.run_search import SearchResult
-from runtime.search.search_job import is_look
+from runtime.strategies.dso import is_look
 from runtime.training.step import Feed
 from tests.runtime.data.test_data_sets import make_folder
 from tests.tiny import TINY, command, environment, graphspec, write_spec
@@ -355,7 +355,7 @@ def test_smoke_leaves_nothing_behind(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("setting", [
     "search.lowering=reference", "search.precision=bf16", "search.accumulate=3", "search.recompute=true",
-    "search.weight_steps=4", "search.gates.adaptive=flops", "search.gates.adaptive=mac",
+    "search.weight_steps=4", "search.gates.adaptive=flops", "search.gates.adaptive=memory_access",
     "search.gates.adaptive=latency", "search.gates.nonnegative=false", "gates.share=block",
 ])  # fmt: skip
 def test_every_setting_runs(tmp_path: Path, setting: str) -> None:

@@ -14,6 +14,8 @@ from compiler.lowering.torch.batch_parts import BatchNorm
 from compiler.passes.prune_zero_edges import surviving_edges
 from graphspec import api
 from runtime.search.supernet import Supernet
+from runtime.strategies.apgnag import APGNAG
+from runtime.strategies.dso import gate_optimizer, gate_tensors, restored_gates
 from runtime.strategies.penalties import Penalty, set_gammas
 from runtime.training.step import backward, classification_loss
 from tests.tiny import write_spec
@@ -38,15 +40,15 @@ def logits(net: Supernet, x: Tensor) -> Tensor:
     return found.detach()
 
 
-def train(net: Supernet, steps: range) -> None:
+def train(net: Supernet, gates: APGNAG, steps: range) -> None:
     """Weight and gate steps in turns, with a penalty as in a search."""
     penalty = Penalty(net.graph, net.graph, net.config.gates)
     for seed in steps:
-        for params, optimizer in ((net.weight_params, net.weights), (net.gate_vectors, net.gates)):
+        for params, optimizer in ((net.weight_params, net.weights), (net.gate_vectors, gates)):
             loss_fn = classification_loss(net.weight_network, net.config, CPU)
             backward(loss_fn, batch(seed), [*net.weight_params.values(), *net.gate_vectors.values()], net.config)
             if params is net.gate_vectors:
-                set_gammas(penalty, net.gates, net.gate_vectors)
+                set_gammas(penalty, gates, net.gate_vectors)
             optimizer.step()
 
 
@@ -70,11 +72,13 @@ def close(net: Supernet, share: int) -> set[str]:
 def test_pruning_zero_gates_changes_no_output_and_keeps_momenta(tmp_path: Path, lowering: str, sharing: str) -> None:
     config = SearchConfig.model_validate({"lowering": lowering, "gates": {"gamma": 0.05}})
     before = Supernet.start(tiny_graph(tmp_path, f"gates.share={sharing}"), config, CPU, seed=4, gate_init=1.0)
-    train(before, range(3))
+    gates = gate_optimizer(before)
+    train(before, gates, range(3))
     closed = close(before, 3)
     after = before.pruned(closed)
     assert after.graph.edge_count() < before.graph.edge_count()
-    old, new = before.tensors(), after.tensors()
+    old = {**before.tensors(), **gate_tensors(before, gates)}
+    new = {**after.tensors(), **gate_tensors(after, restored_gates(after, old, before.graph))}
     assert {name for name in new if name not in old} == set()
     whole = [name for name in new if name.startswith("momentum/") and new[name].shape == old[name].shape]
     assert len(whole) > 10
@@ -92,7 +96,7 @@ def test_pruning_zero_gates_changes_no_output_and_keeps_momenta(tmp_path: Path, 
 
 def test_a_weight_step_after_pruning_is_the_one_before_it(tmp_path: Path) -> None:
     before = Supernet.start(tiny_graph(tmp_path), SearchConfig(), CPU, seed=4, gate_init=1.0)
-    train(before, range(2))
+    train(before, gate_optimizer(before), range(2))
     after = before.pruned(close(before, 3))
     for net in (before, after):
         loss_fn = classification_loss(net.weight_network, net.config, CPU)
@@ -106,11 +110,15 @@ def test_a_weight_step_after_pruning_is_the_one_before_it(tmp_path: Path) -> Non
 def test_a_restored_supernet_goes_on_bit_identical(tmp_path: Path) -> None:
     config = SearchConfig.model_validate({"gates": {"gamma": 0.05}})
     net = Supernet.start(tiny_graph(tmp_path), config, CPU, seed=4, gate_init=1.0)
-    train(net, range(2))
-    copy = Supernet.restore(net.graph, config, CPU, {name: t.clone() for name, t in net.tensors().items()})
-    train(net, range(2, 4))
-    train(copy, range(2, 4))
-    ours, theirs = net.tensors(), copy.tensors()
+    gates = gate_optimizer(net)
+    train(net, gates, range(2))
+    saved = {name: t.clone() for name, t in {**net.tensors(), **gate_tensors(net, gates)}.items()}
+    copy = Supernet.restore(net.graph, config, CPU, saved)
+    copied_gates = restored_gates(copy, saved, net.graph)
+    train(net, gates, range(2, 4))
+    train(copy, copied_gates, range(2, 4))
+    ours = {**net.tensors(), **gate_tensors(net, gates)}
+    theirs = {**copy.tensors(), **gate_tensors(copy, copied_gates)}
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
@@ -119,7 +127,8 @@ def test_a_restored_supernet_goes_on_bit_identical(tmp_path: Path) -> None:
 def test_scales_stay_1_biases_are_free_and_gates_stay_float32(tmp_path: Path, precision: str) -> None:
     config = SearchConfig.model_validate({"precision": precision})
     net = Supernet.start(tiny_graph(tmp_path), config, CPU, seed=4, gate_init=1.0)
-    train(net, range(2))
+    gates = gate_optimizer(net)
+    train(net, gates, range(2))
     norms = [part for part in net.module.modules() if isinstance(part, BatchNorm)]
     assert all(torch.equal(norm.weight, torch.ones_like(norm.weight)) for norm in norms)
     assert all(bool((norm.bias != 0).any()) for norm in norms)
@@ -127,7 +136,7 @@ def test_scales_stay_1_biases_are_free_and_gates_stay_float32(tmp_path: Path, pr
         assert vector.dtype == torch.float32
         assert vector.grad is not None
         assert vector.grad.dtype == torch.float32
-        assert all(t.dtype == torch.float32 for t in net.gates.state[vector].values())
+        assert all(t.dtype == torch.float32 for t in gates.state[vector].values())
 
 
 def test_only_weights_of_several_dimensions_decay(tmp_path: Path) -> None:

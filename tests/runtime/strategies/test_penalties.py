@@ -152,7 +152,7 @@ def test_shared_gates_get_the_mean_of_their_blocks() -> None:
 def test_no_block_goes_unpenalised() -> None:
     graph = network()
     closed = [g for g in graph.gates() if g.startswith("a/")]
-    for adaptive in ("flops", "mac"):
+    for adaptive in ("flops", "memory_access"):
         found = factors(penalty(graph, adaptive).gammas(closed))
         assert min(found.values()) >= MIN_FACTOR
     assert factors(penalty(graph, "flops").gammas(closed))["a/mix<.two.sep3"] < 0.4
@@ -184,7 +184,7 @@ def test_gates_outside_of_blocks_follow_the_rest_of_the_network() -> None:
 def test_adaptive_mac_reproduces_the_published_ratios() -> None:
     """0.986 : 1 : 0.447 : 0.447 at 16x16x96, and 0.531 for a project input (its 1x1 convolution, not the whole)."""
     graph = network(channels=96, size=16)
-    found = factors(penalty(graph, "mac").gammas([]))
+    found = factors(penalty(graph, "memory_access").gammas([]))
     for node, ratio in (("two.sep3", 0.986), ("two.sep5", 1.0), ("two.pool", 0.447), ("two.mean", 0.447)):
         for gate in into(graph, f"a.{node}"):
             assert found[gate] == pytest.approx(ratio, abs=5e-4)
@@ -195,7 +195,7 @@ def test_adaptive_mac_reproduces_the_published_ratios() -> None:
 def test_largest_mac_is_of_what_lives() -> None:
     graph = network(channels=96, size=16)
     closed = [gate for block in "ab" for gate in into(graph, f"{block}.two.sep5")]
-    found = factors(penalty(graph, "mac").gammas(closed))
+    found = factors(penalty(graph, "memory_access").gammas(closed))
     assert {found[gate] for gate in into(graph, "a.two.sep3")} == {1.0}
     assert {found[gate] for gate in closed} == {1.0}  # dead ones are not penalised beyond gamma
     assert found["a/two.pool<input"] == pytest.approx(0.447 / 0.986, abs=5e-4)
@@ -205,7 +205,7 @@ def test_branches_of_a_reduction_are_weighed_by_their_own_cost() -> None:
     graph = network(reduction=True)
     calls = {e.src: priced_call(graph, e) for e in graph.inputs("r.out")}
     assert {src: dict(c.attrs)["kernel"] for src, c in calls.items()} == {"r.one": 1, "r.three": 3}
-    found = factors(penalty(graph, "mac").gammas([]))
+    found = factors(penalty(graph, "memory_access").gammas([]))
     assert MIN_FACTOR < found["r/out<one"] < found["r/out<three"] <= 1
     assert set(factors(penalty(graph, "flops").gammas([])).values()) == {1.0}
 
@@ -284,7 +284,7 @@ def test_shared_gate_is_exempt_only_where_every_living_edge_is_a_last_one() -> N
 # -- properties and the optimizer -----------------------------------------------------------------------------------
 
 
-@given(seed=st.integers(0, 10_000), adaptive=st.sampled_from(["none", "flops", "mac"]))
+@given(seed=st.integers(0, 10_000), adaptive=st.sampled_from(["none", "flops", "memory_access"]))
 @settings(deadline=None, max_examples=60, derandomize=True)
 def test_every_gate_is_penalised_within_bounds_or_exempt(seed: int, adaptive: str) -> None:
     graph = random_graph(seed)
@@ -308,7 +308,7 @@ def test_gammas_reach_the_optimizer_by_scope() -> None:
     graph = network(reduction=True)
     vectors = {scope: Parameter(torch.ones(len(gates))) for scope, gates in graph.gate_scopes().items()}
     optimizer = APGNAG(vectors.values())
-    rule = penalty(graph, "mac")
+    rule = penalty(graph, "memory_access")
     gates = graph.gate_scopes()["a"]
     closed = into(graph, "a.two.sep3")[1:]
     with torch.no_grad():

@@ -18,6 +18,7 @@ from compiler.errors import RunError
 from compiler.language.config import SearchConfig
 from graphspec import api
 from runtime.search.supernet import Supernet
+from runtime.strategies.dso import gate_optimizer
 from runtime.training.step import RECOMPUTES_COMPILED, backward, classification_loss, evaluate, training_only
 from tests.tiny import TINY, write_spec
 
@@ -57,8 +58,9 @@ def train(net: Supernet, seeds: range) -> None:
     """A weight step and a gate step per seed."""
     loss = classification_loss(net.weight_network, net.config, CPU)
     weights, gates = list(net.weight_params.values()), list(net.gate_vectors.values())
+    gates_optimizer = gate_optimizer(net)
     for seed in seeds:
-        for chosen, frozen, optimizer in ((weights, gates, net.weights), (gates, weights, net.gates)):
+        for chosen, frozen, optimizer in ((weights, gates, net.weights), (gates, weights, gates_optimizer)):
             with training_only(chosen, frozen):
                 backward(loss, batch(seed), chosen, net.config)
             optimizer.step()

@@ -18,6 +18,7 @@ from compiler.lowering.torch.fx import Lowering, lower
 from graphspec import api
 from runtime.processes.world import ALONE
 from runtime.search.supernet import Supernet
+from runtime.strategies.dso import gate_optimizer
 from runtime.training.step import backward, classification_loss, set_precision, training_only
 from tests.fake_cuda import CUDA, fake_cuda, to_cuda
 from tests.tiny import write_spec
@@ -43,7 +44,8 @@ def test_steps_on_cuda_mix_no_devices(
         net = supernet(graph, module, mode, monkeypatch)
         x = torch.empty(8, 1, 8, 8, device=CUDA).to(memory_format=torch.channels_last)
         y = torch.zeros(8, dtype=torch.int64, device=CUDA)
-        pairs = ((net.weight_params, net.gate_vectors, net.weights), (net.gate_vectors, net.weight_params, net.gates))
+        gates = gate_optimizer(net)
+        pairs = ((net.weight_params, net.gate_vectors, net.weights), (net.gate_vectors, net.weight_params, gates))
         for chosen, frozen, optimizer in pairs:
             with training_only(chosen.values(), frozen.values()):
                 loss_fn = classification_loss(net.module, net.config, CUDA)
@@ -54,7 +56,7 @@ def test_steps_on_cuda_mix_no_devices(
             }
             assert all(p.grad is not None for p in chosen.values())
             optimizer.step()
-        states = [t for optimizer in (net.weights, net.gates) for s in optimizer.state.values() for t in s.values()]
+        states = [t for optimizer in (net.weights, gates) for s in optimizer.state.values() for t in s.values()]
         assert {state.device for state in states} == {CUDA}
 
 

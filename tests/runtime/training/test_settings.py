@@ -15,6 +15,8 @@ from graphspec import api
 from runtime.data.dataset import load_dataset
 from runtime.jobs.logs import Console
 from runtime.search.search_job import SearchJob
+from runtime.strategies.base import Context
+from runtime.strategies.dso import Dso
 from runtime.training.stages import Position
 from tests.tiny import TINY, write_spec
 
@@ -34,8 +36,8 @@ WEIGHTS = (
 GATES = (
     "weight_steps=2", "gates.lr=0.1", "gates.schedule={kind: cosine}",
     *(f"gates.schedule={schedule.replace('KIND', 'constant')}" for schedule in SCHEDULES),
-    "gates.momentum=0.5", "gates.gamma=0.1", "gates.clip=0.01", "gates.nonnegative=false", "gates.adaptive=mac",
-    "gates.adaptive=latency",
+    "gates.momentum=0.5", "gates.gamma=0.1", "gates.clip=0.01", "gates.nonnegative=false",
+    "gates.adaptive=memory_access", "gates.adaptive=latency",
 )  # fmt: skip
 DATA = ("data.flip=true", "data.crop_padding=2", "data.mean=[0.1]", "data.std=[0.9]", "data.validation=0.3", "seed=1")
 
@@ -44,7 +46,8 @@ def trained(folder: Path, *settings: str) -> tuple[SearchJob, dict[str, Tensor]]
     """A search of the tiny space on fake images after a few steps of both stages; what it has trained."""
     spec, graph = api.load(write_spec(folder, TINY.replace("digits", "fake")), [*BASE, *settings])
     dataset = load_dataset(spec.config.data, (1, 8, 8), 10, seed=spec.config.seed)
-    job = SearchJob(graph, spec.config, dataset, torch.device("cpu"), 1.0, Console(quiet=True), folder / "times.json")
+    context = Context.of(graph, spec.config, dataset, torch.device("cpu"), 1.0, Console(quiet=True), folder)
+    job = SearchJob(Dso(context))
     for stage, epoch, step in STEPS:
         job.step(job.stages[stage], Position(stage, epoch, step))
     return job, {name: tensor.clone() for name, tensor in job.tensors().items()}
@@ -79,14 +82,15 @@ def test_a_setting_of_gates_changes_the_gates(tmp_path: Path, plain: dict[str, T
 def test_recompute_changes_no_number_but_runs_block_by_block(tmp_path: Path, plain: dict[str, Tensor]) -> None:
     job, found = trained(tmp_path, "search.recompute=true")
     assert all(torch.allclose(tensor, found[name], atol=1e-5) for name, tensor in plain.items())
-    chosen = recomputed_blocks(job.full, "fused")
-    assert {block.id for exit_id, (_, block) in exits(job.full).items() if exit_id in chosen} == {
-        name for name, part in job.supernet.module.named_modules() if name and isinstance(part, fx.GraphModule)
+    chosen = recomputed_blocks(job.context.graph, "fused")
+    assert {block.id for exit_id, (_, block) in exits(job.context.graph).items() if exit_id in chosen} == {
+        name for name, part in job.net.module.named_modules() if name and isinstance(part, fx.GraphModule)
     }
 
 
 ELSEWHERE = {
     "strategy": "tests/test_run_commands.py", "random_params": "tests/test_run_commands.py",
+    "options": "tests/runtime/strategies/test_installed.py",
     "pretrain_epochs": "tests/runtime/search/test_search.py", "epochs": "tests/runtime/search/test_search.py",
     "recalibrate_batches": "tests/runtime/search/test_search.py", "compile": "tests/compiler/lowering/test_fx.py",
     "sync_batch_norm": "tests/runtime/processes/test_world.py", "recompute": "above",

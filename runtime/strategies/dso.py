@@ -1,0 +1,294 @@
+"""DSO: after pretraining, weights and gates train in turns; gates are pushed to zero, and zero gates are pruned.
+
+A step of the search stage is `weight_steps` weight steps, each on the next batch of the weight part, and one gate step
+by APG-NAG on the next batch of the gate part; an epoch ends when either part is used up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from compiler.analysis.costs import total_cost
+from compiler.analysis.guards import kept_by_strength, smallest_closed
+from compiler.ir.graph import Graph
+from compiler.lowering.torch.fx import GATES
+from compiler.passes.prune_zero_edges import surviving_edges, take
+from runtime.rundir.checkpoint import optimizer_state, restore_optimizer_state
+from runtime.search.supernet import Supernet, below, carried
+from runtime.strategies.apgnag import APGNAG
+from runtime.strategies.base import Context, Found, ReportSection, TrainingStrategy
+from runtime.strategies.latency import measured_latencies
+from runtime.strategies.penalties import Penalty, priced_call, set_gammas
+from runtime.training.heap import give_back
+from runtime.training.stages import Position, Stage
+from runtime.training.step import rate_now
+
+PRETRAIN, SEARCH = "pretrain", "search"
+GATE_STATE = "gate_state"  # first part of the names of saved tensors
+LEAST_REOPENED = 1e-3
+"""What a gate that has to stay is set to at least when it was zero."""
+
+
+class Dso(TrainingStrategy):
+    """Direct sparse optimization; `search.gates` and `search.prune` are its settings."""
+
+    penalty_type: ClassVar[type[Penalty]] = Penalty
+    """Decides the sparsity weight of every gate; it is not recorded, so resuming needs the same one."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self.net = context.supernet()
+        self.gates = gate_optimizer(self.net)
+        self.zero_looks: dict[str, int] = {}  # how many looks in a row found a gate at zero
+        self.full_score: float | None = None  # the deciding metric at the end of pretraining
+        self.unpruned_seconds: float | None = None  # of a step before an epoch that began with a pruning, until it ends
+        self.penalty = self._new_penalty()
+
+    @property
+    def stages(self) -> tuple[Stage, Stage]:
+        """Pretraining with all gates fixed, then the search."""
+        config, weight_batches = self.context.search, len(self.context.weights.loader)
+        cycles = min(weight_batches // config.weight_steps, len(self.context.gates.loader))
+        return (
+            Stage(PRETRAIN, config.pretrain_epochs, weight_batches, config.batch_size),
+            Stage(SEARCH, config.epochs, max(1, cycles), (config.weight_steps + 1) * config.batch_size),
+        )
+
+    def _new_penalty(self) -> Penalty:
+        context, graph, latency = self.context, self.net.graph, None
+        if context.search.gates.adaptive == "latency":
+            calls = sorted({priced_call(graph, e) for e in graph.edges() if e.gate is not None}, key=str)
+            file = context.folder / "latencies.json"  # so that a resumed search reads the same
+            seconds = context.world.decided(lambda: list(measured_latencies(calls, context.device, file).values()))
+            latency = dict(zip(calls, seconds, strict=True))
+        return self.penalty_type(graph, context.graph, context.search.gates, latency)
+
+    # -- steps ------------------------------------------------------------------------------------------------------
+
+    def step(self, stage: Stage, at: Position) -> Mapping[str, Tensor]:
+        """A weight step (pretrain), or the weight steps and the gate step of one cycle (search)."""
+        if stage.name == PRETRAIN:
+            return {"train_loss": self.weight_step(stage, at, at.step)}
+        steps = self.context.search.weight_steps
+        losses = [self.weight_step(stage, at, at.step * steps + i) for i in range(steps)]
+        found = {"train_loss": torch.stack(losses).mean(), "gate_loss": self._gate_step(stage, at)}
+        if at.step + 1 < stage.steps_per_epoch and self._looks_after(stage, at.epoch, at.step + 1):
+            self._look(last=False)
+        return found
+
+    def _gate_step(self, stage: Stage, at: Position) -> Tensor:
+        for group in self.gates.param_groups:
+            group["lr"] = self._gate_rate(stage, at)
+        set_gammas(self.penalty, self.gates, self.net.gate_vectors)
+        loss = self.net.gate_gradients(self.context.gates.batch(self.data_epoch(at), at.step))
+        self.gates.step()
+        return loss
+
+    def _gate_rate(self, stage: Stage, at: Position) -> float:
+        gates = self.context.search.gates
+        return rate_now(gates.schedule, gates.lr, stage, at)
+
+    def rates(self, stage: Stage, at: Position) -> Mapping[str, float]:
+        """Of weights and, in the search stage, gates."""
+        gates = {"search.gates.lr": self._gate_rate(stage, at)} if stage.name == SEARCH else {}
+        return {**super().rates(stage, at), **gates}
+
+    # -- epochs -----------------------------------------------------------------------------------------------------
+
+    def end_epoch(self, stage: Stage, at: Position, seconds: float) -> None:
+        """In the search stage look for zero gates and prune."""
+        last = at.epoch + 1 == stage.epochs
+        if stage.name == SEARCH:
+            self._tell_gain(seconds)
+            if last or self._looks_after(stage, at.epoch + 1, 0):
+                self._look(last, seconds)
+
+    def scored(self, stage: Stage, at: Position, metrics: Mapping[str, float]) -> None:
+        """Note what the whole supernet reached."""
+        if stage.name == PRETRAIN and at.epoch + 1 == stage.epochs:
+            self.full_score = next(iter(metrics.values()))
+
+    def closed(self) -> set[str]:
+        """The gates that count as zero now."""
+        zero = self.net.by_gate({scope: self.gates.is_zero(p) for scope, p in self.net.gate_vectors.items()})
+        return {gate for gate, is_zero in zero.items() if is_zero}
+
+    def _looks_after(self, stage: Stage, epochs: int, steps: int) -> bool:
+        """Whether zero gates are looked for after so many epochs and steps of the search."""
+        every = self.context.search.prune.every
+        return is_look(epochs * stage.steps_per_epoch + steps, every * stage.steps_per_epoch)
+
+    def _look(self, last: bool, seconds: float | None = None) -> None:
+        """Count gates at zero, and prune those that were for long enough (at the end: all that are zero).
+
+        What goes is decided by the main process; others wait for its word. `seconds`: of a step in the epoch that ends.
+        """
+        zero, patience = self.closed(), self.context.search.prune.patience
+        self.zero_looks = {gate: self.zero_looks.get(gate, 0) + 1 for gate in zero}
+        wanted = {gate for gate in zero if last or self.zero_looks[gate] >= patience}
+        decision = self.context.world.decided(lambda: [sorted(wanted), sorted(self._guarded(wanted))])
+        closed, kept = map(set, decision)
+        self.zero_looks = {gate: looks for gate, looks in self.zero_looks.items() if gate not in kept}
+        if closed - kept:
+            self._prune(closed - kept, seconds)
+        self._reopen(kept)
+
+    def _guarded(self, closed: set[str]) -> set[str]:
+        """Gates to keep although they are zero: an op must not lose all inputs in one step, nor the output its path.
+
+        Momentum can drag an op's last inputs below zero together although the proximal point of one is positive; that
+        one stays. If the output would be cut off, the strongest gates that mend it stay.
+        """
+        graph, console = self.net.graph, self.context.console
+        prox = self.net.by_gate({scope: self.gates.proximal_point(p) for scope, p in self.net.gate_vectors.items()})
+        kept: set[str] = set()
+        living = {e.dst for e in surviving_edges(graph, closed)}
+        for node in graph.nodes():
+            gates = [e.gate for e in graph.inputs(node.id)]
+            if not gates or not all(gate is not None and gate in closed for gate in gates):
+                continue
+            best = max((gate for gate in gates if gate is not None), key=lambda gate: prox[gate])
+            feeds_living = any(e.dst in living and e.gate not in closed for e in graph.users(node.id))
+            if prox[best] > 0 and feeds_living:
+                kept.add(best)
+        if kept:
+            console.line(f"kept {_listed(kept)} although zero: the last inputs of an op do not go in one step")
+        mend = kept_by_strength(graph, closed - kept, prox)
+        if mend:
+            console.line(f"kept {_listed(mend)} although zero: without it nothing reaches the output")
+        return kept | set(mend)
+
+    def _prune(self, closed: set[str], seconds: float | None) -> None:
+        before, state = self.net, self.tensors()
+        self.net = before.pruned(closed)
+        self.gates = restored_gates(self.net, state, before.graph)
+        give_back()  # what the smaller network will not need
+        after = self.net.graph
+        self.zero_looks = {g: n for g, n in self.zero_looks.items() if g in set(after.gates())}
+        self.penalty = self._new_penalty()
+        self.unpruned_seconds = seconds
+        took = "" if seconds is None else f"; a step took {seconds:.3f} s"
+        self.context.console.line(
+            f"pruned {before.graph.edge_count() - after.edge_count()} edges, "
+            f"{after.edge_count()} left; FLOPs {total_cost(after).flops / 1e6:.2f} M "
+            f"(were {total_cost(before.graph).flops / 1e6:.2f} M){took}"
+        )
+        for block in emptied_blocks(before.graph, after):
+            self.context.console.line(f"block {block} lost all its edges: it is the identity now")
+
+    def _tell_gain(self, seconds: float) -> None:
+        """Say what the last pruning has brought; only an epoch after it has shown how long a step takes now."""
+        if self.unpruned_seconds is not None:
+            gain = f"since pruning a step takes {seconds:.3f} s (before: {self.unpruned_seconds:.3f} s)"
+            self.context.console.line(gain)
+            self.unpruned_seconds = None
+
+    @torch.no_grad()
+    def _reopen(self, kept: Collection[str]) -> None:
+        """Give gates that were kept although zero their proximal point, or at least `LEAST_REOPENED`."""
+        scopes = self.net.graph.gate_scopes()
+        for scope, vector in self.net.gate_vectors.items():
+            prox, is_zero = self.gates.proximal_point(vector), self.gates.is_zero(vector).tolist()
+            for row, gate in enumerate(scopes[scope]):
+                if gate in kept and is_zero[row]:
+                    prox[row] = prox[row].clamp(min=LEAST_REOPENED)
+                    vector[row] = prox[row]
+
+    # -- resume and results -------------------------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state of the gates' optimizer."""
+        return gate_tensors(self.net, self.gates)
+
+    def state(self) -> dict[str, Any]:
+        """The counters."""
+        return {"zero_looks": dict(sorted(self.zero_looks.items())), "full_accuracy": self.full_score}
+
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Go on with the gates of the restored net."""
+        self.gates = restored_gates(self.net, tensors, self.net.graph)
+        self.zero_looks, self.full_score = dict(state["zero_looks"]), state["full_accuracy"]
+        self.penalty = self._new_penalty()
+
+    def found(self) -> Found:
+        """What is left of the net."""
+        return Found(self.net.gate_values(), self.net, {"full_accuracy": self.full_score})
+
+    def doubts(self, found: Graph) -> list[str]:
+        """Warns where nothing or everything was pruned."""
+        full, left = self.context.graph, len(found.gates())
+        if left == len(full.gates()):
+            return [
+                "no gate became zero, so nothing was pruned; raise search.gates.gamma, search.gates.lr or search.epochs"
+            ]
+        if left <= len(full.gates()) - len(smallest_closed(full)):
+            return [
+                f"every edge that may go was pruned, {left} of {len(full.gates())} gates are left; "
+                f"lower search.gates.gamma, search.gates.lr or search.epochs"
+            ]
+        return []
+
+    def report(self) -> ReportSection:
+        """Which settings have pushed the gates."""
+        search, gates = self.context.search, self.context.search.gates
+        return ReportSection(
+            f"Gates were trained by APG-NAG with a sparsity weight of {gates.gamma:g} (adaptive: {gates.adaptive}); "
+            f"an edge was removed after {search.prune.patience} consecutive checks at zero."
+        )
+
+
+def gate_optimizer(net: Supernet) -> APGNAG:
+    """APG-NAG over the gates of a network, with the settings of its search."""
+    gates = net.config.gates
+    return APGNAG(
+        net.gate_vectors.values(),
+        lr=gates.lr,
+        gamma=gates.gamma,
+        momentum=gates.momentum,
+        clip=gates.clip,
+        nonnegative=gates.nonnegative,
+    )
+
+
+def gate_tensors(net: Supernet, optimizer: APGNAG) -> dict[str, Tensor]:
+    """The state of the gates' optimizer by name, to be saved."""
+    state = optimizer_state(optimizer, net.gate_vectors.items())
+    return {f"{GATE_STATE}/{name}": tensor for name, tensor in state.items()}
+
+
+def restored_gates(net: Supernet, tensors: Mapping[str, Tensor], before: Graph) -> APGNAG:
+    """The optimizer of a network's gates, with its part of the `gate_tensors` that were those of the graph `before`."""
+    optimizer, plan = gate_optimizer(net), carried(before, net.graph)
+    kept = {
+        name: take(tensor, plan[scope + GATES])
+        for name, tensor in below(tensors, GATE_STATE).items()
+        if (scope := name.rpartition("/")[0]) + GATES in plan
+    }
+    restore_optimizer_state(optimizer, net.gate_vectors.items(), kept)
+    return optimizer
+
+
+def is_look(done: int, stride: float) -> bool:
+    """Whether a look follows step number `done`, counted from 1: the n-th comes after n strides (0: none do)."""
+    return stride > 0 and done == round(round(done / stride) * stride)
+
+
+def emptied_blocks(before: Graph, after: Graph) -> list[str]:
+    """Blocks that became the identity between the two graphs."""
+    return sorted(_identity_blocks(after) - _identity_blocks(before))
+
+
+def _listed(gates: Collection[str], most: int = 3) -> str:
+    names = sorted(gates)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _identity_blocks(graph: Graph) -> set[str]:
+    """Blocks all of whose living nodes only pass on their single input."""
+    busy = {n.id for n in graph.nodes() if n.op not in ("add", "identity") or n.attrs or len(graph.inputs(n.id)) > 1}
+    return {block.id for block in graph.blocks if not any(block.holds(node_id) for node_id in busy)}

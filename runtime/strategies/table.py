@@ -1,0 +1,71 @@
+"""The strategies by name: the built-in ones, and those of installed packages (entry points `graphspec.strategies`).
+
+It must not import torch: `graphspec compile` checks the name of a strategy, and its options where it has any.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from compiler.errors import Diagnostic, GraphspecError, SpecError, did_you_mean
+from compiler.language.findings import describe
+from compiler.language.spec import Spec
+
+if TYPE_CHECKING:
+    from runtime.strategies.base import Strategy
+
+GROUP = "graphspec.strategies"
+BUILT_IN = {"dso": "runtime.strategies.dso:Dso", "random": "runtime.strategies.random:RandomNetwork"}
+
+
+def known_strategies() -> dict[str, EntryPoint]:
+    """Every strategy by name; none is imported. GraphspecError if a package takes a built-in name."""
+    installed = {entry.name: entry for entry in entry_points(group=GROUP)}
+    taken = next((entry for name, entry in installed.items() if name in BUILT_IN), None)
+    if taken is not None:
+        raise GraphspecError(
+            f"the strategy {taken.name!r} ({taken.value}) has the name of a built-in one\n"
+            f"  try: rename it, or uninstall the package that offers it"
+        )
+    return {name: EntryPoint(name, value, GROUP) for name, value in BUILT_IN.items()} | installed
+
+
+def strategy_class(name: str) -> type[Strategy]:
+    """The class of a strategy that `check_strategy` has accepted; GraphspecError if it cannot be had."""
+    from runtime.strategies.base import Strategy
+
+    entry = known_strategies()[name]
+    try:
+        found = entry.load()
+    except Exception as error:
+        raise GraphspecError(
+            f"the strategy {name!r} ({entry.value}) cannot be imported: {error}\n"
+            f"  try: mend or uninstall the package that offers it"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Strategy)):
+        raise GraphspecError(
+            f"the entry point {name!r} ({entry.value}) must be a subclass of runtime.strategies.base.Strategy, "
+            f"not {found!r}"
+        )
+    return found
+
+
+def check_strategy(spec: Spec) -> None:
+    """SpecError if there is no strategy of the spec's name, or if its `search.options` do not fit."""
+    search, known = spec.config.search, known_strategies()
+    if search.strategy not in known:
+        hint = did_you_mean(search.strategy, known) or f"; there are {', '.join(known)}"
+        place = spec.place("search", "strategy")
+        raise SpecError([Diagnostic(place, f"search.strategy: unknown strategy {search.strategy!r}{hint}")])
+    if search.strategy in BUILT_IN and not search.options:
+        return  # nothing to check, and nothing to import
+    try:
+        strategy_class(search.strategy).Options.model_validate(search.options)
+    except ValidationError as error:
+        found = [(("search", "options", *item["loc"]), describe(item)) for item in error.errors()]
+        raise SpecError(
+            Diagnostic(spec.place(*path), f"{'.'.join(map(str, path))}: {text}") for path, text in found
+        ) from error
