@@ -155,7 +155,7 @@ class TrainingConfig(Section):
     clip: Rate | None = None
     """Clip weight gradients element by element to [-clip, clip]."""
     label_smoothing: Fraction = 0.0
-    """Label smoothing of the training loss."""
+    """Label smoothing of the training loss of `task: classification`."""
     accumulate: Positive = 1
     """Split each batch into this many parts to save memory; batch norm then sees one part at a time."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
@@ -243,11 +243,11 @@ class ExportConfig(Section):
     with_preprocessing: Literal["none", "nchw", "nhwc"] = "none"
     """Bake the data set's normalisation in: the model then takes uint8 images in this layout."""
     probabilities: bool = False
-    """Give probabilities instead of logits."""
+    """Give probabilities: `task: classification` puts a softmax behind the network."""
     tolerance: Rate = 1e-4
-    """Largest difference from torch, relative to the largest logit."""
+    """Largest difference from torch, relative to the largest output."""
     accuracy_tolerance: NonNegative = 1.0
-    """Points of test accuracy that the `--fp16` and `--int8` forms may lose."""
+    """Points of test accuracy (percent of a metric that is no share) that the `--fp16` and `--int8` forms may lose."""
 
 
 class Configuration(Section):
@@ -255,6 +255,8 @@ class Configuration(Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Fixes everything random."""
+    task: str = "classification"
+    """What the network is for: `classification`, or a task that an installed package offers."""
     data: DataConfig = DataConfig()
     search: SearchConfig = SearchConfig()
     retrain: RetrainConfig = RetrainConfig()

@@ -34,7 +34,7 @@ class Trained:
     source: Source
     module: nn.Module  # with its gates where the search trained it; in evaluation mode, on the CPU
     model: Model  # gates folded into the weights
-    accuracy: float | None  # on the test set, as the job measured it
+    score: float | None  # the deciding metric on the test set, as the job measured it
 
 
 def finished_job(opened: Opened, source: Source) -> JobDir:
@@ -60,7 +60,7 @@ def _check_data(opened: Opened, folder: JobDir) -> None:
     """RunError naming settings of the data that differ from the job's: normalisation would be wrong."""
     file = folder.path / "config.json"
     changed = changed_keys(_read(file), opened.spec.config.model_dump(mode="json"))
-    relevant = [key for key in changed if key.split(".")[0] in ("seed", "data") and key not in MOVABLE]
+    relevant = [key for key in changed if key.split(".")[0] in ("seed", "data", "task") and key not in MOVABLE]
     if relevant:
         raise RunError(
             f"{folder.path}: the network was trained with other settings: {', '.join(relevant)}\n"
@@ -88,7 +88,7 @@ def load_trained(opened: Opened, source: Source, dataset: Dataset, tell: Callabl
     model = read_model(folder)
     module = lower_model(model)
     if source == "retrain":
-        return Trained(source, module.eval(), model, float(_read(folder.result)["accuracy"]))
+        return Trained(source, module.eval(), model, float(_read(folder.result)[dataset.task.decides.name]))
     _recalibrate(module, opened, dataset, tell)
     gated = replace(model, weights=weights_of(module))
     return Trained(source, module.eval(), TO_INHERIT.run(gated), None)

@@ -200,7 +200,7 @@ def check_config(name: str, folder: JobDir, config: Configuration) -> None:
     if not file.is_file():
         return
     changed = changed_keys(read_settings(file), config.model_dump(mode="json"))
-    relevant = [key for key in changed if key.split(".")[0] in ("seed", "data", "budget", name)]
+    relevant = [key for key in changed if key.split(".")[0] in ("seed", "task", "data", "budget", name)]
     relevant = [key for key in relevant if key not in HARMLESS and not key.startswith(f"{name}.checkpoint.")]
     if relevant:
         raise RunError(
@@ -247,7 +247,7 @@ def _train(attempt: _Attempt, device: torch.device, make: MakeJob[J], finish: Fi
     config, spec = opened.spec.config, opened.spec
     channels, height, width = spec.input
     shape = (channels, height, width)
-    dataset = load_dataset(config.data, shape, spec.classes, seed=config.seed, trust_code=options.trust_code)
+    dataset = load_dataset(config.data, shape, task_of(spec), seed=config.seed, trust_code=options.trust_code)
     place = Workplace(opened, config, dataset, device, console, folder, world)
     job = make(place)
     if world.is_main:

@@ -85,7 +85,7 @@ def require_memory(graph: Graph, config: TrainingConfig, place: Workplace) -> No
     A job that goes on from a checkpoint fitted before, and may have become smaller since.
     """
     if not has_results(place.folder):
-        images = len(place.dataset.train.labels)
+        images = len(place.dataset.train.targets)
         validation = round(images * place.dataset.validation_share)
         free = available_memory(place.device)
         if free is not None and place.device.type == "cpu":

@@ -24,6 +24,7 @@ from compiler.passes.pipeline import TO_EXPORT
 OLDEST_OPSET, NEWEST_OPSET, DEFAULT_OPSET = 13, 28, 18
 PROTOBUF_LIMIT = 2**31 - 2**20  # bytes of a file without external data, with some room for what is not weights
 BATCH = "N"
+HEADS: Mapping[str, tuple[str, Mapping[str, int]]] = {"softmax": ("Softmax", {"axis": 1}), "sigmoid": ("Sigmoid", {})}
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,12 @@ def emit(
     input_name: str = "image",
     output_name: str = "logits",
     preprocessing: Preprocessing | None = None,
-    probabilities: bool = False,
+    head: str | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> onnx.ModelProto:
     """The ONNX model of a compact model, its arithmetic folded; GraphspecError if opset or names do not fit.
 
-    Weights must be float32 numpy arrays (others are cast).
+    Weights must be float32 numpy arrays (others are cast). `head`, one of `HEADS`, stands behind the network.
     """
     check_opset(opset)
     if preprocessing is not None:
@@ -55,7 +56,7 @@ def emit(
     model = TO_EXPORT.run(model)
     writer = Writer(model.graph, model.weights, opset)
     _check_names(model.graph, input_name, output_name)
-    _emit_nodes(writer, input_name, output_name, preprocessing, probabilities)
+    _emit_nodes(writer, input_name, output_name, preprocessing, head)
     graph = helper.make_graph(
         writer.nodes,
         model.graph.name,
@@ -96,7 +97,7 @@ def _image_info(graph: Graph, name: str, preprocessing: Preprocessing | None) ->
 
 
 def _emit_nodes(
-    writer: Writer, input_name: str, output_name: str, preprocessing: Preprocessing | None, probabilities: bool
+    writer: Writer, input_name: str, output_name: str, preprocessing: Preprocessing | None, head: str | None
 ) -> None:
     values = {INPUT: _emit_image(writer, input_name, preprocessing)}
     for node in writer.graph.nodes():
@@ -105,8 +106,9 @@ def _emit_nodes(
         sources = [values[edge.src] for edge in writer.graph.inputs(node.id)]
         values[node.id] = row_of(node.op)(writer, node, read_attrs(node.op, node.attrs), sources)
     logits = values[writer.graph.inputs(OUTPUT)[0].src]
-    if probabilities:
-        writer.emit("Softmax", [logits], output_name, axis=1)
+    if head is not None:
+        op, attributes = HEADS[head]
+        writer.emit(op, [logits], output_name, **attributes)
     elif logits == input_name:
         writer.emit("Identity", [logits], output_name)
     else:
