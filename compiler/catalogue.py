@@ -110,6 +110,15 @@ class LinearAttrs(Finish):
     """Add a bias; default: only where no norm follows."""
 
 
+class OutputAttrs(OpAttrs):
+    """A result of the network; the main one has the default name and weight."""
+
+    name: str = "output"
+    """What it is called in results and in an exported model."""
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    """How much its loss counts in training."""
+
+
 class BatchNormAttrs(OpAttrs):
     """Batch normalisation over every channel."""
 
@@ -371,7 +380,7 @@ def _batch_norm_parts(a: BatchNormAttrs) -> tuple[Step, ...]:
 
 register(
     Op("input", "the image", infer=_same),
-    Op("output", "the logits", infer=_same),
+    Op("output", "the logits", OutputAttrs, infer=_same),
     Op(
         "conv", "convolution", ConvAttrs, infer=_conv_shape, params=_conv_params, flops=_conv_flops,
         parts=_conv_parts, sets_channels=True,

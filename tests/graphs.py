@@ -19,6 +19,7 @@ from compiler.ir.graph import (
     TensorType,
     attrs_of,
 )
+from compiler.passes.draft import Draft
 from compiler.passes.infer_types import infer_types
 
 SAME_SIZE_OPS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -103,6 +104,23 @@ def with_choices(graph: Graph, seed: int) -> Graph:
             choices.append(Choice(f"choice/{len(choices)}", tuple(taken), rng.choice((None, 1, 2))))
     found.choices = tuple(choices)
     return found
+
+
+def with_output(graph: Graph, source: str, node_id: str = "second", **attrs: Any) -> Graph:
+    """A copy in which this node's value is a further output, called as its node unless `attrs` say otherwise."""
+    found = graph.copy()
+    found.add(Node(node_id, OUTPUT, attrs_of({"name": node_id} | attrs), graph.node(source).type))
+    found.connect(source, node_id)
+    return found
+
+
+def only_output(graph: Graph, name: str) -> Graph:
+    """The graph whose one output is the one of this name."""
+    draft = Draft(graph)
+    draft.reads[OUTPUT] = draft.reads[graph.outputs()[name].id]
+    for other in [node.id for node in graph.outputs().values() if node.id != OUTPUT]:
+        del draft.nodes[other], draft.reads[other]
+    return infer_types(draft.graph())
 
 
 def random_gates(graph: Graph, seed: int, zeros: float = 0.4) -> dict[str, float]:

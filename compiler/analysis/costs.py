@@ -67,11 +67,11 @@ def cost_table(graph: Graph) -> CostTable:
     stages: dict[str, list[str]] = {}
     for block in graph.blocks:
         stages.setdefault(block.stage, []).extend(members[block.id])
-    everything = [n.id for n in graph.nodes() if n.id not in (INPUT, OUTPUT)]
+    everything = [n.id for n in graph.nodes() if n.op not in (INPUT, OUTPUT)]
     return CostTable(
         blocks,
         tuple(_row(graph, stage, "", ids, costs) for stage, ids in stages.items()),
-        _row(graph, graph.name, "", everything, costs, extra_edges=len(graph.inputs(OUTPUT))),
+        _row(graph, graph.name, "", everything, costs, extra_edges=len(graph.outputs())),
     )
 
 

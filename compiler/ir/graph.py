@@ -18,7 +18,7 @@ from typing import Any
 AttrValue = int | float | str | bool | None | tuple[int, ...] | tuple[float, ...]
 Attrs = tuple[tuple[str, AttrValue], ...]
 
-INPUT, OUTPUT = "input", "output"  # ids of the one node that brings the image and the one that takes the logits
+INPUT, OUTPUT = "input", "output"  # ids of the node that brings the image and of the main output; also their ops
 
 
 class Phase(enum.Enum):
@@ -267,6 +267,11 @@ class Graph:
             scopes.setdefault(gate_scope(gate), []).append(gate)
         return scopes
 
+    def outputs(self) -> dict[str, Node]:
+        """The nodes of op `output` by name: the main one, called `output`, then the others in the order of `nodes`."""
+        found = {str(dict(node.attrs).get("name", node.id)): node for node in self.nodes() if node.op == OUTPUT}
+        return {OUTPUT: found[OUTPUT]} | found
+
     def ancestors(self, node_id: str) -> set[str]:
         """Ids of all nodes that reach this one."""
         return _reached(node_id, self._into)
@@ -314,9 +319,10 @@ class Graph:
         return twin
 
     def restricted_to(self, edges: Iterable[Edge]) -> Graph:
-        """The graph of these edges and the nodes they touch (plus input and output), slots renumbered densely."""
+        """The graph of these edges and the nodes they touch (plus input and outputs), slots renumbered densely."""
         kept = set(edges)
-        alive = {INPUT, OUTPUT} | {e.src for e in kept} | {e.dst for e in kept}
+        ends = {node_id for node_id, node in self._nodes.items() if node.op in (INPUT, OUTPUT)}
+        alive = ends | {e.src for e in kept} | {e.dst for e in kept}
         graph = Graph(self.name, self.phase, self.blocks)
         for node_id, node in self._nodes.items():
             if node_id in alive:

@@ -27,16 +27,28 @@ def graph_is_acyclic(graph: Graph) -> Violations:
         yield cycle[0], f"cycle {' -> '.join(cycle)}", "remove one of these edges"
 
 
-def one_input_and_one_output(graph: Graph) -> Violations:
-    """There is one node of op `input`, called `input`, and one of op `output`, called `output`, which nobody reads."""
+def one_input_and_a_main_output(graph: Graph) -> Violations:
+    """There is one node of op `input`, called `input`, and a main one of op `output`, called `output`."""
     for node_id in (INPUT, OUTPUT):
         if node_id not in graph or graph.node(node_id).op != node_id:
             yield graph.name, f"no {node_id} node", f"add a node {node_id!r} of op {node_id!r}"
     for node in graph.nodes():
-        if node.op in (INPUT, OUTPUT) and node.id != node.op:
-            yield node.id, f"a second {node.op} node", f"there is one {node.op}, called {node.op!r}"
-    if OUTPUT in graph and graph.users(OUTPUT):
-        yield OUTPUT, "the output is read by a node", "read the node before it"
+        if node.op == INPUT and node.id != INPUT:
+            yield node.id, "a second input node", f"there is one input, called {INPUT!r}"
+
+
+def outputs_have_names(graph: Graph) -> Violations:
+    """Every output but the main one has a name of its own, and nobody reads an output."""
+    names = {OUTPUT}
+    for node in graph.nodes():
+        if node.op != OUTPUT:
+            continue
+        name = dict(node.attrs).get("name", OUTPUT)
+        if (name in names or not name) if node.id != OUTPUT else name != OUTPUT:
+            yield node.id, f"the output is called {name!r}", "give each further output a name of its own"
+        if graph.users(node.id):
+            yield node.id, "the output is read by a node", "read the node before it"
+        names.add(str(name))
 
 
 def ids_are_module_paths(graph: Graph) -> Violations:
@@ -65,7 +77,7 @@ def slots_are_dense(graph: Graph) -> Violations:
 
 
 def every_op_has_inputs(graph: Graph) -> Violations:
-    """Only the input reads nothing, and the output reads exactly one value."""
+    """Only the input reads nothing, and an output reads exactly one value."""
     for node in graph.nodes():
         count = len(graph.inputs(node.id))
         if (node.op == INPUT) != (count == 0):
@@ -75,18 +87,20 @@ def every_op_has_inputs(graph: Graph) -> Violations:
 
 
 def output_edge_has_no_gate(graph: Graph) -> Violations:
-    """The edge into the output carries no gate: scaling the logits is no choice of architecture."""
-    for edge in graph.inputs(OUTPUT):
+    """The edge into an output carries no gate: scaling the logits is no choice of architecture."""
+    for edge in (edge for node in graph.outputs().values() for edge in graph.inputs(node.id)):
         if edge.gate is not None:
-            yield OUTPUT, f"gate {edge.gate!r} on the edge from {edge.src!r}", "put the gate further up"
+            yield edge.dst, f"gate {edge.gate!r} on the edge from {edge.src!r}", "put the gate further up"
 
 
 def every_node_on_a_path(graph: Graph) -> Violations:
-    """Every node is reached from the input and reaches the output."""
-    alive = graph.descendants(INPUT) & graph.ancestors(OUTPUT) | {INPUT, OUTPUT}
+    """Every node is reached from the input and reaches an output."""
+    outputs = {node.id for node in graph.outputs().values()}
+    read = outputs.union(*map(graph.ancestors, outputs))
+    alive = graph.descendants(INPUT) & read | {INPUT}
     for node in graph.nodes():
         if node.id not in alive:
-            yield node.id, "stands on no path from the input to the output", "connect it or remove it"
+            yield node.id, "stands on no path from the input to an output", "connect it or remove it"
 
 
 def every_type_known(graph: Graph) -> Violations:
@@ -173,7 +187,8 @@ def no_gates_left(graph: Graph) -> Violations:
 
 STRUCTURE: tuple[Rule, ...] = (
     graph_is_acyclic,
-    one_input_and_one_output,
+    one_input_and_a_main_output,
+    outputs_have_names,
     ids_are_module_paths,
     ops_are_known,
     slots_are_dense,

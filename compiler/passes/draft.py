@@ -52,7 +52,7 @@ class Draft:
         del self.nodes[old], self.reads[old]
 
     def graph(self, phase: Phase | None = None, renamed: dict[str, str] | None = None) -> Graph:
-        """The graph of all nodes that reach the output; `renamed` maps ids that blocks know to what stands for them."""
+        """The graph of all nodes that reach an output; `renamed` maps ids that blocks know to what stands for them."""
         alive = self._needed()
         graph = Graph(self.origin.name, phase or self.origin.phase)
         for node in self.nodes.values():
@@ -67,7 +67,8 @@ class Draft:
         return graph
 
     def _needed(self) -> set[str]:
-        needed, todo = {INPUT, OUTPUT}, [OUTPUT]
+        todo = [node.id for node in self.nodes.values() if node.op == OUTPUT]
+        needed = {INPUT, *todo}
         while todo:
             fresh = {src for src, _ in self.reads[todo.pop()]} - needed
             needed |= fresh

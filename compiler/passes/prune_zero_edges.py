@@ -18,7 +18,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from compiler.errors import PassError
-from compiler.ir.graph import INPUT, OUTPUT, Edge, Graph, Model, Node, attrs_of
+from compiler.ir.graph import INPUT, Edge, Graph, Model, Node, attrs_of
 from compiler.ops import Reads, infer, op
 from compiler.passes.base import Pass
 from compiler.passes.carry import Cut, can_lose_channels, carried_tensors, take
@@ -39,7 +39,7 @@ def surviving_edges(graph: Graph, closed: Collection[str]) -> set[Edge]:
     for edge in edges:
         if edge.src in reached:
             reached.add(edge.dst)
-    needed = {OUTPUT}
+    needed = {node.id for node in graph.outputs().values()}
     for edge in reversed(edges):
         if edge.dst in needed:
             needed.add(edge.src)
@@ -47,9 +47,9 @@ def surviving_edges(graph: Graph, closed: Collection[str]) -> set[Edge]:
 
 
 def prune(graph: Graph, closed: Collection[str]) -> Graph:
-    """The typed graph that is left after closing these gates; PassError if nothing reaches the output."""
+    """The typed graph that is left after closing these gates; PassError if nothing reaches an output."""
     kept = surviving_edges(graph, closed)
-    if not kept:
+    if not {node.id for node in graph.outputs().values()} <= {edge.dst for edge in kept}:
         raise _nothing_left(graph, closed)
     pruned = _feed_zeros(graph, graph.restricted_to(kept))
     pruned.blocks = living_blocks(graph.blocks, pruned, {})

@@ -1,7 +1,8 @@
 """`add-training-parts`: what only training has, as nodes of a graph that is trained and never exported.
 
 Drop path (per sample, on what ops with several inputs and every `project` read), dropout before the classifier and an
-auxiliary head. Nodes of the given graph keep their ids, so weights are carried between the two graphs by name.
+auxiliary head, which is an output with a loss weight. Nodes of the given graph keep their ids, so weights are carried
+between the two graphs by name.
 
 Drop path leaves alone: `concat`, shortcuts into an `add`, what a `project` gives to an `add` (its inputs are dropped
 already), and nodes that every path of the network passes unless a shortcut goes by, because a sample that loses all
@@ -26,11 +27,11 @@ POOL_KERNEL, POOL_STRIDE, NARROW, WIDE = 5, 3, 128, 768  # of the auxiliary head
 Inserted = dict[tuple[str, int], list[tuple[str, float]]]  # node, slot -> ops with a probability, put on that input
 
 
-def with_training_parts(graph: Graph, *, drop_path: float, dropout: float, auxiliary: bool, classes: int) -> Graph:
+def with_training_parts(graph: Graph, *, drop_path: float, dropout: float, auxiliary: float, classes: int) -> Graph:
     """The typed graph that is trained; `drop_path` and `dropout` are probabilities, 0 leaves the part out.
 
-    With `auxiliary`, the output is 2 * classes values: the logits, then the auxiliary head's. PassError if the
-    network has no place for a part.
+    `auxiliary` is the loss weight of the auxiliary head, a further output of `classes` logits; 0 leaves it out.
+    PassError if the network has no place for a part.
     """
     for part, p in (("drop_path", drop_path), ("dropout", dropout)):
         if not 0 <= p < 1:
@@ -42,7 +43,7 @@ def with_training_parts(graph: Graph, *, drop_path: float, dropout: float, auxil
         _add_dropout(graph, inserted, dropout)
     draft = _with_inserted(graph, inserted)
     if auxiliary:
-        _add_auxiliary_head(graph, draft, classes)
+        _add_auxiliary_head(graph, draft, classes, auxiliary)
     return infer_types(draft.graph())
 
 
@@ -53,7 +54,7 @@ class AddTrainingParts(Pass):
     name = NAME
     drop_path: float = 0.0
     dropout: float = 0.0
-    auxiliary: bool = False
+    auxiliary: float = 0.0
 
     def run(self, model: Model) -> Model:
         """The model with the parts that are asked for; those that have weights start without."""
@@ -141,8 +142,8 @@ def _add_dropout(graph: Graph, inserted: Inserted, p: float) -> None:
 # -- auxiliary head ---------------------------------------------------------------------------------------------------
 
 
-def _add_auxiliary_head(graph: Graph, draft: Draft, classes: int) -> None:
-    """Batch norm and relu, average pool, conv 1x1 to 128, conv 2x2 to 768, mean, linear; joined to the logits."""
+def _add_auxiliary_head(graph: Graph, draft: Draft, classes: int, weight: float) -> None:
+    """Batch norm and relu, average pool, conv 1x1 to 128, conv 2x2 to 768, mean, linear, output."""
     logits = graph.node(OUTPUT)
     if logits.type is None or logits.type.numel != classes:
         raise PassError(NAME, OUTPUT, f"gives {logits.type}, not {classes} logits", "pass the number of logits")
@@ -150,12 +151,11 @@ def _add_auxiliary_head(graph: Graph, draft: Draft, classes: int) -> None:
     prefix = free_id(taken_paths(draft.nodes), "auxiliary")
     previous = source.id
 
-    def add(name: str, op_name: str, **attrs: int | str) -> str:
+    def add(part: str, op_name: str, **attrs: float | str) -> None:
         nonlocal previous
-        node = Node(f"{prefix}.{name}", op_name, attrs_of(attrs))
+        node = Node(f"{prefix}.{part}", op_name, attrs_of(attrs))
         draft.add(node, [(previous, None)])
         previous = node.id
-        return previous
 
     side = min(source.shape[1:])
     kernel = min(POOL_KERNEL, side)
@@ -166,12 +166,8 @@ def _add_auxiliary_head(graph: Graph, draft: Draft, classes: int) -> None:
     add("narrow", "conv", kernel=1, channels=NARROW)
     add("wide", "conv", kernel=min(2, left), padding=0, channels=WIDE)
     add("mean", "global_avg_pool")
-    second = add("logits", "linear", channels=classes)
-    previous = draft.reads[OUTPUT][0][0]
-    first = add("main", "flatten")
-    joined = Node(f"{prefix}.joined", "concat")
-    draft.add(joined, [(first, None), (second, None)])
-    draft.reads[OUTPUT] = [(joined.id, None)]
+    add("logits", "linear", channels=classes)
+    add("output", OUTPUT, name=prefix, weight=weight)
 
 
 def _pool_stride(side: int, kernel: int) -> int:

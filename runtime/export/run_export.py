@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,8 +29,8 @@ from runtime.export.onnx_bench import Latency, OnnxNetwork, eager_latency, onnx_
 from runtime.export.parity import (
     FileScore,
     ImageForm,
-    Parity,
     Judge,
+    Parity,
     compare,
     raw_batches,
     reference,
@@ -367,8 +367,9 @@ class _Export:
         for file in files:
             small = "" if file.kind == "fp32" else f" (x{file.bytes / files[0].bytes:.2f}), "
             allowed = "" if file.kind == "fp32" else f"may lose {self.allowed:g} {self.task.decides.unit}"
+            reached = metric.text(file.metrics[metric.name])
             self.console.line(
-                f"  onnxruntime {file.kind}: {metric.text(file.metrics[metric.name])}, {self.task.same} as torch for {file.agreement:.2%}; "
+                f"  onnxruntime {file.kind}: {reached}, {self.task.same} as torch for {file.agreement:.2%}; "
                 f"{file.nodes} nodes, {file.bytes:,} bytes{small}{allowed}"
             )
         if expected is not None and abs(metric.lost(expected, found)) > NOTABLE:

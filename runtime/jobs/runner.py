@@ -30,6 +30,7 @@ from runtime.rundir.checkpoint import CheckpointStore
 from runtime.rundir.directory import JobDir, RunDir, environment
 from runtime.rundir.files import write_bytes, write_json, write_text
 from runtime.rundir.opened import Opened
+from runtime.tasks.table import task_of
 from runtime.training.heap import freed_memory_kept
 from runtime.training.loop import Job, Loop
 from runtime.training.step import choose_device

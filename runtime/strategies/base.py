@@ -27,6 +27,7 @@ from runtime.jobs.logs import Console
 from runtime.processes.world import ALONE, World
 from runtime.search.supernet import Supernet
 from runtime.seeds import mix
+from runtime.tasks.base import Task
 from runtime.training.stages import Position, Stage
 from runtime.training.step import Feed, Scores, evaluate, rate_now, recalibrate, set_precision
 
@@ -49,6 +50,7 @@ class Context(Space):
     world: World  # of several processes, `world.decided` gives all of them the main one's word
     folder: Path  # the search's part of the run
     gate_init: float
+    task: Task  # says by its metrics which network is better
     split: Split
     weights: Feed  # batches of the part that trains weights
     gates: Feed  # and of the part that decides about gates
@@ -79,6 +81,7 @@ class Context(Space):
             world=world,
             folder=folder,
             gate_init=gate_init,
+            task=dataset.task,
             split=split,
             weights=Feed(dataset.training_loader(split.weights, search.batch_size, "weights", place)),
             gates=Feed(dataset.training_loader(split.gates, search.batch_size, "gates", place)),
@@ -93,18 +96,20 @@ class Context(Space):
     def supernet(self, graph: Graph | None = None) -> Supernet:
         """A fresh network of the whole space, or of a graph that `prune` made of it: a sampled one."""
         seed = self.config.seed
-        return Supernet.start(graph or self.graph, self.search, self.device, seed, self.gate_init, self.world)
+        return Supernet.start(
+            graph or self.graph, self.task, self.search, self.device, seed, self.gate_init, self.world
+        )
 
     def restored(self, graph: Graph, tensors: Mapping[str, Tensor]) -> Supernet:
         """The network of this graph whose `tensors` these are."""
-        return Supernet.restore(graph, self.search, self.device, tensors, self.world)
+        return Supernet.restore(graph, self.task, self.search, self.device, tensors, self.world)
 
     def scores(self, net: Supernet) -> Scores:
         """Validation scores of a network, batch norm's statistics re-estimated on the weight part first."""
         recalibrate(net.module, islice(self.weights.loader.batches(0), self.search.recalibrate_batches))
         if not self.search.sync_batch_norm:
             self.world.average_statistics(net.module)
-        return evaluate(net.module, self.validation.batches(0), world=self.world)
+        return evaluate(self.task, net.module, self.validation.batches(0), self.world)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,10 @@ class Metric:
     form: str = "{:.4g}"  # how a value is written for people; a share ends in `%}`
     higher_is_better: bool = True
 
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier() or self.name == "loss":
+            raise ValueError(f"{self.name!r} cannot name a metric: take a Python name (`loss` is recorded anyway)")
+
     @property
     def is_share(self) -> bool:
         """Whether values are shares, 0..1."""

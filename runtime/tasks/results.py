@@ -27,9 +27,10 @@ class Measured:
         return {**found, "metrics": {name: value for name, value in record.items() if name not in own}}
 
 
-def as_record(result: Any) -> Any:
+def as_record(result: Any) -> dict[str, Any]:
     """The JSON record of a result, or of a dataclass that holds results."""
-    return _spread(asdict(result))
+    found: dict[str, Any] = _spread(asdict(result))
+    return found
 
 
 def _spread(value: Any) -> Any:

@@ -32,16 +32,16 @@ class CompiledByBlock(nn.Module):
                 parts[node.target] = torch.compile(part, dynamic=False) if isinstance(part, fx.GraphModule) else part
         self.network = fx.GraphModule(parts, module.graph)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
         """What the network gives for `x: (N, C, H, W)`."""
         try:
-            logits: Tensor = self.network(x)
+            found: Tensor | dict[str, Tensor] = self.network(x)
         except TorchDynamoException as error:
             raise RunError(
                 f"torch.compile failed: {_first_line(error)}\n"
                 "  try: without --compile (or the setting `compile`); on a CPU it needs a C++ compiler"
             ) from error
-        return logits
+        return found
 
 
 def _first_line(error: Exception) -> str:

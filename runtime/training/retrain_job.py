@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 
 from compiler.analysis.costs import total_cost
@@ -25,15 +24,15 @@ from runtime.training.stages import Position, Stage
 from runtime.training.step import (
     Batch,
     Feed,
-    LossFn,
     Scores,
-    autocast,
     backward,
     clip_gradients,
     evaluate,
+    loss_weights,
     network_of,
     rate_now,
     set_precision,
+    training_loss,
     weight_optimizer,
     weight_parameters,
 )
@@ -47,7 +46,7 @@ def trained_graph(graph: Graph, config: RetrainConfig, classes: int) -> Graph:
         graph,
         drop_path=config.drop_path,
         dropout=config.dropout,
-        auxiliary=config.auxiliary_weight > 0,
+        auxiliary=config.auxiliary_weight,
         classes=classes,
     )
 
@@ -67,18 +66,18 @@ class RetrainJob:
         config: Configuration,
         dataset: Dataset,
         device: torch.device,
-        classes: int,
         weights: Mapping[str, Any] | None = None,
         world: World = ALONE,
     ) -> None:
         """`weights` (arrays by `<node>.<param>`, all of `graph`) to start from; None: from scratch."""
-        self.graph, self.config, self.device, self.classes = graph, config.retrain, device, classes
-        self.world = world
+        self.graph, self.config, self.device = graph, config.retrain, device
+        self.task, self.world = dataset.task, world
         set_precision(self.config, device)
-        trained = trained_graph(graph, self.config, classes)
+        trained = trained_graph(graph, self.config, self.task.outputs)
         self.own = frozenset(weight_shapes(graph))  # tensors of `graph`; all others are of training-only parts
         self.module = self._network(trained, config.seed, weights)
         self.network = world.replicated(network_of(self.module, self.config))
+        self.loss = training_loss(self.task, self.network, self.config, device, loss_weights(trained))
         self.optimizer = weight_optimizer(self.module, self.config)
         split, batch = dataset.split(config.search.weight_part), self.config.batch_size
         place = Place(device, world.rank, world.size)
@@ -107,7 +106,7 @@ class RetrainJob:
         for group in self.optimizer.param_groups:
             group["lr"] = rate_now(self.config.schedule, self.config.lr, stage, at)
         params = list(weight_parameters(self.module).values())
-        loss = backward(self._loss(), self.feed.batch(at.epoch, at.step), params, self.config)
+        loss = backward(self.loss, self.feed.batch(at.epoch, at.step), params, self.config)
         clip_gradients(params, self.config.clip)
         self.optimizer.step()
         return {"train_loss": loss}
@@ -116,30 +115,9 @@ class RetrainJob:
         """The learning rate of a step."""
         return {"retrain.lr": rate_now(self.config.schedule, self.config.lr, stage, at)}
 
-    def _loss(self) -> LossFn:
-        smoothing, weight = self.config.label_smoothing, self.config.auxiliary_weight
-
-        def loss(x: Tensor, y: Tensor) -> Tensor:
-            with autocast(self.config, self.device):
-                logits = self.network(x).flatten(1)
-            heads = torch.split(
-                logits.float(), self.classes, dim=1
-            )  # the auxiliary head's logits follow, if it is there
-            main = F.cross_entropy(heads[0], y, label_smoothing=smoothing)
-            if len(heads) == 1:
-                return main
-            return main + weight * F.cross_entropy(heads[1], y, label_smoothing=smoothing)
-
-        return loss
-
-    def predict(self, x: Tensor) -> Tensor:
-        """Logits (N, classes) of x: (N, C, H, W), the auxiliary head's left out."""
-        logits: Tensor = self.module(x).flatten(1)
-        return logits[:, : self.classes]
-
     def scores(self, batches: Iterable[Batch]) -> Scores:
-        """Loss and accuracy over batches, in evaluation mode."""
-        return evaluate(self.module, batches, self.predict, self.world)
+        """Loss and metrics over batches, in evaluation mode."""
+        return evaluate(self.task, self.module, batches, self.world)
 
     def end_epoch(self, stage: Stage, at: Position, means: Mapping[str, float], seconds: float) -> dict[str, Any]:
         """Validate."""
@@ -150,7 +128,7 @@ class RetrainJob:
         return {
             **means,
             "loss": scores.loss,
-            "accuracy": scores.accuracy,
+            **scores.metrics,
             "params": cost.params,
             "flops": cost.flops,
             "lr": rate_now(self.config.schedule, self.config.lr, stage, at),
@@ -164,7 +142,7 @@ class RetrainJob:
         """The epoch's line."""
         return (
             f"{record['stage']} {record['epoch']:>3}  loss {record['train_loss']:.3f}  "
-            f"validation {record['loss']:.3f} accuracy {record['accuracy']:.2%}"
+            f"validation {record['loss']:.3f} {self.task.text(record)}"
         )
 
     def parameters(self) -> Iterable[Tensor]:

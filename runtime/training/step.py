@@ -11,8 +11,11 @@ from torch import Tensor, fx, nn
 from torch.nn import Parameter
 
 from compiler.errors import RunError
+from compiler.ir.graph import OUTPUT, Graph
 from compiler.language.config import Schedule, TrainingConfig
 from compiler.lowering.torch.batch_parts import BatchNorm
+from compiler.lowering.torch.fx import outputs_by_name
+from compiler.ops import read_attrs
 from runtime.data.dataset import Loader
 from runtime.processes.launch import Launch
 from runtime.processes.world import ALONE, World
@@ -22,7 +25,7 @@ from runtime.training.heap import give_back
 from runtime.training.schedules import learning_rate
 from runtime.training.stages import Position, Stage
 
-Network = Callable[[Tensor], Tensor]  # x: (N, C, H, W) -> output
+Network = Callable[[Tensor], Tensor | dict[str, Tensor]]  # x: (N, C, H, W) -> the output, or several by name
 Batch = tuple[Tensor, Tensor]  # x: (N, C, H, W) float32, normalised; y: the targets (N, ...)
 
 
@@ -33,11 +36,6 @@ class Scores:
     loss: float  # the mean
     metrics: Mapping[str, float]  # the task's, the one that decides first
     count: int
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """All scores by name, the one that decides first: the larger, the better."""
-        return {"accuracy": self.accuracy, "loss": self.loss}
 
 
 RECOMPUTES_COMPILED = "2.15"
@@ -128,13 +126,30 @@ LossFn = Callable[[Tensor, Tensor], Tensor]  # x, y -> mean loss
 LOSS, IMAGES = ".loss", ".images"  # beside the task's sums
 
 
-def training_loss(task: Task, network: Network, config: TrainingConfig, device: torch.device) -> LossFn:
-    """The task's loss of the network's output, computed in float32 or wider."""
+def loss_weights(graph: Graph) -> dict[str, float]:
+    """What the loss of each output counts, by name."""
+    return {name: read_attrs(node.op, node.attrs).weight for name, node in graph.outputs().items()}
+
+
+def training_loss(
+    task: Task,
+    network: Network,
+    config: TrainingConfig,
+    device: torch.device,
+    weights: Mapping[str, float] | None = None,
+) -> LossFn:
+    """The task's loss of the network's output, computed in float32 or wider; further outputs count `weights`."""
+
+    def one(output: Tensor, y: Tensor) -> Tensor:
+        return task.loss(output.to(torch.promote_types(output.dtype, torch.float32)), y, config)
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
         with autocast(config, device):
-            output = network(x)
-        return task.loss(output.to(torch.promote_types(output.dtype, torch.float32)), y, config)
+            found = outputs_by_name(network(x))
+        total = one(found[OUTPUT], y)
+        for name in [name for name in found if name != OUTPUT]:
+            total = total + (weights or {})[name] * one(found[name], y)
+        return total
 
     return loss
 
@@ -164,19 +179,18 @@ def evaluate(
     task: Task,
     module: nn.Module,
     batches: Iterable[Batch],
-    predict: Callable[[Tensor], Tensor] | None = None,
     world: World = ALONE,
 ) -> Scores:
-    """Loss and metrics in evaluation mode over the batches of all processes; the module is left in training mode.
+    """Loss and metrics of the main output in evaluation mode over the batches of all processes.
 
-    `predict` gives the output where it is not simply what the module returns. Pieces of memory have other sizes than
-    in a step and fit between those badly: free memory is given back before and after.
+    The module is left in training mode. Pieces of memory have other sizes than in a step and fit between those badly:
+    free memory is given back before and after.
     """
     give_back()
     module.eval()
     found: list[Mapping[str, Tensor | int]] = []
     for x, y in batches:
-        output = (predict or module)(x).float()
+        output = outputs_by_name(module(x))[OUTPUT].float()
         sums = task.measure(task.answers(output), y)
         found.append({**sums, LOSS: task.loss(output, y, reduction="sum"), IMAGES: len(y)})
     module.train()

@@ -1,7 +1,8 @@
 """Lower a compact graph and its weights to an ONNX model: no tracing, no torch.
 
 The model takes images `(N, C, H, W)` in float32 (or raw uint8 ones, see `Preprocessing`) for any N and gives logits or
-probabilities `(N, classes)`. Its nodes and values are named by node ids, so a file reads like the graph it came from.
+probabilities `(N, classes)`, and the other outputs under their own names. Its nodes and values are named by node
+ids, so a file reads like the graph it came from.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from compiler.errors import GraphspecError
-from compiler.ir.graph import INPUT, OUTPUT, Graph, Model
+from compiler.ir.graph import INPUT, OUTPUT, Graph, Model, Node
 from compiler.lowering.onnx.nodes import Writer, row_of
 from compiler.ops import read_attrs
 from compiler.passes.normalise_input import normalise_input
@@ -57,11 +58,12 @@ def emit(
     writer = Writer(model.graph, model.weights, opset)
     _check_names(model.graph, input_name, output_name)
     _emit_nodes(writer, input_name, output_name, preprocessing, head)
+    shapes = {name: node.shape for name, node in _named_outputs(model.graph, output_name).items()}
     graph = helper.make_graph(
         writer.nodes,
         model.graph.name,
         [_image_info(model.graph, input_name, preprocessing)],
-        [helper.make_tensor_value_info(output_name, TensorProto.FLOAT, [BATCH, *model.graph.node(OUTPUT).shape])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [BATCH, *shape]) for name, shape in shapes.items()],
         list(writer.initializers.values()),
     )
     opsets = [helper.make_opsetid("", opset)]
@@ -80,12 +82,19 @@ def check_opset(opset: int) -> None:
 
 
 def _check_names(graph: Graph, input_name: str, output_name: str) -> None:
-    taken = {node.id for node in graph.nodes()} - {INPUT, OUTPUT}
-    for name in (input_name, output_name):
-        if name in taken and name != graph.inputs(OUTPUT)[0].src:
+    taken = {node.id for node in graph.nodes() if node.op not in (INPUT, OUTPUT)}
+    outputs = _named_outputs(graph, output_name)
+    for name in (input_name, *outputs):
+        if name in taken and (name not in outputs or name != graph.inputs(outputs[name].id)[0].src):
             raise GraphspecError(f"a node is called {name!r} already\n  try: another name for the model's values")
-    if input_name == output_name:
-        raise GraphspecError(f"input and output are both called {input_name!r}\n  try: two names")
+    if input_name in outputs or len(outputs) < len(graph.outputs()):
+        twice = input_name if input_name in outputs else output_name
+        raise GraphspecError(f"two inputs or outputs are both called {twice!r}\n  try: another name")
+
+
+def _named_outputs(graph: Graph, output_name: str) -> dict[str, Node]:
+    """The output nodes by their names in the model, where the main one is called `output_name`."""
+    return {output_name if node.id == OUTPUT else name: node for name, node in graph.outputs().items()}
 
 
 def _image_info(graph: Graph, name: str, preprocessing: Preprocessing | None) -> onnx.ValueInfoProto:
@@ -101,18 +110,23 @@ def _emit_nodes(
 ) -> None:
     values = {INPUT: _emit_image(writer, input_name, preprocessing)}
     for node in writer.graph.nodes():
-        if node.id in (INPUT, OUTPUT):
+        if node.op in (INPUT, OUTPUT):
             continue
         sources = [values[edge.src] for edge in writer.graph.inputs(node.id)]
         values[node.id] = row_of(node.op)(writer, node, read_attrs(node.op, node.attrs), sources)
-    logits = values[writer.graph.inputs(OUTPUT)[0].src]
-    if head is not None:
-        op, attributes = HEADS[head]
-        writer.emit(op, [logits], output_name, **attributes)
-    elif logits == input_name:
-        writer.emit("Identity", [logits], output_name)
-    else:
-        _rename(writer, logits, output_name)
+    final = {input_name}  # names that no longer change
+    for name, node in _named_outputs(writer.graph, output_name).items():
+        source = writer.graph.inputs(node.id)[0].src
+        value = values[source]
+        if head is not None and node.id == OUTPUT:
+            op, attributes = HEADS[head]
+            writer.emit(op, [value], name, **attributes)
+        elif value in final:
+            writer.emit("Identity", [value], name)
+        else:
+            _rename(writer, value, name)
+            values[source] = name
+        final.add(name)
 
 
 def _emit_image(writer: Writer, name: str, preprocessing: Preprocessing | None) -> str:

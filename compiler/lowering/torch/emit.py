@@ -70,7 +70,7 @@ class Emitter:
     # -- the whole graph --------------------------------------------------------------------------------------------
 
     def emit_network(self, recompute: Collection[str], apart: bool) -> None:
-        """Emit input, all nodes and output; the blocks that end in a node of `recompute`, or all with `apart`, as
+        """Emit input, all nodes and outputs; the blocks that end in a node of `recompute`, or all with `apart`, as
         modules of their own.
         """
         blocks = {exit_id: block for exit_id, block in exits(self.graph).items() if apart or exit_id in recompute}
@@ -79,11 +79,13 @@ class Emitter:
             if node.op == INPUT:
                 self.bring_in(node)
             elif node.op == OUTPUT:
-                self.code.output(self.values[self.graph.inputs(node.id)[0].src])
+                continue  # all of them come last
             elif node.id in blocks:
                 self.emit_block(node, *blocks[node.id], node.id in recompute)
             elif node.id not in inside:
                 self.emit(node)
+        found = {name: self.values[self.graph.inputs(node.id)[0].src] for name, node in self.graph.outputs().items()}
+        self.code.output(found if len(found) > 1 else found[OUTPUT])
 
     def bring_in(self, node: Node) -> None:
         """Emit the network's input."""

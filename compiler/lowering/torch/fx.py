@@ -1,7 +1,8 @@
 """Lower a graph to a torch.fx network, and move numbers between it and a `Model`.
 
 The code of a lowered network can be printed and read (`print(module.code)`), is the same for the same graph, and
-takes a batch of images `(N, C, H, W)` to logits `(N, classes)`. Its `state_dict` keys are `<node id>.<param>`, and
+takes a batch of images `(N, C, H, W)` to logits `(N, classes)`, or to a dict of outputs by name where there are
+several. Its `state_dict` keys are `<node id>.<param>`, and
 `<scope>.gates` for the gates: one float32 vector per share scope, ordered as `graph.gate_scopes()[scope]`.
 """
 
@@ -18,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from compiler.analysis.weights import GATES, fitting
 from compiler.errors import GraphspecError
-from compiler.ir.graph import Graph, Model
+from compiler.ir.graph import OUTPUT, Graph, Model
 from compiler.lowering.memory import recomputed_blocks
 from compiler.lowering.tape import Lowering
 from compiler.lowering.torch.batch_parts import BatchNorm
@@ -82,6 +83,11 @@ def lower_model(model: Model) -> fx.GraphModule:
     load_weights(module, model.weights)
     load_gates(module, model.graph, model.gates)
     return module
+
+
+def outputs_by_name(found: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a lowered network gave, by the names of its outputs, the main one first."""
+    return found if isinstance(found, dict) else {OUTPUT: found}
 
 
 # -- gates ----------------------------------------------------------------------------------------------------------
@@ -163,5 +169,5 @@ def _starting_value(name: str, shape: torch.Size, seed: int) -> Tensor:
 
 __all__ = [
     "GATES", "Lowering", "freeze_norm_scales", "gate_parameters", "gate_values", "initialise", "load_gates",
-    "load_weights", "lower", "lower_model", "weights_of",
+    "load_weights", "lower", "lower_model", "outputs_by_name", "weights_of",
 ]  # fmt: skip

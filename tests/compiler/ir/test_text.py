@@ -17,7 +17,7 @@ from compiler.elaborate.builder import load
 from compiler.errors import RuleError
 from compiler.ir.graph import Block, Choice, Gate, Graph, Node, Phase, Subject
 from compiler.ir.text import FORMAT_VERSION, GraphFormatError, from_json, graph_hash, json_and_hash, text, to_json
-from tests.graphs import graph_of, random_graph, with_choices
+from tests.graphs import graph_of, random_graph, with_choices, with_output
 from tests.tiny import environment, write_spec
 
 ROOT = Path(__file__).parents[3]
@@ -78,6 +78,15 @@ def test_a_file_of_version_1_is_read_and_keeps_its_hash() -> None:
     assert hashlib.sha256(old.encode()).hexdigest() == graph_hash(from_json(old)) == graph_hash(graph)
     assert (from_json(old).choices, len(graph.choices)) == ((), 3)
     assert from_json(old).edges() == graph.edges()
+
+
+def test_outputs_are_shown_and_round_trip() -> None:
+    graph = with_output(graph_of({"a": ("relu", {}, ["input"])}), "a", "aux.output", name="aux", weight=0.4)
+    assert "  %aux.output = output(%a) name=aux weight=0.4 : 4x6x6" in text(graph).splitlines()
+    again = from_json(to_json(graph))
+    assert (again.outputs(), to_json(again)) == (graph.outputs(), to_json(graph))
+    assert list(again.outputs()) == ["output", "aux"]
+    assert graph_hash(graph) != graph_hash(with_output(graph_of({"a": ("relu", {}, ["input"])}), "a", "aux.output"))
 
 
 def test_text_form_of_choices_and_vector_gates() -> None:

@@ -13,7 +13,7 @@ from compiler.errors import RuleError
 from compiler.ir.graph import INPUT, OUTPUT, Choice, Edge, Gate, Graph, Node, Phase, Subject, TensorType
 from compiler.ir.verify import RULES, verify, violations
 from graphspec.listings import rule_listing
-from tests.graphs import graph_of, random_graph
+from tests.graphs import graph_of, random_graph, with_output
 
 ALL_RULES = {rule.__name__: rule for rules in RULES.values() for rule in rules}
 IMAGE = TensorType((4, 6, 6))
@@ -116,7 +116,8 @@ def with_a_choice(*choices: Choice) -> Graph:
 
 BAD: dict[str, Callable[[], Graph]] = {
     "graph_is_acyclic": with_cycle,
-    "one_input_and_one_output": with_two_inputs,
+    "one_input_and_a_main_output": with_two_inputs,
+    "outputs_have_names": lambda: with_output(good(), "a", "output_2", name="output"),
     "ids_are_module_paths": with_a_keyword,
     "ops_are_known": with_an_unknown_op,
     "slots_are_dense": with_a_gap_in_the_slots,
@@ -181,11 +182,15 @@ def test_all_violations_of_the_first_broken_rule_are_found() -> None:
     ("edit", "message"),
     [
         (lambda g: g.connect(OUTPUT, "b2"), "the output is read by a node"),
+        (lambda g: g.connect("second", "b2"), "the output is read by a node"),
+        (lambda g: g.replace(replace(g.node("second"), attrs=())), "second: the output is called 'output'"),
+        (lambda g: g.replace(replace(g.node(OUTPUT), attrs=(("name", "main"),))), "the output is called 'main'"),
+        (lambda g: g.connect("a", "second"), "the output reads 2 values"),
         (lambda g: g.connect("a", OUTPUT), "the output reads 2 values"),
     ],
 )
 def test_the_output_is_the_end(edit: Callable[[Graph], None], message: str) -> None:
-    graph = good()
+    graph = with_output(good(), "b")
     graph.add(Node("b2", "relu", type=IMAGE))
     graph.connect("a", "b2")
     edit(graph)
@@ -232,6 +237,14 @@ def test_gates_and_choices_that_fit_break_no_rule_until_the_graph_is_compact() -
     assert violations(graph) == []
     left = [(error.rule, error.where) for error in violations(graph, Phase.COMPACT)]
     assert left == [("no_gates_left", "s/b<input"), ("no_gates_left", "s/a")]
+
+
+def test_a_node_may_serve_another_output_than_the_main_one() -> None:
+    graph = good()
+    graph.add(Node("c", "relu", type=IMAGE))
+    graph.connect("a", "c")
+    assert [error.rule for error in violations(graph)] == ["every_node_on_a_path"]
+    assert violations(with_output(graph, "c", weight=0.0), Phase.COMPACT) == []
 
 
 def test_missing_ends_are_named() -> None:

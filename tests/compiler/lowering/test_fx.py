@@ -24,12 +24,14 @@ from compiler.lowering.torch.fx import (
     load_gates,
     load_weights,
     lower,
+    outputs_by_name,
     weights_of,
 )
 from compiler.ops import node_tensors
 from compiler.passes.drop_gates import DropGates
 from tests.compiler.plain import level_graph
-from tests.graphs import graph_of, model_of, random_gates, random_graph
+from tests.graphs import graph_of, model_of, only_output, random_gates, random_graph, with_output
+from tests.interpreter import evaluate
 
 both = pytest.mark.parametrize("lowering", ["reference", "fused"])
 SMALL = {
@@ -368,3 +370,20 @@ def test_gates_of_channels_are_refused(lowering: Lowering) -> None:
         GraphspecError, match="the gate 'blk/a' closes channels, and only gates of edges can be lowered"
     ):
         lower(graph, lowering=lowering)
+
+
+@both
+@pytest.mark.parametrize("kind", [{}, {"recompute": True}, {"apart": True}])
+def test_several_outputs_come_by_name(lowering: Lowering, kind: dict[str, bool]) -> None:
+    block = Block("blk", "blk", "blk", ("stem",), "blk.mix")
+    graph = with_output(with_output(graph_of(SMALL, blocks=(block,)), "blk.mix", "features"), "pool", "embedding")
+    module = lower(graph, lowering=lowering, **kind)
+    x = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    found = module.eval()(x)
+    assert list(found) == ["output", "features", "embedding"]
+    for name, value in outputs_by_name(found).items():
+        expected = evaluate(only_output(graph, name), weights_of(module), x)
+        np.testing.assert_allclose(value.detach().numpy(), expected, rtol=1e-4, atol=1e-5, err_msg=name)
+    sum(value.square().mean() for value in module.train()(x).values()).backward()
+    assert all(p.grad is not None for p in module.parameters())
+    assert list(outputs_by_name(lower(only_output(graph, "features"))(x))) == ["output"]

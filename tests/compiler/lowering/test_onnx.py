@@ -19,13 +19,14 @@ import compiler.lowering.onnx.model as lowering
 from compiler import ops
 from compiler.errors import GraphspecError
 from compiler.ir.graph import Block, Graph, Model, Node, Phase
+from compiler.ir.verify import verify
 from compiler.lowering.onnx.model import NEWEST_OPSET, OLDEST_OPSET, Preprocessing, check, emit, save
 from compiler.lowering.onnx.nodes import ONNX, Writer
 from compiler.ops import Op, Reads, known_ops, parts
 from compiler.passes.pipeline import TO_INHERIT
 from compiler.passes.prune_zero_edges import surviving_edges
 from tests.compiler.passes.test_prune import random_joins
-from tests.graphs import graph_of, random_gates, random_graph
+from tests.graphs import graph_of, only_output, random_gates, random_graph, with_output
 from tests.interpreter import MEANING, evaluate, random_input, random_weights
 
 ROOT = Path(__file__).parents[3]
@@ -263,8 +264,35 @@ def test_names_that_are_taken() -> None:
     nodes: dict[str, Any] = {"image": ("relu", {}, ["input"]), "out": ("silu", {}, ["image"])}
     with pytest.raises(GraphspecError, match="'image' already"):
         emit(Model(graph_of(nodes, phase=Phase.COMPACT)))
-    with pytest.raises(GraphspecError, match="both called"):
-        emit(model, output_name="image")
+    for graph, name in ((model.graph, "image"), (with_output(model.graph, "input", "logits"), "logits")):
+        with pytest.raises(GraphspecError, match="both called"):
+            emit(Model(graph), output_name=name)
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_every_output_is_emitted_under_its_name(probabilities: bool) -> None:
+    nodes: dict[str, Any] = {
+        "a": ("conv", {"kernel": 3, "channels": 4}, ["input"]),
+        "pool": ("global_avg_pool", {}, ["a"]),
+        "fc": ("linear", {"channels": 3}, ["pool"]),
+    }
+    graph = graph_of(nodes, phase=Phase.COMPACT)
+    for source, name in (("fc", "twin"), ("pool", "embedding"), ("input", "copy"), ("fc", "third")):
+        graph = with_output(graph, source, name)
+    verify(graph)
+    weights = random_weights(graph, 0, np.float32)
+    proto = emit(Model(graph, {}, weights), probabilities=probabilities)
+    check(proto)
+    x = random_input(graph, 0, 2, np.float32)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    found = dict(zip([o.name for o in session.get_outputs()], session.run(None, {"image": x}), strict=True))
+    assert list(found) == ["logits", "twin", "embedding", "copy", "third"]
+    for name, value in found.items():
+        output = "output" if name == "logits" else name
+        expected = evaluate(only_output(graph, output), weights, x)
+        if name == "logits" and probabilities:
+            expected = np.exp(expected) / np.exp(expected).sum(1, keepdims=True)
+        np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def test_large_weights_go_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

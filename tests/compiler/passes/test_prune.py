@@ -18,7 +18,7 @@ from compiler.ir.text import text
 from compiler.ir.verify import verify
 from compiler.lowering.torch.fx import lower
 from compiler.passes.prune_zero_edges import PruneZeroEdges, carried_tensors, prune, surviving_edges, take
-from tests.graphs import graph_of, model_of, random_gates, random_graph, with_choices
+from tests.graphs import graph_of, model_of, random_gates, random_graph, with_choices, with_output
 from tests.interpreter import evaluate, random_input, random_weights
 
 Parts = dict[str, tuple[str, dict[str, Any], list[str | tuple[str, str]]]]
@@ -55,6 +55,19 @@ def test_choices_and_vector_gates_lose_what_is_pruned(seed: int) -> None:
         assert left == ([kept] if kept else [])
     places = {gate.id: tuple(p for p in gate.places if p in pruned) for gate in graph.vector_gates}
     assert {gate.id: gate.places for gate in pruned.vector_gates} == {g: p for g, p in places.items() if p}
+
+
+def test_what_any_output_needs_is_kept_and_each_needs_a_path() -> None:
+    parts: Parts = {
+        "left": ("relu", {}, [("input", "b/left<input")]),
+        "right": ("silu", {}, [("input", "b/right<input")]),
+        "pool": ("global_avg_pool", {}, ["left"]),
+    }
+    graph = with_output(graph_of(parts), "right")
+    assert [node.id for node in prune(graph, set()).nodes()] == ["input", "left", "right", "pool", "output", "second"]
+    for closed in ("b/left<input", "b/right<input"):
+        with pytest.raises(PassError, match="no path"):
+            prune(graph, {closed})
 
 
 def diamond(left: float = 1.0, right: float = 1.0) -> Model:

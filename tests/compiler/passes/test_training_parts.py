@@ -40,7 +40,7 @@ def compact(name: str, zeros: float = 0.5) -> Graph:
     return DropGates().run(Model(prune(graph, closed))).graph
 
 
-def trained(graph: Graph, drop_path: float = 0.0, dropout: float = 0.0, auxiliary: bool = False) -> Graph:
+def trained(graph: Graph, drop_path: float = 0.0, dropout: float = 0.0, auxiliary: float = 0.0) -> Graph:
     classes = graph.node(OUTPUT).shape[0]
     return with_training_parts(graph, drop_path=drop_path, dropout=dropout, auxiliary=auxiliary, classes=classes)
 
@@ -71,17 +71,19 @@ def images(graph: Graph, count: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("name", ["digits", "cifar10_small", "darts_cell", "hand_wired"])
 def test_the_trained_graph_is_legal_and_keeps_every_node(name: str) -> None:
     graph = compact(name)
-    full = trained(graph, 0.5, 0.4, auxiliary=True)
+    full = trained(graph, 0.5, 0.4, auxiliary=0.4)
     verify(full, Phase.COMPACT)
     classes = graph.node(OUTPUT).shape[0]
-    assert full.node(OUTPUT).shape == (2 * classes,)
+    assert {name: node.shape for name, node in full.outputs().items()} == {
+        OUTPUT: graph.node(OUTPUT).shape,
+        "auxiliary": (classes,),
+    }
     for node in graph.nodes():
-        if node.id != OUTPUT:
-            assert full.node(node.id) == node
-            assert node_tensors(full, full.node(node.id)) == node_tensors(graph, node)
+        assert full.node(node.id) == node
+        assert node_tensors(full, full.node(node.id)) == node_tensors(graph, node)
     new = {node.op for node in full.nodes() if node.id not in graph}
-    assert new >= {"dropout", "batch_norm", "avg_pool", "conv", "global_avg_pool", "linear", "flatten", "concat"}
-    assert text(full) == text(trained(graph, 0.5, 0.4, auxiliary=True))
+    assert new >= {"dropout", "batch_norm", "avg_pool", "conv", "global_avg_pool", "linear", "output"}
+    assert text(full) == text(trained(graph, 0.5, 0.4, auxiliary=0.4))
     assert [b.id for b in full.blocks] == [b.id for b in graph.blocks]
 
 
@@ -106,7 +108,7 @@ def test_without_any_part_the_graph_stays() -> None:
 
 def test_inference_gives_the_same_logits_and_training_does_not() -> None:
     graph = compact("digits")
-    plain, full = lower(graph), lower(trained(graph, 0.5, 0.3, auxiliary=True))
+    plain, full = lower(graph), lower(trained(graph, 0.5, 0.3, auxiliary=0.4))
     for module in (plain, full):
         initialise(module, 3)
     names = plain.state_dict().keys()
@@ -114,21 +116,21 @@ def test_inference_gives_the_same_logits_and_training_does_not() -> None:
     x = images(graph, 4)
     with torch.no_grad():
         logits, both = plain.eval()(x), full.eval()(x)
-        assert both.shape == (4, 20)
-        torch.testing.assert_close(both[:, :10], logits, rtol=1e-6, atol=1e-6)
+        assert {name: value.shape for name, value in both.items()} == {OUTPUT: (4, 10), "auxiliary": (4, 10)}
+        torch.testing.assert_close(both[OUTPUT], logits, rtol=1e-6, atol=1e-6)
         torch.manual_seed(0)
         first, second = full.train()(x), full.train()(x)
-    assert not torch.allclose(first, second)
+    assert not torch.allclose(first[OUTPUT], second[OUTPUT])
 
 
 def test_the_parts_work_with_recomputation() -> None:
-    graph = trained(compact("digits"), 0.3, 0.2, auxiliary=True)
+    graph = trained(compact("digits"), 0.3, 0.2, auxiliary=0.4)
     gradients = []
     for recompute in (False, True):
         module = lower(graph, recompute=recompute).train()
         initialise(module, 0)
         torch.manual_seed(0)
-        module(images(graph, 3)).square().mean().backward()
+        sum(head.square().mean() for head in module(images(graph, 3)).values()).backward()
         gradients.append({name: p.grad for name, p in module.named_parameters()})
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
@@ -214,12 +216,14 @@ def test_taken_ids_are_left_alone() -> None:
         "b.mix_drop_path0": ("conv", {"kernel": 3, "channels": 4}, [INPUT]),
         "b.mix": ("project", {"channels": 4}, ["b.a", "b.mix_drop_path0"]),
         "b.out": ("add", {}, ["b.mix", INPUT]),
-        "auxiliary.pool": ("global_avg_pool", {}, ["b.out"]),
+        "b.out_": ("conv", {"kernel": 1, "stride": 2, "channels": 4}, ["b.out"]),
+        "auxiliary.pool": ("global_avg_pool", {}, ["b.out_"]),
         "logits": ("linear", {"channels": 3}, ["auxiliary.pool"]),
     }
-    block = Block("b", "b", "b", (INPUT,), "b.out")
-    full = trained(graph_of(parts, phase=Phase.COMPACT, blocks=(block,)), 0.5)
+    blocks = (Block("b", "b", "b", (INPUT,), "b.out"), Block("r", "r", "r", ("b.out",), "b.out_"))
+    full = trained(graph_of(parts, phase=Phase.COMPACT, blocks=blocks), 0.5, auxiliary=0.4)
     verify(full)
+    assert list(full.outputs()) == [OUTPUT, "auxiliary_"]
     assert probability(full, "b.mix_drop_path0_") == 0.5
 
 
@@ -253,7 +257,7 @@ def test_drop_path_keeps_type_and_rank(dtype: torch.dtype) -> None:
 
 
 def test_dropout_stands_before_the_classifier() -> None:
-    full = trained(compact("digits"), dropout=0.4, auxiliary=True)
+    full = trained(compact("digits"), dropout=0.4, auxiliary=0.4)
     (edge,) = full.inputs("head.out")
     assert full.node(edge.src).op == "dropout"
     assert probability(full, edge.src) == 0.4
@@ -274,15 +278,16 @@ def test_dropout_goes_before_the_last_convolution_where_nothing_is_linear() -> N
 
 
 def test_the_auxiliary_head_reads_the_last_reduction() -> None:
-    full = trained(compact("cifar10_small"), auxiliary=True)
+    full = trained(compact("cifar10_small"), auxiliary=0.4)
     chain = {name: full.node(f"auxiliary.{name}") for name in ("norm", "pool", "narrow", "wide", "mean", "logits")}
     assert [e.src for e in full.inputs("auxiliary.norm")] == ["reduce1.out"]
     shapes = {name: node.shape for name, node in chain.items()}
     assert shapes["pool"][1:] == (2, 2)  # of 8x8, by windows of 5x5 at a stride of 3
     assert (shapes["narrow"], shapes["wide"]) == ((128, 2, 2), (768, 1, 1))
     assert (shapes["mean"], shapes["logits"]) == ((768,), (10,))
-    assert [e.src for e in full.inputs("auxiliary.joined")] == ["auxiliary.main", "auxiliary.logits"]
-    assert [e.src for e in full.inputs("auxiliary.main")] == ["head.out"]
+    assert full.node("auxiliary.output").attrs == (("name", "auxiliary"), ("weight", 0.4))
+    assert [e.src for e in full.inputs("auxiliary.output")] == ["auxiliary.logits"]
+    assert full.inputs(OUTPUT) == compact("cifar10_small").inputs(OUTPUT)
 
 
 @pytest.mark.parametrize(
@@ -296,14 +301,14 @@ def test_the_auxiliary_head_fits_every_size(size: int, pooled: int, wide: int) -
     }
     block = Block("r", "r", "r", (INPUT,), "r.out")
     graph = graph_of(parts, shape=(4, size, size), phase=Phase.COMPACT, blocks=(block,))
-    full = trained(graph, auxiliary=True)
+    full = trained(graph, auxiliary=0.4)
     verify(full)
     assert full.node("auxiliary.pool").shape[1] == pooled
     assert full.node("auxiliary.wide").shape[1] == wide
-    assert lower(full).eval()(images(graph, 2)).shape == (2, 6)
+    assert lower(full).eval()(images(graph, 2))["auxiliary"].shape == (2, 3)
 
 
-def test_logits_of_one_pixel_are_joined_as_vectors() -> None:
+def test_logits_of_one_pixel_stay_an_image() -> None:
     parts: Parts = {
         "r.out": ("conv", {"kernel": 3, "stride": 2, "channels": 4}, [INPUT]),
         "logits": ("conv", {"kernel": 3, "padding": 0, "channels": 3}, ["r.out"]),
@@ -311,7 +316,7 @@ def test_logits_of_one_pixel_are_joined_as_vectors() -> None:
     block = Block("r", "r", "r", (INPUT,), "r.out")
     graph = graph_of(parts, phase=Phase.COMPACT, blocks=(block,))
     assert graph.node(OUTPUT).shape == (3, 1, 1)
-    assert trained(graph, auxiliary=True).node(OUTPUT).shape == (6,)
+    assert [node.shape for node in trained(graph, auxiliary=0.4).outputs().values()] == [(3, 1, 1), (3,)]
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------
@@ -319,12 +324,12 @@ def test_logits_of_one_pixel_are_joined_as_vectors() -> None:
 
 def test_an_auxiliary_head_needs_a_reduction() -> None:
     with pytest.raises(PassError, match="no block reduces the size"):
-        trained(residual(2), auxiliary=True)
+        trained(residual(2), auxiliary=0.4)
 
 
 def test_the_number_of_classes_must_fit() -> None:
     with pytest.raises(PassError, match="gives 10, not 7 logits"):
-        with_training_parts(compact("digits"), drop_path=0, dropout=0, auxiliary=True, classes=7)
+        with_training_parts(compact("digits"), drop_path=0, dropout=0, auxiliary=0.4, classes=7)
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.0, float("nan")])
@@ -343,5 +348,5 @@ def test_dropout_needs_a_layer() -> None:
 
 def test_the_pass_is_the_function() -> None:
     graph = compact("digits")
-    model = AddTrainingParts(0.2, 0.1, True).run(Model(graph))
-    assert text(model.graph) == text(trained(graph, 0.2, 0.1, auxiliary=True))
+    model = AddTrainingParts(0.2, 0.1, 0.4).run(Model(graph))
+    assert text(model.graph) == text(trained(graph, 0.2, 0.1, auxiliary=0.4))

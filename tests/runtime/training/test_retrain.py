@@ -146,13 +146,18 @@ def test_the_loss_is_smoothed_and_the_auxiliary_head_is_weighted(searched: RunDi
     settings = ["retrain.auxiliary_weight=0.4", "retrain.label_smoothing=0.1"]
     job, _ = job_of(searched, settings)
     x, y = job.feed.batch(0, 0)
-    with torch.no_grad():
-        heads = job.module(x).flatten(1).split(10, dim=1)
-    main, second = (F.cross_entropy(head, y, label_smoothing=0.1) for head in heads)
-    loss = job.step(job.stages[0], Position())["train_loss"]
-    assert float(loss) == pytest.approx(float(main + 0.4 * second), rel=1e-5)
-    plain = F.cross_entropy(heads[0], y)
-    assert abs(float(main) - float(plain)) > 1e-4
+    names, parameters = zip(*job.module.named_parameters(), strict=True)
+    heads = job.module(x)
+    assert list(heads) == ["output", "auxiliary"]
+    joined = torch.cat([head.flatten(1) for head in heads.values()], dim=1)  # as one tensor: the same numbers
+    main, second = (F.cross_entropy(head, y, label_smoothing=0.1) for head in joined.split(10, dim=1))
+    expected = main + 0.4 * second
+    gradients = torch.autograd.grad(expected, parameters)
+    assert torch.equal(job.step(job.stages[0], Position())["train_loss"], expected.detach())
+    for name, parameter, gradient in zip(names, parameters, gradients, strict=True):
+        assert torch.equal(parameter.grad, gradient), name
+    assert not torch.allclose(main, F.cross_entropy(heads["output"], y), atol=1e-4)
+    assert torch.equal(job.predict(x), job.module(x)["output"])
 
 
 def test_norms_and_biases_do_not_decay(searched: RunDir) -> None:
