@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ import typer
 
 from graphspec.cli import TO_A_MODEL, JsonOpt, RunArg, SetOpt, app, overrides_of, print_json
 from graphspec.training_commands import QuietOpt, TrustOpt
+from runtime.tasks.results import as_record
 
 
 class Layout(Enum):
@@ -77,7 +77,7 @@ def export(
         quiet=quiet,
     )
     if as_json:
-        print_json(asdict(result))
+        print_json(as_record(result))
 
 
 @app.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ import typer
 from compiler.errors import RunError
 from graphspec.cli import TO_A_MODEL, JsonOpt, SeedOpt, SetOpt, TargetArg, app, overrides_of, print_json, say
 from runtime.processes.launch import Launch
+from runtime.tasks.results import as_record
 
 ResumeOpt = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")]
 OverwriteOpt = Annotated[bool, typer.Option("--overwrite", help="Start anew over an earlier attempt.")]
@@ -114,4 +114,4 @@ def _smoke(target: Any, last: str, overrides: list[str], options: dict[str, Any]
 
 def _print(result: Any, as_json: bool) -> None:
     if as_json and Launch.here().is_main:
-        print_json(asdict(result))
+        print_json(as_record(result))

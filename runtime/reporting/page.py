@@ -173,7 +173,7 @@ def _charts(record: RunRecord) -> list[Chart]:
     edges = {"zero_gates": "zero gates", "edges": "edges left"}
     return [
         _chart(record, "Loss", losses),
-        *(_chart(record, f"Validation {m.title}", {m.name: m.title}, m.text) for m in record.task.metrics),
+        *(_chart(record, f"Validation {m.title}", {m.name: m.title}, m.short) for m in record.task.metrics),
         _chart(record, "Zero gates and edges left", edges, counted, from_zero=True),
         *(_chart(record, measure.title, {measure.name: measure.unit}, counted, from_zero=True) for measure in MEASURES),
     ]

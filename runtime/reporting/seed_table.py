@@ -26,10 +26,8 @@ def seed_charts(record: RunRecord) -> list[Chart]:
     """Curves with a line for every seed, over the epochs of all stages; the first few seeds where there are many."""
     shown = list(record.seeds.items())[:MAX_CURVES]
     metric, found = record.task.metrics[0], []
-    first, flops = (
-        (metric.name, f"Validation {metric.title}", metric.form, False),
-        ("flops", "FLOPs per image", "{:,.0f}", True),
-    )
+    first = (metric.name, f"Validation {metric.title}", metric.form, False)
+    flops = ("flops", "FLOPs per image", "{:,.0f}", True)
     for job, curves in (("search", (first, flops)), ("retrain", (first,))):
         for key, title, form, from_zero in () if record.jobs[job].started else curves:
             lines = tuple(Series(f"seed {seed}", tuple(_points(one, job, key))) for seed, one in shown)

@@ -41,11 +41,8 @@ def tiles(record: RunRecord, summary: Summary, total: CostRow) -> list[Tile]:
 
 
 def _listed(summary: Summary, wanted: Mapping[str, tuple[str, str, str]]) -> list[Tile]:
-    images = summary.mean("test_images", COUNT)
-    found = [
-        (name, summary.text(key, form), note.format(images=images, metric=summary.metric.title))
-        for key, (name, form, note) in wanted.items()
-    ]
+    words = {"images": summary.mean("test_images", COUNT), "metric": summary.metric.title}
+    found = [(name, summary.text(key, form), note.format(**words)) for key, (name, form, note) in wanted.items()]
     return [Tile(name, text, note) for name, text, note in found if text]
 
 

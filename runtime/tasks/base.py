@@ -47,6 +47,10 @@ class Metric:
         """A value for people."""
         return self.form.format(value)
 
+    def short(self, value: float) -> str:
+        """A value at the axis of a chart."""
+        return f"{100 * value:.4g}%" if self.is_share else f"{value:.4g}"
+
     def is_better(self, value: float, other: float) -> bool:
         """Whether a value is better than another one."""
         return value > other if self.higher_is_better else value < other
