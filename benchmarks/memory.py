@@ -30,7 +30,7 @@ import torch
 from torch.optim import Optimizer
 
 from benchmarks.common import ROOT, Bar, Growth, account, finished, in_child, interleave, parser, show, table
-from benchmarks.jobs import Gradients, halves
+from benchmarks.jobs import TASK, Gradients, halves
 from compiler.elaborate.builder import load
 from compiler.ir.graph import INPUT, Graph
 from compiler.language.config import SearchConfig
@@ -82,7 +82,7 @@ def variants(cases: Sequence[Case], precision: str) -> Iterator[Variant]:
 def make_steps(graph: Graph, config: SearchConfig, batch: int, device: torch.device) -> Steps:
     """A weight step and a gate step of a fresh supernet on a batch of noise, and a batch of its validation."""
     set_precision(config, device)
-    net = Supernet.start(graph, config, device, seed=0, gate_init=1.0)
+    net = Supernet.start(graph, TASK, config, device, seed=0, gate_init=1.0)
 
     def noise(images: int) -> Batch:
         x = torch.randn(images, *graph.node(INPUT).shape, generator=torch.Generator().manual_seed(0))
@@ -94,7 +94,7 @@ def make_steps(graph: Graph, config: SearchConfig, batch: int, device: torch.dev
 
     images = noise(batch)
     steps: Steps = {kind: partial(step, *half) for kind, half in halves(net).items()}
-    return steps | {VALIDATION: lambda: evaluate(net.module, [noise(config.evaluation_batch)])}
+    return steps | {VALIDATION: lambda: evaluate(TASK, net.module, [noise(config.evaluation_batch)])}
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------
