@@ -31,6 +31,7 @@ _KINDS = {
     "string": "text",
     "boolean": "`true`, `false`",
     "null": "`null`",
+    "object": "map",
 }
 _SIGNS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
 

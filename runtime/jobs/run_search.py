@@ -25,7 +25,7 @@ from runtime.rundir.opened import Opened
 from runtime.search.search_job import SearchJob
 from runtime.search.supernet import MODEL, below
 from runtime.strategies.base import Context, Found, Space, Strategy, TrainingStrategy
-from runtime.strategies.table import check_strategy, strategy_class
+from runtime.strategies.table import check_options, check_strategy, strategy_class
 from runtime.tasks.base import Metric
 from runtime.tasks.results import Measured, as_record
 from runtime.tasks.table import task_class
@@ -62,8 +62,10 @@ def run_search(
 
     `strategy` (default: the one that the spec names) is not recorded, so resuming needs the same one.
     """
-    check_strategy(opened.spec)
+    if strategy is None:
+        check_strategy(opened.spec)
     kind = strategy or strategy_class(opened.spec.config.search.strategy)
+    check_options(opened.spec, kind)
     options = options or JobOptions()
     if not issubclass(kind, TrainingStrategy):
         return SearchResult.of(run_drawing("search", opened, options, lambda *place: _decide(kind, *place)))

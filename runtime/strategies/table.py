@@ -9,8 +9,10 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from compiler.errors import Diagnostic, GraphspecError, SpecError, did_you_mean
+from compiler.language.config import Section
 from compiler.language.findings import describe
 from compiler.language.spec import Spec
 
@@ -34,7 +36,7 @@ def known_strategies() -> dict[str, EntryPoint]:
 
 
 def strategy_class(name: str) -> type[Strategy]:
-    """The class of a strategy that `check_strategy` has accepted; GraphspecError if it cannot be had."""
+    """The class of a known strategy; GraphspecError if it cannot be had."""
     from runtime.strategies.base import Strategy
 
     entry = known_strategies()[name]
@@ -60,12 +62,23 @@ def check_strategy(spec: Spec) -> None:
         hint = did_you_mean(search.strategy, known) or f"; there are {', '.join(known)}"
         place = spec.place("search", "strategy")
         raise SpecError([Diagnostic(place, f"search.strategy: unknown strategy {search.strategy!r}{hint}")])
-    if search.strategy in BUILT_IN and not search.options:
-        return  # nothing to check, and nothing to import
+    if search.options or search.strategy not in BUILT_IN:  # otherwise there is nothing to import for
+        check_options(spec, strategy_class(search.strategy))
+
+
+def check_options(spec: Spec, kind: type[Strategy]) -> None:
+    """SpecError if the spec's `search.options` are not those of this strategy."""
     try:
-        strategy_class(search.strategy).Options.model_validate(search.options)
+        kind.Options.model_validate(spec.config.search.options)
     except ValidationError as error:
-        found = [(("search", "options", *item["loc"]), describe(item)) for item in error.errors()]
-        raise SpecError(
-            Diagnostic(spec.place(*path), f"{'.'.join(map(str, path))}: {text}") for path, text in found
-        ) from error
+        raise SpecError(_diagnostic(spec, kind.Options, item) for item in error.errors()) from error
+
+
+def _diagnostic(spec: Spec, model: type[Section], item: ErrorDetails) -> Diagnostic:
+    """What is wrong with an option, and where it is written."""
+    path, known = ("search", "options", *item["loc"]), list(model.model_fields)
+    if item["type"] == "extra_forbidden":
+        key = str(path[-1])
+        hint = did_you_mean(key, known) or f"; {spec.config.search.strategy} takes {', '.join(known) or 'no options'}"
+        return Diagnostic(spec.key_place(*path), f"search.options: unknown key {key!r}{hint}")
+    return Diagnostic(spec.place(*path), f"{'.'.join(map(str, path))}: {describe(item)}")

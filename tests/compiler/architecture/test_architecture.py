@@ -86,6 +86,12 @@ def test_the_document_is_readable() -> None:
     )
 
 
+def test_the_earlier_name_of_the_strategy_is_read() -> None:
+    written = found_in(digits()).to_yaml()
+    assert "strategy: dso\n" in written
+    assert Architecture.from_yaml(written.replace("strategy: dso", "strategy: apg_nag"), "").to_yaml() == written
+
+
 def test_the_encoding_and_its_hash_know_edges_and_not_values() -> None:
     graph = digits("gates.share=block")
     found = found_in(graph)

@@ -208,6 +208,27 @@ def test_a_search_goes_on_between_two_looks_within_an_epoch(tmp_path: Path) -> N
     assert final_files(tmp_path) == finished
 
 
+def test_a_search_that_an_earlier_version_began_goes_on(tmp_path: Path) -> None:
+    """It called the strategy apg_nag, memory access mac, and knew no options."""
+    many = "search.checkpoint.keep=1000"
+    text = TINY.replace("search:\n", "search:\n  strategy: apg_nag\n").replace("lr: 0.1}", "lr: 0.1, adaptive: mac}")
+    part = search(tmp_path, many, text=text)
+    finished = final_files(tmp_path)
+    for file in (part / "config.json", part.parent / "config.json"):
+        config = json.loads(file.read_text())
+        assert (config["search"]["strategy"], config["search"]["gates"]["adaptive"]) == ("dso", "memory_access")
+        config["search"]["strategy"], config["search"]["gates"]["adaptive"] = "apg_nag", "mac"
+        del config["search"]["options"]
+        file.write_text(json.dumps(config))
+    for path in sorted((part / "checkpoints").iterdir())[-6:]:  # of the last three epochs
+        path.unlink()
+    for name in ("arch.yaml", "graph.json", "graph.txt", "weights.safetensors", "result.json"):
+        (part / name).unlink()
+    with chdir(tmp_path):
+        api.search("runs/latest", overrides=[many], resume=True, quiet=True)
+    assert final_files(tmp_path) == finished
+
+
 def limit_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, 16_384))
 

@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
 
 from compiler.ir.graph import Graph
 from compiler.language.config import SearchConfig
 from compiler.lowering.torch.batch_parts import BatchNorm
-from compiler.passes.prune_zero_edges import surviving_edges
+from compiler.lowering.torch.fx import lower
+from compiler.passes.prune_zero_edges import prune, surviving_edges
 from graphspec import api
 from runtime.search.supernet import Supernet
 from runtime.strategies.apgnag import APGNAG
@@ -19,7 +22,7 @@ from runtime.strategies.dso import gate_optimizer, gate_tensors, restored_gates
 from runtime.strategies.penalties import Penalty, set_gammas
 from runtime.training.step import backward, training_loss
 from tests.tasks import class_task
-from tests.tiny import write_spec
+from tests.tiny import TINY, write_spec
 
 CPU = torch.device("cpu")
 TASK = class_task()
@@ -148,3 +151,68 @@ def test_only_weights_of_several_dimensions_decay(tmp_path: Path) -> None:
         name: 0.0 if name.endswith("bias") else 0.5 for name in net.weight_params
     }
     assert not {id(vector) for vector in net.gate_vectors.values()} & decays.keys()
+
+
+def test_a_sample_is_the_pruned_network_and_gives_its_numbers_back(tmp_path: Path) -> None:
+    net = Supernet.start(tiny_graph(tmp_path), SearchConfig(), CPU, seed=4, gate_init=1.0)
+    net.weight_step(batch(0), 0.1)
+    closed = {gate for n, gate in enumerate(net.graph.gates()) if n % 3 == 0 and not gate.startswith("reduce")}
+    sample = net.pruned(closed)
+    alone = lower(prune(net.graph, closed))
+    alone.load_state_dict(sample.module.state_dict())
+    x = batch(7, torch.float64)[0]
+    assert torch.allclose(logits(sample, x), alone.double()(x), rtol=1e-10, atol=1e-12)
+    sample.module.float()
+    before = {name: tensor.clone() for name, tensor in net.tensors().items()}
+    sample.weight_step(batch(1), 0.1)
+    net.absorb(sample)
+    again, after = net.pruned(closed).tensors(), net.tensors()
+    assert again.keys() == sample.tensors().keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in sample.tensors().items())
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert changed
+    assert {name for name in changed if name not in again} == set(), "what the sample lacks stays"
+
+
+CHOICES = """
+    nodes:
+      mid: {op: add, from: in, choose: [sep_conv_3x3, avg_pool_3x3]}
+      out: {op: add, from: [mid, in]}
+"""
+
+
+def test_a_softmax_over_each_choice_learns_through_the_gate_vectors(tmp_path: Path) -> None:
+    """What a strategy with a softmax does: put it into the vectors, and take its gradient from theirs."""
+    begin, end = TINY.index("    levels:"), TINY.index("  reduce:")
+    graph = api.load(write_spec(tmp_path, TINY[:begin] + CHOICES.strip("\n") + "\n" + TINY[end:]))[1]
+    assert {len(choice.gates) for choice in graph.choices} == {2}
+    net = Supernet.start(graph, SearchConfig(), CPU, seed=4, gate_init=1.0)
+    random = torch.Generator().manual_seed(0)
+    alphas = {c.id: torch.randn(len(c.gates), generator=random).requires_grad_() for c in graph.choices}
+
+    def vectors() -> dict[str, Tensor]:
+        values = {
+            gate: weight
+            for choice in graph.choices
+            for gate, weight in zip(choice.gates, alphas[choice.id].softmax(0), strict=True)
+        }
+        scopes = graph.gate_scopes()
+        return {s: torch.stack([values.get(gate, torch.ones(())) for gate in gates]) for s, gates in scopes.items()}
+
+    chosen = vectors()
+    with torch.no_grad():
+        for scope, vector in net.gate_vectors.items():
+            vector.copy_(chosen[scope])
+    net.gate_gradients(batch(3))
+    torch.autograd.backward(
+        [v for v in chosen.values() if v.requires_grad],
+        [net.gate_vectors[s].grad for s, v in chosen.items() if v.requires_grad],
+    )
+    found = [alpha.grad for alpha in alphas.values()]
+    x, y = batch(3)
+    out = functional_call(net.module, {f"{scope}.gates": vector for scope, vector in vectors().items()}, (x,))
+    expected = torch.autograd.grad(cross_entropy(out, y), list(alphas.values()))
+    assert all(float(grad.abs().max()) > 1e-6 for grad in expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours is not None
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-7)
