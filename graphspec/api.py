@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, overload
 import yaml
 
 from compiler.architecture.derive import derive as derive_architecture
-from compiler.architecture.found import Architecture
 from compiler.elaborate.builder import load as load
 from compiler.errors import RunError
 from compiler.garbage import collector_paused
@@ -37,7 +36,7 @@ from runtime.processes.launch import refuse_processes
 from runtime.rundir.directory import RUNS, RunDir
 from runtime.rundir.directory import Compiled as RunFiles
 from runtime.rundir.files import write_text
-from runtime.rundir.network import read_graph
+from runtime.rundir.network import read_architecture, read_graph
 from runtime.rundir.opened import Opened
 from runtime.rundir.study import Study, checked_seeds, copy_search, found_params, found_sizes
 from runtime.strategies.table import check_strategy
@@ -330,12 +329,7 @@ def derive(
     overrides: Sequence[str] = (),
 ) -> Derived:
     """Bring the blocks of an arch.yaml into the network of another spec; ArchitectureError if they do not fit."""
-    path = Path(architecture)
-    try:
-        document = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"{path}: cannot be read: {error}\n  try: the search/arch.yaml of a run") from error
-    found = Architecture.from_yaml(document, str(path))
+    found = read_architecture(Path(architecture))
     spec, graph = load(into, overrides)
     files = _files(spec, graph, to_json(graph))
     spec_hash = hashlib.sha256(files.resolved.encode()).hexdigest()

@@ -24,7 +24,13 @@ def _attrs(row: Op) -> list[dict[str, Any]]:
 def op_records() -> list[dict[str, Any]]:
     """The catalogue as data."""
     return [
-        {"name": row.name, "doc": row.doc, "reads": row.reads.value, "attributes": _attrs(row)}
+        {
+            "name": row.name,
+            "doc": row.doc,
+            "reads": row.reads.value,
+            "attributes": _attrs(row),
+            "traits": row.describe_traits(),
+        }
         for row in known_ops().values()
         if row.name not in ("input", "output")
     ]
@@ -40,6 +46,7 @@ def op_listing() -> str:
         for attr in record["attributes"]:
             default = "required" if attr["required"] else f"default {_show(attr['default'])}"
             lines.append(f"    {attr['name']:<12} {attr['help']} [{default}]")
+        lines.append(f"    traits       {record['traits']}")
     return "\n".join(lines)
 
 

@@ -7,14 +7,15 @@ from collections.abc import Callable, Collection, Mapping
 
 from compiler.analysis.costs import node_costs
 from compiler.ir.graph import INPUT, OUTPUT, Edge, Graph
+from compiler.ops import gives_zeros
 
 
 def shortest_path(graph: Graph, length: Callable[[Edge], float]) -> list[Edge]:
     """The edges from the input to the output with the smallest sum of lengths (none below 0); linear in the edges.
 
-    A path through a `zero` node carries nothing and does not count; elaboration sees to it that there is another.
+    A path through a node that gives zeros carries nothing and does not count; elaboration makes sure of another.
     """
-    silent = {node.id for node in graph.nodes() if node.op == "zero"}
+    silent = {node.id for node in graph.nodes() if gives_zeros(node.op, node.attrs)}
     best: dict[str, float] = {INPUT: 0.0}
     via: dict[str, Edge] = {}
     for edge in graph.edges():

@@ -11,16 +11,10 @@ from dataclasses import dataclass
 
 from compiler.analysis.costs import block_of, node_costs
 from compiler.errors import GraphspecError, did_you_mean
-from compiler.ir.graph import Block, Edge, Graph, Node
-from compiler.ops import Cost
+from compiler.ir.graph import INPUT, OUTPUT, Block, Edge, Graph, Node
+from compiler.ops import Affine, Cost, Pixels, Reads, chain_of, only_merges, op
 
 TIMES = "\N{MULTIPLICATION SIGN}"
-
-FAMILIES: Mapping[str, str] = {
-    "input": "port", "output": "port", "conv": "weights", "depthwise_conv": "weights", "sep_conv": "weights",
-    "linear": "weights", "squeeze_excite": "weights", "max_pool": "pool", "avg_pool": "pool",
-    "global_avg_pool": "pool", "add": "merge", "concat": "merge", "project": "merge",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +230,15 @@ def op_text(node: Node) -> str:
 
 def family(view: View, node: Node) -> str:
     """Which sort of op: decides a card's colour."""
-    return FAMILIES.get(node.op) or ("weights" if view.costs[node.id].params else "plain")
+    if node.id in (INPUT, OUTPUT):
+        return "port"
+    sums = only_merges(node.op, node.attrs) and len(view.graph.inputs(node.id)) > 1
+    if sums or op(node.op).reads is Reads.APART:
+        return "merge"
+    first = chain_of(node.op, node.attrs)[0]
+    if first.pixels is Pixels.WINDOW and first.affine is Affine.NO:
+        return "pool"
+    return "weights" if view.costs[node.id].params else "plain"
 
 
 def _node_tip(view: View, node: Node) -> str:

@@ -23,10 +23,10 @@ from compiler.ir.verify import verify
 from compiler.language.dims import Dim, DimError
 from compiler.language.parse import parse
 from compiler.language.spec import BlockSpec, NetworkEntry, Path, Spec
-from compiler.ops import TypeMismatchError, explain_attr_errors, infer, op, read_attrs
+from compiler.ops import Channels, TypeMismatchError, explain_attr_errors, infer, op, read_attrs
 
 MAX_NODES = 150_000  # nodes of the elaborated network
-_FREE_CHANNELS = frozenset({"concat", "flatten", "mean"})  # ops whose channels do not pass on to what they read
+_OTHER_CHANNELS = frozenset({Channels.JOINED, Channels.FLATTENED, Channels.AVERAGED})  # not as many as are read
 
 
 @collector_paused()
@@ -311,8 +311,9 @@ def _demanded_channels(template: Template, channels: int) -> dict[str, int]:
     """Channels that `out`'s declared type asks of nodes: passed back through ops that keep their channels."""
     demands = {OUT: channels}
     for node in reversed(template.nodes):
-        row = op(node.op)
-        if node.name in demands and not row.sets_channels and node.op not in _FREE_CHANNELS:
+        if node.name not in demands or op(node.op).sets_channels:
+            continue
+        if _OTHER_CHANNELS.isdisjoint(traits.channels for traits in node.chain):
             for source in node.sources:
                 demands.setdefault(source.name, demands[node.name])
     return demands

@@ -18,9 +18,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from compiler.errors import Diagnostic, Place, did_you_mean
+from compiler.ir.graph import attrs_of
 from compiler.language.dims import Dim, DimError
 from compiler.language.spec import BlockSpec, LevelsSpec, NodeSpec, OpSpec, Path, Spec
-from compiler.ops import OpAttrs, UnknownOpError, explain_attr_errors, known_ops, op
+from compiler.ops import OpAttrs, Traits, UnknownOpError, Values, chain_of, explain_attr_errors, known_ops, op
 
 OUT = "out"
 MAX_EDGES = 300_000  # of one block, and of the elaborated network
@@ -47,6 +48,11 @@ class TemplateNode:
     attrs: Mapping[str, Any]
     sources: tuple[Source, ...]
     path: Path
+
+    @property
+    def chain(self) -> tuple[Traits, ...]:
+        """The traits of its steps, which hold whatever the sizes among the attributes are."""
+        return chain_of(self.op, attrs_of(_with_any_size(self.attrs)))
 
 
 @dataclass(frozen=True)
@@ -277,12 +283,16 @@ def _read_sizes(
     return read
 
 
+def _with_any_size(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes with 1 for every size that follows from symbols."""
+    return {key: 1 if isinstance(value, Dim) else value for key, value in attrs.items()}
+
+
 def _check_attrs(
     spec: Spec, name: str, attrs: Mapping[str, Any], written: OpSpec, places: Mapping[str, Path], report: Reporter
 ) -> None:
-    stand_ins = {k: 1 if isinstance(v, Dim) else v for k, v in attrs.items()}
     try:
-        op(name).read_attrs(stand_ins)
+        op(name).read_attrs(_with_any_size(attrs))
     except ValidationError as error:
         for attr, message in explain_attr_errors(name, error):
             is_unknown = attr in places and attr not in op(name).attrs.model_fields
@@ -363,7 +373,8 @@ def _check_zeros(template: Template, report: Reporter) -> None:
     """Some path from the inputs to `out` must not pass a `zero` op."""
     carrying = set(template.inputs)
     for node in template.nodes:
-        if node.op != "zero" and any(source.name in carrying for source in node.sources):
+        is_zero = any(traits.values is Values.ZERO for traits in node.chain)
+        if not is_zero and any(source.name in carrying for source in node.sources):
             carrying.add(node.name)
     if OUT not in carrying:
         message = f"every path to {OUT!r} passes an op `zero`, so the block gives a constant; add a path without one"

@@ -139,6 +139,12 @@ def _attributes(row: Op) -> str:
     return _table(["attribute", "value", "default", "meaning"], rows)
 
 
+def traits() -> str:
+    """What the rows of the built-in primitive ops state."""
+    rows = [row for row in known_ops().values() if row.torch is None and row.infer is not None]
+    return _table(["op", "states"], [[f"`{row.name}`", row.describe_traits()] for row in rows])
+
+
 def rules() -> str:
     """The verification rules with the phases they hold in."""
     phases: dict[str, list[str]] = {}
@@ -157,7 +163,13 @@ def passes() -> str:
     )
 
 
-PARTS: dict[str, Callable[[], str]] = {"settings": settings, "ops": ops, "rules": rules, "passes": passes}
+PARTS: dict[str, Callable[[], str]] = {
+    "settings": settings,
+    "ops": ops,
+    "traits": traits,
+    "rules": rules,
+    "passes": passes,
+}
 
 
 def rewritten(document: str) -> str:

@@ -9,10 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from compiler.ir.graph import Block, Graph, Node, block_of
-from compiler.ops import Reads, op, steps
-
-OVERWRITABLE = frozenset({"conv", "depthwise_conv", "linear", "batch_norm"})
-"""Ops whose output is new memory that their own backward pass does not read: a ReLU after them works in place."""
+from compiler.ops import Reads, is_projection, op, steps
 
 EDGES_PER_VALUE = 1.25
 """A stack pays with more edges than this for every source and every sum. Measured on two cores (Intel Xeon), with the
@@ -59,7 +56,7 @@ class Stack:
         return [
             node
             for node in self.readers
-            if node.op != "project"
+            if not is_projection(node.op, node.attrs)
             and node.id not in done
             and all(edge.src in self.slots for edge in graph.inputs(node.id))
         ]
@@ -71,7 +68,7 @@ def stacks(graph: Graph, region: Sequence[Node]) -> list[Stack]:
     for node in region:
         edges = graph.inputs(node.id)
         shapes = {graph.node(edge.src).shape for edge in edges}
-        sums = op(node.op).reads is Reads.SUM or node.op == "project"
+        sums = op(node.op).reads is Reads.SUM or is_projection(node.op, node.attrs)
         if not sums or len(shapes) > 1 or not any(edge.gate for edge in edges):
             continue
         sources, readers = {edge.src for edge in edges}, [node]
@@ -98,7 +95,7 @@ def _pays(graph: Graph, sources: set[str], readers: list[Node]) -> bool:
     """Whether products are faster than adding edge by edge, which takes its time for every edge; a stack does for every
     source and every sum. Projections read values just as well where they lie.
     """
-    sums = [node for node in readers if node.op != "project"]
+    sums = [node for node in readers if not is_projection(node.op, node.attrs)]
     return sum(len(graph.inputs(node.id)) for node in sums) > EDGES_PER_VALUE * (len(sources) + len(sums))
 
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from compiler.ir.graph import INPUT, OUTPUT, Block, Graph, Node
-from compiler.lowering.groups import OVERWRITABLE, Stack, exits, leaves_relu, regions, stacks
+from compiler.lowering.groups import Stack, exits, leaves_relu, regions, stacks
 from compiler.lowering.kept import Row, Setting, kept_apart, row_of
-from compiler.ops import Reads, Shape, Walked, input_shapes, op, walk
+from compiler.ops import Reads, Shape, input_shapes, op, walk
+from compiler.ops.measures import Walked
 
 StepKind = Literal["weight", "gate", "evaluation"]
 Lowering = Literal["fused", "reference"]
@@ -192,7 +193,7 @@ class Tape:
         grad = name != "zero" and (weights > 0 or any(read.grad for read in reads))
         item = 2 if half else max(read.item for read in reads)
         value = _fresh(math.prod(out), item, grad)
-        if name == "relu" and before in OVERWRITABLE:
+        if name == "relu" and before in (*HALF, "batch_norm"):
             value = Value(reads[0].buffer, value.numbers, item, grad)
         self.calls.append(_call(row, reads, value, sum(tensors.values()), weights, held, half))
         return value

@@ -3,8 +3,8 @@
 A joining op (`concat`, `project`) that loses an input loses that input's channels. They were zero: a closed gate feeds
 zeros. So the loss is exact wherever zeros contribute nothing:
 
-    conv, linear:   W [x; 0] = W[:, kept] x            the slice of the weight goes as well, the loss ends here
-    channel by channel, f(0) = 0 (relu, pools, depthwise conv without bias, ...):    the loss goes on to the users
+    mixed by a weight (conv, linear):   W [x; 0] = W[:, kept] x     the slice of the weight goes, and the loss ends here
+    channel by channel, f(0) = 0 (relu, pools, depthwise conv without bias, ...):     the loss goes on to the users
 
 It is not exact at batch norm (BN(0) is a constant), at a grouped convolution, or where another value is added to the
 same channels; `can_lose_channels` says so, and pruning then feeds zeros in the lost input's place.
@@ -16,14 +16,9 @@ import math
 from typing import Any
 
 from compiler.ir.graph import Graph, Node
-from compiler.ops import Reads, Step, node_tensors, op, read_attrs, steps
+from compiler.ops import Channels, Reads, chain_of, node_tensors, op, steps
 
 Cut = tuple[int, tuple[int, ...]]  # keep these indices along this dimension
-
-ZERO_PRESERVING = frozenset(
-    {"concat", "add", "identity", "dropout", "drop_path", "scale", "max_pool", "avg_pool", "global_avg_pool", "flatten"}
-    | {"relu", "relu6", "hard_swish", "silu", "gelu"}
-)
 
 
 def can_lose_channels(graph: Graph) -> dict[str, bool]:
@@ -37,25 +32,12 @@ def can_lose_channels(graph: Graph) -> dict[str, bool]:
 def _can_lose(graph: Graph, node: Node, answer: dict[str, bool]) -> bool:
     if op(node.op).reads is Reads.SUM and len(graph.inputs(node.id)) > 1:
         return False
-    for step in steps(node.op, node.attrs):
-        if _ends_the_loss(step):
+    for traits in chain_of(node.op, node.attrs):
+        if traits.mixes_by_weight:
             return True
-        if not _passes_the_loss(step):
+        if not traits.keeps_zero:
             return False
     return all(answer[edge.dst] for edge in graph.users(node.id))
-
-
-def _ends_the_loss(step: Step) -> bool:
-    return step.op == "linear" or (step.op == "conv" and read_attrs(step.op, step.attrs).groups == 1)
-
-
-def _passes_the_loss(step: Step) -> bool:
-    attrs = read_attrs(step.op, step.attrs)
-    if step.op == "depthwise_conv":
-        return attrs.bias is False
-    if step.op == "mean":
-        return 1 not in attrs.dims
-    return step.op in ZERO_PRESERVING
 
 
 def carried_tensors(before: Graph, after: Graph) -> dict[str, Cut | None]:
@@ -96,13 +78,13 @@ def _kept_inputs(before: Graph, after: Graph, node: Node, shrunk: dict[str, tupl
 def _follow(graph: Graph, node: Node, kept: tuple[int, ...], shrunk: dict[str, tuple[int, ...]]) -> dict[str, Cut]:
     """The slices of one node's weights; notes in `shrunk` if its value lost channels too."""
     cuts: dict[str, Cut] = {}
-    for step in steps(node.op, node.attrs):
-        prefix = f"{node.id}.{step.name}." if step.name else f"{node.id}."
-        if _ends_the_loss(step):
-            return cuts | {f"{prefix}weight": (1, kept)}
-        if step.op == "depthwise_conv":
-            cuts[f"{prefix}weight"] = (0, kept)
-        elif step.op == "flatten":
+    tensors = node_tensors(graph, node)
+    for step, traits in zip(steps(node.op, node.attrs), chain_of(node.op, node.attrs), strict=True):
+        own = [name for name in (*tensors.params, *tensors.buffers) if name.rpartition(".")[0] == step.name]
+        if traits.mixes_by_weight:
+            return cuts | {f"{node.id}.{name}": (1, kept) for name in own if name.endswith("weight")}
+        cuts |= {f"{node.id}.{name}": (0, kept) for name in own}
+        if traits.channels is Channels.FLATTENED:
             pixels = math.prod(graph.node(graph.inputs(node.id)[0].src).shape[1:])
             kept = tuple(i * pixels + p for i in kept for p in range(pixels))
     shrunk[node.id] = kept

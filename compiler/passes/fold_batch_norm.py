@@ -5,8 +5,8 @@ c = b - a mean.
 
 Backward, into the conv, depthwise conv, linear layer or batch norm that makes x and that nobody else reads:
     a (W x + b) + c = (a W) x + (a b + c)
-also past pools between the two that nobody else reads, because an average of a x + c is a (average of x) + c (the
-padding is not counted), and so is a maximum where a >= 0 in every channel.
+also past averages between the two that nobody else reads: f(a x + c) = a f(x) + c, as of an average pool (the padding
+is not counted), and where a >= 0 in every channel, of a max pool.
 
 Forward, into the conv, depthwise conv or linear layer that alone reads the result, past averages:
     W (a x + c) + b = (W a) x + (W c + b)
@@ -26,12 +26,9 @@ from numpy.typing import NDArray
 
 from compiler.errors import PassError
 from compiler.ir.graph import Model, Node, attrs_of
-from compiler.ops import parts, read_attrs
+from compiler.ops import Affine, Channels, Numbers, Pixels, Traits, op, read_attrs, traits_alone
 from compiler.passes.base import Pass
 from compiler.passes.draft import Draft
-
-AVERAGES = frozenset({"avg_pool", "global_avg_pool", "identity", "dropout", "drop_path"})
-AFFINE = frozenset({"conv", "depthwise_conv", "linear", "batch_norm"})
 
 Array = NDArray[Any]
 Weights = dict[str, Array]
@@ -45,7 +42,7 @@ class FoldBatchNorm(Pass):
 
     def run(self, model: Model) -> Model:
         """The model with fewer batch norms; the folded layers have a bias. PassError without weights."""
-        norms = [n for n in model.graph.nodes() if n.op == "batch_norm" and _is_bare(n)]
+        norms = [n for n in model.graph.nodes() if traits_alone(n.op, n.attrs).affine is Affine.STATISTICS]
         if norms and not model.weights:
             raise PassError(self.name, norms[0].id, "there are no weights to fold", "load the run's weights first")
         draft, weights = Draft(model.graph), dict(model.weights)
@@ -80,16 +77,16 @@ def _fold_backward(
     draft: Draft, users: dict[str, list[str]], weights: Weights, norm: Node, scale: Array, shift: Array
 ) -> bool:
     """Into what makes the value that is normalised; False if that cannot be done."""
-    past = AVERAGES | ({"max_pool"} if (scale >= 0).all() else set())
     node = norm
     while True:
         sources = draft.reads[node.id]
         if len(sources) != 1 or len(users[sources[0][0]]) != 1:
             return False
         node = draft.nodes[sources[0][0]]
-        if node.op in AFFINE and _is_bare(node):
+        traits = traits_alone(node.op, node.attrs)
+        if traits.affine is Affine.STATISTICS or (traits.affine is Affine.WEIGHT and _may_have_bias(node)):
             break
-        if node.op not in past or not _is_bare(node):
+        if not all(traits.averages.has(a) for a in (scale.min(), scale.max())):
             return False
     weight = weights[f"{node.id}.weight"]
     bias = np.asarray(weights.get(f"{node.id}.bias", 0.0), np.float64)
@@ -108,15 +105,16 @@ def _fold_forward(
         if len(users[node.id]) != 1:
             return False
         node = draft.nodes[users[node.id][0]]
-        if len(draft.reads[node.id]) != 1 or not _is_bare(node):
+        traits = traits_alone(node.op, node.attrs)
+        if len(draft.reads[node.id]) != 1:
             return False
-        if _takes_an_affine_input(node):
+        if _takes_an_affine_input(traits) and _may_have_bias(node):
             break
-        if node.op not in AVERAGES:
+        if traits.averages is not Numbers.ALL:
             return False
     weight = weights[f"{node.id}.weight"]
     bias = np.asarray(weights.get(f"{node.id}.bias", 0.0), np.float64)
-    dim = 0 if node.op == "depthwise_conv" else 1
+    dim = 0 if traits.channels is Channels.KEPT else 1
     moved = (weight * _along(shift, dim, weight)).sum(axis=tuple(range(1, weight.ndim)))
     weights[f"{node.id}.weight"] = _like(weight, weight * _along(scale, dim, weight))
     weights[f"{node.id}.bias"] = _like(weight, bias + moved)
@@ -124,22 +122,17 @@ def _fold_forward(
     return True
 
 
-def _takes_an_affine_input(node: Node) -> bool:
-    if node.op == "linear":
-        return True
-    attrs = read_attrs(node.op, node.attrs)
-    return (node.op == "depthwise_conv" and attrs.pad == 0) or (
-        node.op == "conv" and attrs.pad == 0 and attrs.groups == 1
-    )
+def _takes_an_affine_input(traits: Traits) -> bool:
+    whole = traits.pixels in (Pixels.KEPT, Pixels.WINDOW) and traits.channels in (Channels.KEPT, Channels.MIXED)
+    return whole and traits.affine is Affine.WEIGHT
 
 
-def _is_bare(node: Node) -> bool:
-    """Whether the node is primitive: nothing follows its op inside of it."""
-    return not parts(node.op, node.attrs)
+def _may_have_bias(node: Node) -> bool:
+    return "bias" in op(node.op).attrs.model_fields
 
 
 def _with_bias(node: Node) -> Node:
-    return node if node.op == "batch_norm" else replace(node, attrs=attrs_of(dict(node.attrs) | {"bias": True}))
+    return replace(node, attrs=attrs_of(dict(node.attrs) | {"bias": True})) if _may_have_bias(node) else node
 
 
 def _along(values: Array, dim: int, weight: Array) -> Array:

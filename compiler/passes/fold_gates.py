@@ -2,18 +2,18 @@
 
 For a gate g != 0 on an edge x -> node, in this order:
 
-1. A join that ends in a convolution (`project`) takes every gate:  W [g1 x1; g2 x2] = [g1 W1, g2 W2] [x1; x2].
+1. A join that feeds a weight (`project`) takes every gate:  W [g1 x1; g2 x2] = [g1 W1, g2 W2] [x1; x2].
 2. A node all of whose inputs have one gate takes it in its first affine step, past steps that commute with it:
-       conv, linear:   W (g x) + b = (g W) x + b
-       batch norm:     (g x - m) / sqrt(v + e) = sign(g) (x - m/g) / sqrt((v + e)/g^2 - e + e)
+       conv, linear, ...:   W (g x) + b = (g W) x + b
+       batch norm:          (g x - m) / sqrt(v + e) = sign(g) (x - m/g) / sqrt((v + e)/g^2 - e + e)
    In batch norm the statistics change, not the scale, so that training goes on from the same function.
 3. A node all of whose users have one gate gives it from its last affine step:
        g relu(W x + b) = relu(g W x + g b)   for g > 0,   and likewise batch norm's scale and shift.
 4. What is left becomes a `scale` node, one for each value and factor.
 
-Steps commute with a factor where f(g x) = g f(x): identity, sums, averages and joins for every g, relu and max pooling
-for g > 0. Other activations (relu6, silu, ...) do not. Batch norm takes no gate below 1e-4 in magnitude (its variance
-would leave float32): that one becomes a `scale` node.
+Steps commute with a factor where f(g x) = g f(x), which is a trait of the op: identity, sums, averages and joins for
+every g, relu and max pooling for g > 0. Other activations (relu6, silu, ...) do not. Batch norm takes no gate below
+1e-4 in magnitude (its variance would leave float32): that one becomes a `scale` node.
 """
 
 from __future__ import annotations
@@ -25,16 +25,11 @@ import numpy as np
 
 from compiler.errors import PassError
 from compiler.ir.graph import Graph, Model, Node, Phase, attrs_of
-from compiler.ops import Step, node_tensors, read_attrs, steps
+from compiler.ops import Affine, Step, joins_into_weight, node_tensors, read_attrs, steps, traits_of
 from compiler.passes.base import Pass
 from compiler.passes.draft import Draft, Source, free_id, taken_paths
 from compiler.passes.infer_types import infer_types
 
-LINEAR = frozenset({"conv", "depthwise_conv", "linear"})
-HOMOGENEOUS = frozenset(
-    {"identity", "add", "dropout", "drop_path", "avg_pool", "global_avg_pool", "flatten", "mean", "concat", "scale"}
-)
-POSITIVELY_HOMOGENEOUS = HOMOGENEOUS | {"relu", "max_pool"}
 SMALLEST_FOR_BATCH_NORM = 1e-4
 
 Weights = dict[str, Any]
@@ -72,30 +67,25 @@ def _fold_forward(graph: Graph, node: Node, factors: Factors, weights: Weights) 
     values = [factors[e] for e in edges]
     if all(v == 1.0 for v in values):
         return
-    if _is_join_with_conv(node):
+    if joins_into_weight(node.op, node.attrs):
         name = f"{node.id}.{steps(node.op, node.attrs)[1].name}.weight"
         channels = [graph.node(src).shape[0] for src, _ in edges]
         weight = weights[name]
-        weights[name] = weight * np.repeat(values, channels).astype(weight.dtype).reshape(1, -1, 1, 1)
+        factor = np.repeat(values, channels).astype(weight.dtype)
+        weights[name] = weight * factor.reshape(1, -1, *[1] * (weight.ndim - 2))
     elif len(set(values)) > 1 or not _scale_first_affine(node, values[0], weights):
         return
     factors.update(dict.fromkeys(edges, 1.0))
 
 
-def _is_join_with_conv(node: Node) -> bool:
-    chain = steps(node.op, node.attrs)
-    if len(chain) < 2 or (chain[0].op, chain[1].op) != ("concat", "conv"):
-        return False
-    return bool(read_attrs("conv", chain[1].attrs).groups == 1)
-
-
 def _scale_first_affine(node: Node, factor: float, weights: Weights) -> bool:
     for step in steps(node.op, node.attrs):
         prefix = _prefix(node, step)
-        if step.op in LINEAR:
+        affine = traits_of(step.op, step.attrs).affine
+        if affine is Affine.WEIGHT:
             weights[f"{prefix}weight"] = weights[f"{prefix}weight"] * factor
             return True
-        if step.op == "batch_norm":
+        if affine is Affine.STATISTICS:
             return _scale_input_of_batch_norm(prefix, read_attrs(step.op, step.attrs).eps, factor, weights)
         if not _commutes(step, factor):
             return False
@@ -122,7 +112,7 @@ def _fold_backward(graph: Graph, node: Node, factors: Factors, weights: Weights)
 def _scale_last_affine(node: Node, factor: float, weights: Weights) -> bool:
     for step in reversed(steps(node.op, node.attrs)):
         prefix = _prefix(node, step)
-        if step.op in LINEAR or step.op == "batch_norm":
+        if traits_of(step.op, step.attrs).affine is not Affine.NO:
             for name in (f"{prefix}weight", f"{prefix}bias"):
                 if name in weights:
                     weights[name] = weights[name] * factor
@@ -133,7 +123,7 @@ def _scale_last_affine(node: Node, factor: float, weights: Weights) -> bool:
 
 
 def _commutes(step: Step, factor: float) -> bool:
-    return step.op in (POSITIVELY_HOMOGENEOUS if factor > 0 else HOMOGENEOUS)
+    return traits_of(step.op, step.attrs).homogeneous.has(factor)
 
 
 def _prefix(node: Node, step: Step) -> str:

@@ -1,6 +1,6 @@
 """`prune-zero-edges`: remove every edge that cannot carry a non-zero value to the output, from both ends.
 
-1. An edge whose gate is exactly zero goes, and so does every edge out of a `zero` node.
+1. An edge whose gate is exactly zero goes, and so does every edge out of a node that gives zeros.
 2. A node that reaches no output goes.
 3. A node that nothing reaches goes, and closes the edges it feeds. (It is not silent by itself: conv, batch norm and
    relu of zeros give relu(bias). So the compact graph equals the supernet with these edges closed as well.)
@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 from compiler.errors import PassError
 from compiler.ir.graph import INPUT, Edge, Graph, Model, Node, attrs_of
-from compiler.ops import Reads, infer, op
+from compiler.ops import Reads, gives_zeros, infer, op
 from compiler.passes.base import Pass
 from compiler.passes.carry import Cut, can_lose_channels, carried_tensors, take
 from compiler.passes.draft import Draft, Source, living_blocks, sources_of
@@ -33,7 +33,7 @@ def surviving_edges(graph: Graph, closed: Collection[str]) -> set[Edge]:
     Linear in the number of edges, but for sorting the nodes.
     """
     shut = frozenset(closed)
-    silent = {node.id for node in graph.nodes() if node.op == "zero"}
+    silent = {node.id for node in graph.nodes() if gives_zeros(node.op, node.attrs)}
     edges = [e for e in graph.edges() if e.gate not in shut and e.src not in silent]  # ordered by the nodes they feed
     reached = {INPUT}
     for edge in edges:

@@ -4,7 +4,7 @@ Drop path (per sample, on what ops with several inputs and every `project` read)
 auxiliary head, which is an output with a loss weight. Nodes of the given graph keep their ids, so weights are carried
 between the two graphs by name.
 
-Drop path leaves alone: `concat`, shortcuts into an `add`, what a `project` gives to an `add` (its inputs are dropped
+Drop path leaves alone: joins (`concat`), shortcuts into a sum, what a `project` gives to a sum (its inputs are dropped
 already), and nodes that every path of the network passes unless a shortcut goes by, because a sample that loses all
 inputs of such a node would lose its image.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from compiler.analysis.costs import block_of
 from compiler.errors import PassError
 from compiler.ir.graph import OUTPUT, Block, Edge, Graph, Model, Node, attrs_of
-from compiler.ops import op
+from compiler.ops import Reads, only_merges, op
 from compiler.passes.base import Pass
 from compiler.passes.draft import Draft, free_id, sources_of, taken_paths
 from compiler.passes.infer_types import infer_types
@@ -102,16 +102,23 @@ def _add_drop_path(graph: Graph, inserted: Inserted, largest: float) -> None:
 
 def _droppable(graph: Graph, node: Node, block: Block, passed_by_all: bool) -> list[Edge]:
     edges = graph.inputs(node.id)
-    if node.op == "concat" or (len(edges) < 2 and node.op != "project"):
+    merges, apart = only_merges(node.op, node.attrs), op(node.op).reads is Reads.APART
+    if (merges and apart) or (len(edges) < 2 and not apart):
         return []
-    shortcuts = [edge for edge in edges if _is_shortcut(graph, edge, block)] if node.op == "add" else []
+    shortcuts = [edge for edge in edges if _is_shortcut(graph, edge, block)] if merges else []
     if passed_by_all and not shortcuts:
         return []
-    return [e for e in edges if e not in shortcuts and not (node.op == "add" and graph.node(e.src).op == "project")]
+    return [e for e in edges if e not in shortcuts and not (merges and _drops_its_inputs(graph.node(e.src)))]
+
+
+def _drops_its_inputs(node: Node) -> bool:
+    return op(node.op).reads is Reads.APART and not only_merges(node.op, node.attrs)
 
 
 def _is_shortcut(graph: Graph, edge: Edge, block: Block) -> bool:
-    return not block.holds(edge.src) or graph.node(edge.src).op == "identity"
+    source = graph.node(edge.src)
+    passes_on = only_merges(source.op, source.attrs) and not source.attrs and len(graph.inputs(source.id)) == 1
+    return passes_on or not block.holds(edge.src)
 
 
 def _passed_by_all(graph: Graph) -> set[str]:
@@ -134,7 +141,7 @@ def _add_dropout(graph: Graph, inserted: Inserted, p: float) -> None:
     layers = [node for node in graph.nodes() if op(node.op).sets_channels]
     if not layers:
         raise PassError(NAME, graph.name, "there is no layer to put dropout before", "set retrain.dropout to 0")
-    classifier = next((node for node in reversed(layers) if node.op == "linear"), layers[-1])
+    classifier = next((node for node in reversed(layers) if len(node.shape) == 1), layers[-1])
     for slot in range(len(graph.inputs(classifier.id))):
         inserted.setdefault((classifier.id, slot), []).append(("dropout", p))
 

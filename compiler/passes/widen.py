@@ -5,7 +5,7 @@ A width c becomes the multiple of its step s nearest to m * c, at least s:
     c' = s * max(1, floor(m * c / s + 1/2))
 
 The step is `round_to`, or a multiple of it where a grouped convolution asks for one. Equal widths stay equal; image
-channels and logits stay; `compiler.passes.width_plan` says what else is bound.
+channels and logits stay; `compiler.analysis.channels` says what else is bound.
 
 Costs never fall when m grows, so `solve_width` finds the largest multiplier of four decimals that the budget allows by
 bisection.
@@ -17,12 +17,12 @@ import math
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 
+from compiler.analysis.channels import NAME, WidthPlan, plan_widths
 from compiler.analysis.limits import budget_share, limits_of, listed, measured
 from compiler.errors import PassError
 from compiler.ir.graph import Graph, Model
 from compiler.language.config import BudgetConfig
 from compiler.passes.base import Pass
-from compiler.passes.width_plan import NAME, WidthPlan, plan_widths
 
 PER_UNIT = 10_000  # multipliers that are tried between 0 and 1
 DOUBLINGS = 20  # of the multiplier 1, until a network is too large for the budget

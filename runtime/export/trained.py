@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
@@ -16,9 +14,9 @@ from compiler.ir.graph import Model
 from compiler.lowering.torch.fx import lower_model, weights_of
 from compiler.passes.pipeline import TO_INHERIT
 from runtime.data.dataset import Dataset
-from runtime.jobs.runner import changed_keys
+from runtime.jobs.runner import changed_keys, read_settings
 from runtime.rundir.directory import JobDir
-from runtime.rundir.files import guarded
+from runtime.rundir.files import read_json
 from runtime.rundir.network import read_model
 from runtime.rundir.opened import Opened
 from runtime.training.step import recalibrate
@@ -59,23 +57,13 @@ def finished_job(opened: Opened, source: Source) -> JobDir:
 def _check_data(opened: Opened, folder: JobDir) -> None:
     """RunError naming settings of the data that differ from the job's: normalisation would be wrong."""
     file = folder.path / "config.json"
-    changed = changed_keys(_read(file), opened.spec.config.model_dump(mode="json"))
+    changed = changed_keys(read_settings(file), opened.spec.config.model_dump(mode="json"))
     relevant = [key for key in changed if key.split(".")[0] in ("seed", "data", "task") and key not in MOVABLE]
     if relevant:
         raise RunError(
             f"{folder.path}: the network was trained with other settings: {', '.join(relevant)}\n"
             f"  try: the same --set and --seed as then ({file} has them)"
         )
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """A JSON object; RunError if it cannot be read."""
-    try:
-        with guarded(file, "read"):
-            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunError(f"{file}: is damaged: {error}\n  try: run the command that writes it again") from error
-    return found
 
 
 def load_trained(opened: Opened, source: Source, dataset: Dataset, tell: Callable[[str], None]) -> Trained:
@@ -88,7 +76,7 @@ def load_trained(opened: Opened, source: Source, dataset: Dataset, tell: Callabl
     model = read_model(folder)
     module = lower_model(model)
     if source == "retrain":
-        return Trained(source, module.eval(), model, float(_read(folder.result)[dataset.task.decides.name]))
+        return Trained(source, module.eval(), model, float(read_json(folder.result)[dataset.task.decides.name]))
     _recalibrate(module, opened, dataset, tell)
     gated = replace(model, weights=weights_of(module))
     return Trained(source, module.eval(), TO_INHERIT.run(gated), None)

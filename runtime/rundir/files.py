@@ -37,6 +37,15 @@ def _advice(error: OSError) -> str:
     return "another path, or remove what stands in the way"
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; RunError if it is missing or damaged."""
+    try:
+        with guarded(path, "read"):
+            return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path}: is damaged: {error}\n  try: run the command that writes it again") from error
+
+
 def atomic_write(path: Path, fill: Callable[[Path], None]) -> None:
     """Put what `fill` writes at `path`; folders that are missing are made.
 

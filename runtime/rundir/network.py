@@ -30,8 +30,11 @@ def read_graph(path: Path) -> Graph:
 
 def read_architecture(path: Path) -> Architecture:
     """What a search found; RunError or ArchitectureError if the file is missing or damaged."""
-    with guarded(path, "read"):
-        return Architecture.from_yaml(path.read_text(encoding="utf-8"), str(path))
+    try:
+        document = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{path}: cannot be read: {error}\n  try: the search/arch.yaml of a run") from error
+    return Architecture.from_yaml(document, str(path))
 
 
 def read_weights(path: Path) -> Tensors:

@@ -20,7 +20,7 @@ import yaml
 from compiler.analysis.limits import MEASURES
 from compiler.errors import RunError
 from runtime.rundir.directory import Compiled, JobDir, RunDir
-from runtime.rundir.files import guarded, sync, write_json
+from runtime.rundir.files import guarded, read_json, sync, write_json
 from runtime.tasks.base import Task
 
 R = TypeVar("R")
@@ -172,8 +172,7 @@ def found_params(run: RunDir) -> int:
         raise RunError(f"--match {run.path}: holds the runs of several seeds\n  try: --seeds, or --match {first.path}")
     if not run.search.is_finished:
         raise RunError(f"--match {run.path}: this run has no finished search; try: graphspec search {run.path}")
-    with guarded(run.search.result, "read"):
-        return int(json.loads(run.search.result.read_text(encoding="utf-8"))["found"]["params"])
+    return int(read_json(run.search.result)["found"]["params"])
 
 
 def found_sizes(match: RunDir, seeds: Sequence[int]) -> dict[int, int]:
@@ -188,16 +187,8 @@ def found_sizes(match: RunDir, seeds: Sequence[int]) -> dict[int, int]:
 
 def results_of(study: RunDir, job: str) -> dict[int, dict[str, Any]]:
     """The result of every seed that has finished the job; RunError if one is damaged."""
-    found = {}
-    for seed, run in study.seed_runs().items():
-        file = JobDir(run.path / job).result
-        if file.is_file():
-            try:
-                with guarded(file, "read"):
-                    found[seed] = json.loads(file.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise RunError(f"{file}: is damaged: {error}\n  try: run the command that writes it again") from error
-    return found
+    files = {seed: JobDir(run.path / job).result for seed, run in study.seed_runs().items()}
+    return {seed: read_json(file) for seed, file in files.items() if file.is_file()}
 
 
 def summary_of(job: str, task: type[Task], results: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:

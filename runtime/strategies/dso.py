@@ -16,6 +16,7 @@ from compiler.analysis.costs import total_cost
 from compiler.analysis.guards import kept_by_strength, smallest_closed
 from compiler.ir.graph import Graph
 from compiler.lowering.torch.fx import GATES
+from compiler.ops import only_merges
 from compiler.passes.prune_zero_edges import surviving_edges, take
 from runtime.rundir.checkpoint import optimizer_state, restore_optimizer_state
 from runtime.search.supernet import Supernet, below, carried
@@ -295,5 +296,5 @@ def _listed(gates: Collection[str], most: int = 3) -> str:
 
 def _identity_blocks(graph: Graph) -> set[str]:
     """Blocks all of whose living nodes only pass on their single input."""
-    busy = {n.id for n in graph.nodes() if n.op not in ("add", "identity") or n.attrs or len(graph.inputs(n.id)) > 1}
+    busy = {n.id for n in graph.nodes() if not only_merges(n.op, n.attrs) or n.attrs or len(graph.inputs(n.id)) > 1}
     return {block.id for block in graph.blocks if not any(block.holds(node_id) for node_id in busy)}

@@ -25,8 +25,6 @@ MIN_FACTOR = 0.04
 released settings lead to."""
 LATENCY_FACTORS = (0.5, 1.0)
 """Adaptive latency scales gamma by this much for the fastest and for the slowest op."""
-JOINS = frozenset({"add", "concat", "identity"})
-"""Ops that only bring values together: a gate in front of one decides about the op that makes the value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +44,8 @@ class OpCall:
         """Memory access cost in bytes of this op on one summed value; joining a single value moves nothing."""
         moved = ops.cost(self.op, self.attrs, self.inputs, 1).mac_bytes
         steps = ops.parts(self.op, self.attrs)
-        if steps and steps[0].op == "concat":
-            moved -= ops.cost("concat", steps[0].attrs, self.inputs, 1).mac_bytes
+        if steps and ops.op(steps[0].op).reads is ops.Reads.APART:
+            moved -= ops.cost(steps[0].op, steps[0].attrs, self.inputs, 1).mac_bytes
         return moved
 
 
@@ -55,12 +53,12 @@ def priced_call(graph: Graph, edge: Edge) -> OpCall:
     """The work that a gate on this edge decides about.
 
     That is the op the edge leads into; of an op that reads its inputs apart, only the part that this input causes (for
-    `project` a 1x1 convolution of its own); and before a join (`JOINS`) the op the edge comes from, so that the
-    branches of a reduction block and the candidates of a choice are weighed by their own cost. Behind the image there
-    is no op, and the join's own work counts.
+    `project` a 1x1 convolution of its own); and before an op that only brings values together (`add`, `concat`) the op
+    the edge comes from, so that the branches of a reduction block and the candidates of a choice are weighed by their
+    own cost. Behind the image there is no op, and the join's own work counts.
     """
     node = graph.node(edge.dst)
-    if node.op in JOINS and graph.inputs(edge.src):
+    if ops.only_merges(node.op, node.attrs) and graph.inputs(edge.src):
         node = graph.node(edge.src)
         return OpCall(node.op, node.attrs, ops.input_shapes(graph, node))
     return OpCall(node.op, node.attrs, (graph.node(edge.src).shape,))

@@ -31,7 +31,7 @@ from compiler.lowering.torch.kernels import (
 )  # fmt: skip
 from compiler.lowering.torch.lean import LEAN
 from compiler.lowering.torch.modules import Chain, torch_steps
-from compiler.ops import Reads, input_shapes, op
+from compiler.ops import Reads, input_shapes, is_projection, op
 
 
 def channels_last(image: Tensor) -> Tensor:
@@ -61,12 +61,12 @@ class FusedEmitter(Emitter):
     def emit(self, node: Node) -> None:
         """Emit one node in the best way that its gates allow."""
         gated = any(edge.gate for edge in self.graph.inputs(node.id))
-        if not gated or (op(node.op).reads is Reads.APART and node.op != "project"):
-            super().emit(node)
-        elif node.op == "project":
+        if gated and is_projection(node.op, node.attrs):
             self.values[node.id] = self.projected(node)
-        else:
+        elif gated and op(node.op).reads is Reads.SUM:
             self.values[node.id] = self.apply(node, [self.gated_total(node)])
+        else:
+            super().emit(node)
 
     def apply(self, node: Node, values: list[fx.Node]) -> fx.Node:
         """The node's module; where only a stack reads the value, a final ReLU is left to the stack."""
@@ -134,17 +134,16 @@ class FusedEmitter(Emitter):
         """A gated projection: the gates scale the columns of its weight."""
         name, edges = python_name(node.id), self.graph.inputs(node.id)
         modules = torch_steps(node, input_shapes(self.graph, node), self.table)
-        conv = modules["conv"]
-        assert isinstance(conv, nn.Conv2d)
+        _, step, *others = modules
         _, coefs = self.coefficients(name, [edges], {edge.src: k for k, edge in enumerate(edges)})
         channels = tuple(self.graph.node(edge.src).shape[0] for edge in edges)
-        weight = self.attribute(f"{node.id}.conv.weight", conv.weight)
+        weight = self.attribute(f"{node.id}.{step}.weight", modules[step].get_parameter("weight"))
         weight = self.call(scaled, (weight, coefs, channels), f"{name}_weight")
-        bias = None if conv.bias is None else self.attribute(f"{node.id}.conv.bias", conv.bias)
+        biased = "bias" in dict(modules[step].named_parameters())
+        bias = self.attribute(f"{node.id}.{step}.bias", modules[step].get_parameter("bias")) if biased else None
         value = self._convolved(node, edges, weight, bias)
-        for step in ("norm", "act"):
-            if step in modules:
-                value = self.call_module(f"{node.id}.{step}", modules[step], [value])
+        for other in others:
+            value = self.call_module(f"{node.id}.{other}", modules[other], [value])
         return value
 
     def _convolved(self, node: Node, edges: Sequence[Edge], weight: fx.Node, bias: fx.Node | None) -> fx.Node:

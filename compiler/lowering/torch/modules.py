@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 from compiler.errors import GraphspecError
 from compiler.ir.graph import Node, TensorType
-from compiler.lowering.groups import OVERWRITABLE
 from compiler.lowering.kept import pixel_step
 from compiler.lowering.torch.batch_parts import BatchNorm, Dropout, DropPath
-from compiler.ops import Shape, infer, op, read_attrs, steps
+from compiler.ops import Affine, Shape, infer, op, read_attrs, steps, traits_of
 
 Builder = Callable[[Any, tuple[Shape, ...], Shape], nn.Module]
 
@@ -247,17 +246,17 @@ def torch_steps(node: Node, inputs: tuple[Shape, ...], table: Mapping[str, Build
     """A module for every step of a node, by step name (the empty name where the node is primitive).
 
     `inputs` are the shapes its first step reads (`compiler.ops.input_shapes`), without the batch. Rows of `table` go
-    before those of `TORCH`. A ReLU after a step of `OVERWRITABLE` works in place.
+    before those of `TORCH`. A ReLU after an affine step works in place: that step's gradient does not read its value.
     """
     modules: dict[str, nn.Module] = {}
-    shapes, before = inputs, ""
+    shapes, before = inputs, Affine.NO
     for step in steps(node.op, node.attrs):
         out = infer(step.op, step.attrs, [TensorType(s) for s in shapes]).shape
         module = builder_of(step.op, table)(read_attrs(step.op, step.attrs), shapes, out)
-        if step.op == "relu" and before in OVERWRITABLE:
+        if step.op == "relu" and before is not Affine.NO:
             module = nn.ReLU(inplace=True)
         modules[step.name] = module
-        shapes, before = (out,), step.op
+        shapes, before = (out,), traits_of(step.op, step.attrs).affine
     return modules
 
 

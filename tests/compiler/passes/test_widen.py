@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compiler.analysis.channels import plan_widths
 from compiler.analysis.costs import total_cost
 from compiler.analysis.guards import kept_by_strength
 from compiler.analysis.limits import budget_share, measured
@@ -27,7 +28,6 @@ from compiler.ops import read_attrs
 from compiler.passes.drop_gates import DropGates
 from compiler.passes.prune_zero_edges import prune
 from compiler.passes.widen import PER_UNIT, Widen, describe_width, solve_width, widen
-from compiler.passes.width_plan import plan_widths
 from tests.graphs import graph_of, random_gates, random_graph
 
 SPECS = Path(__file__).parents[3] / "specs"

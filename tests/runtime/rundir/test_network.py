@@ -78,8 +78,12 @@ def test_damage_is_named(job: JobDir) -> None:
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
-    for read in (read_graph, read_architecture):
-        with pytest.raises(RunError, match="nowhere: cannot read: No such file"):
-            read(tmp_path / "nowhere")
+    with pytest.raises(RunError, match="nowhere: cannot read: No such file"):
+        read_graph(tmp_path / "nowhere")
+    with pytest.raises(RunError, match=r"nowhere: cannot be read: .*No such file(.|\n)*search/arch.yaml of a run"):
+        read_architecture(tmp_path / "nowhere")
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RunError, match="bytes: cannot be read: 'utf-8' codec"):
+        read_architecture(tmp_path / "bytes")
     with pytest.raises(RunError, match="nowhere: cannot read the weights"):
         read_weights(tmp_path / "nowhere")

@@ -16,10 +16,13 @@ from torch._dynamo.backends.debugging import aot_eager
 import runtime.training.step
 from compiler.errors import RunError
 from compiler.language.config import SearchConfig
+from compiler.lowering.torch.fx import lower
 from graphspec import api
 from runtime.search.supernet import Supernet
 from runtime.strategies.dso import gate_optimizer
+from runtime.training.compiled import CompiledByBlock
 from runtime.training.step import RECOMPUTES_COMPILED, backward, evaluate, training_loss, training_only
+from tests.graphs import with_output
 from tests.tasks import class_task
 from tests.tiny import TINY, write_spec
 
@@ -105,6 +108,19 @@ def test_blocks_compile_once_per_kind_of_step_and_train_the_same(
     assert plain.keys() == compiled.keys()
     for name, tensor in plain.items():
         assert torch.allclose(tensor, compiled[name], rtol=1e-4, atol=1e-5), name
+
+
+def test_a_compiled_network_gives_all_its_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = Compiler()
+    use(compiler, monkeypatch)
+    graph = with_output(api.load(write_spec(tmp_path, SMALL))[1], "stage0.block0.out")
+    module = lower(graph, apart=True).train()
+    x, _ = batch(0)
+    plain, compiled = module(x), CompiledByBlock(module)(x)
+    assert compiler.graphs > 0
+    assert list(compiled) == list(plain) == ["output", "second"]
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-4, atol=1e-5)
 
 
 def test_a_compiler_that_fails_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

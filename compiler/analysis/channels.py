@@ -1,8 +1,8 @@
 """Which channels of a graph may change, and how they hang together.
 
 The channels of every value are a sum of *written* channels (an attribute `channels`) and constants: a conv writes
-them, batch norm and pools pass them on, `concat` adds them up, `flatten` multiplies them. Sums of values ask for equal
-channels. From these equations follows, in this order:
+them, batch norm and pools pass them on, `concat` adds them up, `flatten` multiplies them (`compiler.ops.Channels`).
+Sums of values ask for equal channels. From these equations follows, in this order:
 
 1. Image channels and the channels of the logits are constants, and so is whatever must equal a constant.
 2. Written channels that must be equal are one unknown; so are all others that are equal in the given graph.
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 
 from compiler.errors import PassError
 from compiler.ir.graph import INPUT, OUTPUT, Attrs, Graph, Node, TensorType, attrs_of
-from compiler.ops import Cost, Reads, cost, infer, input_shapes, op, read_attrs
+from compiler.ops import Channels, Cost, Reads, chain_of, cost, infer, input_shapes, op, read_attrs
 from compiler.passes.infer_types import infer_types
 
 NAME = "widen"
@@ -148,9 +148,10 @@ def _channels(graph: Graph, node: Node, read: Sum, found: _Relations) -> Sum:
     if getattr(attrs, "channels", None) is not None:
         found.written[node.id] = node.shape[0]
         made = {node.id: 1}
-    elif node.op == "mean" and 1 in attrs.dims:
+    carried = [traits.channels for traits in chain_of(node.op, node.attrs)]
+    if made is read and Channels.AVERAGED in carried:
         return {CONSTANT: node.shape[0]}
-    if node.op == "conv" and attrs.groups > 1:
+    if carried[0] is Channels.GROUPED:
         _bind_groups(graph, node, attrs.groups, read, made, found)
     if made is read:
         return _passed_on(graph, node, read)

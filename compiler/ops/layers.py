@@ -1,0 +1,270 @@
+"""Ops with weights: convolutions, the fully connected layer, norms, squeeze-excite. One row each, which is data."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from compiler.ops.attributes import (
+    Activation,
+    Finish,
+    Positive,
+    Window,
+    finish,
+    finished,
+    image,
+    same,
+    step,
+    window_attrs,
+    windowed,
+)
+from compiler.ops.definition import Op, OpAttrs, Reads, Shape, Step, TypeMismatchError
+from compiler.ops.traits import Affine, Channels, Numbers, Pixels, Traits, Values
+
+# -- attributes -----------------------------------------------------------------------------------------------------
+
+
+class NormAndRelu(OpAttrs):
+    """What follows a convolution inside the same node."""
+
+    norm: Literal["batch", "none"] = "batch"
+    """`batch`: batch norm follows."""
+    act: Activation = "relu"
+    """Activation that comes last."""
+
+
+class DepthwiseAttrs(NormAndRelu, Window):
+    """Depthwise convolution (one filter a channel), by default followed by batch norm and ReLU."""
+
+    bias: bool | None = None
+    """Add a bias; default: only where no norm follows."""
+
+
+class ConvAttrs(DepthwiseAttrs):
+    """Convolution, by default followed by batch norm and ReLU."""
+
+    channels: Positive | None = None
+    """Output channels; default: what the block's type asks for, else as many as come in."""
+    groups: Positive = 1
+    """Groups of channels that do not mix."""
+
+
+class SepConvAttrs(NormAndRelu, Window):
+    """Depthwise, then pointwise convolution (nothing between), by default followed by batch norm and ReLU."""
+
+    channels: Positive | None = None
+    """Output channels; default: what the block's type asks for, else as many as come in."""
+
+
+class ProjectAttrs(NormAndRelu):
+    """1x1 convolution over the concatenation of all inputs, by default followed by batch norm and ReLU."""
+
+    channels: Positive | None = None
+    """Output channels; default: what the block's type asks for, else those of the first input."""
+
+
+class LinearAttrs(Finish):
+    """Fully connected layer over a vector (an image of 1x1 is taken as one)."""
+
+    channels: Positive | None = None
+    """Outputs; default: what the block's type asks for."""
+    bias: bool | None = None
+    """Add a bias; default: only where no norm follows."""
+
+
+class BatchNormAttrs(OpAttrs):
+    """Batch normalisation over every channel."""
+
+    eps: Annotated[float, Field(gt=0)] = 2e-5
+    """Added to the variance."""
+    momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Share of the newest batch in the running statistics."""
+    act: Activation = "none"
+    """Activation that comes last."""
+
+
+class LayerNormAttrs(OpAttrs):
+    """Layer normalisation over all dimensions but the batch, scale and shift per channel."""
+
+    eps: Annotated[float, Field(gt=0)] = 1e-5
+    """Added to the variance."""
+
+
+class SqueezeExciteAttrs(OpAttrs):
+    """Scale each channel by a gate computed from the mean of all channels."""
+
+    reduction: Positive = 4
+    """The inner layer has `max(1, channels // reduction)` outputs."""
+
+
+# -- shapes, parameters, multiply-adds ------------------------------------------------------------------------------
+
+
+def _conv_shape(a: ConvAttrs, ins: list[Shape]) -> Shape:
+    channels_in = image("conv", ins[0])[0]
+    channels = a.channels or channels_in
+    for what, n in (("input", channels_in), ("output", channels)):
+        if n % a.groups:
+            raise TypeMismatchError(f"conv with groups {a.groups} needs {what} channels divisible by it, found {n}")
+    return windowed("conv", a, ins[0], channels)
+
+
+def _depthwise_shape(a: DepthwiseAttrs, ins: list[Shape]) -> Shape:
+    return windowed("depthwise_conv", a, ins[0], image("depthwise_conv", ins[0])[0])
+
+
+def _linear_shape(a: LinearAttrs, ins: list[Shape]) -> Shape:
+    if len(ins[0]) != 1 and ins[0][1:] != (1, 1):
+        raise TypeMismatchError(
+            f"linear takes a vector [C], found [{', '.join(map(str, ins[0]))}]; "
+            f"put global_avg_pool or flatten before it"
+        )
+    return (a.channels or ins[0][0],)
+
+
+def _conv_params(a: ConvAttrs, ins: list[Shape], out: Shape) -> dict[str, Shape]:
+    return _weight_and_bias((out[0], ins[0][0] // a.groups, a.kernel, a.kernel), a)
+
+
+def _depthwise_params(a: DepthwiseAttrs, ins: list[Shape], out: Shape) -> dict[str, Shape]:
+    return _weight_and_bias((out[0], 1, a.kernel, a.kernel), a)
+
+
+def _linear_params(a: LinearAttrs, ins: list[Shape], out: Shape) -> dict[str, Shape]:
+    return _weight_and_bias((out[0], math.prod(ins[0])), a)
+
+
+def _weight_and_bias(weight: Shape, a: DepthwiseAttrs | LinearAttrs) -> dict[str, Shape]:
+    return {"weight": weight} | ({"bias": weight[:1]} if a.bias is not False else {})
+
+
+def _conv_flops(a: ConvAttrs, ins: list[Shape], out: Shape) -> int:
+    return math.prod(out) * (ins[0][0] // a.groups) * a.kernel**2
+
+
+def _norm_params(a: OpAttrs, ins: list[Shape], out: Shape) -> dict[str, Shape]:
+    return {"weight": (out[0],), "bias": (out[0],)}
+
+
+def _norm_buffers(a: OpAttrs, ins: list[Shape], out: Shape) -> dict[str, Shape]:
+    return {"running_mean": (out[0],), "running_var": (out[0],)}
+
+
+def _se_inner(a: SqueezeExciteAttrs, channels: int) -> int:
+    return max(1, channels // a.reduction)
+
+
+def _se_params(a: SqueezeExciteAttrs, ins: list[Shape], out: Shape) -> dict[str, Shape]:
+    channels, inner = out[0], _se_inner(a, out[0])
+    return {
+        "reduce_weight": (inner, channels, 1, 1),
+        "reduce_bias": (inner,),
+        "expand_weight": (channels, inner, 1, 1),
+        "expand_bias": (channels,),
+    }
+
+
+# -- parts ----------------------------------------------------------------------------------------------------------
+
+
+def _bias(a: DepthwiseAttrs | LinearAttrs) -> bool:
+    return a.norm == "none" if a.bias is None else a.bias
+
+
+def _conv_parts(a: ConvAttrs) -> tuple[Step, ...]:
+    own = {"channels": a.channels, "groups": a.groups, "bias": _bias(a), "norm": "none", "act": "none"}
+    return finished(step("conv", "conv", **own, **window_attrs(a)), a.norm, a.act)
+
+
+def _depthwise_parts(a: DepthwiseAttrs) -> tuple[Step, ...]:
+    first = step("depthwise", "depthwise_conv", bias=_bias(a), norm="none", act="none", **window_attrs(a))
+    return finished(first, a.norm, a.act)
+
+
+def _sep_conv_parts(a: SepConvAttrs) -> tuple[Step, ...]:
+    return (
+        step("depthwise", "depthwise_conv", bias=False, norm="none", act="none", **window_attrs(a)),
+        step("pointwise", "conv", channels=a.channels, kernel=1, bias=a.norm == "none", norm="none", act="none"),
+        *finish(a.norm, a.act),
+    )
+
+
+def _project_parts(a: ProjectAttrs) -> tuple[Step, ...]:
+    return (
+        step("concat", "concat"),
+        step("conv", "conv", channels=a.channels, kernel=1, bias=a.norm == "none", norm="none", act="none"),
+        *finish(a.norm, a.act),
+    )
+
+
+def _linear_parts(a: LinearAttrs) -> tuple[Step, ...]:
+    return finished(step("linear", "linear", channels=a.channels, bias=_bias(a)), a.norm, a.act)
+
+
+def _batch_norm_parts(a: BatchNormAttrs) -> tuple[Step, ...]:
+    return finished(step("norm", "batch_norm", eps=a.eps, momentum=a.momentum), "none", a.act)
+
+
+# -- traits ---------------------------------------------------------------------------------------------------------
+
+
+def _linear_map(bias: bool | None, channels: Channels, pixels: Pixels) -> Traits:
+    homogeneous = Numbers.ALL if bias is False else Numbers.NONE
+    return Traits(affine=Affine.WEIGHT, homogeneous=homogeneous, channels=channels, pixels=pixels)
+
+
+def _conv_traits(a: ConvAttrs) -> Traits:
+    """affine: weight; homogeneous: all without a bias; channels: mixed, grouped where there are groups; pixels: window,
+    padded where there is padding, kept by a 1x1 window of stride 1"""
+    return _linear_map(a.bias, Channels.MIXED if a.groups == 1 else Channels.GROUPED, a.pixels)
+
+
+def _depthwise_traits(a: DepthwiseAttrs) -> Traits:
+    """affine: weight; homogeneous: all without a bias; channels: kept; pixels: window, padded where there is padding,
+    kept by a 1x1 window of stride 1"""
+    return _linear_map(a.bias, Channels.KEPT, a.pixels)
+
+
+def _linear_traits(a: LinearAttrs) -> Traits:
+    """affine: weight; homogeneous: all without a bias; channels: mixed; pixels: window"""
+    return _linear_map(a.bias, Channels.MIXED, Pixels.WINDOW)
+
+
+LAYERS = (
+    Op(
+        "conv", "convolution", ConvAttrs, infer=_conv_shape, params=_conv_params, flops=_conv_flops,
+        parts=_conv_parts, traits=_conv_traits, sets_channels=True,
+    ),
+    Op(
+        "depthwise_conv", "convolution with one filter a channel", DepthwiseAttrs, infer=_depthwise_shape,
+        params=_depthwise_params, flops=lambda a, ins, out: math.prod(out) * a.kernel**2, parts=_depthwise_parts,
+        traits=_depthwise_traits,
+    ),
+    Op("sep_conv", "depthwise, then pointwise convolution", SepConvAttrs, parts=_sep_conv_parts, sets_channels=True),
+    Op(
+        "project", "1x1 convolution over the joined inputs", ProjectAttrs, reads=Reads.APART, parts=_project_parts,
+        sets_channels=True,
+    ),
+    Op(
+        "linear", "fully connected layer", LinearAttrs, infer=_linear_shape, params=_linear_params,
+        flops=lambda a, ins, out: out[0] * math.prod(ins[0]), parts=_linear_parts, traits=_linear_traits,
+        sets_channels=True,
+    ),
+    Op(
+        "batch_norm", "batch normalisation", BatchNormAttrs, infer=same, params=_norm_params, buffers=_norm_buffers,
+        parts=_batch_norm_parts,
+        traits=Traits(affine=Affine.STATISTICS, channels=Channels.KEPT, pixels=Pixels.KEPT, normalises=True),
+    ),
+    Op(
+        "layer_norm", "normalisation over each image", LayerNormAttrs, infer=same, params=_norm_params,
+        traits=Traits(channels=Channels.MIXED, normalises=True),
+    ),
+    Op(
+        "squeeze_excite", "channels scaled by a gate from their means", SqueezeExciteAttrs,
+        infer=lambda a, ins: image("squeeze_excite", ins[0]), params=_se_params,
+        flops=lambda a, ins, out: 2 * out[0] * _se_inner(a, out[0]),
+        traits=Traits(homogeneous=Numbers.ZERO, values=Values.SIGN_KEPT, channels=Channels.MIXED),
+    ),
+)  # fmt: skip

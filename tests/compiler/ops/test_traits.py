@@ -1,0 +1,417 @@
+"""Traits by arithmetic: what a row states holds on random inputs, and what it leaves out does not; then the passes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from compiler.analysis.channels import plan_widths
+from compiler.drawing.formats import draw
+from compiler.drawing.scene import family, figures, view_of
+from compiler.ir.graph import INPUT, Graph, Model, Node, attrs_of
+from compiler.language.config import GateConfig
+from compiler.lowering.torch.fx import Lowering, load_gates, load_weights, lower
+from compiler.lowering.torch.modules import torch_module
+from compiler.ops import (
+    Affine,
+    Channels,
+    Numbers,
+    Pixels,
+    Traits,
+    Values,
+    input_shapes,
+    is_projection,
+    is_scale_invariant,
+    known_ops,
+    only_merges,
+    read_attrs,
+    traits_of,
+)
+from compiler.passes.carry import can_lose_channels
+from compiler.passes.pipeline import TO_EXPORT, TO_INHERIT
+from compiler.passes.prune_zero_edges import surviving_edges
+from compiler.passes.widen import widen
+from runtime.strategies.penalties import Penalty
+from tests.compiler.ops.cases import BARE, IN_NETWORKS, PRIMITIVE, Case, custom_ops
+from tests.graphs import graph_of
+from tests.interpreter import evaluate, random_input, random_weights
+
+
+@pytest.fixture(autouse=True)
+def _custom() -> Iterator[None]:
+    with custom_ops():
+        yield
+
+
+every_case = pytest.mark.parametrize("case", PRIMITIVE, ids=str)
+
+
+def traits(case: Case) -> Traits:
+    return traits_of(case.op, case.attrs)
+
+
+def close(a: Tensor, b: Tensor, rtol: float = 1e-9) -> bool:
+    return a.shape == b.shape and bool(((a - b).abs() <= rtol * (1 + b.abs())).all())
+
+
+def value(case: Case, inputs: list[Tensor]) -> Tensor:
+    return case.apply(inputs, case.weights())
+
+
+def times(inputs: list[Tensor], factor: float) -> list[Tensor]:
+    return [factor * x for x in inputs]
+
+
+def per_channel(numbers: Tensor, x: Tensor) -> Tensor:
+    return numbers.view(1, -1, *[1] * (x.dim() - 2))
+
+
+def test_every_primitive_op_is_tried() -> None:
+    primitive = {name for name, row in known_ops().items() if row.infer is not None}
+    assert {case.op for case in PRIMITIVE} == primitive - {"input", "output", "silent"}
+    assert {name for name, _ in IN_NETWORKS} == set(known_ops()) - {"input", "output"}
+
+
+# -- numbers ----------------------------------------------------------------------------------------------------------
+
+
+@every_case
+@pytest.mark.parametrize("factor", [0.0, 0.3, -1.7])
+def test_homogeneous(case: Case, factor: float) -> None:
+    x = case.inputs()
+    holds = close(value(case, times(x, factor)), factor * value(case, x))
+    assert holds == traits(case).homogeneous.has(factor)
+
+
+@every_case
+@pytest.mark.parametrize("sign", [0.0, 1.0, -1.0])
+def test_averages(case: Case, sign: float) -> None:
+    x, y = case.inputs(), value(case, case.inputs())
+    counts = [shape[0] for shape in case.shapes]
+    a, b = sign * (0.5 + torch.rand(sum(counts), dtype=torch.float64)), torch.randn(sum(counts), dtype=torch.float64)
+    moved = [
+        per_channel(m, v) * v + per_channel(n, v)
+        for v, m, n in zip(x, a.split(counts), b.split(counts), strict=True)
+    ]  # fmt: skip
+    comparable = y.shape[1] == sum(counts) and traits(case).channels is not Channels.FLATTENED
+    holds = comparable and close(value(case, moved), per_channel(a, y) * y + per_channel(b, y))
+    assert holds == traits(case).averages.has(sign)
+
+
+@every_case
+def test_unchanged(case: Case) -> None:
+    stated = traits(case).unchanged
+    if case.shapes != (case.out,):
+        return  # it speaks of a single input whose shape stays
+    x = case.inputs()
+    assert close(value(case, x), x[0]) == (stated is Numbers.ALL)
+    assert close(value(case, [x[0].abs()]), x[0].abs()) == (stated >= Numbers.NONNEGATIVE)
+
+
+@every_case
+def test_values(case: Case) -> None:
+    x, stated = case.inputs(), traits(case).values
+    y, kept = value(case, x), value(case, [v.abs() for v in x])
+    assert bool((y == 0).all()) == (stated is Values.ZERO)
+    assert bool((y >= 0).all()) == (stated in (Values.NONNEGATIVE, Values.ZERO))
+    assert bool((kept >= 0).all()) == (stated is not Values.ANY)
+
+
+# -- affine maps ------------------------------------------------------------------------------------------------------
+
+
+@every_case
+def test_affine(case: Case) -> None:
+    stated, weights = traits(case).affine, case.weights()
+    x, other = case.inputs(0), case.inputs(5)
+    zero = value(case, times(x, 0.0))
+    both = value(case, [a + b for a, b in zip(x, other, strict=True)])
+    is_affine = close(both + zero, value(case, x) + value(case, other))
+    assert (is_affine and bool(weights)) == (stated is not Affine.NO)
+    if stated is Affine.WEIGHT:
+        assert weights.keys() <= {"weight", "bias"}
+        y = case.apply(x, weights)
+        assert close(case.apply(x, {name: 3 * tensor for name, tensor in weights.items()}), 3 * y)
+        assert close(case.apply(x, weights | {"weight": 3 * weights["weight"]}), value(case, times(x, 3.0)))
+        assert close(zero, per_channel(weights.get("bias", torch.zeros(y.shape[1])), y).expand_as(y))
+    elif stated is Affine.STATISTICS:
+        scale = weights["weight"] / (weights["running_var"] + read_attrs(case.op, case.attrs).eps).sqrt()
+        shift = weights["bias"] - scale * weights["running_mean"]
+        assert close(value(case, x), per_channel(scale, x[0]) * x[0] + per_channel(shift, x[0]))
+
+
+@every_case
+def test_an_op_that_is_affine_by_its_weight_scales_every_channel_apart(case: Case) -> None:
+    weights, x = case.weights(), case.inputs()
+    if traits(case).affine is Affine.WEIGHT:
+        y = case.apply(x, weights)
+        factors = torch.arange(1.0, y.shape[1] + 1, dtype=torch.float64)
+        scaled = {n: factors.view(-1, *[1] * (t.dim() - 1)) * t for n, t in weights.items()}
+        assert close(case.apply(x, scaled), per_channel(factors, y) * y)
+
+
+# -- channels and pixels ----------------------------------------------------------------------------------------------
+
+
+def reaches(case: Case) -> Tensor:
+    """`(channels read, channels given)`: which depend on which."""
+    x = case.inputs()
+    y, rows = value(case, x), []
+    for index, given in enumerate(x):
+        for channel in range(given.shape[1]):
+            changed = [v.clone() for v in x]
+            changed[index][:, channel] = case.inputs(7)[index][:, channel]
+            difference = (value(case, changed) - y).abs() > 1e-9
+            rows.append(difference.transpose(0, 1).flatten(1).any(1))
+    return torch.stack(rows)
+
+
+@every_case
+def test_channels(case: Case) -> None:
+    found, stated = reaches(case), traits(case).channels
+    own = torch.eye(len(found), dtype=torch.bool)
+    if stated is Channels.KEPT:
+        assert found.shape == own.shape
+        assert not (found & ~own).any()
+        assert torch.equal(found, own) or traits(case).values is Values.ZERO
+        assert_channels_are_alike(case)
+    elif stated is Channels.JOINED:
+        assert torch.equal(found, own)
+    elif stated is Channels.FLATTENED:
+        assert torch.equal(found, own.repeat_interleave(math.prod(case.shapes[0][1:]), 1))
+    elif stated is Channels.GROUPED:
+        groups = read_attrs(case.op, case.attrs).groups
+        sizes = [size // groups for size in found.shape]
+        assert torch.equal(found, torch.block_diag(*[torch.ones(sizes)] * groups).bool())
+    elif stated is Channels.MIXED:
+        assert found.all()
+        assert_weight_takes_up_lost_channels(case)
+    elif stated is Channels.AVERAGED:
+        order = torch.randperm(len(found))
+        assert found.all()
+        assert close(value(case, [case.inputs()[0][:, order]]), value(case, case.inputs()))
+    else:
+        assert case.op == "zero"  # with a number of channels of its own, which nothing that is read reaches
+        assert not found.any()
+
+
+def assert_channels_are_alike(case: Case) -> None:
+    """Fewer channels, with the tensors' slices, give the same channels: they need not know of each other."""
+    (x,), weights, left = case.inputs(), case.weights(), [0, 2, 3]
+    sliced = {name: tensor[left] for name, tensor in weights.items()}
+    assert close(case.apply([x[:, left]], sliced), case.apply([x], weights)[:, left])
+
+
+def assert_weight_takes_up_lost_channels(case: Case) -> None:
+    (x,), weights, left = case.inputs(), case.weights(), [0, 2, 3]
+    assert traits(case).mixes_by_weight == ("weight" in weights and traits(case).affine is Affine.WEIGHT)
+    if traits(case).mixes_by_weight:
+        x[:, [i for i in range(x.shape[1]) if i not in left]] = 0
+        sliced = weights | {"weight": weights["weight"][:, left]}
+        assert close(case.apply([x[:, left]], sliced), case.apply([x], weights))
+
+
+@every_case
+def test_pixels(case: Case) -> None:
+    stated = traits(case).pixels
+    if any(len(shape) < 3 for shape in case.shapes):
+        return
+    x = case.inputs()
+    y = value(case, x)
+    changed = [v.clone() for v in x]
+    for v, fresh in zip(changed, case.inputs(9), strict=True):
+        v[:, :, 0, 0] = fresh[:, :, 0, 0]
+    touched = ((value(case, changed) - y).abs() > 1e-9).flatten(1, max(1, y.dim() - 3)).any(1).any(0)
+    stays = y.shape[2:] == x[0].shape[2:]
+    is_kept = stays and not touched.flatten()[1:].any()
+    if case.shapes[0][1:] != (1, 1):
+        assert is_kept == (stated is Pixels.KEPT)
+    even = value(case, [v[:, :, :1, :1].expand_as(v) for v in x])[..., None].flatten(2)
+    is_even = close(even, even[:, :, :1].expand_as(even))
+    assert is_even or stated in (Pixels.PADDED, Pixels.UNKNOWN)
+    assert not is_even or stated is not Pixels.PADDED
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+
+def trained(node: Node, inputs: list[Tensor], training: bool = True) -> Tensor:
+    """The value of the node's module, with weights of both signs."""
+    module = torch_module(node, tuple(tuple(x.shape[1:]) for x in inputs)).double().train(training)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        torch.manual_seed(4)
+        found: Tensor = module(*inputs)
+    return found
+
+
+@every_case
+def test_what_happens_in_training(case: Case) -> None:
+    x, node = [torch.cat([v] * 8) for v in case.inputs()], Node("n", case.op, case.attrs)
+    y = trained(node, x)
+    invariant = close(trained(node, times(x, 3.0)), y, 1e-4) and not bool((y == 0).all())
+    assert invariant == traits(case).normalises
+    if traits(case).training_only:
+        assert close(trained(node, x, training=False), x[0])
+        assert not close(y, x[0])
+    elif not traits(case).normalises:
+        assert close(trained(node, x, training=False), y)
+
+
+@pytest.mark.parametrize(("name", "attrs"), IN_NETWORKS, ids=str)
+def test_what_is_scale_invariant(name: str, attrs: dict[str, Any]) -> None:
+    graph = network(name, attrs)
+    node = graph.node("it")
+    inputs = [torch.randn(16, *shape, dtype=torch.float64) for shape in input_shapes(graph, node)]
+    y = trained(node, inputs)
+    found = close(trained(node, times(inputs, 3.0)), y, 1e-3) and not bool((y == 0).all())
+    rectified = name == "relu" or dict(attrs).get("factor") == 0
+    assert found == is_scale_invariant(name, attrs_of(attrs)) or rectified
+
+
+# -- all passes over all ops ------------------------------------------------------------------------------------------
+
+
+def network(name: str, attrs: dict[str, Any]) -> Graph:
+    """The op between gates, behind a join that may lose an input, before a batch norm and a layer without padding."""
+    nodes: dict[str, tuple[str, dict[str, Any], list[Any]]] = {
+        f"stem{i}": ("conv", {"kernel": 3, "channels": channels, "norm": "none", "act": "none"}, [INPUT])
+        for i, channels in enumerate((2, 4, 2, 4))
+    }
+    nodes["normed"] = ("batch_norm", {}, ["stem1"])
+    nodes["joined"] = ("concat", {}, [("stem0", "g/joined<0"), ("stem2", "g/joined<2")])
+    nodes["summed"] = ("add", {}, [("normed", "g/summed<n"), ("stem3", "g/summed<3"), ("joined", "g/summed<j")])
+    if name == "linear":
+        nodes["pooled"] = ("global_avg_pool", {}, ["summed"])
+        nodes["it"] = (name, attrs, [("pooled", "g/it<b")])
+    else:
+        nodes["it"] = (name, attrs, [("summed", "g/it<b"), ("joined", "g/it<j")])
+    if len(graph_of(nodes).node("it").shape) == 3:
+        nodes["after"] = ("batch_norm", {}, [("it", "g/after<it")])
+        nodes["valid"] = ("conv", {"kernel": 1, "padding": 0, "channels": 4, "norm": "none"}, ["after"])
+        nodes["pool"] = ("global_avg_pool", {}, ["valid"])
+    else:
+        nodes["flat"] = ("flatten", {}, [("it", "g/flat<it")])
+        nodes["pool"] = ("batch_norm", {}, ["flat"])
+    nodes["logits"] = ("linear", {"channels": 3}, ["pool"])
+    return graph_of(nodes)
+
+
+LOWERINGS: tuple[Lowering, ...] = ("fused", "reference")
+every_network = pytest.mark.parametrize(("name", "attrs"), IN_NETWORKS, ids=str)
+
+
+def model_of(graph: Graph, closed: set[str], seed: int = 0) -> Model:
+    rng = np.random.default_rng(seed)
+    gates = {gate: 0.0 if gate in closed else float(rng.uniform(0.3, 1.5)) for gate in graph.gates()}
+    return Model(graph, gates, random_weights(graph, seed))
+
+
+@every_network
+@pytest.mark.parametrize("closed", [(), ("g/joined<0",), ("g/it<j", "g/joined<2"), ("g/it<b",)], ids=str)
+def test_passes_keep_the_numbers_of_every_op(name: str, attrs: dict[str, Any], closed: tuple[str, ...]) -> None:
+    graph = network(name, attrs)
+    model = model_of(graph, {gate for gate in closed if gate in graph.gates()})
+    x = random_input(graph, 1)
+    shut = {gate for gate, gate_value in model.gates.items() if gate_value == 0.0}
+    edges = surviving_edges(graph, shut)
+    if not edges:
+        assert name == "zero" or traits_of(name, attrs_of(attrs)).values is Values.ZERO or "g/it<b" in shut
+        return
+    wanted = evaluate(graph, model.weights, x, model.gates, edges)
+    compact = TO_INHERIT.run(model)
+    np.testing.assert_allclose(evaluate(compact.graph, compact.weights, x), wanted, rtol=1e-9, atol=1e-9)
+    bare = TO_EXPORT.run(compact)
+    np.testing.assert_allclose(evaluate(bare.graph, bare.weights, x), wanted, rtol=1e-9, atol=1e-9)
+
+
+@every_network
+def test_lowerings_penalties_drawings_and_widths_take_every_op(name: str, attrs: dict[str, Any]) -> None:
+    graph = network(name, attrs)
+    model = model_of(graph, set())
+    x = random_input(graph, 2)
+    wanted = evaluate(graph, model.weights, x, model.gates)
+    for lowering in LOWERINGS:
+        module = lower(graph, lowering=lowering).double().eval()
+        load_weights(module, model.weights)
+        load_gates(module, graph, model.gates)
+        np.testing.assert_allclose(module(torch.from_numpy(x)).detach().numpy(), wanted, rtol=1e-5, atol=1e-6)
+    penalty = Penalty(graph, graph, GateConfig(adaptive="mac"))
+    lone = penalty.gammas({"g/it<j"})["g/it<b"] == 0
+    assert lone == is_scale_invariant(name, attrs_of(attrs)) or not surviving_edges(graph, {"g/it<j"})
+    cards = {card.id: card for figure in figures(view_of(graph, None, None), None) for card in figure.cards}
+    assert cards["it"].family in ("weights", "pool", "merge", "plain")
+    assert ">it<" in draw(graph)
+    assert plan_widths(graph, 2).steps
+    wide = widen(graph, 2.0, 2)
+    assert wide.node("stem0").shape[0] == 2 * graph.node("stem0").shape[0]
+    assert evaluate(wide, random_weights(wide, 0), random_input(wide, 0)).shape == (3, 3)
+
+
+TWINS = {
+    "pass_on": ("identity", {}),
+    "absolute": ("relu", {}),
+    "gain": ("depthwise_conv", {"kernel": 1, "bias": False, **BARE}),
+    "blend": ("conv", {"kernel": 1, "bias": False, **BARE}),
+    "gather": ("project", {"channels": 4, "norm": "none"}),
+}
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_custom_op_is_treated_as_well_as_a_built_in_one(name: str) -> None:
+    twin, attrs = TWINS[name]
+    own = {"channels": 4} if name == "gather" else {}
+    kept, wanted = nodes_left(name, own), nodes_left(twin, attrs)
+    assert len(kept) == len(wanted)
+    assert kept.count("scale") == wanted.count("scale")
+    assert kept.count("batch_norm") == wanted.count("batch_norm")
+    graph, other = network(name, own), network(twin, attrs)
+    assert family(view_of(graph, None, None), graph.node("it")) == family(view_of(other, None, None), other.node("it"))
+    assert plan_widths(graph, 2).steps == plan_widths(other, 2).steps
+    assert only_merges(name, attrs_of(own)) == only_merges(twin, attrs_of(attrs))
+    assert is_projection(name, attrs_of(own)) == is_projection(twin, attrs_of(attrs))
+
+
+def nodes_left(name: str, attrs: dict[str, Any]) -> list[str]:
+    bare = TO_EXPORT.run(TO_INHERIT.run(model_of(network(name, attrs), set())))
+    return [node.op for node in bare.graph.nodes()]
+
+
+@pytest.mark.parametrize(("name", "takes"), [("absolute", True), ("gain", True), ("silent", False), ("relu6", False)])
+def test_a_gate_passes_an_op_that_says_so(name: str, takes: bool) -> None:
+    nodes: dict[str, Any] = {
+        "it": ("conv_then", {"then": name}, [INPUT]),
+        "end": ("sigmoid", {}, [("it", "g/end<it")]),
+        "pool": ("global_avg_pool", {}, ["end"]),
+        "logits": ("linear", {"channels": 3}, ["pool"]),
+    }
+    compact = TO_INHERIT.run(model_of(graph_of(nodes), set()))
+    assert ("scale" not in [node.op for node in compact.graph.nodes()]) == takes
+
+
+@pytest.mark.parametrize(("name", "loses"), [("gain", True), ("blend", True), ("absolute", True), ("silent", False)])
+def test_channels_of_zeros_vanish_through_an_op_that_states_what_it_does_with_them(name: str, loses: bool) -> None:
+    nodes: dict[str, Any] = {
+        "a": ("conv", {"kernel": 3, "channels": 2}, [INPUT]),
+        "b": ("conv", {"kernel": 3, "channels": 4}, [INPUT]),
+        "joined": ("concat", {}, [("a", "g/joined<a"), ("b", "g/joined<b")]),
+        "it": (name, {}, ["joined"]),
+        "pool": ("global_avg_pool", {}, ["it"]),
+        "logits": ("linear", {"channels": 3}, ["pool"]),
+    }
+    model = model_of(graph_of(nodes), {"g/joined<a"})
+    compact = TO_INHERIT.run(model)
+    assert can_lose_channels(model.graph)["it"] == loses
+    assert ("joined_zero0" in compact.graph) != loses
+    assert compact.graph.node("joined").shape[0] == (4 if loses else 6)
+    x = random_input(model.graph, 1)
+    wanted = evaluate(model.graph, model.weights, x, model.gates)
+    np.testing.assert_allclose(evaluate(compact.graph, compact.weights, x), wanted, rtol=1e-9, atol=1e-9)
