@@ -134,7 +134,7 @@ def projected_hours(spec: Spec, graph: Graph, device: torch.device, tiny: bool) 
     config, hours, steps = Configuration(data=data, search=search), 0.0, 2 if tiny else 50
     with tempfile.TemporaryDirectory() as folder:  # latencies are measured for another penalty only
         console = Console(quiet=True)
-        context = Context.of(graph, config, dataset, device, spec.gate_init, console, Path(folder))
+        context = Context(graph, config, dataset, device, spec.gate_init, console, Path(folder))
         job = SearchJob(Dso(context))
         for number, stage in enumerate(job.stages):
             job.step(stage, Position(number, 0, 0))  # warm up

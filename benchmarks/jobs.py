@@ -33,7 +33,7 @@ def search_job(
     parsed, graph = load(spec, settings)
     config, (channels, height, width) = parsed.config, parsed.input
     dataset = load_dataset(config.data, (channels, height, width), task_of(parsed), seed=config.seed)
-    context = Context.of(graph, config, dataset, device, parsed.gate_init, console, folder)
+    context = Context(graph, config, dataset, device, parsed.gate_init, console, folder)
     return SearchJob(Dso(context)), config
 
 

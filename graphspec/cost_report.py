@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from compiler.analysis.costs import CostTable, Row, cost_table, total_cost
+from compiler.analysis.costs import CostTable, Row, cost_table, total_cost, weight_step_bytes
 from compiler.analysis.guards import smallest_closed
 from compiler.analysis.limits import listed
 from compiler.ir.graph import Graph
 from compiler.language.config import SearchConfig
-from compiler.lowering.memory import MemoryModel, Training, TrainingMemory
 from compiler.ops import Cost
 from compiler.passes.prune_zero_edges import prune
-from runtime.training.heap import heap_here
 
 HEADS = ("", "nodes", "edges", "gates", "params", "FLOPs", "MAC bytes")
 
@@ -25,9 +23,8 @@ class CostReport:
     table: CostTable
     gates: int  # gate parameters: a shared gate counts once
     smallest: Cost  # of the cheapest network of the space
-    memory: TrainingMemory  # predicted peaks of the search as it is configured
-    growth: int | None  # bytes by which the process grows that searches on the CPU; None where it is not glibc's
-    batch_size: int
+    memory: int  # about how many bytes a weight step of the search takes over `step_images`
+    step_images: int  # that a step holds at a time
     graph_hash: str
 
     def as_json(self) -> dict[str, Any]:
@@ -40,9 +37,7 @@ class CostReport:
             **asdict(total.cost),
             "smallest": asdict(self.smallest),
             "largest": asdict(total.cost),
-            "search_memory_bytes": self.memory.peak,
-            "search_memory": asdict(self.memory),
-            "search_growth_bytes": self.growth,
+            "search_memory_bytes": self.memory,
             "graph_hash": self.graph_hash,
             "blocks": [_row_json(row) for row in self.table.blocks],
             "stages": [_row_json(row) for row in self.table.stages],
@@ -66,31 +61,18 @@ class CostReport:
                 f"gates      {self.gates:,} parameters (shared gates count once)",
                 f"smallest   {listed(asdict(smallest))} (all gates closed that may be)",
                 f"largest    {listed(asdict(largest))} (FLOPs are multiply-adds per image)",
-                f"memory     {_memory(self.memory)} at the peak (predicted for batch size {self.batch_size}; "
-                f"the data set and the libraries come on top)",
-                *self._growth_line(),
+                f"memory     about {_mib(self.memory)} in a weight step of the search over {self.step_images} images",
                 f"graph      {self.graph_hash[:16]}",
             ]
         )
-
-    def _growth_line(self) -> list[str]:
-        if self.growth is None:
-            return []
-        return [f"growth     {_mib(self.growth)} of a process on the CPU: its C library cannot reuse all that is freed"]
 
 
 def cost_report(graph: Graph, search: SearchConfig, graph_hash: str) -> CostReport:
     """All costs of a search graph."""
     smallest = total_cost(prune(graph, smallest_closed(graph)))
-    model, heap, batch = MemoryModel(graph, Training.of(search)), heap_here(), search.batch_size
-    growth = None if heap is None else model.growth(heap, batch)
-    return CostReport(cost_table(graph), len(graph.gates()), smallest, model.at(batch), growth, batch, graph_hash)
-
-
-def _memory(memory: TrainingMemory) -> str:
-    """The peaks of what there is, for people."""
-    sizes = {"weight step": memory.weight_step, "gate step": memory.gate_step, "validation": memory.validation}
-    return ", ".join(f"{name} {_mib(size)}" for name, size in sizes.items() if size)
+    table, images = cost_table(graph), -(-search.batch_size // search.accumulate)
+    memory = weight_step_bytes(table.total.cost, images)
+    return CostReport(table, len(graph.gates()), smallest, memory, images, graph_hash)
 
 
 def _mib(size: int) -> str:

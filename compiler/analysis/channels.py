@@ -4,7 +4,7 @@ The channels of every value are a sum of *written* channels (an attribute `chann
 them, batch norm and pools pass them on, `concat` adds them up, `flatten` multiplies them (`compiler.ops.Channels`).
 Sums of values ask for equal channels. From these equations follows, in this order:
 
-1. Image channels and the channels of the logits are constants, and so is whatever must equal a constant.
+1. Image channels and the channels of the outputs are constants, and so is whatever must equal a constant.
 2. Written channels that must be equal are one unknown; so are all others that are equal in the given graph.
 3. Where a `concat` must equal an unknown, the unknown is derived from the parts: c = a + b.
 
@@ -46,7 +46,7 @@ class _Relations:
     equations: list[Equation] = field(default_factory=list)
     groups: dict[str, Sum] = field(default_factory=dict)  # groups that follow the channels a conv reads
     divided: list[tuple[str, int, Sum]] = field(default_factory=list)  # node, groups, channels that these must divide
-    logits: Sum = field(default_factory=dict)
+    logits: set[str] = field(default_factory=set)  # what the outputs have their channels of
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _relations(graph: Graph) -> _Relations:
             found.equations += [Equation(node.id, reads[0], other) for other in reads[1:]]
             reads = reads[:1]
         sums[node.id] = _channels(graph, node, _added(reads), found)
-    found.logits = sums[OUTPUT]
+    found.logits = set().union(*(sums[node.id] for node in graph.outputs().values()))
     return found
 
 

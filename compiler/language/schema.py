@@ -169,7 +169,7 @@ def _block() -> Schema:
 def _attributes() -> Schema:
     """Attributes of all ops. Whole numbers may be expressions; an attribute of several ops may take what any takes."""
     found: dict[str, list[Schema]] = {}
-    for row in known_ops().values():
+    for row in (row for row in known_ops().values() if row.name not in ("input", "output")):  # the compiler's own
         for name, schema in row.attrs.model_json_schema()["properties"].items():
             allowed = {key: value for key, value in schema.items() if key not in ("default", "title")}
             variants = found.setdefault(name, [])

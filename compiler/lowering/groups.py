@@ -1,7 +1,4 @@
-"""Which nodes the lowerings treat together: blocks with one exit, and gated sums that share a stack. No torch here.
-
-The memory model (`compiler.lowering.memory`) reads the same plan, so it predicts what the lowerings do.
-"""
+"""Which nodes the lowerings treat together: blocks with one exit, and gated sums that share a stack. No torch here."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from compiler.ir.graph import Block, Graph, Node, block_of
-from compiler.ops import Reads, is_projection, op, steps
+from compiler.ops import Reads, input_shapes, is_projection, op, steps, walk
 
 EDGES_PER_VALUE = 1.25
 """A stack pays with more edges than this for every source and every sum. Measured on two cores (Intel Xeon), with the
@@ -33,6 +30,14 @@ def exits(graph: Graph) -> dict[str, tuple[list[Node], Block]]:
         if len(outside) == 1:
             found[outside[0].id] = nodes, block
     return found
+
+
+def recomputed_blocks(graph: Graph) -> list[str]:
+    """The blocks to compute again in the backward pass, by the node that gives their value: all with one exit but the
+    last, whose backward pass comes at once.
+    """
+    found = exits(graph)
+    return [node.id for node in graph.nodes() if node.id in found][:-1]
 
 
 @dataclass
@@ -106,3 +111,22 @@ def leaves_relu(graph: Graph, node: Node, stack_of: dict[str, Stack]) -> bool:
         return False
     first, *others = [stack_of.get(edge.dst) for edge in graph.users(node.id)]
     return first is not None and node.id in first.home and all(stack is first for stack in others)
+
+
+def kept_apart(graph: Graph, readers: Sequence[Node]) -> tuple[bool, ...]:
+    """Which of the sums that one product gives these readers lie in memory of their own while weights are trained.
+
+    They are those that their readers keep, where others are not kept, whose memory can then be used again.
+    """
+    kept = [_keeps_sum(graph, node) for node in readers]
+    return tuple(own and not all(kept) for own in kept)
+
+
+def _keeps_sum(graph: Graph, node: Node) -> bool:
+    """Whether the backward pass needs what the node reads: it does where the first thing done to it has weights."""
+    rows = walk(node.op, node.attrs, input_shapes(graph, node))
+    first = next((row for row in rows if row[0].op not in ("add", "identity")), None)
+    if first is None:
+        return False
+    _, row, attrs, shapes, out = first
+    return bool(row.params(attrs, shapes, out))

@@ -49,7 +49,7 @@ class Cost:
     params: int = 0  # trainable numbers
     flops: int = 0  # multiply-adds of convolutions and linear layers (torch.utils.flop_counter counts 2 for each)
     mac_bytes: int = 0  # memory access cost: inputs read + output written + weights read
-    activation_bytes: int = 0  # outputs of all steps: what a training step keeps for its backward pass
+    activation_bytes: int = 0  # outputs of its steps, a norm with its activation once: kept for the backward pass
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -119,7 +119,8 @@ def cost(name: str, attrs: Attrs, inputs: tuple[Shape, ...], reads: int) -> Cost
             read *= reads
         fused = index > 0 and traits_of(step.op, step.attrs).is_elementwise
         moved = 0 if fused else (read + math.prod(out) + weights) * BYTES
-        total += Cost(weights, row.flops(model, shapes, out), moved, math.prod(out) * BYTES)
+        kept = 0 if fused and not weights else math.prod(out) * BYTES  # an activation is counted with what it reads
+        total += Cost(weights, row.flops(model, shapes, out), moved, kept)
     return total
 
 

@@ -58,7 +58,7 @@ def _never_negative(graph: Graph) -> set[str]:
 def gives_back_its_input(graph: Graph, node: Node, positive: Collection[str] = ()) -> bool:
     """Whether the node's value is that of its one input; `positive` are nodes whose values are never negative."""
     edges = graph.inputs(node.id)
-    if len(edges) != 1 or edges[0].gate is not None or node.id == OUTPUT:
+    if len(edges) != 1 or edges[0].gate is not None or node.op == OUTPUT:
         return False
     source = graph.node(edges[0].src)
     least = Numbers.NONNEGATIVE if source.id in positive else Numbers.ALL

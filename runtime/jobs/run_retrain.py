@@ -19,8 +19,8 @@ from runtime.rundir.network import read_architecture, read_model
 from runtime.rundir.opened import Opened
 from runtime.tasks.base import Metric, Task
 from runtime.tasks.results import Measured, as_record
-from runtime.training.memory import require_memory
-from runtime.training.retrain_job import RetrainJob, trained_graph
+from runtime.training.memory import Trial, require_memory
+from runtime.training.retrain_job import RetrainJob
 from runtime.training.step import Scores
 
 
@@ -111,9 +111,7 @@ def run_retrain(opened: Opened, options: JobOptions | None = None) -> RetrainRes
 
     def make(place: Workplace) -> RetrainJob:
         place.console.line(found.width_note)
-        trained = trained_graph(found.model.graph, place.config.retrain, opened.spec.classes)
-        require_memory(trained, place.config.retrain, place)
-        return RetrainJob(
+        job = RetrainJob(
             found.model.graph,
             place.config,
             place.dataset,
@@ -121,6 +119,8 @@ def run_retrain(opened: Opened, options: JobOptions | None = None) -> RetrainRes
             found.model.weights or None,
             place.world,
         )
+        require_memory(Trial(job.task, job.config, job.module, (job.optimizer,), job.weight_step), place)
+        return job
 
     def finish(place: Workplace, job: RetrainJob) -> dict[str, Any]:
         return as_record(_finish(place, job, found))

@@ -29,7 +29,7 @@ from runtime.strategies.table import check_options, check_strategy, strategy_cla
 from runtime.tasks.base import Metric
 from runtime.tasks.results import Measured, as_record
 from runtime.tasks.table import task_class
-from runtime.training.memory import require_memory
+from runtime.training.memory import Trial, require_memory
 from runtime.training.step import Scores
 
 
@@ -82,7 +82,7 @@ def _job(kind: type[TrainingStrategy], place: Workplace) -> SearchJob:
         raise RunError(
             "the network has no gates: there is nothing to search; put `gated: true` on edges, or retrain it"
         )
-    context = Context.of(
+    context = Context(
         opened.graph,
         place.config,
         place.dataset,
@@ -93,7 +93,8 @@ def _job(kind: type[TrainingStrategy], place: Workplace) -> SearchJob:
         place.world,
     )
     strategy = kind(context)
-    require_memory(strategy.net.graph, place.config.search, place)
+    net = strategy.net
+    require_memory(Trial(net.task, net.config, net.module, (net.weights,), net.step), place)
     if place.world.is_main:
         _record_split(place.folder, context.split)
     return SearchJob(strategy)
@@ -126,7 +127,7 @@ def _finish(place: Workplace, job: SearchJob) -> dict[str, Any]:
 def _decide(kind: type[Strategy], opened: Opened, folder: JobDir, console: Console) -> dict[str, Any]:
     """Write what a strategy decides that trains nothing; the result."""
     config = opened.spec.config
-    strategy = kind(Space(opened.graph, config, config.search.options, console))
+    strategy = kind(Space(opened.graph, config, console))
     result = _write(opened, folder, strategy, strategy.found(), None)
     _tell(result, task_class(config.task).metrics[0], console)
     return as_record(result)

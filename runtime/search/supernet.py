@@ -124,6 +124,13 @@ class Supernet:
             loss_fn = training_loss(self.task, network, self.config, self.device, self.loss_weights)
             return backward(loss_fn, batch, list(chosen.values()), self.config)
 
+    def step(self, batch: Batch) -> None:
+        """A weight step, then the gradients of a gate step on the same images: what memory is measured by."""
+        self.weight_gradients(batch)
+        self.weights.step()
+        if self.gate_vectors:
+            self.gate_gradients(batch)
+
     # -- gates ------------------------------------------------------------------------------------------------------
 
     def gate_values(self) -> dict[str, float]:

@@ -19,46 +19,36 @@ from torch import Tensor
 
 from compiler.analysis.costs import total_cost
 from compiler.ir.graph import Graph
-from compiler.language.config import Configuration, SearchConfig, Section
+from compiler.language.config import Configuration, Section
 from compiler.passes.prune_zero_edges import surviving_edges
-from runtime.data.dataset import Dataset, Loader, Place
-from runtime.data.split import Split
+from runtime.data.dataset import Dataset, Place
 from runtime.jobs.logs import Console
 from runtime.processes.world import ALONE, World
 from runtime.search.supernet import Supernet
 from runtime.seeds import mix
-from runtime.tasks.base import Task
 from runtime.training.stages import Position, Stage
 from runtime.training.step import Feed, Scores, evaluate, rate_now, recalibrate, set_precision
 
 
-@dataclass(frozen=True)
+@dataclass
 class Space:
     """What is decided about (the gates of `graph`) and with which settings."""
 
     graph: Graph
     config: Configuration
-    options: Mapping[str, Any]  # `search.options` as given
     console: Console
 
 
-@dataclass(frozen=True)
 class Context(Space):
-    """What a training strategy works with."""
+    """What a training strategy works with; making it also sets the process's precision.
 
-    device: torch.device
-    world: World  # of several processes, `world.decided` gives all of them the main one's word
-    folder: Path  # the search's part of the run
-    gate_init: float
-    task: Task  # says by its metrics which network is better
-    split: Split
-    weights: Feed  # batches of the part that trains weights
-    gates: Feed  # and of the part that decides about gates
-    validation: Loader  # a part that neither trains on
+    The `task` says which network is better. `weights` and `gates` are batches of two parts of the training images;
+    `validation` is a third one. `folder` is the search's part of the run. Of several processes, `world.decided` gives
+    all of them the main one's word.
+    """
 
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         graph: Graph,
         config: Configuration,
         dataset: Dataset,
@@ -67,31 +57,16 @@ class Context(Space):
         console: Console,
         folder: Path,
         world: World = ALONE,
-    ) -> Context:
-        """The context of a search of these images; also sets the process's precision."""
-        search = config.search
+    ) -> None:
+        super().__init__(graph, config, console)
+        search, place = config.search, Place(device, world.rank, world.size)
         set_precision(search, device)
-        split, place = dataset.split(search.weight_part), Place(device, world.rank, world.size)
-        return cls(
-            graph=graph,
-            config=config,
-            options=search.options,
-            console=console,
-            device=device,
-            world=world,
-            folder=folder,
-            gate_init=gate_init,
-            task=dataset.task,
-            split=split,
-            weights=Feed(dataset.training_loader(split.weights, search.batch_size, "weights", place)),
-            gates=Feed(dataset.training_loader(split.gates, search.batch_size, "gates", place)),
-            validation=dataset.evaluation_loader(split.validation, search.evaluation_batch, place),
-        )
-
-    @property
-    def search(self) -> SearchConfig:
-        """The settings of the search."""
-        return self.config.search
+        self.search, self.device, self.gate_init, self.folder, self.world = search, device, gate_init, folder, world
+        self.task = dataset.task
+        self.split = dataset.split(search.weight_part)
+        self.weights = Feed(dataset.training_loader(self.split.weights, search.batch_size, "weights", place))
+        self.gates = Feed(dataset.training_loader(self.split.gates, search.batch_size, "gates", place))
+        self.validation = dataset.evaluation_loader(self.split.validation, search.evaluation_batch, place)
 
     def supernet(self, graph: Graph | None = None) -> Supernet:
         """A fresh network of the whole space, or of a graph that `prune` made of it: a sampled one."""
@@ -140,7 +115,7 @@ class Strategy(ABC):
 
     def __init__(self, space: Space) -> None:
         self.space = space
-        self.options: Any = self.Options.model_validate(space.options)
+        self.options: Any = self.Options.model_validate(space.config.search.options)
 
     @abstractmethod
     def found(self) -> Found:

@@ -14,17 +14,11 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from compiler.lowering.heap import Heap
-
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # the parameters of mallopt(3)
 _NEVER, _NOTHING = -1, 0
 _USUAL_BLOCKS = 65536  # glibc's default number of blocks with a mapping of their own
 _LARGE_BLOCK = 32 * 2**20  # as far as glibc itself raises the size from which blocks get one; it trims at twice that
 _OWN_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_TOP_PAD_")
-_MENDED = (2, 39)  # until then glibc handed small objects the slivers beside large pieces first (its bug 30723)
-_EVERY_PIECE, _FEW_PIECES = 1, 4
-"""Of so many pieces one has a small object beside it, before and since. Fitted to processes that train the digits and
-`cifar10_small` with glibc 2.36 and 2.41; `python -m benchmarks.memory` compares."""
 
 
 @contextmanager
@@ -53,17 +47,6 @@ def give_back() -> None:
     """Hand all free pages back once: what comes next needs less than what was before, or pieces of other sizes."""
     if _comes_from_glibc():
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def heap_here() -> Heap | None:
-    """An empty heap like this process's, to play a training on; None where it is not glibc's with its own settings.
-
-    With jemalloc a process grows by what is in use at most; of other allocators and settings that is not known.
-    """
-    if not _comes_from_glibc() or _is_set_by_user():
-        return None
-    version = tuple(int(number) for number in platform.libc_ver()[1].split("."))
-    return Heap(_FEW_PIECES if version >= _MENDED else _EVERY_PIECE)
 
 
 def _comes_from_glibc() -> bool:

@@ -1,187 +1,167 @@
-"""Whether training fits into the memory there is: asked once, before it starts."""
+"""Whether training fits into the memory there is: two real steps at small batches tell, before it starts.
+
+They are steps of the job's own module and optimizers on images of noise, so custom ops count. What a step takes grows
+linearly with its images. Afterwards weights, statistics, optimizers and random numbers are as they were, to the bit.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
 from compiler.errors import RunError
-from compiler.ir.graph import Graph
 from compiler.language.config import SearchConfig, TrainingConfig
-from compiler.lowering.memory import MemoryModel, Training
 from runtime.data.sources import MemoryImages
 from runtime.jobs.runner import Workplace, has_results
 from runtime.processes.launch import Launch
-from runtime.training.heap import heap_here
+from runtime.tasks.base import Task
+from runtime.training.allocated import OnCpu, OnCuda
+from runtime.training.free_memory import available_memory
+from runtime.training.step import Batch, evaluate
 
-ROOT = Path("/")
-JEMALLOC = "LD_PRELOAD=libjemalloc.so.2"
-
-
-# -- what there is ----------------------------------------------------------------------------------------------------
-
-
-def available_memory(device: torch.device) -> int | None:
-    """Bytes that can still be had on a device; None where the system does not say."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return host_memory(ROOT)
+SMALL = 2
+"""Images of a part of the first batch that is measured; the second has twice as many."""
+IMAGES_OUTWEIGH = 3
+"""So many times what does not depend on the batch: else the peak is at another place than in a large batch, and both
+batches are doubled."""
+EVALUATED = 64
+"""The most images that are evaluated to measure it."""
 
 
-def host_memory(root: Path) -> int | None:
-    """Bytes that a process of this machine can still get, swap and control groups taken into account."""
-    sizes = _fields(root / "proc/meminfo")
-    if "MemAvailable" in sizes:
-        limits = [1024 * (sizes["MemAvailable"] + sizes.get("SwapFree", 0)), *_group_limits(root)]
-        return max(0, min(limits))
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # no more than the machine has
-    except (AttributeError, OSError, ValueError):
-        return None
+@dataclass(frozen=True)
+class Trial:
+    """A job, as far as its memory is asked for."""
+
+    task: Task
+    config: TrainingConfig
+    module: nn.Module
+    optimizers: Sequence[Optimizer]
+    step: Callable[[Batch], object]  # one weight step, and one gate step where there are gates
 
 
-def _group_limits(root: Path) -> Iterator[int]:
-    """What each control group that this process is in, of version 2 or 1, leaves of its limit."""
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            mount, limit, usage, cache = root / "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
-        elif "memory" in controllers.split(","):
-            mount, limit, usage = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-            cache = "total_inactive_file"
-        else:
-            continue
-        own = Path(path.lstrip("/"))
-        for folder in (mount / part for part in (own, *own.parents)):
-            most, used = _text(folder / limit).strip(), _text(folder / usage).strip()
-            if most.isdigit() and used.isdigit():
-                yield int(most) - int(used) + _fields(folder / "memory.stat").get(cache, 0)
+@dataclass(frozen=True)
+class Line:
+    """Bytes by number of images."""
+
+    fixed: float
+    image: float
+
+    @classmethod
+    def through(cls, images: Sequence[int], found: Sequence[int]) -> Line:
+        """The line through two measurements; a single one stands for every number."""
+        image = max(0.0, (found[-1] - found[0]) / (images[-1] - images[0])) if len(images) > 1 else 0.0
+        return cls(found[-1] - image * images[-1], image)
+
+    def at(self, images: int) -> int:
+        """Bytes for so many images."""
+        return round(self.fixed + self.image * images)
+
+    def most(self, free: int) -> int:
+        """How many images fit; 0 if none does."""
+        return max(0, math.floor((free - self.fixed) / self.image)) if self.image else 0
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError:
-        return ""
+def require_memory(trial: Trial, place: Workplace) -> None:
+    """RunError if the job's batch cannot fit, with the largest that would; of several processes, each asks for itself.
 
-
-def _fields(path: Path) -> dict[str, int]:
-    """Lines of a name and a number."""
-    words = [line.replace(":", " ").split() for line in _text(path).splitlines()]
-    return {word[0]: int(word[1]) for word in words if len(word) > 1 and word[1].isdigit()}
-
-
-# -- whether it fits --------------------------------------------------------------------------------------------------
-
-
-def require_memory(graph: Graph, config: TrainingConfig, place: Workplace) -> None:
-    """RunError if training `graph` is sure not to fit; with the largest batch that would.
-
-    A job that goes on from a checkpoint fitted before, and may have become smaller since.
+    A job that goes on from a checkpoint fitted before. Compiled code is not measured: it would be compiled twice more.
     """
-    if not has_results(place.folder):
-        images = len(place.dataset.train.targets)
-        validation = round(images * place.dataset.validation_share)
-        free = available_memory(place.device)
-        if free is not None and place.device.type == "cpu":
-            free //= Launch.here().local_size  # all processes of a machine share its memory
-        check_memory(graph, config, place.device, images, validation, free, place.world.size, _copied(config, place))
+    config, world, free = trial.config, place.world.size, available_memory(place.device)
+    if free is None or config.compile or has_results(place.folder):
+        return
+    free = free // Launch.here().local_size if place.device.type == "cpu" else free - _copied(config, place)
+    images = len(place.dataset.train.targets)
+    validated = min(config.evaluation_batch, max(1, round(images * place.dataset.validation_share)))
+    batch = -(-min(config.batch_size, images) // world)
+    step, evaluation = measured(trial, place.device, place.opened.spec.input, batch)
+    validation = evaluation.at(-(-validated // world))
+    needed = max(step.at(batch), validation)
+    if needed > free:
+        job = "search" if isinstance(config, SearchConfig) else "retrain"
+        hints = [f"--set {job}.{hint}" for hint in _hints(config, step, batch, free, world, validation <= free)]
+        hints = hints or [f"a narrower network or smaller images: one image takes {_readable(step.at(1))}"]
+        raise RunError(
+            f"{job}.batch_size {config.batch_size} does not fit: training takes {_readable(needed)} at its peak, "
+            f"{_readable(free)} are available ({place.device})\n"
+            f"  try: {'; or '.join(hints)}"
+        )
 
 
 def _copied(config: TrainingConfig, place: Workplace) -> int:
-    """Bytes of the images that will be copied to the device; a search sees no test images."""
-    if place.device.type == "cpu":
-        return 0
+    """Bytes of the images that will be copied to the GPU; a search sees no test images."""
     sets = (place.dataset.train,) if isinstance(config, SearchConfig) else (place.dataset.train, place.dataset.test)
     return sum(images.images.nbytes for images in sets if isinstance(images, MemoryImages))
 
 
-def check_memory(
-    graph: Graph,
-    config: TrainingConfig,
-    device: torch.device,
-    images: int,
-    validation_images: int,
-    free: int | None,
-    processes: int = 1,
-    besides: int = 0,
-) -> None:
-    """RunError if a job needs more than the `free` bytes (None: not known); no batch is larger than its images.
-
-    `free` is what one of the `processes` has for its slice of a batch; it takes the bytes `besides` for other things.
-    Compiled code decides by itself what it keeps, so nothing is foretold about it.
-    """
-    if free is None or config.compile:
-        return
-    job = "search" if isinstance(config, SearchConfig) else "retrain"
-    training = Training.of(config, on_cpu=device.type == "cpu")
-    batch = -(-config.batch_size // processes)
-    model = MemoryModel(graph, training)
-    besides += model.params if processes > 1 else 0  # DistributedDataParallel sends gradients from memory of its own
-    demand = _Demand(model, images, validation_images, besides)
-    peak = demand.peak(batch)
-    needed = max(peak, demand.growth(batch))
-    if needed <= free:
-        return
-    largest = processes * demand.model.largest_batch(lambda size: demand.fits(size, free))
-    hints = [f"--set {job}.batch_size={largest}, the largest that fits"] if largest else []
-    if peak <= free:  # what is too much is what glibc cannot use again
-        hints.append(f"{JEMALLOC} before the command, with which it takes {_readable(peak)}, and longer")
-    for others in _leaner(training, batch):
-        sizes = ((name, replace(demand, model=MemoryModel(graph, other)).needed(batch)) for name, other in others)
-        first = next(((name, size) for name, size in sizes if size <= free), None)
-        hints += [f"--set {job}.{first[0]}, which takes {_readable(first[1])}"] if first else []
-    least = _readable(demand.needed(1))
-    hints = hints or [f"a narrower network or smaller images: even a batch size of 1 takes {least}"]
-    raise RunError(
-        f"{job}.batch_size {config.batch_size} does not fit: training takes {_readable(needed)} at its peak, "
-        f"{_readable(free)} are available ({device})\n"
-        f"  try: {'; or '.join(hints)}"
-    )
+def _hints(config: TrainingConfig, step: Line, batch: int, free: int, world: int, validates: bool) -> Iterator[str]:
+    """Settings that fit, and one that may; none where not even one image fits."""
+    most = step.most(free)
+    if most and validates:
+        yield f"batch_size={world * most}, the largest that fits"
+    parts = max(2, math.ceil(batch * config.accumulate / most)) if most else math.inf
+    if parts <= batch:
+        yield f"accumulate={parts}, which takes a batch in parts"
+    if most and not config.recompute:
+        yield "recompute=true, which takes less memory and more time"
 
 
-@dataclass(frozen=True)
-class _Demand:
-    """Bytes that training takes of a device, by batch size; no batch holds more images than there are."""
+def measured(trial: Trial, device: torch.device, shape: Sequence[int], batch: int) -> tuple[Line, Line]:
+    """What steps and evaluations take of images of this shape (C, H, W), besides what the job holds already."""
+    module, optimizers = trial.module, trial.optimizers
+    there = [*module.parameters(), *module.buffers()]
+    meter = OnCuda(device) if device.type == "cuda" else OnCpu(there)
 
-    model: MemoryModel
-    images: int
-    validation_images: int
-    besides: int
+    def line(run: Callable[[Batch], object], images: int, most: int) -> Line:
+        sizes = sorted({min(most, n) for n in (images, 2 * images)})
+        batches = (partial(noise, n, shape, trial.task, device) for n in sizes)
+        found = Line.through(sizes, [meter.peak(partial(lambda make: run(make()), make)) for make in batches])
+        enough = found.image * sizes[-1] > IMAGES_OUTWEIGH * found.fixed
+        return found if enough or sizes[-1] == most else line(run, 2 * images, most)
 
-    def needed(self, batch: int) -> int:
-        """What has to be free."""
-        return max(self.peak(batch), self.growth(batch))
-
-    def fits(self, batch: int, free: int) -> bool:
-        """Whether it is; the peak is found sooner than the growth, and often is too much already."""
-        return self.peak(batch) <= free and self.growth(batch) <= free
-
-    def peak(self, batch: int) -> int:
-        """What is in use at most."""
-        return self.besides + self.model.at(min(batch, self.images), self.validation_images).peak
-
-    def growth(self, batch: int) -> int:
-        """By how much this process grows on the CPU; 0 where that is no more than the peak, or not known."""
-        heap = heap_here() if self.model.training.on_cpu else None
-        if heap is None:
-            return 0
-        return self.besides + self.model.growth(heap, min(batch, self.images), self.validation_images)
+    with _put_back(module, optimizers, device):
+        meter.peak(lambda: _start(optimizers))
+        step = line(trial.step, SMALL * trial.config.accumulate, batch)
+        return step, line(lambda images: evaluate(trial.task, module, [images]), SMALL, EVALUATED)
 
 
-def _leaner(training: Training, batch: int) -> Iterator[list[tuple[str, Training]]]:
-    """Settings that need less memory at the same batch size; of each the mildest first."""
-    if not training.recompute:
-        yield [("recompute=true", replace(training, recompute=True))]
-    if not training.half:
-        yield [("precision=bf16", replace(training, half=True))]
-    parts = (training.accumulate * 2**power for power in range(1, 32))
-    yield [(f"accumulate={n}", replace(training, accumulate=n)) for n in parts if n <= batch]
+def noise(images: int, shape: Sequence[int], task: Task, device: torch.device) -> Batch:
+    """A batch of images of this shape (C, H, W) with made-up targets."""
+    x = torch.rand(images, *shape, generator=torch.Generator().manual_seed(0))
+    return x.to(device, memory_format=torch.channels_last), task.fake(torch.arange(images)).to(device)
+
+
+def _start(optimizers: Sequence[Optimizer]) -> None:
+    """Have the optimizers make what they keep, so that it is there in both steps."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+
+
+@contextmanager
+def _put_back(module: nn.Module, optimizers: Sequence[Optimizer], device: torch.device) -> Iterator[None]:
+    """At the end of this context all numbers are as at its beginning, and there are no gradients."""
+    tensors = [*module.parameters(), *module.buffers()]
+    before = [tensor.detach().clone() for tensor in tensors]
+    states = [{parameter: deepcopy(state) for parameter, state in o.state.items()} for o in optimizers]
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
+    with torch.no_grad():
+        for tensor, value in zip(tensors, before, strict=True):
+            tensor.copy_(value)
+            tensor.grad = None
+    for optimizer, state in zip(optimizers, states, strict=True):
+        optimizer.state.clear()
+        optimizer.state.update(state)
 
 
 def _readable(count: int) -> str:

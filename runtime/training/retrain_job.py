@@ -105,11 +105,15 @@ class RetrainJob:
                 part.progress = done
         for group in self.optimizer.param_groups:
             group["lr"] = rate_now(self.config.schedule, self.config.lr, stage, at)
+        return {"train_loss": self.weight_step(self.feed.batch(at.epoch, at.step))}
+
+    def weight_step(self, batch: Batch) -> Tensor:
+        """Train on a batch; its mean loss."""
         params = list(weight_parameters(self.module).values())
-        loss = backward(self.loss, self.feed.batch(at.epoch, at.step), params, self.config)
+        loss = backward(self.loss, batch, params, self.config)
         clip_gradients(params, self.config.clip)
         self.optimizer.step()
-        return {"train_loss": loss}
+        return loss
 
     def rates(self, stage: Stage, at: Position) -> Mapping[str, float]:
         """The learning rate of a step."""

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from compiler.ir.graph import Block, Edge, Graph, Node, gate_scope
-from compiler.lowering.groups import Stack, leaves_relu, regions, stacks
-from compiler.lowering.kept import kept_apart
+from compiler.lowering.groups import Stack, kept_apart, leaves_relu, regions, stacks
 from compiler.lowering.torch.emit import Emitter, Vectors, python_name
 from compiler.lowering.torch.kernels import (
     ABSENT,

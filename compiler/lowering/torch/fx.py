@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,11 +20,12 @@ from torch import Tensor, fx, nn
 from compiler.analysis.weights import GATES, fitting
 from compiler.errors import GraphspecError
 from compiler.ir.graph import OUTPUT, Graph, Model
-from compiler.lowering.memory import recomputed_blocks
-from compiler.lowering.tape import Lowering
+from compiler.lowering.groups import recomputed_blocks
 from compiler.lowering.torch.batch_parts import BatchNorm
 from compiler.lowering.torch.emit import Emitter
 from compiler.lowering.torch.fused import FusedEmitter
+
+Lowering = Literal["fused", "reference"]
 
 
 def lower(
@@ -38,7 +39,7 @@ def lower(
     """The network of a typed graph, all gates at `gate_init`; weights as `initialise(module, 0)` sets them.
 
     `fused` sums gated inputs together and folds output gates into weights, `reference` multiplies and adds edge by
-    edge. With `recompute`, the inner activations of all blocks but the last ones (`recomputed_blocks`) are computed
+    edge. With `recompute`, the inner activations of all blocks but the last one are computed
     again in the backward pass instead of kept. These blocks and, with `apart`, all that have a single exit are each a
     `GraphModule` of their own, called `<block id>`.
     """
@@ -48,7 +49,7 @@ def lower(
     _check_gates(graph)
     _check_names(graph)
     emitter = (FusedEmitter if lowering == "fused" else Emitter)(graph, vectors, graph.nodes())
-    emitter.emit_network(recomputed_blocks(graph, lowering) if recompute else (), apart)
+    emitter.emit_network(recomputed_blocks(graph) if recompute else (), apart)
     emitter.code.lint()
     module = fx.GraphModule(emitter.named, emitter.code, class_name=_class_name(graph.name))
     initialise(module, 0)

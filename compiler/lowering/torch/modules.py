@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from compiler.errors import GraphspecError
 from compiler.ir.graph import Node, TensorType
-from compiler.lowering.kept import pixel_step
 from compiler.lowering.torch.batch_parts import BatchNorm, Dropout, DropPath
 from compiler.ops import Affine, Shape, infer, op, read_attrs, steps, traits_of
 
@@ -26,6 +25,18 @@ Builder = Callable[[Any, tuple[Shape, ...], Shape], nn.Module]
 
 
 # -- modules that torch does not have in this form --------------------------------------------------------------------
+
+
+def pixel_step(window: Any) -> int:
+    """A convolution reads every so many-th row and column of pixels, from the first on; the others are left out first.
+
+    Its window moves by strides and its taps lie dilations apart, so that a divisor of both, and of the border, is what
+    all that it reads lies apart. A border that it does not divide is added before, where the window is one pixel.
+    """
+    if window.kernel == 1:
+        return int(window.stride)
+    common = math.gcd(window.stride, window.dilation)
+    return common if window.pad % common == 0 else 1
 
 
 class Conv(nn.Conv2d):

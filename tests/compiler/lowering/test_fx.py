@@ -253,7 +253,7 @@ def test_recompute_changes_nothing_but_what_is_kept(lowering: Lowering) -> None:
 
 @pytest.mark.usefixtures("stacks_or_not")
 def test_recompute_keeps_only_what_crosses_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compiler.lowering.torch.fx.recomputed_blocks", lambda graph, lowering: exits(graph).keys())
+    monkeypatch.setattr("compiler.lowering.torch.fx.recomputed_blocks", lambda graph: exits(graph).keys())
     graph, kept = level_graph(8, channels=8, size=10), []
     for recompute in (False, True):
         module, sizes = lower(graph, recompute=recompute), []

@@ -28,7 +28,7 @@ from compiler.ops import read_attrs
 from compiler.passes.drop_gates import DropGates
 from compiler.passes.prune_zero_edges import prune
 from compiler.passes.widen import PER_UNIT, Widen, describe_width, solve_width, widen
-from tests.graphs import graph_of, random_gates, random_graph
+from tests.graphs import graph_of, random_gates, random_graph, with_output
 
 SPECS = Path(__file__).parents[3] / "specs"
 SMALL = ("digits", "hand_wired", "cifar10_small", "darts_cell")
@@ -98,6 +98,19 @@ def test_shipped_specs_stay_legal_at_any_width(name: str, multiplier: float, rou
         if written is not None and node.id not in logits:
             step = math.lcm(round_to, 2)  # every group count in the shipped specs is 1 or 2
             assert written <= step or abs(written - multiplier * before.node(node.id).shape[0]) <= step / 2
+
+
+def test_every_output_keeps_its_channels() -> None:
+    parts: dict[str, Any] = {
+        "a": ("conv", {"kernel": 3, "channels": 8}, [INPUT]),
+        "b": ("conv", {"kernel": 3, "channels": 16}, ["a"]),
+        "pool": ("global_avg_pool", {}, ["b"]),
+        "fc": ("linear", {"channels": 3}, ["pool"]),
+    }
+    graph = graph_of(parts)
+    assert [n.shape[0] for n in widen(graph, 2.0, 1).outputs().values()] == [3]
+    wide = widen(with_output(graph, "b"), 2.0, 1)
+    assert (wide.node("a").shape[0], [n.shape[0] for n in wide.outputs().values()]) == (16, [3, 16])
 
 
 @settings(deadline=None, max_examples=150, derandomize=True)

@@ -154,7 +154,7 @@ def test_only_weights_of_several_dimensions_decay(tmp_path: Path) -> None:
 
 
 def test_a_sample_is_the_pruned_network_and_gives_its_numbers_back(tmp_path: Path) -> None:
-    net = Supernet.start(tiny_graph(tmp_path), SearchConfig(), CPU, seed=4, gate_init=1.0)
+    net = Supernet.start(tiny_graph(tmp_path), TASK, SearchConfig(), CPU, seed=4, gate_init=1.0)
     net.weight_step(batch(0), 0.1)
     closed = {gate for n, gate in enumerate(net.graph.gates()) if n % 3 == 0 and not gate.startswith("reduce")}
     sample = net.pruned(closed)
@@ -186,7 +186,7 @@ def test_a_softmax_over_each_choice_learns_through_the_gate_vectors(tmp_path: Pa
     begin, end = TINY.index("    levels:"), TINY.index("  reduce:")
     graph = api.load(write_spec(tmp_path, TINY[:begin] + CHOICES.strip("\n") + "\n" + TINY[end:]))[1]
     assert {len(choice.gates) for choice in graph.choices} == {2}
-    net = Supernet.start(graph, SearchConfig(), CPU, seed=4, gate_init=1.0)
+    net = Supernet.start(graph, TASK, SearchConfig(), CPU, seed=4, gate_init=1.0)
     random = torch.Generator().manual_seed(0)
     alphas = {c.id: torch.randn(len(c.gates), generator=random).requires_grad_() for c in graph.choices}
 

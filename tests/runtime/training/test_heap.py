@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
-from ctypes.util import find_library
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ import pytest
 
 from graphspec import api
 from runtime.jobs import runner as jobs
-from runtime.training import heap
 from runtime.training.loop import Loop
 from tests.tiny import environment, write_spec
 
@@ -141,46 +138,3 @@ def test_all_training_is_done_with_it(tmp_path: Path, monkeypatch: pytest.Monkey
         api.search(quiet=True)
         api.retrain(quiet=True)
     assert events == 2 * ["kept", "train", "given back"]
-
-
-@pytest.mark.parametrize(
-    ("library", "settings", "pinned"),
-    [
-        (("glibc", "2.36"), {}, 1),
-        (("glibc", "2.38"), {}, 1),
-        (("glibc", "2.39"), {}, 4),
-        (("glibc", "2.36"), {"MALLOC_TRIM_THRESHOLD_": "65536"}, None),
-        (("", ""), {}, None),
-    ],
-)
-def test_the_heap_to_play_on_is_like_the_process_s(
-    monkeypatch: pytest.MonkeyPatch, library: tuple[str, str], settings: dict[str, str], pinned: int | None
-) -> None:
-    monkeypatch.setattr(platform, "libc_ver", lambda: library)
-    for name in [name for name in os.environ if name.startswith(SETTINGS)]:
-        monkeypatch.delenv(name)
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
-    found = heap.heap_here()
-    assert (None if found is None else found.pinned) == pinned
-
-
-# -- another allocator ------------------------------------------------------------------------------------------------
-
-JEMALLOC = find_library("jemalloc")
-GROWTH = """
-import json
-from benchmarks.memory import CPU, Variant, grown, predicted
-from runtime.training.heap import heap_here
-
-variant = Variant("digits", 256, recompute=True)
-print(json.dumps({**grown(variant, CPU), "peak": max(predicted(variant, CPU).values()), "glibc": bool(heap_here())}))
-"""
-
-
-@pytest.mark.skipif(JEMALLOC is None, reason="jemalloc is not installed")
-def test_with_jemalloc_a_process_grows_by_what_is_in_use() -> None:
-    found = run(GROWTH, LD_PRELOAD=str(JEMALLOC))
-    assert not found["glibc"]
-    assert found["predicted"] == found["peak"]
-    assert found["measured"] == pytest.approx(found["peak"], rel=0.2)

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from compiler.language.config import SearchConfig, Section
-from compiler.lowering.groups import exits
-from compiler.lowering.memory import recomputed_blocks
+from compiler.lowering.groups import exits, recomputed_blocks
 from graphspec import api
 from runtime.data.dataset import load_dataset
 from runtime.jobs.logs import Console
@@ -47,7 +46,7 @@ def trained(folder: Path, *settings: str) -> tuple[SearchJob, dict[str, Tensor]]
     """A search of the tiny space on fake images after a few steps of both stages; what it has trained."""
     spec, graph = api.load(write_spec(folder, TINY.replace("digits", "fake")), [*BASE, *settings])
     dataset = load_dataset(spec.config.data, (1, 8, 8), class_task(10), seed=spec.config.seed)
-    context = Context.of(graph, spec.config, dataset, torch.device("cpu"), 1.0, Console(quiet=True), folder)
+    context = Context(graph, spec.config, dataset, torch.device("cpu"), 1.0, Console(quiet=True), folder)
     job = SearchJob(Dso(context))
     for stage, epoch, step in STEPS:
         job.step(job.stages[stage], Position(stage, epoch, step))
@@ -83,7 +82,7 @@ def test_a_setting_of_gates_changes_the_gates(tmp_path: Path, plain: dict[str, T
 def test_recompute_changes_no_number_but_runs_block_by_block(tmp_path: Path, plain: dict[str, Tensor]) -> None:
     job, found = trained(tmp_path, "search.recompute=true")
     assert all(torch.allclose(tensor, found[name], atol=1e-5) for name, tensor in plain.items())
-    chosen = recomputed_blocks(job.context.graph, "fused")
+    chosen = recomputed_blocks(job.context.graph)
     assert {block.id for exit_id, (_, block) in exits(job.context.graph).items() if exit_id in chosen} == {
         name for name, part in job.net.module.named_modules() if name and isinstance(part, fx.GraphModule)
     }

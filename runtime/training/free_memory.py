@@ -1,0 +1,62 @@
+"""How much memory a process can still get: of a GPU, or of the machine, its swap and its control groups."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+ROOT = Path("/")
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that can still be had on a device; None where the system does not say."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return host_memory(ROOT)
+
+
+def host_memory(root: Path) -> int | None:
+    """Bytes that a process of this machine can still get, swap and control groups taken into account."""
+    sizes = _fields(root / "proc/meminfo")
+    if "MemAvailable" in sizes:
+        limits = [1024 * (sizes["MemAvailable"] + sizes.get("SwapFree", 0)), *_group_limits(root)]
+        return max(0, min(limits))
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # no more than the machine has
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _group_limits(root: Path) -> Iterator[int]:
+    """What each control group that this process is in, of version 2 or 1, leaves of its limit."""
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            mount, limit, usage, cache = root / "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            mount, limit, usage = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            cache = "total_inactive_file"
+        else:
+            continue
+        own = Path(path.lstrip("/"))
+        for folder in (mount / part for part in (own, *own.parents)):
+            most, used = _text(folder / limit).strip(), _text(folder / usage).strip()
+            if most.isdigit() and used.isdigit():
+                yield int(most) - int(used) + _fields(folder / "memory.stat").get(cache, 0)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """Lines of a name and a number."""
+    words = [line.replace(":", " ").split() for line in _text(path).splitlines()]
+    return {word[0]: int(word[1]) for word in words if len(word) > 1 and word[1].isdigit()}
