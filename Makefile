@@ -21,15 +21,15 @@ $(READY): pyproject.toml constraints.txt
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(READY) ## Compile, search, retrain and export specs/digits.yaml, then report: its path and six lines
-	@echo "demo: the digits, from the search space to a checked ONNX file; each time in a run directory of its own"
+demo: $(READY) ## Compile, search, retrain and export specs/digits.yaml, then report
+	@echo "demo: from a search space for digits to a checked ONNX file, in a new run directory"
 	$(BIN)/graphspec compile specs/digits.yaml
 	$(BIN)/graphspec search
 	$(BIN)/graphspec retrain
-	$(BIN)/graphspec export --onnx
+	$(BIN)/graphspec export
 	$(BIN)/graphspec report
 
-test: lint types unit ## Linters, types and all tests
+test: lint types unit ## Run linters, type checks and all tests
 
 lint: $(READY) ## Check style
 	$(BIN)/ruff check .

@@ -26,10 +26,10 @@ from benchmarks.common import ROOT, Bar, bar_table, machine_line, reason, second
 from benchmarks.gpu_checks import all_checks, random_batch
 from benchmarks.jobs import halves
 from benchmarks.supernet import KINDS, Variant, start
-from compiler.elaborate.builder import load
 from compiler.ir.graph import Graph
 from compiler.language.config import Configuration, DataConfig
 from compiler.language.spec import Spec
+from graphspec.api import load
 from runtime.data.dataset import load_dataset
 from runtime.jobs.logs import Console
 from runtime.search.search_job import SearchJob

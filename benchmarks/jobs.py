@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from compiler.elaborate.builder import load
 from compiler.language.config import Configuration
+from graphspec.api import load
 from runtime.data.dataset import load_dataset
 from runtime.jobs.logs import Console
 from runtime.search.search_job import SearchJob

@@ -38,10 +38,10 @@ from benchmarks.common import (
 )
 from benchmarks.supernet import BATCH, KINDS, Variant, make_step
 from compiler.analysis.costs import total_cost
-from compiler.elaborate.builder import load
 from compiler.ir.graph import Graph
 from compiler.language.config import SearchConfig
 from compiler.ops import BYTES
+from graphspec.api import load
 from runtime.training.heap import freed_memory_kept
 
 FORWARDS = {"weight": 3, "gate": 2}  # times the forward pass's FLOPs

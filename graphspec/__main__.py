@@ -1,6 +1,6 @@
 """`python -m graphspec`: the command line."""
 
-from graphspec.cli import main
+from graphspec.cli.main import main
 
 if __name__ == "__main__":
     main()

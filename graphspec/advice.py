@@ -1,4 +1,4 @@
-"""Warnings about settings that are valid but cannot work; `graphspec compile` prints them before anything runs.
+"""Warnings about valid settings that cannot give a useful search; `graphspec compile` prints them.
 
 It belongs to the highest layer, with the API and the command line, and imports no torch.
 """
@@ -11,7 +11,7 @@ from compiler.language.config import Configuration, DataConfig, GateConfig, Sche
 from runtime.training.schedules import learning_rate, period_ends
 
 TOO_SOON = 0.1
-"""A gate without gradient that dies within this many epochs leaves no time to tell useful edges from useless ones."""
+"""A gate without gradient that is zero within this many epochs: too fast to tell useful edges from useless ones."""
 SAMPLES = 20_000
 TRAINING_IMAGES = {
     "digits": 1437,
@@ -73,16 +73,14 @@ def gate_warnings(search: SearchConfig, steps_per_epoch: int) -> list[str]:
         return ["search.gates.gamma is 0: no gate is pushed to zero, so no edge will be pruned"]
     alive = epochs_to_death(gates, steps_per_epoch, search.epochs)
     pace = (
-        f"with search.gates.gamma {gates.gamma:g} and lr {gates.lr:g}, an edge that the loss does not hold needs about "
-        f"{death_steps(gates.gamma, gates.lr, gates.momentum):.0f} gate steps at the full rate to die"
+        f"with search.gates.gamma {gates.gamma:g} and lr {gates.lr:g}, a gate without gradient is zero after about "
+        f"{death_steps(gates.gamma, gates.lr, gates.momentum):.0f} gate steps at the full learning rate"
     )
     total = search.epochs * steps_per_epoch
     if math.isinf(alive):
-        return [
-            f"{pace}, and the {total} steps of the search fall short of it: raise gamma, the gates' lr or search.epochs"
-        ]
+        return [f"{pace}, but the search has only {total} gate steps: raise gamma, the gates' lr or search.epochs"]
     if alive < TOO_SOON:
-        return [f"{pace}, {alive:.2g} of an epoch: lower gamma or the gates' lr, else useful edges die as well"]
+        return [f"{pace}, {alive:.2g} of an epoch: lower gamma or the gates' lr, or useful edges are pruned too"]
     return []
 
 
@@ -90,14 +88,16 @@ def schedule_warnings(where: str, schedule: Schedule, base: float, epochs: int) 
     """What is doubtful about a schedule; `where` is the key of its section, e.g. `retrain`."""
     found = []
     if schedule.warmup >= epochs > 0:
-        found.append(f"{where}.schedule.warmup is {schedule.warmup} of {epochs} epochs: the curve never starts")
+        found.append(
+            f"{where}.schedule.warmup is {schedule.warmup} of {epochs} epochs: training never leaves the warm-up"
+        )
     if schedule.kind in ("cosine", "warm_restarts") and schedule.minimum > base:
         found.append(f"{where}.schedule.minimum {schedule.minimum:g} is above {where}.lr {base:g}: the rate will rise")
     if schedule.kind == "warm_restarts" and epochs > 0:
         ends = period_ends(schedule, epochs)
         if ends and ends[-1] != epochs:
             found.append(
-                f"{where} stops after {epochs} epochs, amid a period of its warm restarts: "
+                f"{where} stops after {epochs} epochs, in the middle of a warm-restart period: "
                 f"periods end at epochs {', '.join(map(str, ends))}"
             )
     return found

@@ -4,7 +4,8 @@
     compiled = graphspec.compile("specs/digits.yaml")
     found = graphspec.search(compiled.run)
 
-Every function takes a `RunDir` or a path to one (None: the latest). Errors are `compiler.errors.GraphspecError`.
+Every function takes a `RunDir` or a path to one (None: the latest), and overrides as `--set` takes them or as a mapping
+(`{"search.epochs": 5}`). Errors are `compiler.errors.GraphspecError`.
 torch is imported by the functions that train, and by no other.
 """
 
@@ -22,13 +23,13 @@ from typing import TYPE_CHECKING, Any, overload
 
 import yaml
 
-from compiler.architecture.derive import derive as derive_architecture
-from compiler.elaborate.builder import load as load
+from compiler.elaborate.builder import load as load_spec
 from compiler.errors import RunError
 from compiler.garbage import collector_paused
 from compiler.ir.graph import Graph
-from compiler.ir.text import json_and_hash, text, to_json
-from compiler.language.parse import STRUCTURE, parse_file
+from compiler.ir.text import graph_hash, json_and_hash, text, to_json
+from compiler.language.overrides import Override, Overrides, overrides_of
+from compiler.language.parse import SPEC, parse_file
 from compiler.language.spec import Spec
 from graphspec.advice import advise
 from graphspec.cost_report import CostReport, cost_report
@@ -64,12 +65,17 @@ class CompiledSpec:
     run: RunDir | None
 
 
+def load(path: str | os.PathLike[str], overrides: Overrides = ()) -> tuple[Spec, Graph]:
+    """Parse and elaborate a spec file; SpecError with every mistake in it."""
+    return load_spec(path, overrides_of(overrides))
+
+
 @collector_paused()
 def compile(  # noqa: A001  (the verb of the command line)
     path: str | os.PathLike[str],
     *,
     out: str | os.PathLike[str] | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     dry_run: bool = False,
     root: Path = RUNS,
 ) -> CompiledSpec:
@@ -89,14 +95,14 @@ def _files(spec: Spec, graph: Graph, graph_json: str) -> RunFiles:
         name=spec.name,
         seed=spec.config.seed,
         spec=spec.text,
-        resolved=yaml.safe_dump(spec.places.plain(), sort_keys=False, allow_unicode=True),
+        resolved=yaml.safe_dump(spec.root.plain(), sort_keys=False, allow_unicode=True),
         config=spec.config.model_dump_json(indent=2) + "\n",
         graph_json=graph_json,
         graph_text=text(graph),
     )
 
 
-def open_run(target: Target = None, overrides: Sequence[str] = ()) -> Opened:
+def open_run(target: Target = None, overrides: Overrides = ()) -> Opened:
     """Open a run directory, compile a spec file into a new one, or open the latest (None).
 
     The graph is the one that was compiled; the spec is read again for its settings. RunError if the overrides change
@@ -110,23 +116,34 @@ def open_run(target: Target = None, overrides: Sequence[str] = ()) -> Opened:
             assert compiled.run is not None
             return Opened(compiled.run, compiled.spec, compiled.graph)
         target = RunDir.latest() if path is None else RunDir.open(path)
-    spec = parse_file(target.resolved, overrides)
-    if any(spec.override_in(key) for key in STRUCTURE) and _structure(spec) != _structure(parse_file(target.resolved)):
+    typed = overrides_of(overrides)
+    spec = parse_file(target.resolved, typed)
+    changed = any(override.path[0] in SPEC.names for override in typed)
+    if changed and _structure(spec) != _structure(parse_file(target.resolved)):
         raise RunError(
-            f"{target.path}: the overrides {' '.join(overrides)} give another graph than the one compiled "
+            f"{target.path}: the overrides {' '.join(map(str, typed))} give another graph than the one compiled "
             f"there\n  try: graphspec compile SPEC with the same --set"
         )
-    return Opened(target, spec, read_graph(target.graph_json))
+    return Opened(target, spec, _compiled_graph(target))
+
+
+def _compiled_graph(run: RunDir) -> Graph:
+    """The graph as it was compiled; a file of version 1 knows no choices, which then follow from the spec."""
+    graph = read_graph(run.graph_json)
+    if '"version": 1,' not in run.graph_json.read_text(encoding="utf-8")[:100]:
+        return graph
+    again = load(run.resolved)[1]
+    return again if graph_hash(again) == graph_hash(graph) else graph
 
 
 def _structure(spec: Spec) -> dict[str, Any]:
     """What the graph is made from, as written; the first value of the gates is a setting."""
-    written = spec.places.plain()
+    written = spec.root.plain()
     gates = {key: value for key, value in (written.get("gates") or {}).items() if key != "init"}
-    return {**{key: written.get(key) for key in STRUCTURE}, "gates": gates}
+    return {**{key: written.get(key) for key in SPEC.names}, "gates": gates}
 
 
-def _read(target: Target, overrides: Sequence[str]) -> tuple[Spec, Graph]:
+def _read(target: Target, overrides: Overrides) -> tuple[Spec, Graph]:
     """The spec and graph of a spec file or a run; nothing is written."""
     if _is_spec(target):
         return load(str(target), overrides)
@@ -135,31 +152,15 @@ def _read(target: Target, overrides: Sequence[str]) -> tuple[Spec, Graph]:
 
 
 @overload
-def search(
-    target: Target = None,
-    *,
-    seeds: None = None,
-    match: str | os.PathLike[str] | None = None,
-    overrides: Sequence[str] = (),
-    strategy: type[Strategy] | None = None,
-    **options: Any,
-) -> SearchResult: ...
+def search(target: Target = None, *, seeds: None = None, **options: Any) -> SearchResult: ...
 @overload
-def search(
-    target: Target = None,
-    *,
-    seeds: Sequence[int],
-    match: str | os.PathLike[str] | None = None,
-    overrides: Sequence[str] = (),
-    strategy: type[Strategy] | None = None,
-    **options: Any,
-) -> Study[SearchResult]: ...
+def search(target: Target = None, *, seeds: Sequence[int], **options: Any) -> Study[SearchResult]: ...
 def search(
     target: Target = None,
     *,
     seeds: Sequence[int] | None = None,
     match: str | os.PathLike[str] | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     strategy: type[Strategy] | None = None,
     **options: Any,
 ) -> SearchResult | Study[SearchResult]:
@@ -187,15 +188,11 @@ def search(
 
 
 @overload
-def retrain(
-    target: Target = None, *, seeds: None = None, overrides: Sequence[str] = (), **options: Any
-) -> RetrainResult: ...
+def retrain(target: Target = None, *, seeds: None = None, **options: Any) -> RetrainResult: ...
 @overload
+def retrain(target: Target = None, *, seeds: Sequence[int], **options: Any) -> Study[RetrainResult]: ...
 def retrain(
-    target: Target = None, *, seeds: Sequence[int], overrides: Sequence[str] = (), **options: Any
-) -> Study[RetrainResult]: ...
-def retrain(
-    target: Target = None, *, seeds: Sequence[int] | None = None, overrides: Sequence[str] = (), **options: Any
+    target: Target = None, *, seeds: Sequence[int] | None = None, overrides: Overrides = (), **options: Any
 ) -> RetrainResult | Study[RetrainResult]:
     """Train the found network from scratch; `options` are those of `runtime.jobs.runner.JobOptions`.
 
@@ -214,21 +211,23 @@ def retrain(
     return StudyJob("retrain", open_run(target, overrides), chosen, job, run_retrain, RetrainResult.of).run()
 
 
-def _checked(seeds: Sequence[int], overrides: Sequence[str]) -> tuple[int, ...]:
+def _checked(seeds: Sequence[int], overrides: Overrides) -> tuple[int, ...]:
     refuse_processes("--seeds", "a run of its own for each seed: graphspec compile SPEC --seed N")
-    if any(override.partition("=")[0].strip() == "seed" for override in overrides):
+    if any(override.path == ("seed",) for override in overrides_of(overrides)):
         raise RunError("one seed (--seed, --set seed=N) and several (--seeds) are asked for\n  try: one of the two")
     return checked_seeds(seeds)
 
 
-def matched(target: Target, overrides: Sequence[str], match: str | os.PathLike[str] | None) -> list[str]:
+def matched(target: Target, overrides: Overrides, match: str | os.PathLike[str] | None) -> tuple[Override, ...]:
     """The overrides, with the size that the run `match` found; RunError if it found none or nothing is drawn."""
     _check_match(target, overrides, match)
-    size = [] if match is None else [f"search.random_params={found_params(RunDir.open(Path(match)))}"]
-    return [*overrides, *size]
+    typed = overrides_of(overrides)
+    if match is None:
+        return typed
+    return (*typed, Override.of("search.random_params", found_params(RunDir.open(Path(match))), "--match"))
 
 
-def _check_match(target: Target, overrides: Sequence[str], match: str | os.PathLike[str] | None) -> None:
+def _check_match(target: Target, overrides: Overrides, match: str | os.PathLike[str] | None) -> None:
     """RunError if `match` would be of no use."""
     if match is None:
         return
@@ -240,27 +239,16 @@ def _check_match(target: Target, overrides: Sequence[str], match: str | os.PathL
         )
 
 
-SMOKE = {
-    "data.name": "fake",
-    "data.mean": "null",
-    "data.std": "null",
-    "search.batch_size": "4",
-    "search.pretrain_epochs": "1",
-    "search.epochs": "1",
-    "search.prune.every": "1",
-    "search.recalibrate_batches": "1",
-    "search.schedule.warmup": "0",
-    "search.gates.schedule.warmup": "0",
-    "retrain.batch_size": "8",
-    "retrain.epochs": "1",
-    "retrain.schedule.warmup": "0",
-}
+SMOKE: dict[str, Any] = {
+    "data.name": "fake", "data.mean": None, "data.std": None,
+    "search.batch_size": 4, "search.pretrain_epochs": 1, "search.epochs": 1, "search.prune.every": 1,
+    "search.recalibrate_batches": 1, "search.schedule.warmup": 0, "search.gates.schedule.warmup": 0,
+    "retrain.batch_size": 8, "retrain.epochs": 1, "retrain.schedule.warmup": 0,
+}  # fmt: skip
 """Two steps of every stage on fake data: what `--smoke` sets."""
 
 
-def smoke(
-    target: Target = None, last: str = "search", *, overrides: Sequence[str] = (), **options: Any
-) -> tuple[str, ...]:
+def smoke(target: Target = None, last: str = "search", *, overrides: Overrides = (), **options: Any) -> tuple[str, ...]:
     """Run two steps of every stage up to `last` (search or retrain) on fake data, in a folder that is removed again.
 
     Where the run has found or been given a network, only that one is retrained. Gives the jobs that ran.
@@ -270,7 +258,7 @@ def smoke(
     data, steps = spec.config.data, 2 * spec.config.search.weight_steps
     images = max(4 * steps / spec.config.search.weight_part, 8 / (1 - spec.config.search.weight_part))
     size = math.ceil((images + 1) / (1 - data.validation)) + spec.classes
-    settings = [*overrides, *(f"{k}={v}" for k, v in SMOKE.items()), f"data.fake_size={size}"]
+    settings = (*overrides_of(overrides), *overrides_of({**SMOKE, "data.fake_size": size}))
     options = {**options, "resume": False, "overwrite": False}
     with tempfile.TemporaryDirectory(prefix="graphspec-smoke-") as folder:
         spec, graph = _read(target, settings)
@@ -295,7 +283,7 @@ def _is_spec(target: Target) -> bool:
     )
 
 
-def export(target: Target = None, *, overrides: Sequence[str] = (), **options: Any) -> ExportResult:
+def export(target: Target = None, *, overrides: Overrides = (), **options: Any) -> ExportResult:
     """Emit the network as ONNX and check it; `options` are those of `runtime.export.run_export.ExportOptions`."""
     from runtime.export.run_export import ExportOptions, run_export
     from runtime.jobs.run_study import refuse_study
@@ -326,9 +314,11 @@ def derive(
     into: str | os.PathLike[str],
     *,
     block: str | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
 ) -> Derived:
     """Bring the blocks of an arch.yaml into the network of another spec; ArchitectureError if they do not fit."""
+    from compiler.architecture.derive import derive as derive_architecture
+
     found = read_architecture(Path(architecture))
     spec, graph = load(into, overrides)
     files = _files(spec, graph, to_json(graph))

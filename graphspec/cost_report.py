@@ -13,7 +13,7 @@ from compiler.language.config import SearchConfig
 from compiler.ops import Cost
 from compiler.passes.prune_zero_edges import prune
 
-HEADS = ("", "nodes", "edges", "gates", "params", "FLOPs", "MAC bytes")
+HEADS = ("", "nodes", "edges", "gates", "params", "FLOPs", "memory access")
 
 
 @dataclass(frozen=True)

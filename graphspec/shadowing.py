@@ -1,4 +1,7 @@
-"""A clear word where a user's own `compiler` or `runtime` hides ours: `python -m` puts the working directory first."""
+"""A clear message where a user's own `compiler` or `runtime` hides ours: `python -m` puts the working directory first.
+
+It imports nothing of these two packages, since they may be the wrong ones.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,18 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import graphspec
-from compiler.errors import GraphspecError
 
 
 def refuse_shadowed() -> None:
-    """GraphspecError if `compiler` or `runtime` is not the package installed beside graphspec."""
+    """SystemExit with a message (exit code 1) if `compiler` or `runtime` is not the package beside graphspec."""
     home = Path(graphspec.__file__).resolve().parent.parent
     for name in ("compiler", "runtime"):
         spec = find_spec(name)
         found = Path(spec.origin).resolve() if spec and spec.origin else None
         if found != home / name / "__init__.py":
-            raise GraphspecError(
-                f"{found or 'nothing'} is imported as {name!r}, but graphspec needs its own package of that name\n"
+            raise SystemExit(
+                f"error: {found or 'nothing'} is imported as {name!r}, "
+                f"but graphspec needs its own package of that name\n"
                 f"  try: the command `graphspec` instead of `python -m graphspec`, another working directory, "
                 f"or rename yours"
             )

@@ -9,7 +9,7 @@ from pathlib import Path
 from compiler.elaborate.builder import load
 from compiler.errors import GraphspecError
 from compiler.ir.graph import Graph
-from compiler.passes.pipeline import PRUNED
+from compiler.language.overrides import Override
 from runtime.rundir.directory import RunDir
 from runtime.rundir.network import read_architecture, read_graph
 
@@ -23,7 +23,7 @@ class Picture:
     kept: Graph | None = None
 
 
-def graph_of(target: Path, overrides: Sequence[str] = ()) -> Graph:
+def graph_of(target: Path, overrides: Sequence[Override] = ()) -> Graph:
     """The graph of a spec or graph file, or of a run: the found one where it was searched, else the whole space."""
     if target.suffix == ".json" and target.is_file():
         return read_graph(target)
@@ -33,7 +33,7 @@ def graph_of(target: Path, overrides: Sequence[str] = ()) -> Graph:
     return load(target, overrides)[1]
 
 
-def picture_of(target: Path | None, overrides: Sequence[str] = ()) -> Picture:
+def picture_of(target: Path | None, overrides: Sequence[Override] = ()) -> Picture:
     """What there is to see of a spec or a run."""
     if target is not None and not target.is_dir() and target.name != "latest":
         return Picture(graph_of(target, overrides))
@@ -43,5 +43,7 @@ def picture_of(target: Path | None, overrides: Sequence[str] = ()) -> Picture:
     graph = read_graph(run.graph_json)
     if not run.search.arch.is_file():
         return Picture(graph)
+    from compiler.passes.pipeline import PRUNED  # and with it numpy
+
     model = read_architecture(run.search.arch).model(graph)
     return Picture(graph, model.gates, PRUNED.run(model).graph)

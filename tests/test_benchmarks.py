@@ -20,9 +20,9 @@ from benchmarks import compile as compiling
 from benchmarks import exemption, export, memory, overhead, peers, roofline, search, supernet
 from benchmarks.turns import Worker
 from compiler.analysis.costs import total_cost, weight_step_bytes
-from compiler.elaborate.builder import load
 from compiler.lowering.torch.fx import lower
 from compiler.lowering.torch.modules import Conv
+from graphspec.api import load
 from runtime.training.allocated import OnCpu
 from tests.tiny import environment, write_spec
 

@@ -19,7 +19,7 @@ from compiler.errors import SpecError
 from compiler.ir.text import from_json, graph_hash
 from compiler.ir.verify import RULES
 from graphspec.api import open_run
-from graphspec.cli import main
+from graphspec.cli.main import main
 from runtime.rundir import files
 from tests.tiny import TINY, environment, graphspec, write_spec
 
@@ -267,7 +267,7 @@ def test_commands_that_do_not_train_import_nothing_heavy(tmp_path: Path) -> None
     code = """
 import sys
 from graphspec import cost_report
-from graphspec.cli import main
+from graphspec.cli.main import main
 for line in sys.argv[1:]:
     sys.argv = ["graphspec", *line.split()]
     try:
@@ -313,7 +313,7 @@ def test_completion_is_offered(tmp_path: Path) -> None:
         "COMP_WORDS": "graphspec comp",
         "COMP_CWORD": "1",
     }
-    code = "import sys; sys.argv = ['graphspec']; from graphspec.cli import main; main()"
+    code = "import sys; sys.argv = ['graphspec']; from graphspec.cli.main import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environ, capture_output=True, text=True, check=False
     )

@@ -19,15 +19,12 @@ import typer.main
 import yaml
 from PIL import Image
 
-import graphspec.export_command
-import graphspec.run_commands
-import graphspec.training_commands  # noqa: F401  (these add their commands to `app`)
 from compiler.elaborate.builder import MAX_NODES, load
 from compiler.elaborate.template import MAX_EDGES
 from compiler.errors import GraphspecError
 from compiler.language.reference import rewritten
 from compiler.language.source import MAX_BYTES, MAX_DEPTH, MAX_SIZE
-from graphspec.cli import app
+from graphspec.cli.app import app
 from tests.tiny import TINY, environment
 
 ROOT = Path(__file__).parent.parent

@@ -12,7 +12,7 @@ SPEC = Path(__file__).parent.parent / "specs" / "digits.yaml"
 
 def test_digits_from_spec_to_onnx(tmp_path: Path) -> None:
     graphspec(tmp_path, "compile", str(SPEC))
-    for command in (["search"], ["retrain"], ["export", "--onnx"]):
+    for command in (["search"], ["retrain"], ["export"]):
         graphspec(tmp_path, *command)
     summary = graphspec(tmp_path, "report").stdout.splitlines()
     assert [line.split()[0] for line in summary] == ["supernet", "retrained", "params", "FLOPs", "latency", "parity"]

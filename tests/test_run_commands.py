@@ -11,14 +11,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-import graphspec.export_command
-import graphspec.run_commands
-import graphspec.training_commands  # noqa: F401  (these add their commands)
 from compiler.architecture.random_network import random_closed
 from compiler.elaborate.builder import load
 from compiler.errors import RunError
 from graphspec import api
-from graphspec.cli import main
+from graphspec.cli.main import main
 from graphspec.starters import starters
 from runtime.jobs.signals import Interrupted
 from runtime.rundir.directory import RunDir
@@ -66,7 +63,7 @@ def test_init_lists_what_there_is(shell: Shell) -> None:
     names = [line.split()[0] for line in out.splitlines()]
     assert names == list(starters())
     assert "digits" in names
-    assert all(len(line.split()) > 3 for line in out.splitlines())  # each with a summary
+    assert all(re.fullmatch(r"\S+ +[A-Z].{10,80}\.", line) for line in out.splitlines())  # each with a sentence
 
 
 @pytest.mark.parametrize("name", list(starters()))

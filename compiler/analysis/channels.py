@@ -13,14 +13,13 @@ What is left are the free widths: each may become any multiple of its step.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from compiler.errors import PassError
-from compiler.ir.graph import INPUT, OUTPUT, Attrs, Graph, Node, TensorType, attrs_of
-from compiler.ops import Channels, Cost, Reads, chain_of, cost, infer, input_shapes, op, read_attrs
+from compiler.ir.graph import INPUT, Attrs, Graph, Node, attrs_of
+from compiler.ops import Channels, Reads, chain_of, input_shapes, op, read_attrs
 from compiler.passes.infer_types import infer_types
 
 NAME = "widen"
@@ -58,10 +57,6 @@ class WidthPlan:
     channels: Mapping[str, WidthSum]  # node -> its written channels as a sum over free widths
     groups: Mapping[str, WidthSum]  # node -> its groups, where these follow the channels it reads
 
-    @functools.cached_property
-    def _order(self) -> list[tuple[Node, list[str]]]:
-        return [(node, [edge.src for edge in self.graph.inputs(node.id)]) for node in self.graph.nodes()]
-
     def apply(self, widths: Mapping[int, int]) -> Graph:
         """The typed graph in which every free width has become `widths[width]`."""
         graph = self.graph.copy()
@@ -69,21 +64,6 @@ class WidthPlan:
             node = graph.node(node_id)
             graph.replace(replace(node, attrs=self._attrs(node, widths)))
         return infer_types(graph)
-
-    def cost(self, widths: Mapping[int, int]) -> Cost:
-        """What the graph that `apply` gives costs, counted without making it."""
-        types: dict[str, TensorType] = {}
-        total = Cost()
-        for node, sources in self._order:
-            if node.op == INPUT:
-                types[INPUT] = TensorType(node.shape)
-                continue
-            attrs, read = self._attrs(node, widths), [types[source] for source in sources]
-            types[node.id] = infer(node.op, attrs, read)
-            if node.op != OUTPUT:
-                apart = read if op(node.op).reads is Reads.APART else read[:1]
-                total += cost(node.op, attrs, tuple(t.shape for t in apart), len(read))
-        return total
 
     def _attrs(self, node: Node, widths: Mapping[int, int]) -> Attrs:
         if node.id not in self.channels and node.id not in self.groups:

@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -21,8 +21,10 @@ from compiler.garbage import collector_paused
 from compiler.ir.graph import INPUT, OUTPUT, Attrs, Block, Choice, Graph, Node, Phase, TensorType, attrs_of
 from compiler.ir.verify import verify
 from compiler.language.dims import Dim, DimError
+from compiler.language.overrides import Override
 from compiler.language.parse import parse
-from compiler.language.spec import BlockSpec, NetworkEntry, Path, Spec
+from compiler.language.source import Path
+from compiler.language.spec import BlockSpec, NetworkEntry, Spec
 from compiler.ops import Channels, TypeMismatchError, explain_attr_errors, infer, op, read_attrs
 
 MAX_NODES = 150_000  # nodes of the elaborated network
@@ -30,7 +32,7 @@ _OTHER_CHANNELS = frozenset({Channels.JOINED, Channels.FLATTENED, Channels.AVERA
 
 
 @collector_paused()
-def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> tuple[Spec, Graph]:
+def load(path: str | os.PathLike[str], overrides: Sequence[Override] = ()) -> tuple[Spec, Graph]:
     """Parse and elaborate a spec file; SpecError with every independent mistake of structure and of meaning.
 
     RuleError if the graph breaks a rule of the search phase.
@@ -60,6 +62,22 @@ def _elaborate(spec: Spec, problems: Iterable[Diagnostic]) -> Graph:
     if report.found:
         raise SpecError(report.found)
     return builder.graph
+
+
+class _Instance(NamedTuple):
+    """A block where it stands: its id, the network entry that it belongs to and the nodes whose values it takes."""
+
+    block: BlockSpec
+    id: str
+    entry: NetworkEntry
+    sources: tuple[str, ...]
+
+    @property
+    def gate_scope(self) -> str:
+        """What the ids of its gates begin with."""
+        if self.block.share == "block":
+            return self.block.name
+        return f"{self.entry.name}.{self.block.name}" if self.block.share == "stage" else self.id
 
 
 @dataclass
@@ -155,7 +173,7 @@ class _Builder:
         for index in range(entry.repeat or 1):
             block_id = entry.name if entry.repeat is None else f"{entry.name}.block{index}"
             sources = [history[max(len(history) - 1 - i, 0)] for i in range(count)]
-            block = self._instance(definition, block_id, entry, tuple(sources))
+            block = self._instance(_Instance(definition, block_id, entry, tuple(sources)))
             if block is None:
                 return None
             made.append(block)
@@ -177,8 +195,9 @@ class _Builder:
 
     # -- one block --------------------------------------------------------------------------------------------------
 
-    def _instance(self, block: BlockSpec, block_id: str, entry: NetworkEntry, sources: tuple[str, ...]) -> Block | None:
-        symbols = self._bind(block, block_id, entry, sources)
+    def _instance(self, at: _Instance) -> Block | None:
+        block = at.block
+        symbols = self._bind(at)
         if symbols is None:
             return None
         try:
@@ -186,61 +205,51 @@ class _Builder:
             if min(declared) < 1:
                 raise DimError(f"{block.type} gives {TensorType(declared)}: every size must be at least 1")
         except DimError as error:
-            self._fail((*block.path, "type"), f"block {block.name!r} in {block_id}: {error}")
+            self._fail((*block.path, "type"), f"block {block.name!r} in {at.id}: {error}")
             return None
-        output = self._fill(block, block_id, entry, sources, symbols, declared)
+        output = self._fill(at, symbols, declared)
         if output is None:  # reported; the declared type stands in, so that the rest of the network is checked too
-            output = f"{block_id}.declared"
+            output = f"{at.id}.declared"
             self.graph.add(Node(output, "identity", type=TensorType(declared)))
-        stage = entry.name if entry.repeat is not None else block_id
-        return Block(block_id, block.name, stage, sources, output)
+        stage = at.entry.name if at.entry.repeat is not None else at.id
+        return Block(at.id, block.name, stage, at.sources, output)
 
-    def _fill(
-        self,
-        block: BlockSpec,
-        block_id: str,
-        entry: NetworkEntry,
-        sources: tuple[str, ...],
-        symbols: Mapping[str, int],
-        declared: tuple[int, ...],
-    ) -> str | None:
+    def _fill(self, at: _Instance, symbols: Mapping[str, int], declared: tuple[int, ...]) -> str | None:
         """Add the instance's nodes; the id of its output, or None if a node does not fit (reported)."""
+        block = at.block
         template = self.templates[block.name]
         if template is None:
             return None
-        values = self._input_values(template, block_id, sources)
-        scope = _gate_scope(block, block_id, entry)
+        values = self._input_values(template, at)
         demands = _demanded_channels(template, declared[0])
         for node in template.nodes:
-            if not self._node(node, block_id, scope, symbols, values, demands):
+            if not self._node(node, at, symbols, values, demands):
                 return None
         found = self.graph.node(values[OUT]).shape
         if found != declared:
             self._fail(
                 (*block.path, "type"),
-                f"block {block.name!r} in {block_id}: its type says it gives {TensorType(declared)}, "
+                f"block {block.name!r} in {at.id}: its type says it gives {TensorType(declared)}, "
                 f"but {OUT!r} gives {TensorType(found)}",
             )
             return None
         return values[OUT]
 
-    def _input_values(self, template: Template, block_id: str, sources: tuple[str, ...]) -> dict[str, str]:
+    def _input_values(self, template: Template, at: _Instance) -> dict[str, str]:
         """Node ids of the block's inputs; a value taken twice passes through an identity, so that edges stay unique."""
         values: dict[str, str] = {}
-        for name, source in zip(template.inputs, sources, strict=True):
+        for name, source in zip(template.inputs, at.sources, strict=True):
             if source in values.values():
-                twin = Node(f"{block_id}.{name}", "identity", type=self.graph.node(source).type)
+                twin = Node(f"{at.id}.{name}", "identity", type=self.graph.node(source).type)
                 self.graph.add(twin)
                 self.graph.connect(source, twin.id)
                 source = twin.id
             values[name] = source
         return values
 
-    def _bind(
-        self, block: BlockSpec, block_id: str, entry: NetworkEntry, sources: tuple[str, ...]
-    ) -> dict[str, int] | None:
+    def _bind(self, at: _Instance) -> dict[str, int] | None:
         symbols = dict(self.spec.symbols)
-        for dims, source in zip(block.type.inputs, sources, strict=True):
+        for dims, source in zip(at.block.type.inputs, at.sources, strict=True):
             shape = self.graph.node(source).shape
             wanted = "[" + ", ".join(map(str, dims)) + "]"
             try:
@@ -250,35 +259,35 @@ class _Builder:
                     dim.bind(size, symbols)
             except DimError as error:
                 found = f"{source!r} gives [{', '.join(map(str, shape))}]"
-                self._fail(entry.path, f"{block_id}: block {block.name!r} takes {wanted}, but {found}: {error}")
+                self._fail(at.entry.path, f"{at.id}: block {at.block.name!r} takes {wanted}, but {found}: {error}")
                 return None
         return symbols
 
     def _node(
         self,
         node: TemplateNode,
-        block_id: str,
-        scope: str,
+        at: _Instance,
         symbols: Mapping[str, int],
         values: dict[str, str],
         demands: Mapping[str, int],
     ) -> bool:
-        types = [TensorType(self.graph.node(values[s.name]).shape) for s in node.sources]
+        types = [made for s in node.sources if (made := self.graph.node(values[s.name]).type) is not None]
         try:
             attrs = _concrete_attrs(node, symbols, demands, types)
             made = infer(node.op, attrs, types)
         except DimError as error:
-            self._fail(node.path, f"{node.name!r} in {block_id}: {error}")
+            self._fail(node.path, f"{node.name!r} in {at.id}: {error}")
             return False
         except ValidationError as error:
             for attr, message in explain_attr_errors(node.op, error):
-                self._fail((*node.path, attr), f"{node.name!r} in {block_id}: {message}")
+                self._fail((*node.path, attr), f"{node.name!r} in {at.id}: {message}")
             return False
         except TypeMismatchError as error:
-            self._type_error(node, block_id, types, error)
+            self._type_error(node, at.id, types, error)
             return False
-        node_id = f"{block_id}.{node.name}"
+        node_id = f"{at.id}.{node.name}"
         self.graph.add(Node(node_id, node.op, attrs, made))
+        scope = at.gate_scope
         for source in node.sources:
             gate = f"{scope}/{node.name}<{source.name}" if source.gated else None
             self.graph.connect(values[source.name], node_id, gate)
@@ -299,12 +308,6 @@ class _Builder:
             self.failed.add(path)
             piece = path[:2] if path[0] == "blocks" else path
             self.report.error(path, message, [piece, ("symbols",), ("input",), ("classes",), ("network",)])
-
-
-def _gate_scope(block: BlockSpec, block_id: str, entry: NetworkEntry) -> str:
-    if block.share == "block":
-        return block.name
-    return f"{entry.name}.{block.name}" if block.share == "stage" else block_id
 
 
 def _demanded_channels(template: Template, channels: int) -> dict[str, int]:

@@ -20,7 +20,8 @@ from pydantic import ValidationError
 from compiler.errors import Diagnostic, Place, did_you_mean
 from compiler.ir.graph import attrs_of
 from compiler.language.dims import Dim, DimError
-from compiler.language.spec import BlockSpec, LevelsSpec, NodeSpec, OpSpec, Path, Spec
+from compiler.language.source import Path
+from compiler.language.spec import BlockSpec, LevelsSpec, NodeSpec, OpSpec, Spec
 from compiler.ops import OpAttrs, Traits, UnknownOpError, Values, chain_of, explain_attr_errors, known_ops, op
 
 OUT = "out"
@@ -74,7 +75,7 @@ class Reporter:
     def error(self, path: Path, message: str, follows_from: Iterable[Path] = ()) -> None:
         """Note a mistake at this place, or at the first override among the pieces that it follows from."""
         place: Place = self.spec.place(*path)
-        overrides = (self.spec.override_in(*piece) for piece in follows_from)
+        overrides = (self.spec.root.override_in(piece) for piece in follows_from)
         override = next((found for found in overrides if found is not None), None)
         if override is not None and place.file != override.file:
             place, message = override, f"{message} (at {place})"
@@ -296,7 +297,7 @@ def _check_attrs(
     except ValidationError as error:
         for attr, message in explain_attr_errors(name, error):
             is_unknown = attr in places and attr not in op(name).attrs.model_fields
-            place = spec.key_place(*places[attr]) if is_unknown else spec.place(*places.get(attr, written.path))
+            place = spec.root.key_place(places[attr]) if is_unknown else spec.place(*places.get(attr, written.path))
             report.found.append(Diagnostic(place, message))
 
 

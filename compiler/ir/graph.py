@@ -13,7 +13,7 @@ import heapq
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 AttrValue = int | float | str | bool | None | tuple[int, ...] | tuple[float, ...]
 Attrs = tuple[tuple[str, AttrValue], ...]
@@ -60,8 +60,7 @@ class Node:
         return self.type.shape
 
 
-@dataclass(frozen=True, slots=True)
-class Edge:
+class Edge(NamedTuple):  # a tuple, which is made and compared several times as fast as a dataclass
     """`src` feeds input number `slot` of `dst`, multiplied by `gate` (`<scope>/<dst><<src>`, which edges may share)."""
 
     src: str

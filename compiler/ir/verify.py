@@ -223,4 +223,12 @@ def verify(graph: Graph, phase: Phase | None = None) -> None:
         raise error
 
 
-__all__ = ["RULES", "STRUCTURE", "Rule", "verify", "violations"]
+def rule_records() -> list[tuple[str, list[Phase], str]]:
+    """Every rule once: its name, the phases it holds in and its explanation."""
+    phases = {
+        rule: [phase for phase, rules in RULES.items() if rule in rules] for rules in RULES.values() for rule in rules
+    }
+    return [(rule.__name__, held, " ".join((rule.__doc__ or "").split())) for rule, held in phases.items()]
+
+
+__all__ = ["RULES", "STRUCTURE", "Rule", "rule_records", "verify", "violations"]

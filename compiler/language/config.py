@@ -1,7 +1,7 @@
 """The configuration sections of a spec: data, search, retrain, budget, export.
 
-One model per section; every later command reads its settings from here and from nowhere else, and every key can be
-overridden with `--set section.key=value`. Times are in epochs unless a name says otherwise, rates are per step.
+One model per section, from which all commands read their settings. Every key can be overridden with
+`--set section.key=value`. Times are in epochs unless a name says otherwise, rates are per step.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Schedule(Section):
     milestones: tuple[Fraction, ...] = (0.5, 0.75)
     """`step`: fractions of the stage at which the rate is multiplied by `factor`."""
     factor: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
-    """`step`: what the rate is multiplied by."""
+    """`step`: factor by which the rate is multiplied."""
     minimum: NonNegative = 0.0
     """`cosine`, `warm_restarts`: the lowest rate."""
     first_period: Positive = 10
@@ -60,78 +60,78 @@ class Schedule(Section):
     period_factor: Positive = 2
     """`warm_restarts`: each period is this many times as long as the one before."""
     warmup: Epochs = 0
-    """Epochs of linear warm-up before the curve starts."""
+    """Epochs of linear warm-up at the start."""
 
 
 class DataConfig(Section):
-    """Which images, where they lie, and how they are augmented."""
+    """The data set and its augmentation."""
 
     name: str = "digits"
     """`digits`, `cifar10`, `cifar100`, `fashion_mnist`, `mnist`, `svhn`, `folder`, `imagenet`, `fake`, or
     `package.module:function` (needs `--trust-code`)."""
     root: str | None = None
-    """Folder of the data set; default: the environment variable GRAPHSPEC_DATA, else `./data`."""
+    """Folder of the data set. Default: the environment variable GRAPHSPEC_DATA, or `./data`."""
     download: bool = False
-    """Fetch a missing torchvision data set."""
+    """Download a missing torchvision data set."""
     validation: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
-    """Share of the training images held out for validation, seen by neither weights nor gates."""
+    """Fraction of the training images used for validation only."""
     crop_padding: Annotated[int, Field(ge=0)] = 0
-    """Random crop after padding by this many pixels; 0 turns it off."""
+    """Pad images by this many pixels and crop at random; 0: off."""
     flip: bool = False
-    """Random horizontal flip."""
+    """Flip images horizontally at random."""
     mean: tuple[float, ...] | None = None
-    """Mean per channel in 0..1; default: the data set's own, computed on the training images."""
+    """Mean per channel in 0..1. Default: computed on the training images."""
     std: tuple[Annotated[float, Field(gt=0.0)], ...] | None = None
-    """Standard deviation per channel in 0..1; default as for `mean`."""
+    """Standard deviation per channel in 0..1. Default: computed on the training images."""
     workers: Annotated[int, Field(ge=0)] = 2
-    """Loader processes, for sets that do not fit in memory."""
+    """Loader processes, for data sets that are not held in memory."""
     in_memory: bool | None = None
-    """`folder`: hold the decoded set in memory as uint8; default: yes when it takes less than 2 GB. `imagenet` always
-    streams, all other sets are always held."""
+    """`folder`: hold the decoded images in memory as uint8. Default: if they take less than 2 GB. `imagenet` is never
+    held in memory, all other data sets always are."""
     skip_corrupt: bool = False
-    """Leave unreadable images out and count them; default: an unreadable image is an error."""
+    """Skip and count unreadable images. Default: an unreadable image is an error."""
     fake_size: Positive = 256
-    """`fake`: number of training images (half as many test images)."""
+    """`fake`: number of training images; there are half as many test images."""
 
 
 class GateConfig(Section):
-    """APG-NAG for the gates: rates, sparsity and the rules around them."""
+    """The gates' optimizer, APG-NAG."""
 
     lr: Rate = 0.1
     """Learning rate of the gates."""
     schedule: Schedule = Schedule(kind="constant")
     """Learning-rate schedule of the gates over the search stage."""
     momentum: Fraction = 0.9
-    """mu of equations 6 to 8."""
+    """Momentum of the gates: μ of equations 6 to 8."""
     gamma: NonNegative = 0.001
-    """Sparsity weight: coefficient of the L1 norm of the gates."""
+    """Sparsity weight: coefficient of the L1 norm of the gates. A larger value keeps fewer edges."""
     clip: Rate | None = 2.0
-    """Gate gradients are clipped element by element to [-clip, clip]; null turns it off."""
+    """Clip gate gradients element by element to [-clip, clip]; null: off."""
     nonnegative: bool = True
-    """Project gates onto >= 0 after each step."""
+    """Set negative gates to zero after each step."""
     exempt_last_input: bool = True
-    """Do not penalise the last living input of an op that batch norm makes scale-invariant."""
+    """Do not penalise the last open input of an op that ends in batch norm."""
     adaptive: Adaptive = "none"
-    """Scale gamma by the multiply-adds of the block (equation 9), by the memory access cost of the op (equation 10) or
-    by its measured latency."""
+    """Scale gamma by the multiply-adds of the block (equation 9), the memory access cost of the op (equation 10) or its
+    measured latency."""
 
 
 class PruneConfig(Section):
-    """When edges whose gate is zero are removed while searching."""
+    """When edges whose gate is zero are removed during the search."""
 
     every: NonNegative = 5
-    """Look every this many epochs; 0.5 also looks in the middle of each, 0 only at the end."""
+    """Check gates every N epochs; 0.5: twice per epoch, 0: only at the end of the search."""
     patience: Positive = 2
-    """An edge goes after being zero at this many looks in a row; the look at the end of the search takes every zero."""
+    """Remove an edge after N consecutive checks at zero. The check at the end of the search removes all zero edges."""
 
 
 class CheckpointConfig(Section):
-    """When a checkpoint is written besides the end of every epoch."""
+    """When checkpoints are written, besides the end of every epoch."""
 
     minutes: NonNegative = 10.0
-    """Also after this many minutes; 0 turns it off."""
+    """Write a checkpoint every N minutes within an epoch, too; 0: off."""
     keep: Annotated[int, Field(ge=2)] = 2
-    """How many of the newest checkpoints stay."""
+    """Number of checkpoints to keep."""
 
 
 def evaluation_batch(batch: int, parts: int, recompute: bool) -> int:
@@ -140,7 +140,7 @@ def evaluation_batch(batch: int, parts: int, recompute: bool) -> int:
 
 
 class TrainingConfig(Section):
-    """What search and retrain have in common: one training loop reads exactly these."""
+    """Settings that search and retrain have in common."""
 
     batch_size: Positive = 64
     """Images per step."""
@@ -151,21 +151,21 @@ class TrainingConfig(Section):
     momentum: Fraction = 0.9
     """Nesterov momentum of the weights."""
     weight_decay: NonNegative = 1e-4
-    """L2 decay of the weights (never of norms, biases or gates)."""
+    """L2 decay of the weights; not applied to norms, biases or gates."""
     clip: Rate | None = None
     """Clip weight gradients element by element to [-clip, clip]."""
     label_smoothing: Fraction = 0.0
     """Label smoothing of the training loss of `task: classification`."""
     accumulate: Positive = 1
-    """Split each batch into this many parts to save memory; batch norm then sees one part at a time."""
+    """Process each batch in N parts to save memory; batch norm then uses the statistics of each part."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    """`tf32` lets CUDA round the factors of float32 products, on a CPU it is `fp32`; `bf16` runs the network under
-    autocast. Gates and their updates stay float32."""
+    """`tf32`: faster float32 products on CUDA with rounded factors, on a CPU the same as `fp32`. `bf16`: run the
+    network under autocast. Gates and their updates stay float32."""
     compile: bool = False
-    """Run torch.compile on every block. It takes up to minutes for each block that is new or that pruning changed: for
-    long jobs only."""
+    """Run torch.compile on every block, again after pruning. Compiling may take minutes per block: for long jobs
+    only."""
     sync_batch_norm: bool = True
-    """Several processes: batch norm's statistics run over the whole batch; `false` normalises each process's slice."""
+    """With several processes, compute batch-norm statistics over the whole batch; `false`: in each process alone."""
     recompute: bool = False
     """Recompute activations block by block in the backward pass to save memory."""
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -178,7 +178,7 @@ class TrainingConfig(Section):
 
 
 class SearchConfig(TrainingConfig):
-    """How the space is searched."""
+    """Pretraining and search."""
 
     strategy: StrategyName = "dso"
     """`dso` (weights and gates in turns, zero gates are pruned), `random` (the control: random edges at a size), or the
@@ -188,75 +188,76 @@ class SearchConfig(TrainingConfig):
     random_params: Count | None = None
     """`random`: parameters of the network to draw, before any budget; `--match RUN` takes those that RUN found."""
     pretrain_epochs: Epochs = 10
-    """Epochs with all gates at 1 and fixed."""
+    """Epochs of pretraining: weights only, all gates fixed."""
     epochs: Epochs = 20
     """Epochs of the search stage."""
     weight_part: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
-    """Share of the (non-validation) training images that train weights; the rest trains gates."""
+    """Fraction of the training images (without validation) that train the weights; the rest train the gates."""
     weight_steps: Positive = 1
-    """Weight steps per gate step: 1 or 4 in the paper."""
+    """Weight steps per gate step; the paper uses 1 or 4."""
     gates: GateConfig = GateConfig()
     """The gates' optimizer."""
     prune: PruneConfig = PruneConfig()
-    """Pruning while searching."""
+    """Pruning during the search."""
     lowering: Literal["fused", "reference"] = "fused"
-    """`reference` gates each edge on its own: slower, kept to compare with."""
+    """`reference`: multiply each edge by its gate; slower, for comparison."""
     recalibrate_batches: Positive = 8
-    """Batches used to re-estimate batch-norm statistics before validating."""
+    """Batches used to re-estimate batch-norm statistics before validation."""
 
 
 class RetrainConfig(TrainingConfig):
-    """Train the found network from scratch, gates gone."""
+    """Training of the found network, without gates."""
 
     lr: Rate = 0.05
     weight_decay: NonNegative = 3e-4
     epochs: Positive = 30
     """Epochs of training."""
     inherit: bool = False
-    """Start from the search's weights, gates folded, instead of from scratch."""
+    """Start from the weights of the search (gates folded in) instead of from scratch."""
     cutout: Annotated[int, Field(ge=0)] = 0
-    """Side of the square cut out of each image, in pixels; 0 turns it off."""
+    """Side in pixels of the square cut out of each training image; 0: off."""
     auxiliary_weight: NonNegative = 0.0
     """Loss weight of the auxiliary head after the last reduction; 0 leaves it out."""
     drop_path: Fraction = 0.0
-    """Largest drop-path probability, growing with depth and time."""
+    """Drop-path probability of the last block at the end of training; it grows with depth and time."""
     dropout: Fraction = 0.0
     """Dropout before the classifier."""
 
 
 class BudgetConfig(Section):
-    """What the found network may cost after the width multiplier."""
+    """Limits for the found network, met by scaling all widths."""
 
     params: Count | None = None
-    """Largest number of parameters, e.g. `3.0M`."""
+    """Maximum number of parameters, e.g. `3.0M`."""
     flops: Count | None = None
-    """Largest number of multiply-adds, e.g. `600M`."""
+    """Maximum number of multiply-adds per image, e.g. `600M`."""
     round_to: Positive = 8
-    """Channels are rounded to a multiple of this."""
+    """Round channels to a multiple of N."""
 
 
 class ExportConfig(Section):
-    """How the ONNX model is written and checked."""
+    """The ONNX model and its checks."""
 
     opset: Annotated[int, Field(ge=13)] = 18
     """ONNX operator set."""
     with_preprocessing: Literal["none", "nchw", "nhwc"] = "none"
-    """Bake the data set's normalisation in: the model then takes uint8 images in this layout."""
+    """Include the normalisation: the model then takes uint8 images in this layout."""
     probabilities: bool = False
-    """Give probabilities: `task: classification` puts a softmax behind the network."""
+    """Output probabilities: `task: classification` puts a softmax behind the network."""
     tolerance: Rate = 1e-4
-    """Largest difference from torch, relative to the largest output."""
+    """Maximum difference from torch, relative to the largest output."""
     accuracy_tolerance: NonNegative = 1.0
-    """Points of test accuracy (percent of a metric that is no share) that the `--fp16` and `--int8` forms may lose."""
+    """Percentage points of test accuracy that the `--fp16` and `--int8` models may lose; of a task whose metric is no
+    share, percent of it."""
 
 
 class Configuration(Section):
     """All sections together: what a run directory keeps as `config.json`."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Fixes everything random."""
+    """Seed of all random numbers."""
     task: str = "classification"
-    """What the network is for: `classification`, or a task that an installed package offers."""
+    """What the network is for: `classification`, or a task of an installed package."""
     data: DataConfig = DataConfig()
     search: SearchConfig = SearchConfig()
     retrain: RetrainConfig = RetrainConfig()

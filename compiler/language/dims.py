@@ -7,8 +7,10 @@ so that `H/2` fits odd sizes as well.
 from __future__ import annotations
 
 import ast
+import functools
+import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 MAX_LENGTH = 200  # characters of a type or a size
@@ -35,27 +37,19 @@ class Dim:
     def __str__(self) -> str:
         return self.text
 
-    def _tree(self) -> ast.expr:
-        if len(self.text) > MAX_LENGTH:
-            raise DimError(f"a size may have at most {MAX_LENGTH} characters")
-        try:
-            return ast.parse(self.text, mode="eval").body
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            raise DimError(f"cannot read the size {self.text!r}: write integers, symbols and + - * / //") from error
-
     def symbols(self) -> set[str]:
         """Names the expression uses; DimError if it holds anything but integers, names and arithmetic."""
         names = set()
-        for part in ast.walk(self._tree()):
+        for part in ast.walk(_parsed(self.text)):
             if isinstance(part, ast.Name):
                 names.add(part.id)
             elif not _is_allowed(part):
-                raise DimError(f"cannot read the size {self.text!r}: write integers, symbols and + - * / //")
+                raise _unreadable(self.text)
         return names
 
     def evaluate(self, values: Mapping[str, int]) -> int:
         """The size for these symbol values; DimError for an unknown symbol, a division by zero or a huge result."""
-        return _evaluate(self._tree(), values, self.text)
+        return _evaluate(_parsed(self.text), values, self.text)
 
     def bind(self, size: int, values: dict[str, int]) -> None:
         """Make the expression equal `size`, by giving its one unknown symbol a value; DimError if that cannot be."""
@@ -63,27 +57,39 @@ class Dim:
         if len(unknown) > 1:
             raise DimError(f"{self.text!r} has more than one unknown symbol ({', '.join(unknown)})")
         if unknown:
-            values[unknown[0]] = _solve(self._tree(), size, values, self.text)
+            values[unknown[0]] = _solve(_parsed(self.text), size, values, self.text)
         found = self.evaluate(values)
         if found != size:
             raise DimError(f"{self.text} is {found}, found {size}")
 
 
+@functools.lru_cache(maxsize=256)
+def _parsed(text: str) -> ast.expr:
+    if len(text) > MAX_LENGTH:
+        raise DimError(f"a size may have at most {MAX_LENGTH} characters")
+    try:
+        return ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise _unreadable(text) from error
+
+
+def _unreadable(text: str) -> DimError:
+    return DimError(f"cannot read the size {text!r}: write integers, symbols and + - * / //")
+
+
+_OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Div: lambda left, right: -(-left // right),
+}
+
+
 def _is_allowed(part: ast.AST) -> bool:
     if isinstance(part, ast.Constant):
         return type(part.value) is int and part.value <= MAX_VALUE
-    operators = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.USub)
-    return isinstance(part, (ast.BinOp, ast.UnaryOp, ast.Load, *operators))
-
-
-def _apply(op: ast.operator, left: int, right: int, text: str) -> int:
-    if isinstance(op, (ast.Div, ast.FloorDiv)):
-        if right == 0:
-            raise DimError(f"{text!r} divides by zero")
-        return left // right if isinstance(op, ast.FloorDiv) else -(-left // right)
-    if isinstance(op, ast.Add):
-        return left + right
-    return left - right if isinstance(op, ast.Sub) else left * right
+    return isinstance(part, (ast.BinOp, ast.UnaryOp, ast.Load, ast.USub, *_OPERATORS))
 
 
 def _evaluate(tree: ast.expr, values: Mapping[str, int], text: str) -> int:
@@ -96,7 +102,10 @@ def _evaluate(tree: ast.expr, values: Mapping[str, int], text: str) -> int:
     if isinstance(tree, ast.UnaryOp):
         return -_evaluate(tree.operand, values, text)
     assert isinstance(tree, ast.BinOp)
-    result = _apply(tree.op, _evaluate(tree.left, values, text), _evaluate(tree.right, values, text), text)
+    try:
+        result = _OPERATORS[type(tree.op)](_evaluate(tree.left, values, text), _evaluate(tree.right, values, text))
+    except ZeroDivisionError as error:
+        raise DimError(f"{text!r} divides by zero") from error
     if abs(result) > MAX_VALUE:
         raise DimError(f"{text!r} is larger than {MAX_VALUE}")
     return result

@@ -53,4 +53,4 @@ def show(value: Any) -> str:
     if value is None:
         return "nothing"
     text = json.dumps(value) if isinstance(value, bool) else repr(value)
-    return text if len(text) <= 60 else f"{text[:56]}..."
+    return text if len(text) <= 60 else f"{text[:56]}...{text[0]}"

@@ -6,104 +6,33 @@ out not to be a spec is never quoted.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
-from compiler.errors import Diagnostic, Place, SpecError, did_you_mean
-from compiler.language.source import Item, SpecText, Tree, UnreadableFileError, compose, read_text
-from compiler.language.spec import LANGUAGE_VERSION, Path
+from compiler.errors import Diagnostic, SpecError, did_you_mean
+from compiler.language.overrides import Override, refusal
+from compiler.language.source import Item, SpecText, Tree, Value, compose, read_text
+from compiler.language.spec import LANGUAGE_VERSION
 
 MAX_CHAIN = 16  # files in one chain of `extends`
 _SPEC_LINE = re.compile(r"^graphspec[ \t]*:", re.MULTILINE)
 _OWN_NAMES = ("blocks", "nodes", "ops", "symbols", "network")  # maps whose keys the user names
 
 
-@dataclass(frozen=True)
-class Layered:
-    """The merged tree of a spec and the text of its file as given."""
-
-    root: Tree
-    text: str
-
-
-@dataclass(frozen=True)
-class TreePlaces:
-    """Where the values of a tree are written."""
-
-    root: Tree
-
-    def plain(self) -> Any:
-        """The tree without positions."""
-        return self.root.plain()
-
-    def place(self, path: Path) -> Place:
-        """Where the value at `path` is written, or the nearest enclosing one; for a map under a key the key."""
-        tree, key = self._find(path)
-        return key.place if key is not None and isinstance(tree.value, dict) else tree.place
-
-    def key_place(self, path: Path) -> Place:
-        """Where the key at the end of `path` is written, or the nearest enclosing one."""
-        tree, key = self._find(path)
-        return key.place if key is not None else tree.place
-
-    def _find(self, path: Path) -> tuple[Tree, Tree | None]:
-        """The innermost value on the way along `path`, and its key if it stands under one."""
-        tree: Tree = self.root
-        key: Tree | None = None
-        for part in path:
-            if isinstance(tree.value, dict) and part in tree.value:
-                key, tree = tree.value[str(part)]
-            elif isinstance(tree.value, list) and isinstance(part, int) and part < len(tree.value):
-                key, tree = None, tree.value[part]
-            else:
-                break
-        return tree, key
-
-    def override_in(self, path: Path) -> Place | None:
-        """Where the first override of something at `path` or below it is written; None if there is none."""
-        tree: Tree = self.root
-        for part in path:
-            if isinstance(tree.value, dict) and part in tree.value:
-                tree = tree.value[str(part)].value
-            elif isinstance(tree.value, list) and isinstance(part, int) and part < len(tree.value):
-                tree = tree.value[part]
-            else:
-                return None
-        return _first_override(tree)
-
-
-def _first_override(tree: Tree) -> Place | None:
-    if isinstance(tree.origin, OverrideText):
-        return tree.place
-    below: list[Tree] = []
-    if isinstance(tree.value, dict):
-        below = [item.value for item in tree.value.values()]
-    elif isinstance(tree.value, list):
-        below = tree.value
-    return next((place for place in map(_first_override, below) if place is not None), None)
-
-
-def load(path: str, overrides: Sequence[str], problems: list[Diagnostic]) -> Layered:
-    """Read a spec with everything it extends and its overrides; SpecError if not even a tree can be made of it."""
-    try:
-        source = SpecText(path, read_text(path))
-    except UnreadableFileError as error:
-        raise SpecError([Diagnostic(error.place, str(error))]) from error
-    root = _read_layer(source, problems)
-    layers = [root]
+def load(path: str, overrides: Sequence[Override], problems: list[Diagnostic]) -> tuple[Tree, str]:
+    """The tree of a spec, bases and overrides merged in, and its text; SpecError if no tree can be made of it."""
+    source = SpecText(path, read_text(path))
+    layers = [_checked(compose(source.text, source, problems), problems)]
     seen = {os.path.realpath(path)}
     while "extends" in _entries(layers[-1]):
         layers.append(_read_base(layers[-1], seen, problems))
-    merged = layers.pop()
-    while layers:
-        merged = _merge(merged, layers.pop())
-    merged = _without(merged, "extends")
-    for number, override in enumerate(overrides, start=1):
-        merged = _override(merged, OverrideText(number, override), problems)
-    return Layered(merged, source.text)
+    merged = functools.reduce(_merge, reversed(layers))
+    merged = _with_value(merged, {key: item for key, item in _entries(merged).items() if key != "extends"})
+    for override in overrides:
+        merged = _override(merged, override, problems)
+    return merged, source.text
 
 
 def _entries(tree: Tree) -> dict[str, Item]:
@@ -111,9 +40,8 @@ def _entries(tree: Tree) -> dict[str, Item]:
     return tree.value
 
 
-def _read_layer(source: SpecText, problems: list[Diagnostic]) -> Tree:
-    """One file's tree: a map that states the language version. SpecError if it is none."""
-    tree = compose(source.text, source, problems)
+def _checked(tree: Tree, problems: list[Diagnostic]) -> Tree:
+    """The tree, a map that states the language version; SpecError if it is none."""
     message = _version_problem(tree)
     if message:
         version = tree.value.get("graphspec") if isinstance(tree.value, dict) else None
@@ -153,13 +81,13 @@ def _read_base(layer: Tree, seen: set[str], problems: list[Diagnostic]) -> Tree:
     seen.add(os.path.realpath(path))
     try:
         source = SpecText(path, read_text(path))
-    except UnreadableFileError as error:
-        raise refuse(f"cannot extend {target.value!r}: {error}") from error
+    except SpecError as error:
+        raise refuse(f"cannot extend {target.value!r}: {error.diagnostics[0].message}") from error
     return _read_base_layer(source, problems, refuse(f"{target.value!r} is not a spec: it has no 'graphspec:' key"))
 
 
 def _read_base_layer(source: SpecText, problems: list[Diagnostic], refusal: SpecError) -> Tree:
-    """As `_read_layer`, but with nothing but `refusal` said of a file that is no spec."""
+    """The tree of a file that is extended, with nothing but `refusal` said of one that is no spec."""
     found: list[Diagnostic] = []
     try:
         tree = compose(source.text, source, found)
@@ -170,10 +98,7 @@ def _read_base_layer(source: SpecText, problems: list[Diagnostic], refusal: Spec
     if not isinstance(tree.value, dict) or "graphspec" not in tree.value:
         raise refusal
     problems.extend(found)
-    message = _version_problem(tree)
-    if message:
-        raise SpecError([*problems, Diagnostic(tree.value["graphspec"].value.place, message)])
-    return tree
+    return _checked(tree, problems)
 
 
 def _merge(base: Tree, top: Tree) -> Tree:
@@ -182,82 +107,24 @@ def _merge(base: Tree, top: Tree) -> Tree:
     merged = dict(base.value)
     for name, item in top.value.items():
         merged[name] = Item(item.key, _merge(merged[name].value, item.value)) if name in merged else item
-    return Tree(merged, top.origin, top.line, top.column)
+    return _with_value(top, merged)
 
 
-def _without(tree: Tree, name: str) -> Tree:
-    kept = {key: item for key, item in _entries(tree).items() if key != name}
-    return Tree(kept, tree.origin, tree.line, tree.column)
+def _with_value(tree: Tree, value: Value) -> Tree:
+    return Tree(value, tree.origin, tree.line, tree.column)
 
 
 # -- overrides ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class OverrideText:
-    """The text of the n-th `--set key=value`, counted from 1."""
-
-    number: int
-    text: str
-    offset: int = 0  # column at which the part that is being read begins
-
-    def place(self, line: int, column: int) -> Place:
-        """The place for a position of this override, both counted from 0."""
-        lines = self.text.splitlines() or [""]
-        if line >= len(lines):  # the end of the text
-            return Place("--set", self.number, len(lines[-1]) + 1, lines[-1])
-        return Place("--set", self.number, column + 1 + (self.offset if line == 0 else 0), lines[line])
-
-
-class _RefusedError(Exception):
-    """An override cannot be applied; holds the diagnostic."""
-
-    def __init__(self, place: Place, message: str) -> None:
-        super().__init__(message)
-        self.diagnostic = Diagnostic(place, message)
-
-
-def _override(root: Tree, source: OverrideText, problems: list[Diagnostic]) -> Tree:
+def _override(root: Tree, override: Override, problems: list[Diagnostic]) -> Tree:
     """`root` with one override applied; a wrong override goes to `problems`."""
+    problems += override.mistakes
     try:
-        keys = _override_keys(source)
-        text = source.text.partition("=")[2]
-        value = _override_value(source, text, problems)
-        return _set(root, keys, 0, value, ())
-    except _RefusedError as refused:
-        problems.append(refused.diagnostic)
+        return _set(root, override.keys, 0, override.value, ()) if override.path else root
     except SpecError as error:
-        problems.extend(d for d in error.diagnostics if d not in problems)
-    return root
-
-
-def _override_keys(source: OverrideText) -> list[Tree]:
-    """The segments of `a.b=c` before the sign, each with its place."""
-    name, sign, _ = source.text.partition("=")
-    try:
-        source.text.encode()
-    except UnicodeEncodeError as error:
-        raise _RefusedError(Place("--set", source.number, 1), "an override must be UTF-8 text") from error
-    if not sign:
-        raise _RefusedError(source.place(0, 0), "an override is written key=value, for example search.epochs=20")
-    keys, column = [], 0
-    for part in name.split("."):
-        if not re.fullmatch(r"\w+", part):
-            raise _RefusedError(source.place(0, column), f"the key {name!r} has an empty or unreadable part")
-        keys.append(Tree(part, source, 0, column))
-        column += len(part) + 1
-    if name in ("graphspec", "extends"):
-        raise _RefusedError(
-            source.place(0, 0), f"{name!r} is read before overrides are applied and cannot be overridden"
-        )
-    return keys
-
-
-def _override_value(source: OverrideText, text: str, problems: list[Diagnostic]) -> Tree:
-    origin = OverrideText(source.number, source.text, len(source.text) - len(text))
-    if not text.strip():
-        return Tree(None, origin, 0, 0)
-    return compose(text, origin, problems)
+        problems += error.diagnostics
+        return root
 
 
 def _set(tree: Tree, keys: list[Tree], depth: int, value: Tree, path: tuple[str, ...]) -> Tree:
@@ -270,19 +137,19 @@ def _set(tree: Tree, keys: list[Tree], depth: int, value: Tree, path: tuple[str,
     if isinstance(tree.value, list):
         items = list(tree.value)
         if not part.isdecimal() or int(part) >= len(items):
-            raise _RefusedError(key.place, f"{'.'.join(path)} is a list; its items are called 0 to {len(items) - 1}")
+            raise refusal(key.place, f"{'.'.join(path)} is a list; its items are called 0 to {len(items) - 1}")
         items[int(part)] = _set(items[int(part)], keys, depth + 1, value, below)
-        return Tree(items, tree.origin, tree.line, tree.column)
+        return _with_value(tree, items)
     if tree.value is not None and not isinstance(tree.value, dict):
-        raise _RefusedError(key.place, f"{'.'.join(path)} is {tree} and has no key {part!r}")
+        raise refusal(key.place, f"{'.'.join(path)} is {tree} and has no key {part!r}")
     entries = dict(tree.value or {})
     if part not in entries and path and _names_are_the_users(path):
-        raise _RefusedError(key.place, f"{'.'.join(path)} has no {part!r}{did_you_mean(part, entries)}")
+        raise refusal(key.place, f"{'.'.join(path)} has no {part!r}{did_you_mean(part, entries)}")
     old = entries[part].value if part in entries else Tree(None, key.origin, key.line, key.column)
     new = _set(old, keys, depth + 1, value, below)
     written_key = entries[part].key if part in entries and depth + 1 < len(keys) else key
     entries[part] = Item(written_key, new)
-    return Tree(entries, tree.origin, tree.line, tree.column)
+    return _with_value(tree, entries)
 
 
 def _names_are_the_users(path: tuple[str, ...]) -> bool:

@@ -6,28 +6,22 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 from compiler.errors import Diagnostic, SpecError
 from compiler.garbage import collector_paused
-from compiler.language.blocks import SHARES, read_blocks, read_shorthands
-from compiler.language.layers import Layered, TreePlaces, load
+from compiler.language.grammar import BLOCKS, NETWORK, SHARE, SHORTHANDS
+from compiler.language.layers import load
 from compiler.language.names import symbol_problem
-from compiler.language.network import read_network
-from compiler.language.reader import At, Reader, key_place
+from compiler.language.overrides import Override
+from compiler.language.reader import SIZE, At, Construct, Key, Kind, Reader, key_place, text
 from compiler.language.sections import SECTIONS, read_sections
-from compiler.language.spec import Share, Spec
+from compiler.language.source import Tree
+from compiler.language.spec import LANGUAGE_VERSION, Spec
 
-REQUIRED = ("name", "input", "classes", "blocks", "network")
-OPTIONAL = ("graphspec", "extends", "symbols", "ops", "gates")
-TOP_KEYS = (*OPTIONAL, *REQUIRED, *SECTIONS)
-STRUCTURE = tuple(key for key in TOP_KEYS if key not in SECTIONS)  # what a graph is made from, and `gates.init`
-GATES_KEYS = ("share", "init")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_DEFAULT_INPUT = (3, 32, 32)  # stands in for a wrong input, so that the rest can be read
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,15 +32,15 @@ class Parsed:
     diagnostics: tuple[Diagnostic, ...]
 
 
-def parse_file(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Spec:
-    """The spec of a file with its overrides (`key.key=value`); SpecError with every mistake in its structure."""
+def parse_file(path: str | os.PathLike[str], overrides: Sequence[Override] = ()) -> Spec:
+    """The spec of a file with its overrides; SpecError with every mistake in its structure."""
     parsed = parse(path, overrides)
     if parsed.diagnostics or parsed.spec is None:
         raise SpecError(parsed.diagnostics)
     return parsed.spec
 
 
-def parse(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Parsed:
+def parse(path: str | os.PathLike[str], overrides: Sequence[Override] = ()) -> Parsed:
     """As `parse_file`, but gives what can be used besides what is wrong, so that elaboration can go on with it."""
     try:
         with collector_paused():
@@ -55,12 +49,12 @@ def parse(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Parsed
         return Parsed(None, error.diagnostics)
 
 
-def _parse(path: str, overrides: Sequence[str]) -> Parsed:
+def _parse(path: str, overrides: Sequence[Override]) -> Parsed:
     problems: list[Diagnostic] = []
-    layered = load(path, overrides, problems)
+    root, written = load(path, overrides, problems)
     spoilt = {_position(d) for d in problems}
     before = len(problems)
-    spec = _read_spec(layered, problems)
+    spec = _read_spec(root, written, problems)
     found = [d for d in problems[before:] if _position(d) not in spoilt]  # no second mistake in an unreadable value
     return Parsed(spec, SpecError([*problems[:before], *found]).diagnostics)
 
@@ -69,45 +63,7 @@ def _position(diagnostic: Diagnostic) -> tuple[str, int, int]:
     return diagnostic.place.file, diagnostic.place.line, diagnostic.place.column
 
 
-def _read_spec(layered: Layered, problems: list[Diagnostic]) -> Spec:
-    reader = Reader(problems)
-    places = TreePlaces(layered.root)
-    keys = reader.known_entries(At(layered.root, ()), "a spec", TOP_KEYS)
-    for needed in REQUIRED:
-        if needed not in keys:
-            reader.broken.add((needed,))
-            reader.error(places.key_place((needed,)), f"the spec needs a value for the key {needed!r}")
-    classes = _or_broken(reader, keys, "classes", reader.size) or 1
-    reader.symbols = {"classes": classes}
-    if "symbols" in keys:
-        _read_symbols(reader, keys["symbols"])
-    share, gate_init = _read_gates(reader, keys.get("gates"))
-    ops = read_shorthands(reader, keys["ops"]) if "ops" in keys else {}
-    blocks = read_blocks(reader, keys["blocks"], share) if "blocks" in keys else {}
-    return Spec(
-        name=_or_broken(reader, keys, "name", lambda at: _read_name(reader, at)) or "",
-        input=_or_broken(reader, keys, "input", lambda at: _read_input(reader, at)) or _DEFAULT_INPUT,
-        classes=classes,
-        symbols=reader.symbols,
-        ops=ops,
-        blocks=blocks,
-        network=read_network(reader, keys["network"], blocks) if "network" in keys else (),
-        gate_init=gate_init,
-        config=read_sections(reader, keys, places),
-        text=layered.text,
-        places=places,
-        broken=frozenset(reader.broken),
-    )
-
-
-def _or_broken(reader: Reader, keys: Mapping[str, At], name: str, read: Callable[[At], T | None]) -> T | None:
-    """What `read` makes of a top-level key; None, and the key counts as broken, if it has a mistake."""
-    if name not in keys:
-        return None
-    found = read(keys[name])
-    if found is None:
-        reader.broken.add((name,))
-    return found
+# -- the whole spec ---------------------------------------------------------------------------------------------------
 
 
 def _read_name(reader: Reader, at: At) -> str | None:
@@ -118,17 +74,15 @@ def _read_name(reader: Reader, at: At) -> str | None:
     return name
 
 
-def _read_input(reader: Reader, at: At) -> tuple[int, int, int] | None:
+def _read_input(reader: Reader, at: At) -> tuple[int, ...] | None:
     items = reader.items(at, "the image's size as a list [channels, height, width]")
-    sizes = [size for size in map(reader.size, items) if size is not None]
+    sizes = tuple(size for size in map(reader.size, items) if size is not None)
     if isinstance(at.tree.value, list) and len(items) != 3:
         reader.error(at.place, f"input: expected [channels, height, width], found a list of {len(items)}")
-    if len(items) != 3 or len(sizes) != 3:
-        return None
-    return sizes[0], sizes[1], sizes[2]
+    return sizes if len(items) == len(sizes) == 3 else None
 
 
-def _read_symbols(reader: Reader, at: At) -> None:
+def _read_symbols(reader: Reader, at: At) -> dict[str, int]:
     """Constants, each an integer or arithmetic on those before it."""
     for name, entry in reader.entries(at, "a map of symbols").items():
         problem = "it is a symbol already" if name in reader.symbols else symbol_problem(name)
@@ -138,13 +92,94 @@ def _read_symbols(reader: Reader, at: At) -> None:
         if value is None or problem:
             reader.broken.add(entry.path)
         reader.symbols.setdefault(name, value or 1)
+    return reader.symbols
 
 
-def _read_gates(reader: Reader, at: At | None) -> tuple[Share, float]:
-    """How gates are shared by default, and their first value."""
-    keys = reader.known_entries(at, "gates: a map with share and init", GATES_KEYS) if at is not None else {}
-    share = reader.one_of(keys["share"], SHARES) if "share" in keys else None
-    init = reader.number(keys["init"]) if "init" in keys else 1.0
-    if init is not None and init < 0:
-        reader.error(keys["init"].place, f"gates.init must be at least 0, found {init:g}")
-    return share or "none", init if init is not None else 1.0
+def _read_first_gate(reader: Reader, at: At) -> float | None:
+    value = reader.number(at)
+    if value is not None and value < 0:
+        reader.error(at.place, f"gates.init must be at least 0, found {value:g}")
+    return value
+
+
+_SYMBOLS = {
+    "type": "object",
+    "propertyNames": {"pattern": "^[A-Za-z][A-Za-z0-9_]*$"},
+    "additionalProperties": SIZE.schema,
+}
+GATES = Construct(
+    "gates: a map with share and init",
+    "How gates are shared, and their initial value.",
+    (
+        Key("share", SHARE, "Which blocks share gates; a block may override it.", default="none"),
+        Key("init", Kind(_read_first_gate, {"type": "number", "minimum": 0}), "Initial value of every gate.", 1.0),
+    ),
+)
+_NAMES = {"type": "string", "pattern": f"^{_NAME.pattern}$"}
+_INPUT = {"type": "array", "items": SIZE.schema, "minItems": 3, "maxItems": 3}
+
+
+def _needed(name: str, kind: Kind, meaning: str, stand_in: Any) -> Key:
+    """A key that a spec must have; `stand_in` takes the place of a wrong value, so that the rest can be read."""
+    return Key(name, kind, meaning, stand_in, missing=f"the spec needs a value for the key {name!r}")
+
+
+SPEC = Construct(
+    "a spec",
+    "A search space: typed blocks, the network they form, and the settings of all commands.",
+    (
+        Key(
+            "graphspec",
+            Kind(Reader.size, {"const": LANGUAGE_VERSION}),
+            "Version of the language: `1`. Required.",
+        ),
+        Key("extends", text("a path"), "Path of a spec that this one extends, relative to this file."),
+        Key("symbols", Kind(_read_symbols, _SYMBOLS), "Constants for types and sizes.", {}),
+        Key("ops", SHORTHANDS, "Short names for ops with attributes.", {}),
+        Key("gates", Kind(lambda reader, at: reader.record(at, GATES), GATES.schema()), GATES.help, {}),
+        _needed("name", Kind(_read_name, _NAMES), "Name of the search space and of its run directories.", ""),
+        _needed("input", Kind(_read_input, _INPUT), "Size of an image: [channels, height, width].", (3, 32, 32)),
+        _needed("classes", SIZE, "Number of classes. Also a symbol.", 1),
+        _needed("blocks", BLOCKS, "Typed graphs of nodes, by name.", {}),
+        _needed("network", NETWORK, "The blocks of the network: a chain as a list, or named entries wired freely.", ()),
+    ),
+)
+
+
+def _read_spec(root: Tree, written: str, problems: list[Diagnostic]) -> Spec:
+    reader = Reader(problems)
+    given = reader.known_entries(At(root, ()), SPEC.what, [*SPEC.names, *SECTIONS])
+    keys = {key.name: key for key in SPEC.keys}
+    for key in SPEC.keys:
+        if key.missing and key.name not in given:
+            reader.broken.add((key.name,))
+            reader.error(root.key_place((key.name,)), key.missing)
+
+    def read(name: str) -> Any:
+        if name not in given:
+            return keys[name].default
+        value = keys[name].kind.read(reader, given[name])
+        if value is None:
+            reader.broken.add((name,))
+        return keys[name].default if value is None else value
+
+    classes = reader.symbols["classes"] = read("classes")
+    read("symbols")
+    gates = {key.name: key.default for key in GATES.keys} | read("gates")
+    reader.share = gates["share"]
+    ops, blocks = read("ops"), read("blocks")
+    reader.blocks = blocks
+    return Spec(
+        name=read("name"),
+        input=read("input"),
+        classes=classes,
+        symbols=reader.symbols,
+        ops=ops,
+        blocks=blocks,
+        network=read("network"),
+        gate_init=gates["init"],
+        config=read_sections(reader, given, root),
+        text=written,
+        root=root,
+        broken=frozenset(reader.broken),
+    )

@@ -1,21 +1,72 @@
-"""Typed reading of a tree: every method gives the value asked for, or notes what is wrong and gives None."""
+"""Typed reading of a tree: every method gives the value asked for, or notes what is wrong and gives None.
+
+A `Construct` is the table of the keys that a map of the language takes. A reader reads maps by it, the JSON schema and
+the documentation are written from it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, NamedTuple
 
 from compiler.errors import MAX_PROBLEMS, Diagnostic, Place, SpecError, did_you_mean
 from compiler.language.dims import Dim, DimError
-from compiler.language.source import Tree
-from compiler.language.spec import Path
+from compiler.language.names import MAX_LENGTH, name_problem
+from compiler.language.source import Path, Tree
+from compiler.language.spec import BlockSpec, Share
 
-T = TypeVar("T")
+Schema = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class At:
+class Kind(NamedTuple):
+    """What may stand under a key: how it is read (None: it is wrong, which is noted) and its JSON schema."""
+
+    read: Callable[[Reader, At], Any]
+    schema: Schema
+
+
+class Key(NamedTuple):
+    """A key of a construct; `missing` is what is said where it has to be given and is not, `{}` for the map's name."""
+
+    name: str
+    kind: Kind
+    help: str
+    default: Any = None
+    missing: str = ""
+    unless: str | None = None  # the key that makes this one needless
+
+    @property
+    def schema(self) -> Schema:
+        """The JSON schema of what stands under it."""
+        default = {} if self.missing or self.default in (None, (), {}) else {"default": self.default}
+        return self.kind.schema | {"description": self.help} | default
+
+
+@dataclass(frozen=True)
+class Construct:
+    """A map of the language: what it is called where something else stands, and its keys."""
+
+    what: str
+    help: str
+    keys: tuple[Key, ...]
+    takes_attributes: bool = False  # besides its keys those of an op
+    may_misspell: bool = False  # no key is missing where a misspelt one explains it
+
+    @functools.cached_property
+    def names(self) -> list[str]:
+        """Its keys in order."""
+        return [key.name for key in self.keys]
+
+    def schema(self, attributes: Schema | None = None) -> Schema:
+        """The JSON schema; a key that `extends` or an override may bring is not required."""
+        own = {key.name: key.schema for key in self.keys}
+        found = {"type": "object", "properties": own | (attributes or {}), "additionalProperties": False}
+        return found | {"description": self.help}
+
+
+class At(NamedTuple):
     """A value of the tree, the way to it and the key it stands under."""
 
     tree: Tree
@@ -43,6 +94,8 @@ class Reader:
     problems: list[Diagnostic]
     broken: set[Path] = field(default_factory=set)
     symbols: dict[str, int] = field(default_factory=dict)
+    share: Share = "none"  # of blocks that do not say
+    blocks: Mapping[str, BlockSpec] = field(default_factory=dict)
 
     def error(self, place: Place, message: str) -> None:
         """Note a mistake; SpecError with all of them when there are so many that looking for more is no use."""
@@ -69,6 +122,35 @@ class Reader:
             self.error(key_place(found.pop(name)), f"unknown key {name!r}{hint}")
         return {name: entry for name, entry in found.items() if entry.tree.value is not None}
 
+    def record(self, at: At, construct: Construct) -> dict[str, Any] | None:
+        """The values of the keys, given or default, and of all others under `attributes`; None if any is wrong."""
+        before = len(self.problems)
+        values = self.partial_record(at, construct)
+        return values if len(self.problems) == before else None
+
+    def partial_record(self, at: At, construct: Construct) -> dict[str, Any] | None:
+        """As `record`, with None for what is wrong; None if it is no map."""
+        known = None if construct.takes_attributes else construct.names
+        given = self.entries(at, construct.what) if known is None else self.known_entries(at, construct.what, known)
+        if not isinstance(at.tree.value, dict):
+            return None
+        values: dict[str, Any] = {}
+        for key in construct.keys:
+            entry = given.get(key.name)
+            values[key.name] = key.default if entry is None else key.kind.read(self, entry)
+            if entry is None and key.missing and key.unless not in given:
+                self._missing(at, key, construct)
+        return values | {"attributes": {n: self.attribute(entry) for n, entry in given.items() if n not in values}}
+
+    def _missing(self, at: At, key: Key, construct: Construct) -> None:
+        """Note a missing key; where a misspelt one explains it, that one."""
+        entries = self.entries(at, "") if construct.may_misspell else {}
+        near = next((name for name in entries if did_you_mean(name, (key.name,))), None)
+        if near is None:
+            self.error(at.place, key.missing.format(at.name))
+        elif construct.takes_attributes:  # else it is an unknown key, which is noted
+            self.error(key_place(entries[near]), f"unknown key {near!r}; did you mean {key.name!r}?")
+
     def items(self, at: At, what: str) -> list[At]:
         """The items of a list; empty if it is no list."""
         if isinstance(at.tree.value, list):
@@ -89,9 +171,10 @@ class Reader:
 
     def boolean(self, at: At) -> bool | None:
         """`true` or `false`, and no other word."""
-        if isinstance(at.tree.value, bool):
-            return at.tree.value
-        self.error(at.place, f"{at.name}: expected true or false, found {at.tree}")
+        value = at.tree.value
+        if isinstance(value, bool):
+            return value
+        self._unexpected(at, "true or false")
         return None
 
     def number(self, at: At) -> float | None:
@@ -99,14 +182,14 @@ class Reader:
         value = at.tree.value
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
-        self.error(at.place, f"{at.name}: expected a number, found {at.tree}")
+        self._unexpected(at, "a number")
         return None
 
     def size(self, at: At) -> int | None:
         """A whole number of at least 1, or arithmetic on symbols that gives one."""
         value = at.tree.value
         if isinstance(value, bool) or not isinstance(value, (int, str)):
-            self.error(at.place, f"{at.name}: expected a whole number, found {at.tree}")
+            self._unexpected(at, "a whole number")
             return None
         try:
             size = Dim.parse(value).evaluate(self.symbols)
@@ -120,16 +203,72 @@ class Reader:
             return None
         return size
 
-    def one_of(self, at: At, choices: Mapping[str, T]) -> T | None:
+    def attribute(self, at: At) -> Any:
+        """A scalar or a list of numbers."""
+        value = at.tree.value
+        if isinstance(value, list) and all(isinstance(item.value, (int, float)) for item in value):
+            return tuple(item.value for item in value)
+        if isinstance(value, (dict, list)):
+            self._unexpected(at, "a number, a word or a list of numbers")
+        return value
+
+    def one_of(self, at: At, choices: Collection[str]) -> str | None:
         """One of a few words."""
         value = at.tree.value
         if isinstance(value, str) and value in choices:
-            return choices[value]
-        hint = did_you_mean(value, choices) if isinstance(value, str) else ""
-        self.error(at.place, f"{at.name}: expected {' or '.join(choices)}, found {at.tree}{hint}")
+            return value
+        self._unexpected(at, " or ".join(choices), did_you_mean(value, choices) if isinstance(value, str) else "")
         return None
+
+    def _unexpected(self, at: At, expected: str, hint: str = "") -> None:
+        self.error(at.place, f"{at.name}: expected {expected}, found {at.tree}{hint}")
 
 
 def key_place(at: At) -> Place:
     """Where the key is written under which the value stands."""
     return at.key.place if at.key is not None else at.tree.place
+
+
+# -- kinds that several constructs take -----------------------------------------------------------------------------
+
+NAMES: Schema = {"pattern": "^[a-z][a-z0-9_]*$", "maxLength": MAX_LENGTH}
+
+
+def text(what: str) -> Kind:
+    """A text, called `what` in messages."""
+    return Kind(lambda reader, at: reader.text(at, what), {"type": "string", "minLength": 1})
+
+
+def ref(name: str) -> Schema:
+    """The schema of this name."""
+    return {"$ref": f"#/$defs/{name}"}
+
+
+def or_null(kind: Kind) -> Kind:
+    """As `kind`; null takes the default."""
+    return Kind(kind.read, {"anyOf": [kind.schema, {"type": "null"}]})
+
+
+def named(what: str, member: str, kind: Kind) -> Kind:
+    """A map of values with names of their own, each called `member` in messages; wrong ones are broken and left out."""
+
+    def read(reader: Reader, at: At) -> dict[str, Any]:
+        found = {}
+        if not isinstance(at.tree.value, dict):
+            reader.broken.add(at.path)
+        for name, entry in reader.entries(at, what).items():
+            problem = name_problem(name)
+            if problem:
+                reader.error(key_place(entry), f"{name!r} cannot name {member}: {problem}")
+            value = kind.read(reader, entry)
+            if value is None or problem:
+                reader.broken.add(entry.path)
+            else:
+                found[name] = value
+        return found
+
+    return Kind(read, {"type": "object", "propertyNames": NAMES, "additionalProperties": kind.schema})
+
+
+SIZE = Kind(Reader.size, ref("size"))
+FLAG = Kind(Reader.boolean, {"type": "boolean"})

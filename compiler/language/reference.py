@@ -1,4 +1,4 @@
-"""The parts of the documentation that are written from the code: settings, ops, rules and passes.
+"""The parts of the documentation that are written from the code: keys, settings, ops, rules and passes.
 
 `python -m compiler.language.reference docs/*.md` rewrites what stands between `<!-- generated: NAME -->` and
 `<!-- end of NAME -->` in these files; a test compares them with what this module says.
@@ -9,15 +9,18 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from compiler.errors import GraphspecError, did_you_mean
-from compiler.ir.verify import RULES
+from compiler.ir.verify import rule_records
 from compiler.language.config import Configuration, Schedule, Section
+from compiler.language.grammar import BLOCK, ENTRY, LEVELS, NODE
+from compiler.language.parse import GATES, SPEC
+from compiler.language.reader import Construct, Key
 from compiler.ops import Op, Reads, known_ops
 from compiler.passes.registry import PASSES
-from runtime.rundir.files import write_text
 
 _GENERATED = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 SETTING = ("key", "value", "default", "meaning")
@@ -67,6 +70,20 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
+
+
+# -- keys -------------------------------------------------------------------------------------------------------------
+
+CONSTRUCTS = {"spec": SPEC, "gates": GATES, "block": BLOCK, "node": NODE, "levels": LEVELS, "entry": ENTRY}
+
+
+def keys(construct: Construct) -> str:
+    """The keys of a map of the language."""
+    return _table(["key", "default", "meaning"], [[f"`{k.name}`", _default(k), k.help] for k in construct.keys])
+
+
+def _default(key: Key) -> str:
+    return "required" if key.missing else "" if key.default in (None, (), {}) else _value(key.default)
 
 
 # -- settings ---------------------------------------------------------------------------------------------------------
@@ -147,13 +164,8 @@ def traits() -> str:
 
 def rules() -> str:
     """The verification rules with the phases they hold in."""
-    phases: dict[str, list[str]] = {}
-    docs: dict[str, str] = {}
-    for phase, table in RULES.items():
-        for rule in table:
-            phases.setdefault(rule.__name__, []).append(phase.name)
-            docs[rule.__name__] = rule.__doc__ or ""
-    return _table(["rule", "phases", "meaning"], [[f"`{n}`", ", ".join(phases[n]), docs[n]] for n in phases])
+    rows = [[f"`{name}`", ", ".join(p.name for p in phases), doc] for name, phases, doc in rule_records()]
+    return _table(["rule", "phases", "meaning"], rows)
 
 
 def passes() -> str:
@@ -170,6 +182,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "rules": rules,
     "passes": passes,
 }
+PARTS |= {f"keys-of-{name}": partial(keys, construct) for name, construct in CONSTRUCTS.items()}
 
 
 def rewritten(document: str) -> str:
@@ -190,7 +203,7 @@ def main(paths: Sequence[str]) -> None:
         before = path.read_text(encoding="utf-8")
         after = rewritten(before)
         if after != before:
-            write_text(path, after)
+            path.write_text(after, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Reads the configuration sections with the models of `config` and says their findings in our words."""
+"""Reads the configuration sections with their pydantic models and says their findings in our words."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from pydantic_core import ErrorDetails
 from compiler.errors import Diagnostic, did_you_mean
 from compiler.language.config import Configuration
 from compiler.language.findings import describe
-from compiler.language.layers import TreePlaces
 from compiler.language.reader import At, Reader
-from compiler.language.spec import Path
+from compiler.language.source import Path, Tree
 
 SECTIONS = tuple(Configuration.model_fields)
 
 
-def read_sections(reader: Reader, keys: Mapping[str, At], places: TreePlaces) -> Configuration:
+def read_sections(reader: Reader, keys: Mapping[str, At], root: Tree) -> Configuration:
     """The configuration; a section with a mistake takes its defaults and counts as broken."""
     given = {name: keys[name] for name in SECTIONS if name in keys}
     wrong: set[str] = set()
@@ -31,22 +30,22 @@ def read_sections(reader: Reader, keys: Mapping[str, At], places: TreePlaces) ->
         except ValidationError as error:
             found = error.errors()
         for item in found:
-            reader.problems.append(_explain(item, given, places))
+            reader.problems.append(_explain(item, given, root))
         wrong |= {str(item["loc"][0]) for item in found if item["loc"]} or set(given)
         reader.broken |= {(name,) for name in wrong}
 
 
-def _explain(item: ErrorDetails, given: Mapping[str, At], places: TreePlaces) -> Diagnostic:
+def _explain(item: ErrorDetails, given: Mapping[str, At], root: Tree) -> Diagnostic:
     loc: Path = tuple(item["loc"])
     where = ".".join(map(str, loc))
     if item["type"] == "extra_forbidden":
         known = _known_keys(loc[:-1])
         hint = did_you_mean(str(loc[-1]), known) or f"; it takes {', '.join(known)}"
-        return Diagnostic(places.key_place(loc), f"unknown key {loc[-1]!r} in {'.'.join(map(str, loc[:-1]))}{hint}")
+        return Diagnostic(root.key_place(loc), f"unknown key {loc[-1]!r} in {'.'.join(map(str, loc[:-1]))}{hint}")
     if item["type"] == "value_error":
         message = str(item["ctx"]["error"])
-        return Diagnostic(places.place(loc or _first_path_in(message, given)), message)
-    return Diagnostic(places.place(loc), f"{where}: {describe(item)}")
+        return Diagnostic(root.place_at(loc or _first_path_in(message, given)), message)
+    return Diagnostic(root.place_at(loc), f"{where}: {describe(item)}")
 
 
 def _first_path_in(message: str, given: Mapping[str, At]) -> Path:

@@ -1,43 +1,26 @@
-"""The parsed spec: plain immutable data, one class per construct of the language.
+"""The parsed spec: plain immutable data, one class per construct of the language (tuples where there are many).
 
-`compiler.language.parse` makes these from YAML, `compiler.elaborate.builder` reads them. Every value remembers where it
-was written through `Spec.place(*path)`, where `path` is the way from the root of the file, e.g. `("blocks", "stem",
-"nodes", "out", "kernel")`.
+`parse` makes these from YAML, elaboration reads them. Every value remembers where it was written
+through `Spec.place(*path)`, where `path` is the way from the root of the file, e.g. `("blocks", "stem", "nodes",
+"out", "kernel")`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple
 
 from compiler.errors import Place
 from compiler.language.config import Configuration
 from compiler.language.dims import BlockType
+from compiler.language.source import Path, Tree
 
 LANGUAGE_VERSION = 1
 Share = Literal["none", "block", "stage"]
-Path = tuple[str | int, ...]
 
 
-class Places(Protocol):
-    """Where things are written."""
-
-    def place(self, path: Path) -> Place:
-        """The position of the value at `path`, or of its nearest enclosing value."""
-
-    def key_place(self, path: Path) -> Place:
-        """The position of the key at the end of `path`, or of the nearest enclosing one."""
-
-    def override_in(self, path: Path) -> Place | None:
-        """Where the first override at `path` or below it is written; None if there is none."""
-
-    def plain(self) -> Any:
-        """The whole spec as dicts, lists and scalars, `extends` and overrides merged in."""
-
-
-@dataclass(frozen=True)
-class EdgeSpec:
+class EdgeSpec(NamedTuple):
     """One entry of a node's `from`: a node of the block, `in`/`in0`/`in1`..., or a pattern such as `levels.*`."""
 
     source: str
@@ -45,8 +28,7 @@ class EdgeSpec:
     path: Path
 
 
-@dataclass(frozen=True)
-class OpSpec:
+class OpSpec(NamedTuple):
     """An op as written: a catalogue name, a name from the `ops` section or a name with a size (`sep_conv_3x3`).
 
     `label` is the node id segment it gives in levels and choices (the name, unless written as `{name: ..., op: ...}`).
@@ -58,8 +40,7 @@ class OpSpec:
     path: Path
 
 
-@dataclass(frozen=True)
-class NodeSpec:
+class NodeSpec(NamedTuple):
     """A node of a block. With `choose`, every edge passes through each of these ops, gated, and `op` merges them."""
 
     op: OpSpec
@@ -121,17 +102,9 @@ class Spec:
     gate_init: float
     config: Configuration
     text: str  # the file as given
-    places: Places = field(repr=False, compare=False)
+    root: Tree = field(repr=False, compare=False)  # the whole spec as written, `extends` and overrides merged in
     broken: frozenset[Path] = frozenset()  # pieces with mistakes, reported already, left out or set to a default
 
     def place(self, *path: str | int) -> Place:
         """Where the value at `path` is written."""
-        return self.places.place(path)
-
-    def key_place(self, *path: str | int) -> Place:
-        """Where the key at the end of `path` is written."""
-        return self.places.key_place(path)
-
-    def override_in(self, *path: str | int) -> Place | None:
-        """Where the first override at `path` or below it is written; None if there is none."""
-        return self.places.override_in(path)
+        return self.root.place_at(path)

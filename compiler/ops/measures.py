@@ -23,7 +23,7 @@ def infer(name: str, attrs: Attrs, inputs: list[TensorType]) -> TensorType:
 
 def _common_type(name: str, inputs: list[TensorType]) -> TensorType:
     for other in inputs[1:]:
-        if other != inputs[0]:
+        if other is not inputs[0] and other != inputs[0]:
             raise TypeMismatchError(f"{name} adds its inputs, which must have one type; found {inputs[0]} and {other}")
     return inputs[0]
 

@@ -180,12 +180,12 @@ def subjects_of(target: Path | None) -> tuple[str, tuple[Subject, ...]]:
     run = RunDir.latest() if target is None else RunDir.open(target)
     record = run.export / "parity.json"
     if not record.is_file():
-        raise RunError(f"{run.path}: nothing was exported yet\n  try: graphspec export --onnx {run.path} first")
+        raise RunError(f"{run.path}: nothing was exported yet\n  try: graphspec export {run.path} first")
     try:
         with guarded(record, "read"):
             exported = TypeAdapter(_Exported).validate_json(record.read_bytes())
     except ValidationError as error:
-        raise RunError(f"{record}: is damaged: {error}\n  try: graphspec export --onnx {run.path}") from error
+        raise RunError(f"{record}: is damaged: {error}\n  try: graphspec export {run.path}") from error
     files = (OnnxFile(file.kind, _where_it_lies(run, file.path)) for file in exported.files)
     return str(run.path), (TorchNetwork(JobDir(run.path / exported.source)), *files)
 

@@ -1,4 +1,4 @@
-"""`graphspec export --onnx`: emit the trained network, prove that the file computes the same, then put it into place.
+"""`graphspec export`: emit the trained network, prove that the file computes the same, then put it into place.
 
 Everything is made and judged in a folder beside the target. Files are renamed into place only when all of them passed,
 so that a model at the target path has always been checked, and a failed export leaves an earlier one as it was.

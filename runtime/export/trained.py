@@ -11,10 +11,11 @@ from torch import nn
 
 from compiler.errors import RunError
 from compiler.ir.graph import Model
+from compiler.language.overrides import changes
 from compiler.lowering.torch.fx import lower_model, weights_of
 from compiler.passes.pipeline import TO_INHERIT
 from runtime.data.dataset import Dataset
-from runtime.jobs.runner import changed_keys, read_settings
+from runtime.jobs.runner import read_settings
 from runtime.rundir.directory import JobDir
 from runtime.rundir.files import read_json
 from runtime.rundir.network import read_model
@@ -57,8 +58,8 @@ def finished_job(opened: Opened, source: Source) -> JobDir:
 def _check_data(opened: Opened, folder: JobDir) -> None:
     """RunError naming settings of the data that differ from the job's: normalisation would be wrong."""
     file = folder.path / "config.json"
-    changed = changed_keys(read_settings(file), opened.spec.config.model_dump(mode="json"))
-    relevant = [key for key in changed if key.split(".")[0] in ("seed", "data", "task") and key not in MOVABLE]
+    changed = changes(read_settings(file), opened.spec.config.model_dump(mode="json"))
+    relevant = [each.key for each in changed if each.path[0] in ("seed", "task", "data") and each.key not in MOVABLE]
     if relevant:
         raise RunError(
             f"{folder.path}: the network was trained with other settings: {', '.join(relevant)}\n"

@@ -142,7 +142,7 @@ def _finish(place: Workplace, job: RetrainJob, found: Found) -> RetrainResult:
         full=total_cost(place.opened.graph),
         found=total_cost(job.graph),
     )
-    following = f"graphspec export {place.opened.run.path} --onnx"
+    following = f"graphspec export {place.opened.run.path}"
     place.console.line(f"{_verdict(result, job.task.decides)}\nwrote {place.folder.weights}; next: {following}")
     return result
 

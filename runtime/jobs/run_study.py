@@ -173,7 +173,7 @@ class StudyJob(Generic[R]):
         console.line(rendered(summary_table(self.name, self.task, results)))
         following = {
             "search": f"graphspec retrain {run.path} --seeds {','.join(map(str, self.seeds))}",
-            "retrain": f"graphspec report {run.path}, or graphspec export {run.seed_run(self.seeds[0]).path} --onnx",
+            "retrain": f"graphspec report {run.path}, or graphspec export {run.seed_run(self.seeds[0]).path}",
         }
         console.line(f"wrote {run.summary}; next: {following[self.name]}")
 

@@ -20,6 +20,7 @@ from compiler.errors import GraphspecError, RunError
 from compiler.ir.graph import Graph
 from compiler.ir.text import text, to_json
 from compiler.language.config import Configuration
+from compiler.language.overrides import changes
 from runtime.data.dataset import Dataset, load_dataset
 from runtime.jobs.logs import Console, MetricsLog
 from runtime.jobs.signals import StopFlag
@@ -173,11 +174,7 @@ def resume_command(name: str, opened: Opened, options: JobOptions, more: Sequenc
     compiled = read_settings(opened.run.config)
     now = opened.spec.config.model_dump(mode="json")
     command = [*Launch.here().prefix, "graphspec", name, str(opened.run.path), *more, "--resume"]
-    for key in changed_keys(compiled, now):
-        value: Any = now
-        for part in key.split("."):
-            value = value[part]
-        command += ["--set", f"{key}={json.dumps(value)}"]
+    command += [word for override in changes(compiled, now) for word in override.words]
     command += ["--device", options.device] if options.device != "auto" else []
     command += ["--trust-code"] if options.trust_code else []
     return shlex.join(command)
@@ -200,8 +197,8 @@ def check_config(name: str, folder: JobDir, config: Configuration) -> None:
     file = folder.path / "config.json"
     if not file.is_file():
         return
-    changed = changed_keys(read_settings(file), config.model_dump(mode="json"))
-    relevant = [key for key in changed if key.split(".")[0] in ("seed", "task", "data", "budget", name)]
+    changed = changes(read_settings(file), config.model_dump(mode="json"))
+    relevant = [each.key for each in changed if each.path[0] in ("seed", "task", "data", "budget", name)]
     relevant = [key for key in relevant if key not in HARMLESS and not key.startswith(f"{name}.checkpoint.")]
     if relevant:
         raise RunError(
@@ -227,14 +224,6 @@ def _write_config(folder: JobDir, config: Configuration) -> None:
     if not file.is_file():
         folder.path.mkdir(parents=True, exist_ok=True)
         write_json(file, config.model_dump(mode="json"))
-
-
-def changed_keys(before: Any, after: Any, prefix: str = "") -> list[str]:
-    """Dotted keys whose values differ between two nested dicts."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        keys = dict.fromkeys([*before, *after])
-        return [k for key in keys for k in changed_keys(before.get(key), after.get(key), f"{prefix}{key}.")]
-    return [] if before == after else [prefix.removesuffix(".")]
 
 
 def _train(attempt: _Attempt, device: torch.device, make: MakeJob[J], finish: Finish[J]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 from compiler.analysis.costs import CostTable, Row, cost_table
 from compiler.ir.graph import Graph
 from compiler.language.config import Configuration
+from compiler.language.overrides import changes
 from compiler.ops import Cost
 from runtime.reporting.record import Record, RunRecord
 
@@ -116,7 +117,7 @@ def commands(record: RunRecord, spec: Path) -> list[str]:
     return [
         f"graphspec compile {shlex.quote(str(spec))}",
         *(command for job in record.jobs for command in _job_commands(record, job)),
-        f"graphspec export{export} --onnx",
+        f"graphspec export{export}",
         "graphspec report",
     ]
 
@@ -133,10 +134,8 @@ def _job_commands(record: RunRecord, job: str) -> list[str]:
 
 def _overrides(compiled: Record, ran_with: Record | None, without: Sequence[str] = ()) -> tuple[str, ...]:
     """`--set` for what a job ran with and what was not compiled into its run."""
-    before = dict(flat(compiled))
-    changed = {key: value for key, value in flat(ran_with or {}) if key not in without and before.get(key) != value}
-    settings = [f"{key}={json.dumps(value)}" for key, value in changed.items()]
-    return tuple(word for setting in settings for word in ("--set", shlex.quote(setting)))
+    changed = [each for each in changes(compiled, ran_with or compiled) if each.key not in without]
+    return tuple(shlex.quote(word) for override in changed for word in override.words)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.numpy
-
 from compiler.analysis.weights import GATES, fitting, weight_shapes
 from compiler.architecture.found import Architecture
 from compiler.errors import RunError
@@ -39,6 +36,8 @@ def read_architecture(path: Path) -> Architecture:
 
 def read_weights(path: Path) -> Tensors:
     """Arrays by name; RunError if the file is missing or damaged."""
+    import safetensors.numpy  # and with it numpy, which most commands on runs do not need
+
     try:
         return safetensors.numpy.load(path.read_bytes())
     except (OSError, ValueError, safetensors.SafetensorError) as error:

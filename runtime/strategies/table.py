@@ -56,5 +56,5 @@ def _diagnostic(spec: Spec, model: type[Section], item: ErrorDetails) -> Diagnos
     if item["type"] == "extra_forbidden":
         key = str(path[-1])
         hint = did_you_mean(key, known) or f"; {spec.config.search.strategy} takes {', '.join(known) or 'no options'}"
-        return Diagnostic(spec.key_place(*path), f"search.options: unknown key {key!r}{hint}")
+        return Diagnostic(spec.root.key_place(path), f"search.options: unknown key {key!r}{hint}")
     return Diagnostic(spec.place(*path), f"{'.'.join(map(str, path))}: {describe(item)}")

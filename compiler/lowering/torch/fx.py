@@ -78,17 +78,17 @@ def _check_names(graph: Graph) -> None:
             )
 
 
-def outputs_by_name(found: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
-    """What a lowered network gave, by the names of its outputs, the main one first."""
-    return found if isinstance(found, dict) else {OUTPUT: found}
-
-
 def lower_model(model: Model) -> fx.GraphModule:
     """The network of a model with its weights and gates; GraphspecError if they do not fit."""
     module = lower(model.graph)
     load_weights(module, model.weights)
     load_gates(module, model.graph, model.gates)
     return module
+
+
+def outputs_by_name(found: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a lowered network gave, by the names of its outputs, the main one first."""
+    return found if isinstance(found, dict) else {OUTPUT: found}
 
 
 # -- gates ----------------------------------------------------------------------------------------------------------

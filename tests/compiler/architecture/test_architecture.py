@@ -18,6 +18,7 @@ from compiler.elaborate.builder import load
 from compiler.errors import PassError
 from compiler.ir.graph import Graph, Model
 from compiler.ir.text import text
+from compiler.language.overrides import overrides_of
 from compiler.passes.pipeline import PRUNED, TO_COMPACT
 from tests.graphs import random_gates, random_graph
 
@@ -25,7 +26,7 @@ SPECS = Path(__file__).parents[3] / "specs"
 
 
 def digits(*overrides: str) -> Graph:
-    return load(SPECS / "digits.yaml", overrides)[1]
+    return load(SPECS / "digits.yaml", overrides_of(overrides))[1]
 
 
 def found_in(graph: Graph, seed: int = 0) -> Architecture:

@@ -14,6 +14,7 @@ from compiler.architecture.found import Architecture, ArchitectureError
 from compiler.elaborate.builder import load
 from compiler.ir.graph import Graph
 from compiler.ir.text import graph_hash
+from compiler.language.overrides import overrides_of
 from compiler.passes.pipeline import TO_COMPACT
 from tests.graphs import random_gates
 
@@ -21,7 +22,7 @@ SPECS = Path(__file__).parents[3] / "specs"
 
 
 def graph(name: str, *overrides: str) -> Graph:
-    return load(SPECS / f"{name}.yaml", overrides)[1]
+    return load(SPECS / f"{name}.yaml", overrides_of(overrides))[1]
 
 
 def found_in(searched: Graph, seed: int = 0) -> Architecture:

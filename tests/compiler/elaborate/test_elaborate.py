@@ -11,6 +11,7 @@ from compiler.elaborate.builder import load
 from compiler.errors import SpecError
 from compiler.ir.graph import INPUT, OUTPUT, Graph, Phase
 from compiler.ir.verify import verify
+from compiler.language.overrides import overrides_of
 
 ROOT = Path(__file__).parents[3]
 HEAD = """\
@@ -26,7 +27,7 @@ def elaborated(tmp_path: Path, blocks: str, network: str, size: str = "[4, 8, 8]
     path = tmp_path / "spec.yaml"
     text = f"graphspec: 1\nname: spec\ninput: {size}\nclasses: 3\n{top}blocks:\n{blocks}{HEAD}network: {network}\n"
     path.write_text(text)
-    graph = load(path, sets)[1]
+    graph = load(path, overrides_of(sets))[1]
     verify(graph)
     assert graph.phase is Phase.SEARCH
     return graph
@@ -65,7 +66,7 @@ HALF = "[C, H, W] -> [2*C, H/2, W/2]"
     ],
 )
 def test_the_papers_spaces_have_their_gates(spec: str, overrides: tuple[str, ...], gates: int) -> None:
-    graph = load(ROOT / "specs" / f"dso_nas_cifar10_{spec}.yaml", overrides)[1]
+    graph = load(ROOT / "specs" / f"dso_nas_cifar10_{spec}.yaml", overrides_of(overrides))[1]
     assert len(graph.gates()) == gates
     assert len([block for block in graph.blocks if block.kind == "normal"]) == 24
 

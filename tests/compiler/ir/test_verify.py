@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from compiler.errors import RuleError
 from compiler.ir.graph import INPUT, OUTPUT, Choice, Edge, Gate, Graph, Node, Phase, Subject, TensorType
 from compiler.ir.verify import RULES, verify, violations
-from graphspec.listings import rule_listing
+from graphspec.cli.listings import rule_listing
 from tests.graphs import graph_of, random_graph, with_output
 
 ALL_RULES = {rule.__name__: rule for rules in RULES.values() for rule in rules}

@@ -12,6 +12,7 @@ import pytest
 
 from compiler.elaborate.builder import load
 from compiler.errors import SpecError
+from compiler.language.overrides import overrides_of
 
 BAD = Path(__file__).parent / "bad"
 FILES = sorted(path.stem for path in BAD.glob("*.yaml"))
@@ -23,7 +24,7 @@ def test_bad_file_gives_the_messages_beside_it(name: str, monkeypatch: pytest.Mo
     lines = Path(f"{name}.yaml").read_text().splitlines()
     overrides = [line.removeprefix("# set: ") for line in lines if line.startswith("# set: ")]
     with pytest.raises(SpecError) as caught:
-        load(f"{name}.yaml", overrides)
+        load(f"{name}.yaml", overrides_of(overrides))
     expected = Path(f"{name}.txt")
     if os.environ.get("GRAPHSPEC_UPDATE"):
         expected.write_text(f"{caught.value}\n")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from compiler.elaborate.builder import load
 from compiler.errors import Diagnostic, SpecError
+from compiler.language.overrides import overrides_of
 
 SPECS = Path(__file__).parents[3] / "specs"
 PIECES = [
@@ -71,7 +72,7 @@ def random_overrides(seed: int) -> list[str]:
 def diagnostics(path: Path, overrides: list[str]) -> tuple[Diagnostic, ...] | None:
     """What is wrong with a spec; None if nothing is."""
     try:
-        load(path, overrides)
+        load(path, overrides_of(overrides))
     except SpecError as error:
         return error.diagnostics
     return None

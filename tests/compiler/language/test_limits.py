@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from compiler.errors import SpecError
+from compiler.language.overrides import overrides_of
 from compiler.language.parse import parse_file
 from compiler.language.source import MAX_BYTES
 
@@ -28,7 +29,7 @@ except SpecError as error:
 
 def message(path: Path | str, *overrides: str) -> str:
     with pytest.raises(SpecError) as caught:
-        parse_file(path, overrides)
+        parse_file(path, overrides_of(overrides))
     assert all(d.place.line >= 1 and d.place.column >= 1 for d in caught.value.diagnostics)
     return str(caught.value)
 

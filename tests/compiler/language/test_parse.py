@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from compiler.errors import Place, SpecError
+from compiler.language.overrides import overrides_of
 from compiler.language.parse import parse, parse_file
 from compiler.language.source import SpecText, compose
 from compiler.language.spec import Spec
@@ -111,7 +112,7 @@ def test_network_list_names_and_wires_its_entries(spec: Spec) -> None:
 
 
 def test_a_block_of_two_inputs_reads_its_only_predecessor_twice(base: Path) -> None:
-    spec = parse_file(base, ["network=[stem, {pair: width}, head]"])
+    spec = parse_file(base, overrides_of(["network=[stem, {pair: width}, head]"]))
     assert (spec.network[1].repeat, spec.network[1].inputs) == (4, ("stem", "stem"))
 
 
@@ -147,7 +148,7 @@ def test_overrides_reach_every_part(base: Path) -> None:
     overrides = ["name=other", "symbols.width=6", "blocks.cell.levels.count=3", "blocks.cell.levels.ops.0=conv_3x3",
                  "blocks.stem.nodes.out.kernel=5", "gates.share=block", "gates.init=0.5", "search.gates.gamma=1e-2",
                  "network.1.cell=4", "seed=3", "budget.params=2k", "data={name: fake}"]  # fmt: skip
-    spec = parse_file(base, overrides)
+    spec = parse_file(base, overrides_of(overrides))
     levels = spec.blocks["cell"].levels
     assert levels is not None
     assert (spec.name, spec.symbols["twice"], levels.count, levels.ops[0].op) == ("other", 12, 3, "conv_3x3")
@@ -160,7 +161,7 @@ def test_overrides_reach_every_part(base: Path) -> None:
 
 def test_an_override_changes_no_other_use_of_an_anchor(tmp_path: Path) -> None:
     text = BASE.replace("out: {op: add, from: [in0, in1]}", "out: &sum {op: add, from: [in0, in1]}\n      b: *sum")
-    spec = parse_file(write(tmp_path, text), ["blocks.pair.nodes.b.op=concat"])
+    spec = parse_file(write(tmp_path, text), overrides_of(["blocks.pair.nodes.b.op=concat"]))
     nodes = spec.blocks["pair"].nodes
     assert (nodes["out"].op.op, nodes["b"].op.op) == ("add", "concat")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from compiler.elaborate.builder import load
+from compiler.language.overrides import overrides_of
 
 SPECS = Path(__file__).parents[3] / "specs"
 SHIPPED = sorted(SPECS.glob("*.yaml"))
@@ -35,7 +36,7 @@ def test_shipped_specs_elaborate_and_explain_themselves(path: Path) -> None:
     ],
 )
 def test_numbers_of_gates(name: str, overrides: list[str], gates: int) -> None:
-    _, graph = load(SPECS / f"{name}.yaml", overrides)
+    _, graph = load(SPECS / f"{name}.yaml", overrides_of(overrides))
     assert len(graph.gates()) == gates
 
 

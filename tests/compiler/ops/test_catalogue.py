@@ -31,7 +31,7 @@ from compiler.ops import (
     steps,
     tensors,
 )
-from graphspec.listings import op_listing, op_records
+from graphspec.cli.listings import op_listing, op_records
 
 NEEDED = {
     "conv", "depthwise_conv", "sep_conv", "max_pool", "avg_pool", "identity", "zero", "linear", "global_avg_pool",

@@ -13,13 +13,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
-import graphspec.export_command  # noqa: F401  (adds the command)
 from compiler.errors import RunError
 from compiler.ir.graph import Model, Phase
 from compiler.lowering.onnx.model import emit, save
 from compiler.lowering.torch.fx import initialise, lower
 from graphspec import api
-from graphspec.cli import app
+from graphspec.cli.app import app
 from runtime.export.bench import OnnxFile, TorchNetwork, measure, run_bench, subjects_of
 from runtime.jobs.runner import write_network
 from runtime.rundir.directory import RunDir
@@ -155,7 +154,7 @@ def test_a_run_without_an_export_says_what_to_do(run: RunDir) -> None:
     with pytest.raises(RunError, match="damaged"):
         subjects_of(run.path)
     (run.export / "parity.json").unlink()
-    with pytest.raises(RunError, match=r"nothing was exported yet\n +try: graphspec export --onnx"):
+    with pytest.raises(RunError, match=r"nothing was exported yet\n +try: graphspec export"):
         subjects_of(run.path)
 
 

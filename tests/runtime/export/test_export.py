@@ -17,7 +17,6 @@ import torch
 from onnx import TensorProto, numpy_helper
 from typer.testing import CliRunner
 
-import graphspec.export_command
 import runtime.export.run_export
 from compiler.errors import GraphspecError, RunError
 from compiler.ir.graph import Graph, Model
@@ -26,7 +25,7 @@ from compiler.lowering.torch.fx import initialise, load_gates, load_weights, low
 from compiler.passes.pipeline import TO_COMPACT
 from compiler.passes.prune_zero_edges import prune
 from graphspec import api
-from graphspec.cli import app
+from graphspec.cli.app import app
 from runtime.export.parity import FileScore, ImageForm, some_pixels
 from runtime.export.run_export import ExportOptions, ExportResult, run_export
 from runtime.jobs.runner import write_network
@@ -350,16 +349,10 @@ def test_accuracy_that_is_not_what_retraining_measured_is_told(run: RunDir, capf
 # -- the command ----------------------------------------------------------------------------------------------------
 
 
-def test_the_format_must_be_said(run: RunDir) -> None:
-    result = CliRunner().invoke(app, ["export", str(run.path)])
-    assert result.exit_code == 2
-    assert "the only one is --onnx" in " ".join(result.output.replace("│", " ").split())
-
-
 def test_the_options_of_the_command(run: RunDir, tmp_path: Path) -> None:
     target = tmp_path / "net.onnx"
     options = ["--opset", "17", "--layout", "nchw", "--probabilities", "--fp16", "--no-latency", "-q", "--json"]
-    result = CliRunner().invoke(app, ["export", str(run.path), "--onnx", "-o", str(target), *options])
+    result = CliRunner().invoke(app, ["export", str(run.path), "-o", str(target), *options])
     assert result.exit_code == 0, result.output
     record = json.loads(result.stdout)
     assert (record["path"], record["opset"], record["latencies"]) == (str(target), 17, [])
@@ -376,13 +369,13 @@ def test_preprocessing_takes_rows_of_pixels_by_default(run: RunDir) -> None:
 
 def test_a_failure_is_one_message_and_exit_code_1(run: RunDir, tmp_path: Path) -> None:
     shutil.rmtree(run.retrain.path)
-    done = graphspec(tmp_path, "export", "run", "--onnx", code=1)
+    done = graphspec(tmp_path, "export", "run", code=1)
     assert done.stderr.startswith("error: run: retrain has not run\n  try: graphspec retrain run first")
 
 
 def test_the_command_line_does_not_import_what_export_needs() -> None:
     code = """
-import sys, graphspec.api, graphspec.cli, graphspec.export_command
+import sys, graphspec.api, graphspec.cli.app
 assert not {"torch", "onnx", "onnxruntime"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], env=environment(), check=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from compiler.ir.verify import RULES
+from compiler.ir.verify import rule_records
 from compiler.ops import Op, Reads, known_ops
 
 
@@ -38,8 +38,8 @@ def op_records() -> list[dict[str, Any]]:
 
 def op_listing() -> str:
     """The catalogue for people."""
-    lines = ["An op with a `kernel` may be written with its size: sep_conv_3x3. Several inputs are added first,"]
-    lines += ["except where `reads apart` is said.", ""]
+    lines = ["The kernel size may be part of an op's name: sep_conv_3x3. Several inputs of an op are added first,"]
+    lines += ["unless it `reads apart`.", ""]
     for record in op_records():
         apart = "  (reads apart)" if record["reads"] == Reads.APART.value else ""
         lines.append(f"{record['name']:<16} {record['doc']}{apart}")
@@ -55,11 +55,7 @@ def _show(value: Any) -> str:
 
 
 def rule_listing() -> str:
-    """Every rule once with its explanation and the phases it holds in."""
-    phases: dict[str, list[str]] = {}
-    docs: dict[str, str] = {}
-    for phase, rules in RULES.items():
-        for rule in rules:
-            phases.setdefault(rule.__name__, []).append(phase.value)
-            docs[rule.__name__] = " ".join((rule.__doc__ or "").split())
-    return "\n".join(f"{name}  ({', '.join(phases[name])})\n    {docs[name]}" for name in phases)
+    """The rules for people."""
+    return "\n".join(
+        f"{name}  ({', '.join(phase.value for phase in phases)})\n    {doc}" for name, phases, doc in rule_records()
+    )

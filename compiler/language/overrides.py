@@ -1,0 +1,120 @@
+"""Overrides: typed values that replace values of a spec, with the text that they were written as.
+
+They are made once, from `--set`, another option or Python, and are merged into the spec by `compiler.language.layers`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+from compiler.errors import Diagnostic, Place, SpecError
+from compiler.language.source import Item, SpecText, Tree, compose
+
+
+@dataclass(frozen=True)
+class Override:
+    """A value for the key at `path`; a text that states none has an empty path.
+
+    `text.name` says where it comes from (`--set`, `--seed`, ...). `mistakes` are told with those of the spec.
+    """
+
+    path: tuple[str, ...]
+    value: Tree
+    text: SpecText
+    mistakes: tuple[Diagnostic, ...] = ()
+
+    @classmethod
+    def parse(cls, written: str, number: int = 1, source: str = "--set") -> Override:
+        """The override that is written as `key.key=value`, the n-th of its source."""
+        text = SpecText(source, written, number)
+        name, _, value = written.partition("=")
+        nothing = Tree(None, replace(text, offset=len(name) + 1), 0, 0)
+        found: list[Diagnostic] = []
+        try:
+            path = _path(text)
+            return cls(path, compose(value, nothing.origin, found) if value.strip() else nothing, text, tuple(found))
+        except SpecError as error:
+            return cls((), nothing, text, error.diagnostics)
+
+    @classmethod
+    def of(cls, key: str, value: Any, source: str = "overrides", number: int = 1) -> Override:
+        """The override of a dotted key by a Python value; SpecError if it is no key, TypeError if it is not JSON."""
+        text = SpecText(source, f"{key}={json.dumps(value)}", number)
+        return cls(_path(text), _tree(value, replace(text, offset=len(key) + 1)), text)
+
+    @property
+    def keys(self) -> list[Tree]:
+        """The parts of the path, each with its place in the text."""
+        return [Tree(part, self.text, 0, len(".".join((*self.path[:i], "")))) for i, part in enumerate(self.path)]
+
+    @property
+    def key(self) -> str:
+        """The path as one writes it."""
+        return ".".join(self.path)
+
+    @property
+    def words(self) -> tuple[str, str]:
+        """The words of a command line that state it."""
+        return "--set", f"{self.key}={json.dumps(self.value.plain())}"
+
+    def __str__(self) -> str:
+        """As it was written."""
+        return self.text.text
+
+
+Overrides: TypeAlias = Mapping[str, Any] | Sequence[str | Override]
+"""How Python functions take overrides: values by dotted key, or texts as `--set` takes them."""
+
+
+def overrides_of(given: Overrides) -> tuple[Override, ...]:
+    """What is given as typed values; those that are stay as they are."""
+    if isinstance(given, Mapping):
+        return tuple(Override.of(key, value, number=n) for n, (key, value) in enumerate(given.items(), start=1))
+    return tuple(each if isinstance(each, Override) else Override.parse(each, n) for n, each in enumerate(given, 1))
+
+
+def changes(before: Any, after: Any, prefix: str = "") -> list[Override]:
+    """The overrides that make one nested dict of settings the other."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = dict.fromkeys([*before, *after])
+        return [each for key in keys for each in changes(before.get(key), after.get(key), f"{prefix}{key}.")]
+    return [] if before == after else [Override.of(prefix.removesuffix("."), after)]
+
+
+def _path(text: SpecText) -> tuple[str, ...]:
+    """The parts of the key before the sign; SpecError that points at what is wrong with it."""
+    name, sign, _ = text.text.partition("=")
+    try:
+        text.text.encode()
+    except UnicodeEncodeError as error:
+        raise refusal(Place(text.name, text.override, 1), "an override must be UTF-8 text") from error
+    if not sign:
+        raise refusal(text.place(0, 0), "an override is written key=value, for example search.epochs=20")
+    column = 0
+    for part in name.split("."):
+        if not re.fullmatch(r"\w+", part):
+            raise refusal(text.place(0, column), f"the key {name!r} has an empty or unreadable part")
+        column += len(part) + 1
+    if name in ("graphspec", "extends"):
+        message = f"{name!r} is read before overrides are applied and cannot be overridden"
+        raise refusal(text.place(0, 0), message)
+    return tuple(name.split("."))
+
+
+def refusal(place: Place, message: str) -> SpecError:
+    """The error that an override is refused with."""
+    return SpecError([Diagnostic(place, message)])
+
+
+def _tree(value: Any, origin: SpecText) -> Tree:
+    """A Python value as if it had been written at the beginning of the text."""
+    if isinstance(value, Mapping):
+        items = {str(key): Item(_tree(str(key), origin), _tree(item, origin)) for key, item in value.items()}
+        return Tree(items, origin, 0, 0)
+    if isinstance(value, list | tuple):
+        return Tree([_tree(item, origin) for item in value], origin, 0, 0)
+    return Tree(value, origin, 0, 0)

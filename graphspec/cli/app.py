@@ -1,0 +1,80 @@
+"""The commands by name, in the order and under the headings of the help, and how their errors are told.
+
+Exit codes: 0 success; 1 wrong input or a failed job, with one message; 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+import graphspec
+from compiler.errors import GraphspecError, SpecError
+from graphspec.cli import exporting, inspection, runs, specs, training
+from graphspec.cli.options import say
+
+COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
+    "From a spec to a model": (
+        specs.init, specs.compile_, training.search, training.retrain, exporting.export, exporting.bench
+    ),
+    "Around a run": (runs.show, runs.diff, runs.report, runs.derive),
+    "The language and the compiler": (inspection.opt, inspection.schema, inspection.ops, inspection.rules),
+}  # fmt: skip
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"graphspec {graphspec.__version__}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when a command fails.")] = False,
+) -> None:
+    """Options of every command; `run` looks for --debug itself."""
+
+
+app = typer.Typer(
+    help="Search for neural architectures: declare a search space in YAML, search it, export the network as ONNX.",
+    epilog="To start: graphspec init digits, then graphspec compile digits.yaml.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.callback()(_options)
+for _panel, _commands in COMMANDS.items():
+    for _command in _commands:
+        app.command(_command.__name__.rstrip("_"), rich_help_panel=_panel)(_command)
+
+
+def run() -> None:
+    """Run the command that `sys.argv` names; with --debug a GraphspecError is let through."""
+    debug = "--debug" in sys.argv[1:]
+    if debug:
+        sys.argv.remove("--debug")
+    try:
+        app()
+    except GraphspecError as error:
+        if debug:
+            raise
+        if not error.told:
+            _tell(error)
+        raise SystemExit(error.exit_code) from None
+    except (BrokenPipeError, KeyboardInterrupt):
+        raise SystemExit(130) from None
+
+
+def _tell(error: GraphspecError) -> None:
+    """Print the message, with the process that says it where several do a job."""
+    from runtime.processes.launch import Launch
+
+    stopped = error.exit_code > 128  # Ctrl-C: the checkpoint is written, nothing went wrong
+    message = str(error) if stopped or isinstance(error, SpecError) else f"error: {error}"
+    rank = Launch.here().rank
+    say(f"rank {rank}: {message}" if rank else message)

@@ -1,0 +1,53 @@
+"""Commands that start from a spec: init, compile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from graphspec.cli.options import JsonOpt, SeedOpt, SetOpt, SpecArg, overrides_of, print_json, say
+
+
+def init(
+    name: Annotated[
+        str, typer.Argument(help="A starter spec, e.g. digits. Without a name, list all starters.", metavar="NAME")
+    ] = "",
+    folder: Annotated[Path, typer.Option("--into", help="Folder to copy it to; default: this one.")] = Path(),
+) -> None:
+    """Copy a starter spec and the files it extends; without a name, list the starters."""
+    from graphspec.starters import copy_starter, starters
+
+    if not name:
+        for shipped, summary in starters().items():
+            typer.echo(f"{shipped:<22} {summary}")
+        return
+    for path in copy_starter(name, folder):
+        say(f"wrote {path}")
+    say(f"next: graphspec compile {folder / name}.yaml")
+
+
+def compile_(
+    spec: SpecArg,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Run directory to write; default: runs/NAME-NUMBER-sSEED.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print costs only; write nothing.")] = False,
+    settings: SetOpt = None,
+    seed: SeedOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Check a spec, print the costs of its search space and create a run directory."""
+    from graphspec import api
+
+    compiled = api.compile(spec, out=out, overrides=overrides_of(settings, ("--seed", "seed", seed)), dry_run=dry_run)
+    for warning in compiled.warnings:
+        say(f"warning: {warning}")
+    where = str(compiled.run.path) if compiled.run else None
+    if as_json:
+        print_json({"name": compiled.spec.name, **compiled.costs.as_json(), "run_dir": where})
+        return
+    typer.echo(compiled.costs.render())
+    if where:
+        say(f"\nwrote {where}; next: graphspec search")
