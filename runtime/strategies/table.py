@@ -26,12 +26,8 @@ BUILT_IN = {"dso": "runtime.strategies.dso:Dso", "random": "runtime.strategies.r
 def known_strategies() -> dict[str, EntryPoint]:
     """Every strategy by name; none is imported. GraphspecError if a package takes a built-in name."""
     installed = {entry.name: entry for entry in entry_points(group=GROUP)}
-    taken = next((entry for name, entry in installed.items() if name in BUILT_IN), None)
-    if taken is not None:
-        raise GraphspecError(
-            f"the strategy {taken.name!r} ({taken.value}) has the name of a built-in one\n"
-            f"  try: rename it, or uninstall the package that offers it"
-        )
+    for name in BUILT_IN.keys() & installed.keys():
+        raise _unusable(installed[name], "has the name of a built-in one")
     return {name: EntryPoint(name, value, GROUP) for name, value in BUILT_IN.items()} | installed
 
 
@@ -43,16 +39,16 @@ def strategy_class(name: str) -> type[Strategy]:
     try:
         found = entry.load()
     except Exception as error:
-        raise GraphspecError(
-            f"the strategy {name!r} ({entry.value}) cannot be imported: {error}\n"
-            f"  try: mend or uninstall the package that offers it"
-        ) from error
+        raise _unusable(entry, f"cannot be imported: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Strategy)):
-        raise GraphspecError(
-            f"the entry point {name!r} ({entry.value}) must be a subclass of runtime.strategies.base.Strategy, "
-            f"not {found!r}"
-        )
+        raise _unusable(entry, f"must be a subclass of runtime.strategies.base.Strategy, not {found!r}")
     return found
+
+
+def _unusable(entry: EntryPoint, why: str) -> GraphspecError:
+    return GraphspecError(
+        f"the strategy {entry.name!r} ({entry.value}) {why}\n  try: mend or uninstall the package that offers it"
+    )
 
 
 def check_strategy(spec: Spec) -> None:
