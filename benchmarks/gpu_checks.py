@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import reason
-from benchmarks.jobs import halves
+from benchmarks.jobs import TASK, halves
 from benchmarks.supernet import Variant, start, thinned
 from compiler.ir.graph import Graph
 from compiler.language.config import DataConfig, SearchConfig
@@ -201,7 +201,7 @@ def _data(device: torch.device) -> Iterator[Check]:
     config = DataConfig(name="fake", fake_size=64, crop_padding=4, flip=True)
     found = []
     for where in (CPU, device):
-        dataset = load_dataset(config, (3, 32, 32), 10, seed=0)
+        dataset = load_dataset(config, (3, 32, 32), TASK, seed=0)
         loader = dataset.training_loader(torch.arange(64), 32, "weights", Place(where), cutout=8)
         found.append(next(loader.batches(1)))
     yield Check("a training batch: pixels", relative(found[1][0], found[0][0]), 1e-6)

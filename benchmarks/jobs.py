@@ -18,9 +18,12 @@ from runtime.search.supernet import Supernet
 from runtime.strategies.apgnag import APGNAG
 from runtime.strategies.base import Context
 from runtime.strategies.dso import Dso, gate_optimizer
+from runtime.tasks.classification import Classification
+from runtime.tasks.table import task_of
 from runtime.training.step import Batch
 
 Gradients = Callable[[Batch], Tensor]
+TASK = Classification(10, Configuration())
 
 
 def search_job(
@@ -29,7 +32,7 @@ def search_job(
     """The search of a spec with `settings` (KEY=VALUE) and the configuration it runs with; GraphspecError if wrong."""
     parsed, graph = load(spec, settings)
     config, (channels, height, width) = parsed.config, parsed.input
-    dataset = load_dataset(config.data, (channels, height, width), parsed.classes, seed=config.seed)
+    dataset = load_dataset(config.data, (channels, height, width), task_of(parsed), seed=config.seed)
     context = Context(graph, config, dataset, device, parsed.gate_init, console, folder)
     return SearchJob(Dso(context)), config
 

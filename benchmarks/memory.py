@@ -23,6 +23,7 @@ from compiler.analysis.costs import total_cost, weight_step_bytes
 from compiler.elaborate.builder import load
 from compiler.ir.graph import INPUT
 from runtime.search.supernet import Supernet
+from runtime.tasks.table import task_of
 from runtime.training.heap import freed_memory_kept
 from runtime.training.memory import Line, Trial, measured, noise
 from runtime.training.step import Batch
@@ -44,7 +45,7 @@ def supernet(name: str, **settings: Any) -> Supernet:
     """Of a spec that ships."""
     spec, graph = load(ROOT / "specs" / f"{name}.yaml")
     config = spec.config.search.model_copy(update=settings)
-    return Supernet.start(graph, config, CPU, spec.config.seed, spec.gate_init)
+    return Supernet.start(graph, task_of(spec), config, CPU, spec.config.seed, spec.gate_init)
 
 
 def allocated(net: Supernet, images: int) -> int:
@@ -57,7 +58,7 @@ def allocated(net: Supernet, images: int) -> int:
 
 def batch_for(net: Supernet, images: int) -> Batch:
     """Images of noise."""
-    return noise(images, net.graph.node(INPUT).shape, CPU)
+    return noise(images, net.graph.node(INPUT).shape, net.task, CPU)
 
 
 def estimate(name: str) -> Row:
@@ -70,7 +71,7 @@ def estimate(name: str) -> Row:
 def check(name: str, recompute: bool) -> Row:
     """What two small steps find and the seconds they take, beside what torch allocates."""
     net, start = supernet(name, recompute=recompute), time.perf_counter()
-    trial, batch = Trial(net.config, net.module, (net.weights,), net.step), net.config.batch_size
+    trial, batch = Trial(net.task, net.config, net.module, (net.weights,), net.step), net.config.batch_size
     held = sum(tensor.nbytes for tensor in net.tensors().values())
     found = held + measured(trial, CPU, net.graph.node(INPUT).shape, batch)[0].at(batch)
     seconds = time.perf_counter() - start

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.common import parser, show, table
-from benchmarks.jobs import halves
+from benchmarks.jobs import TASK, halves
 from compiler.elaborate.builder import load
 from compiler.ir.graph import INPUT, Graph
 from compiler.language.config import SearchConfig
@@ -34,7 +34,7 @@ def make_step(graph: Graph, config: SearchConfig, kind: str, world: World) -> Ca
     """A step on this process's slice of a batch of random images, the optimizer included."""
     device = choose_device("auto")
     set_precision(config, device)
-    net = Supernet.start(graph, config, device, seed=0, gate_init=1.0, world=world)
+    net = Supernet.start(graph, TASK, config, device, seed=0, gate_init=1.0, world=world)
     gradients, optimizer = halves(net)[kind]
     generator = torch.Generator().manual_seed(world.rank)
     x = torch.randn(config.batch_size // world.size, *graph.node(INPUT).shape, generator=generator)

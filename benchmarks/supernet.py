@@ -29,7 +29,7 @@ from benchmarks.common import (
     show,
     table,
 )
-from benchmarks.jobs import halves
+from benchmarks.jobs import TASK, halves
 from compiler.elaborate.builder import load
 from compiler.ir.graph import Block, Graph
 from compiler.language.config import SearchConfig
@@ -128,7 +128,7 @@ def start(variant: Variant, graph: Graph, config: SearchConfig, device: torch.de
     config = config.model_copy(update=settings)
     set_precision(config, device)
     graph = thinned(graph, variant.pruned) if variant.pruned else graph
-    net = Supernet.start(graph, config, device, seed=0, gate_init=1.0)
+    net = Supernet.start(graph, TASK, config, device, seed=0, gate_init=1.0)
     if not variant.channels_last:
         net.module.to(memory_format=torch.contiguous_format)
     return net

@@ -110,10 +110,10 @@ class GateConfig(Section):
     nonnegative: bool = True
     """Set negative gates to zero after each step."""
     exempt_last_input: bool = True
-    """Do not penalise the last open input of an op that ends in batch norm."""
+    """Do not penalise the last open input of an op that batch norm makes scale-invariant."""
     adaptive: Adaptive = "none"
-    """Scale gamma by the multiply-adds of the block (equation 9), the memory access cost of the op (equation 10) or its
-    measured latency."""
+    """Scale gamma by the multiply-adds of the block (equation 9), by the memory access cost of the op (equation 10) or
+    by its measured latency."""
 
 
 class PruneConfig(Section):
@@ -155,7 +155,7 @@ class TrainingConfig(Section):
     clip: Rate | None = None
     """Clip weight gradients element by element to [-clip, clip]."""
     label_smoothing: Fraction = 0.0
-    """Label smoothing of the training loss."""
+    """Label smoothing of the training loss of `task: classification`."""
     accumulate: Positive = 1
     """Process each batch in N parts to save memory; batch norm then uses the statistics of each part."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
@@ -178,7 +178,7 @@ class TrainingConfig(Section):
 
 
 class SearchConfig(TrainingConfig):
-    """Pretraining and search."""
+    """How the space is searched."""
 
     strategy: StrategyName = "dso"
     """`dso` (weights and gates in turns, zero gates are pruned), `random` (the control: random edges at a size), or the
@@ -243,11 +243,12 @@ class ExportConfig(Section):
     with_preprocessing: Literal["none", "nchw", "nhwc"] = "none"
     """Include the normalisation: the model then takes uint8 images in this layout."""
     probabilities: bool = False
-    """Output probabilities instead of logits."""
+    """Output probabilities: `task: classification` puts a softmax behind the network."""
     tolerance: Rate = 1e-4
-    """Maximum difference from torch, relative to the largest logit."""
+    """Maximum difference from torch, relative to the largest output."""
     accuracy_tolerance: NonNegative = 1.0
-    """Percentage points of test accuracy that the `--fp16` and `--int8` models may lose."""
+    """Percentage points of test accuracy that the `--fp16` and `--int8` models may lose; of a task whose metric is no
+    share, percent of it."""
 
 
 class Configuration(Section):
@@ -255,6 +256,8 @@ class Configuration(Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of all random numbers."""
+    task: str = "classification"
+    """What the network is for: `classification`, or a task of an installed package."""
     data: DataConfig = DataConfig()
     search: SearchConfig = SearchConfig()
     retrain: RetrainConfig = RetrainConfig()

@@ -92,8 +92,8 @@ def _default(key: Key) -> str:
 def settings() -> str:
     """One table per section of the configuration, and one for schedules, which stand in several places."""
     default = Configuration()
-    seed = _row("seed", Configuration.model_json_schema()["properties"]["seed"], default.seed)
-    parts = [_table(SETTING, [seed])]
+    properties = Configuration.model_json_schema()["properties"]
+    parts = [_table(SETTING, [_row(name, properties[name], getattr(default, name)) for name in ("seed", "task")])]
     for name, section in default:
         if isinstance(section, Section):
             parts.append(f"### `{name}`\n\n{type(section).__doc__}\n\n{_table(SETTING, _rows(section, f'{name}.'))}")

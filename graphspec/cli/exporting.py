@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 
 from graphspec.cli.options import JsonOpt, QuietOpt, RunArg, SetOpt, TrustOpt, overrides_of, print_json
+from runtime.tasks.results import as_record
 
 
 class Layout(Enum):
@@ -67,7 +67,7 @@ def export(
         quiet=quiet,
     )
     if as_json:
-        print_json(asdict(result))
+        print_json(as_record(result))
 
 
 def bench(

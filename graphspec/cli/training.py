@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ import typer
 
 from compiler.errors import RunError
 from graphspec.cli.options import JsonOpt, QuietOpt, SeedOpt, SetOpt, TargetArg, TrustOpt, overrides_of, print_json, say
+from runtime.tasks.results import as_record
 
 ResumeOpt = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")]
 OverwriteOpt = Annotated[bool, typer.Option("--overwrite", help="Discard an earlier attempt and start again.")]
@@ -41,7 +41,7 @@ def search(
     quiet: QuietOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
-    """Train the supernet, search for edges to keep and prune the others; write the found network."""
+    """Search the space with a strategy; write the found network."""
     from graphspec import api
 
     overrides = overrides_of(
@@ -111,4 +111,4 @@ def _run(job: Callable[..., Any], target: Any, as_json: bool, **options: Any) ->
 
     result = job(target, **options)
     if as_json and Launch.here().is_main:
-        print_json(asdict(result))
+        print_json(as_record(result))

@@ -17,6 +17,7 @@ from compiler.errors import RunError
 from runtime.data.augment import Augment, Normalise, crop_and_flip, draw, to_float
 from runtime.data.named_sets import Shape, open_dataset
 from runtime.seeds import generator, mix
+from runtime.tasks.base import Task
 from runtime.data.sources import Fetched, Images, Request
 from runtime.data.split import Split, split_images
 
@@ -78,7 +79,7 @@ class Loader:
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches number `start` and on of this epoch, both counted from 0.
 
-        Yields x: (N, C, H, W) float32, normalised, channels-last, and y: (N,) int64, both on the device.
+        Yields x: (N, C, H, W) float32, normalised, channels-last, and the targets y: (N, ...), both on the device.
         """
         order = self._order(epoch)
         mine = ((batch, *self._slice(batch)) for batch in range(start, len(self)))
@@ -119,8 +120,8 @@ class Loader:
             rows, draws = rows[fetched.kept], draws.take(fetched.kept)
         draws = draws.to(self.place.device)
         pixels = crop_and_flip(fetched.pixels, fetched.rows, augment.crop_padding, draws)
-        labels = self.images.labels[rows].to(self.place.device, non_blocking=True)
-        return to_float(pixels, self.normalise, draws, augment.cutout), labels
+        targets = self.images.targets[rows].to(self.place.device, non_blocking=True)
+        return to_float(pixels, self.normalise, draws, augment.cutout), targets
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,9 +129,10 @@ class Dataset:
     """A data set that fits the spec, with what is needed to make loaders of it."""
 
     name: str
+    task: Task  # what its targets are for
     train: Images
     test: Images  # for the final figures only; nothing is chosen by it
-    labels: tuple[str, ...]  # class names, by class number
+    labels: tuple[str, ...]  # names of the outputs, as far as they have any
     normalise: Normalise
     augment: Augment  # of training batches
     seed: int
@@ -153,7 +155,8 @@ class Dataset:
 
     def split(self, weight_part: float) -> Split:
         """The training images divided for search; `.training` of it for retraining."""
-        return split_images(self.train.labels, weight_part, self.validation_share, self.seed)
+        targets = self.train.targets
+        return split_images(targets, self.task.strata(targets), weight_part, self.validation_share, self.seed)
 
     def training_loader(
         self,
@@ -180,12 +183,12 @@ class Dataset:
     def evaluation_loader(self, rows: Tensor | None, batch_size: int, place: Place = HERE) -> Loader:
         """Unchanged batches of these training images (the validation part), or of the test images where None."""
         images = self.train if rows is not None else self.test
-        chosen = rows if rows is not None else torch.arange(len(self.test.labels))
+        chosen = rows if rows is not None else torch.arange(len(self.test.targets))
         return Loader(images, chosen, self.normalise, batch_size, training=False, place=place)
 
 
 def load_dataset(
-    config: DataConfig, input_shape: Shape, classes: int, *, seed: int, trust_code: bool = False
+    config: DataConfig, input_shape: Shape, task: Task, *, seed: int, trust_code: bool = False
 ) -> Dataset:
     """Open the data set, check it against the spec and compute what normalisation needs.
 
@@ -198,17 +201,17 @@ def load_dataset(
             raise RunError(
                 f"data.{name} has {len(given)} values, the input has {input_shape[0]} channels: give one each"
             )
-    opened = open_dataset(config, input_shape, classes, seed=seed, trust_code=trust_code)
+    opened = open_dataset(config, input_shape, task, seed=seed, trust_code=trust_code)
     mean, std = config.mean, config.std
     if mean is None or std is None:
         # The parts for weights and gates together do not depend on how they share the images.
-        training = split_images(opened.train.labels, 0.5, config.validation, seed).training
+        targets = opened.train.targets
+        training = split_images(targets, task.strata(targets), 0.5, config.validation, seed).training
         own_mean, own_std = channel_statistics(opened.train, training, seed)
         mean, std = mean or own_mean, std or own_std
     augment = replace(opened.augment, crop_padding=config.crop_padding, flip=config.flip or opened.augment.flip)
-    return Dataset(
-        config.name, opened.train, opened.test, opened.labels, Normalise(mean, std), augment, seed, config.validation
-    )
+    normalise, share = Normalise(mean, std), config.validation
+    return Dataset(config.name, task, opened.train, opened.test, opened.labels, normalise, augment, seed, share)
 
 
 def channel_statistics(images: Images, rows: Tensor, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

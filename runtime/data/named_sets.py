@@ -1,7 +1,7 @@
-"""The data sets a spec can name, each opened as training images, test images and class names.
+"""The data sets a spec can name, each opened as training images, test images and names of the outputs.
 
-Everything that can be known without decoding images is checked here first: that the set is there, that its shape and
-number of classes are the spec's, that code from outside may be run.
+Everything that can be known without decoding images is checked here first: that the set is there, that its shape is
+the spec's and its targets fit the task, that code from outside may be run.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from compiler.errors import RunError, did_you_mean
 from runtime.data.augment import Augment
 from runtime.data.decode import MODES, View
 from runtime.seeds import generator
+from runtime.tasks.base import Task
 from runtime.data.sources import FileImages, Images, MemoryImages
 from runtime.data.split import stratified_order
 
@@ -35,20 +36,20 @@ _DIGITS_TEST = 360  # of 1797
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A data set whose shape and classes are known to be the spec's."""
+    """A data set whose shape is known to be the spec's and whose targets fit the task."""
 
     train: Images
     test: Images
-    labels: tuple[str, ...]  # class names, by class number
+    labels: tuple[str, ...]  # names of the outputs, as far as they have any
     augment: Augment  # what the set always gets, besides what the spec asks for
 
 
-def open_dataset(config: DataConfig, shape: Shape, classes: int, *, seed: int, trust_code: bool) -> Opened:
-    """Open the set that `config.name` names, for a network that reads `shape` (C, H, W) and tells `classes` apart.
+def open_dataset(config: DataConfig, shape: Shape, task: Task, *, seed: int, trust_code: bool) -> Opened:
+    """Open the set that `config.name` names, for a network that reads `shape` (C, H, W).
 
     Raises RunError when the set is missing, damaged, unknown or does not fit the spec.
     """
-    expected = _Expected(config, shape, classes)
+    expected = _Expected(config, shape, task)
     if ":" in config.name:
         return _open_function(expected, trust_code)
     if config.name not in SETS:
@@ -63,18 +64,21 @@ class _Expected:
 
     config: DataConfig
     shape: Shape
-    classes: int
+    task: Task
 
     @property
     def root(self) -> Path:
         return Path(self.config.root or os.environ.get("GRAPHSPEC_DATA") or "data").expanduser().absolute()
 
-    def check_classes(self, found: int) -> None:
-        if found != self.classes:
-            raise RunError(
-                f"data set {self.config.name!r} has {found} classes, the spec says {self.classes}: "
-                f"set `classes: {found}` in the spec, or choose other data with data.name"
-            )
+    def images(self, pixels: Any, targets: Any) -> MemoryImages:
+        """`pixels`: (N, H, W) or (N, H, W, C) uint8 array, `targets`: what the set has of each image."""
+        images = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.uint8))
+        images = images if images.ndim == 4 else images[..., None]
+        return MemoryImages(images, self.task.targets(torch.as_tensor(targets)))
+
+    def labels(self, train: Images, test: Images, classes: Sequence[str] | None) -> tuple[str, ...]:
+        """Names of the outputs; RunError if the classes of the set do not fit the task."""
+        return self.task.labels(self.config.name, train.targets, test.targets, classes)
 
     def check_shape(self, found: Shape) -> None:
         if found != self.shape:
@@ -95,17 +99,10 @@ def _text(shape: Shape) -> str:
     return "x".join(map(str, shape))
 
 
-def _memory(pixels: Any, labels: Any) -> MemoryImages:
-    """`pixels`: (N, H, W) or (N, H, W, C) uint8 array, `labels`: N numbers."""
-    images = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.uint8))
-    return MemoryImages(images if images.ndim == 4 else images[..., None], torch.as_tensor(labels, dtype=torch.int64))
-
-
-def _opened(expected: _Expected, train: MemoryImages, test: MemoryImages, labels: Sequence[str]) -> Opened:
+def _opened(expected: _Expected, train: MemoryImages, test: MemoryImages, classes: Sequence[str] | None) -> Opened:
     expected.check_held_in_memory()
-    expected.check_shape((train.images.shape[1], *train.size))
-    expected.check_classes(len(labels))
-    return Opened(train, test, tuple(labels), Augment())
+    expected.check_shape((test.images.shape[1], *test.size))
+    return Opened(train, test, expected.labels(train, test, classes), Augment())
 
 
 def _open_digits(expected: _Expected, _: int) -> Opened:
@@ -117,20 +114,21 @@ def _open_digits(expected: _Expected, _: int) -> Opened:
     order = stratified_order(torch.from_numpy(numbers), generator(0, "digits test images")).numpy()
     test, train = np.sort(order[:_DIGITS_TEST]), np.sort(order[_DIGITS_TEST:])
     names = [str(digit) for digit in range(10)]
-    return _opened(expected, _memory(images[train], numbers[train]), _memory(images[test], numbers[test]), names)
+    first, last = (expected.images(images[rows], numbers[rows]) for rows in (train, test))
+    return _opened(expected, first, last, names)
 
 
 def _open_fake(expected: _Expected, seed: int) -> Opened:
-    """Random images of the spec's shape; every class comes equally often."""
+    """Random images of the spec's shape, with targets that the task makes up."""
 
     def images(purpose: str, count: int) -> MemoryImages:
         channels, height, width = expected.shape
         random = generator(seed, purpose)
         pixels = torch.randint(0, 256, (count, height, width, channels), dtype=torch.uint8, generator=random)
-        return MemoryImages(pixels, torch.arange(count) % expected.classes)
+        return MemoryImages(pixels, expected.task.fake(torch.arange(count)))
 
     size = expected.config.fake_size
-    names = [f"class{number}" for number in range(expected.classes)]
+    names = [f"class{number}" for number in range(expected.task.outputs)]
     test = images("fake test images", max(1, size // 2))
     return _opened(expected, images("fake training images", size), test, names)
 
@@ -147,7 +145,7 @@ class _Torchvision:
     def __call__(self, expected: _Expected, _: int) -> Opened:
         train, test = self._half(expected, dict(self.train)), self._half(expected, dict(self.test))
         names = getattr(train, "classes", [str(digit) for digit in range(10)])
-        return _opened(expected, self._images(train), self._images(test), names)
+        return _opened(expected, self._images(expected, train), self._images(expected, test), names)
 
     def _half(self, expected: _Expected, half: dict[str, Any]) -> Any:
         from torchvision import datasets
@@ -166,11 +164,11 @@ class _Torchvision:
                 "set data.download: true to fetch it, or data.root (or GRAPHSPEC_DATA) to the folder it lies in"
             ) from error
 
-    def _images(self, half: Any) -> MemoryImages:
+    def _images(self, expected: _Expected, half: Any) -> MemoryImages:
         pixels = np.asarray(half.data)
         if self.kind == "SVHN":  # the only one that keeps (N, C, H, W)
-            return _memory(pixels.transpose(0, 2, 3, 1), half.labels)
-        return _memory(pixels, half.targets)
+            return expected.images(pixels.transpose(0, 2, 3, 1), half.labels)
+        return expected.images(pixels, half.targets)
 
 
 @contextmanager
@@ -220,16 +218,15 @@ def _find_files(
 
     def images(folder: Path) -> tuple[FileImages, tuple[str, ...]]:
         samples, names = _scan(folder)
-        paths, labels = [path for path, _ in samples], torch.tensor([label for _, label in samples])
-        return FileImages(paths, labels, expected.shape, view, config.workers, config.skip_corrupt), names
+        paths, numbers = [path for path, _ in samples], torch.tensor([number for _, number in samples])
+        return FileImages(paths, expected.task.targets(numbers), expected.shape, view, config.workers, config.skip_corrupt), names
 
     train, names = images(root / "train")
     test, test_classes = images(test_root)
     if names != test_classes:
         differing = sorted(set(names) ^ set(test_classes))[:5]
         raise RunError(f"{root / 'train'} and {test_root} do not hold the same classes: {', '.join(differing)} differ")
-    expected.check_classes(len(names))
-    return train, test, names
+    return train, test, expected.labels(train, test, names)
 
 
 def _scan(folder: Path) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
@@ -254,8 +251,8 @@ def _scan(folder: Path) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
 def _open_function(expected: _Expected, trust_code: bool) -> Opened:
     """Call the user's function with the data section.
 
-    It returns ((training images, labels), (test images, labels)): images (N, C, H, W) uint8, labels (N,) integers from
-    0, both arrays or tensors.
+    It returns ((training images, targets), (test images, targets)): images (N, C, H, W) uint8, targets as the task
+    wants them (classification: integers from 0, (N,)), all arrays or tensors.
     """
     name = expected.config.name
     if not trust_code:
@@ -269,19 +266,13 @@ def _open_function(expected: _Expected, trust_code: bool) -> Opened:
     except Exception as error:  # whatever the user's code raises, the message must name it
         raise RunError(f"data.name: {name} raised {type(error).__name__}: {error}") from error
     try:
-        train, test = (_checked(name, *half) for half in halves)
+        train, test = (_checked(expected.task, *half) for half in halves)
     except (TypeError, ValueError) as error:
         raise RunError(
-            f"data.name: {name} must return ((training images, labels), (test images, labels)) with images "
-            f"(N, C, H, W) uint8 and integer labels (N,): {error}"
+            f"data.name: {name} must return ((training images, targets), (test images, targets)) with images "
+            f"(N, C, H, W) uint8 and a target for each: {error}"
         ) from error
-    found = int(train.labels.max()) + 1
-    expected.check_shape((test.images.shape[1], *test.size))
-    if int(test.labels.max()) >= found:
-        raise RunError(
-            f"data.name: {name} gives test label {int(test.labels.max())}, training labels end at {found - 1}"
-        )
-    return _opened(expected, train, test, [str(number) for number in range(found)])
+    return _opened(expected, train, test, None)
 
 
 def _import(name: str) -> Callable[[DataConfig], Any]:
@@ -295,16 +286,14 @@ def _import(name: str) -> Callable[[DataConfig], Any]:
     return found
 
 
-def _checked(name: str, images: Any, labels: Any) -> MemoryImages:
+def _checked(task: Task, images: Any, given: Any) -> MemoryImages:
     """Raises ValueError that says what is wrong with the user's arrays."""
-    pixels, numbers = torch.as_tensor(images), torch.as_tensor(labels)
+    pixels, targets = torch.as_tensor(images), task.targets(torch.as_tensor(given))
     if pixels.ndim != 4 or pixels.dtype != torch.uint8:
         raise ValueError(f"images are {tuple(pixels.shape)} {pixels.dtype}")
-    if numbers.is_floating_point() or numbers.shape != pixels.shape[:1] or len(numbers) == 0:
-        raise ValueError(f"{len(pixels)} images come with labels {tuple(numbers.shape)} {numbers.dtype}")
-    if int(numbers.min()) < 0:
-        raise ValueError(f"there is a label {int(numbers.min())}")
-    return MemoryImages(pixels.permute(0, 2, 3, 1), numbers.long())
+    if len(targets) != len(pixels) or len(targets) == 0:
+        raise ValueError(f"{len(pixels)} images come with targets {tuple(targets.shape)}")
+    return MemoryImages(pixels.permute(0, 2, 3, 1), targets)
 
 
 SETS: dict[str, Callable[[_Expected, int], Opened]] = {

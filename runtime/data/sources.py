@@ -48,13 +48,13 @@ class Fetched:
 
 
 class Images(Protocol):
-    """A set of labelled images of one shape."""
+    """A set of images of one shape with their targets."""
 
     streams: ClassVar[bool]  # decoded anew for every request
 
     @property
-    def labels(self) -> Tensor:
-        """(N,) int64, on the CPU."""
+    def targets(self) -> Tensor:
+        """(N, ...) as the task has them, on the CPU."""
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -73,9 +73,9 @@ class MemoryImages:
 
     streams: ClassVar[bool] = False
 
-    def __init__(self, pixels: Tensor, labels: Tensor, skipped: dict[str, str] | None = None) -> None:
-        """`pixels`: (N, H, W, C) uint8, `labels`: (N,) int64; both on the CPU."""
-        self.labels = labels
+    def __init__(self, pixels: Tensor, targets: Tensor, skipped: dict[str, str] | None = None) -> None:
+        """`pixels`: (N, H, W, C) uint8, `targets`: (N, ...); both on the CPU."""
+        self.targets = targets
         self.skipped = skipped or {}
         self._pixels = {torch.device("cpu"): pixels.contiguous()}
 
@@ -103,7 +103,7 @@ class FileImages:
 
     streams: ClassVar[bool] = True
     paths: Sequence[str]
-    labels: Tensor
+    targets: Tensor
     shape: tuple[int, int, int]  # (C, H, W) of what comes out
     view: View = "fit"
     workers: int = 0
@@ -140,8 +140,8 @@ class FileImages:
             failures |= failed
         self._note(failures)
         if not failures:
-            return MemoryImages(pixels, self.labels, self.skipped)  # choosing rows copies them all
-        return MemoryImages(pixels[read], self.labels[read], self.skipped)
+            return MemoryImages(pixels, self.targets, self.skipped)  # choosing rows copies them all
+        return MemoryImages(pixels[read], self.targets[read], self.skipped)
 
     def _decoded(self, requests: Iterable[Request], workers: int, pin: bool) -> Iterator[_Decoded]:
         workers = min(workers, _processors())

@@ -1,6 +1,6 @@
-"""Dividing the training images into parts for weights, gates and validation, stratified by class.
+"""Dividing the training images into parts for weights, gates and validation, stratified as the task says.
 
-A pure function of labels, fractions and seed. Test images are never touched here.
+A pure function of targets, fractions and seed. Test images are never touched here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Split:
     weights: Tensor
     gates: Tensor
     validation: Tensor
-    digest: str  # SHA-256 over the parts and the labels: changes when the split or the order of the data does
+    digest: str  # SHA-256 over the parts and the targets: changes when the split or the order of the data does
 
     @property
     def training(self) -> Tensor:
@@ -50,12 +50,17 @@ def stratified_order(labels: Tensor, random: torch.Generator) -> Tensor:
     return torch.from_numpy(by_class[np.argsort(place, kind="stable")].astype(np.int64))
 
 
-def split_images(labels: Tensor, weight_part: float, validation: float, seed: int) -> Split:
+def split_images(
+    targets: Tensor, strata: Tensor | None, weight_part: float, validation: float, seed: int
+) -> Split:
     """Hold out `validation` of the images, give `weight_part` of the rest to the weights and what remains to the gates.
 
-    `labels`: (N,) int64. The validation part does not depend on `weight_part`. Raises RunError when a part is empty.
+    `targets`: (N, ...); every part holds the numbers of `strata`, (N,) int64, in proportion. The validation part does
+    not depend on `weight_part`. Raises RunError when a part is empty.
     """
-    order = stratified_order(labels, generator(seed, "split"))
+    if strata is None:
+        strata = torch.zeros(len(targets), dtype=torch.int64)
+    order = stratified_order(strata, generator(seed, "split"))
     held_out = round(validation * len(order))
     for_weights = round(weight_part * (len(order) - held_out))
     sizes = {"validation": held_out, "weights": for_weights, "gates": len(order) - held_out - for_weights}
@@ -68,12 +73,13 @@ def split_images(labels: Tensor, weight_part: float, validation: float, seed: in
     parts = {
         name: part.sort().values for name, part in zip(sizes, torch.split(order, list(sizes.values())), strict=True)
     }
-    return Split(parts["weights"], parts["gates"], parts["validation"], _digest(parts, labels))
+    return Split(parts["weights"], parts["gates"], parts["validation"], _digest(parts, targets))
 
 
-def _digest(parts: dict[str, Tensor], labels: Tensor) -> str:
+def _digest(parts: dict[str, Tensor], targets: Tensor) -> str:
     hashed = hashlib.sha256()
-    for name, numbers in sorted({**parts, "labels": labels}.items()):
+    for name, numbers in sorted({**parts, "labels": targets}.items()):
         hashed.update(f"{name}:{len(numbers)}:".encode())
-        hashed.update(numbers.numpy().astype("<i8").tobytes())
+        array = numbers.numpy()
+        hashed.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
     return hashed.hexdigest()

@@ -1,4 +1,4 @@
-"""Whether an ONNX file computes what the torch network does: outputs side by side, and accuracy on the test images."""
+"""Whether an ONNX file computes what the torch network does: outputs side by side, and metrics on the test images."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from runtime.data.augment import Draws, Normalise, to_float
 from runtime.data.dataset import HERE, Dataset
 from runtime.data.sources import Images, Request
 from runtime.seeds import generator
+from runtime.tasks.base import Task
+from runtime.training.step import added
 
 Array = NDArray[Any]
-Network = Callable[[Array], Array]  # images in the model's own type and layout -> (N, classes)
-Reference = Callable[[Tensor], Array]  # x: (N, C, H, W) float32, normalised -> (N, classes)
+Network = Callable[[Array], Array]  # images in the model's own type and layout -> outputs (N, ...)
+Reference = Callable[[Tensor], Array]  # x: (N, C, H, W) float32, normalised -> outputs (N, ...)
 Layout = Literal["none", "nchw", "nhwc"]
 
 BATCHES = (1, 2, 7, 64)
@@ -52,16 +54,36 @@ class ImageForm:
         return self.both(torch.randint(0, 256, sizes, generator=random, dtype=torch.uint8))
 
 
-def reference(module: nn.Module, *, probabilities: bool) -> Reference:
+HEADS: Mapping[str, Callable[[Tensor], Tensor]] = {"softmax": lambda x: x.softmax(1), "sigmoid": torch.sigmoid}
+"""What stands behind the network where probabilities are asked for, by the names of `runtime.tasks.base.Task.head`."""
+
+
+def reference(module: nn.Module, head: str | None) -> Reference:
     """The torch network as the ONNX file promises to compute it; the module is put into evaluation mode."""
     module.eval()
 
     def outputs(x: Tensor) -> Array:
         with torch.inference_mode():
-            logits: Tensor = module(x).flatten(1)
-            return (logits.softmax(1) if probabilities else logits).numpy()
+            output: Tensor = module(x)
+            return (HEADS[head](output) if head else output).numpy()
 
     return outputs
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Compares outputs as a task does."""
+
+    task: Task
+    probabilities: bool = False  # whether the outputs are behind the task's head
+
+    def answers(self, outputs: Array) -> Tensor:
+        """What the network says of each image, (N, ...)."""
+        return self.task.answers(torch.from_numpy(outputs), probabilities=self.probabilities)
+
+    def agreements(self, wanted: Tensor, found: Tensor) -> int:
+        """For how many images two networks say the same."""
+        return int(self.task.agree(wanted, found).sum())
 
 
 # -- outputs side by side -------------------------------------------------------------------------------------------
@@ -75,24 +97,24 @@ class Case:
     batch: int
     max_abs: float  # largest absolute difference of an output
     max_rel: float  # the same, relative to the largest output in magnitude
-    agreement: float  # share of images with the same best class
+    agreement: float  # share of images with the same answer
 
     @classmethod
-    def of(cls, images: str, wanted: Array, found: Array) -> Case:
-        """From outputs (N, classes); NaN where an output is not finite."""
+    def of(cls, images: str, wanted: Array, found: Array, judge: Judge) -> Case:
+        """From outputs (N, ...); NaN where an output is not finite."""
         if wanted.shape != found.shape:
             raise RunError(f"the ONNX model gives outputs {found.shape}, torch gives {wanted.shape}")
         difference = float(np.abs(wanted.astype(np.float64) - found).max())
         largest = float(np.abs(wanted).max())
         relative = difference / largest if largest else (0.0 if difference == 0 else float("inf"))
-        same = float((wanted.argmax(1) == found.argmax(1)).mean())
-        return cls(images, len(wanted), difference, relative, same)
+        same = judge.agreements(judge.answers(wanted), judge.answers(found))
+        return cls(images, len(wanted), difference, relative, same / len(wanted))
 
-    def line(self) -> str:
-        """For people."""
+    def line(self, same: str) -> str:
+        """For people; `same` is what the task calls agreement."""
         return (
             f"{self.images:<6} images, batch {self.batch:>3}: absolute error {self.max_abs:.2e}, "
-            f"relative {self.max_rel:.2e}, same class {self.agreement:.2%}"
+            f"relative {self.max_rel:.2e}, {same} {self.agreement:.2%}"
         )
 
 
@@ -103,7 +125,7 @@ class Parity:
     tolerance: float
     max_abs: float
     max_rel: float
-    agreement: float  # share of all images with the same best class
+    agreement: float  # share of all images with the same answer
     cases: tuple[Case, ...]
 
     @classmethod
@@ -113,7 +135,7 @@ class Parity:
         same = sum(case.agreement * case.batch for case in cases) / sum(case.batch for case in cases)
         return cls(tolerance, float(worst[0]), float(worst[1]), same, cases)
 
-    def check(self) -> None:
+    def check(self, same: str) -> None:
         """RunError with both numbers if the error exceeds the tolerance or is no number."""
         if self.max_rel <= self.tolerance:
             return
@@ -121,68 +143,72 @@ class Parity:
         raise RunError(
             f"the ONNX model does not compute what the torch network does: largest error {self.max_abs:.3e} absolute, "
             f"{self.max_rel:.3e} relative to the largest output, allowed {self.tolerance:.1e}\n"
-            f"  ({worst.line()})\n"
+            f"  ({worst.line(same)})\n"
             f"  nothing was written; try: --set export.tolerance=... if this is close enough; otherwise the weights "
             f"or an op's lowering are at fault"
         )
 
 
-def compare(network: Network, torch_network: Reference, form: ImageForm, dataset: Dataset, tolerance: float) -> Parity:
+def compare(
+    network: Network, torch_network: Reference, form: ImageForm, dataset: Dataset, judge: Judge, tolerance: float
+) -> Parity:
     """Run both on random and on test images, in every batch size of `BATCHES`."""
     cases = []
     shape = (len(dataset.mean), *dataset.test.size)
     for batch in BATCHES:
         x, image = form.random(batch, shape, dataset.seed)
-        cases.append(Case.of("random", torch_network(x), network(image)))
+        cases.append(Case.of("random", torch_network(x), network(image), judge))
     for batch in BATCHES:
         x, image = form.both(some_pixels(dataset.test, batch))
-        cases.append(Case.of("test", torch_network(x), network(image)))
+        cases.append(Case.of("test", torch_network(x), network(image), judge))
     return Parity.of(tolerance, tuple(cases))
 
 
-# -- images and accuracy --------------------------------------------------------------------------------------------
+# -- images and metrics ---------------------------------------------------------------------------------------------
 
 
 def raw_batches(images: Images, rows: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pixels (N, H, W, C) uint8 and labels (N,) of these images, in order; unreadable ones are left out."""
+    """Pixels (N, H, W, C) uint8 and targets (N, ...) of these images, in order; unreadable ones are left out."""
     chunks = torch.split(rows, batch)
     for chunk, fetched in zip(chunks, images.fetch((Request(c) for c in chunks), HERE.device), strict=True):
         kept = chunk if fetched.kept is None else chunk[fetched.kept]
-        yield fetched.pixels.index_select(0, fetched.rows), images.labels[kept]
+        yield fetched.pixels.index_select(0, fetched.rows), images.targets[kept]
 
 
 def some_pixels(images: Images, count: int) -> Tensor:
     """Pixels (N, H, W, C) uint8 of `count` images spread over the set, over again where it has fewer."""
-    total = len(images.labels)
+    total = len(images.targets)
     rows = torch.arange(count) * max(total // count, 1) % total
     return next(raw_batches(images, rows, count))[0]
 
 
 @dataclass(frozen=True)
-class Accuracy:
+class FileScore:
     """What one network scores on the test images."""
 
-    accuracy: float  # share of right answers, 0..1
+    metrics: Mapping[str, float]  # the task's
     agreement: float  # share of images where it says what torch says
     images: int
 
 
-def accuracies(
+def score_all(
     networks: Mapping[str, Network],
     torch_network: Reference,
     form: ImageForm,
     dataset: Dataset,
+    judge: Judge,
     advance: Callable[[int], object] = lambda images: None,
-) -> dict[str, Accuracy]:
+) -> dict[str, FileScore]:
     """Of `torch` and every network by name, in one pass over the test images; `advance` is told of so many more."""
-    right, same, count = dict.fromkeys(("torch", *networks), 0), dict.fromkeys(("torch", *networks), 0), 0
-    for pixels, labels in raw_batches(dataset.test, torch.arange(len(dataset.test.labels)), TEST_BATCH):
+    sums: dict[str, dict[str, float]] = {name: {} for name in ("torch", *networks)}
+    same, count = dict.fromkeys(sums, 0), 0
+    for pixels, targets in raw_batches(dataset.test, torch.arange(len(dataset.test.targets)), TEST_BATCH):
         x, image = form.both(pixels)
-        answers = {"torch": torch_network(x).argmax(1)}
-        answers |= {name: network(image).argmax(1) for name, network in networks.items()}
+        answers = {"torch": judge.answers(torch_network(x))}
+        answers |= {name: judge.answers(network(image)) for name, network in networks.items()}
         for name, answer in answers.items():
-            right[name] += int((answer == labels.numpy()).sum())
-            same[name] += int((answer == answers["torch"]).sum())
-        count += len(labels)
-        advance(len(labels))
-    return {name: Accuracy(right[name] / count, same[name] / count, count) for name in right}
+            sums[name] = added([sums[name], judge.task.measure(answer, targets)])
+            same[name] += judge.agreements(answers["torch"], answer)
+        count += len(targets)
+        advance(len(targets))
+    return {name: FileScore(judge.task.figures(sums[name], count), same[name] / count, count) for name in sums}

@@ -1,6 +1,6 @@
 """Smaller forms of an ONNX model: float16, and int8 by onnxruntime's static quantisation.
 
-Both keep the input and output of the model they are made of. How much accuracy they cost is for the caller to measure.
+Both keep the input and output of the model they are made of. What they cost is for the caller to measure.
 """
 
 from __future__ import annotations

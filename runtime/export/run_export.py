@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,13 +27,14 @@ from compiler.lowering.onnx.model import Preprocessing, check_opset, emit, save
 from runtime.data.dataset import HERE, Dataset, load_dataset
 from runtime.export.onnx_bench import Latency, OnnxNetwork, eager_latency, onnx_latency
 from runtime.export.parity import (
-    Accuracy,
+    FileScore,
     ImageForm,
+    Judge,
     Parity,
-    accuracies,
     compare,
     raw_batches,
     reference,
+    score_all,
     some_pixels,
 )
 from runtime.export.quantise import half, int8
@@ -44,13 +45,16 @@ from runtime.rundir.files import guarded, sync, write_json
 from runtime.rundir.opened import Opened
 from runtime.seeds import generator
 from runtime.strategies.latency import device_name
+from runtime.tasks.base import TOLERANCE, Task
+from runtime.tasks.results import Measured, as_record
+from runtime.tasks.table import task_of
 
 Kind = Literal["fp32", "fp16", "int8"]
 MODEL, PARITY, LATENCY = "model.onnx", "parity.json", "latency.json"  # in the run's export folder
 PACKAGES = ("graphspec", "numpy", "onnx", "onnxruntime", "torch")
 CALIBRATION_IMAGES, CALIBRATION_BATCH = 256, 32
 THREADS, LATENCY_BATCHES = (1, 2), (1, 64)
-NOTABLE = 0.005  # difference of accuracies that is worth a warning
+NOTABLE = 0.5  # points of the deciding metric that are worth a warning
 
 
 @dataclass(frozen=True)
@@ -67,19 +71,19 @@ class ExportOptions:
 
 
 @dataclass(frozen=True)
-class ExportedFile:
+class ExportedFile(Measured):
     """One file, as it was judged."""
 
     kind: Kind
     path: str
     nodes: int
     bytes: int
-    accuracy: float  # on the test set, by onnxruntime
+    metrics: Mapping[str, float]  # on the test set, by onnxruntime
     agreement: float  # share of test images where it says what torch says
 
 
 @dataclass(frozen=True)
-class ExportResult:
+class ExportResult(Measured):
     """What was exported; `export/parity.json` holds all but the latencies, `export/latency.json` those."""
 
     run: str
@@ -89,8 +93,7 @@ class ExportResult:
     files: tuple[ExportedFile, ...]  # float32 first
     parity: Parity
     test_images: int
-    torch_accuracy: float
-    accuracy_tolerance: float  # points that fp16 and int8 may lose
+    metrics: Mapping[str, float]  # torch_<metric>, and <metric>_tolerance: points that fp16 and int8 may lose of it
     latencies: tuple[Latency, ...]
 
     @property
@@ -114,7 +117,7 @@ def run_export(opened: Opened, options: ExportOptions | None = None) -> ExportRe
     with opened.run.locked(), _staging(target) as folder:
         shape = (channels, height, width)
         dataset = load_dataset(
-            spec.config.data, shape, spec.classes, seed=spec.config.seed, trust_code=options.trust_code
+            spec.config.data, shape, task_of(spec), seed=spec.config.seed, trust_code=options.trust_code
         )
         trained = load_trained(opened, options.source, dataset, console.line)
         form = ImageForm(settings.with_preprocessing, dataset.normalise)
@@ -162,7 +165,7 @@ def _publish(folder: Path, target: Path) -> None:
 
 def _write_reports(folder: Path, result: ExportResult, *, others_go: bool) -> None:
     """Write what was found; with `others_go`, small forms of an earlier export are removed."""
-    record = {"model": result.model.path, **asdict(result)}
+    record = {"model": result.model.path, **as_record(result)}
     latencies = record.pop("latencies")
     write_json(folder / PARITY, record)
     with guarded(folder):
@@ -200,18 +203,39 @@ class _Export:
         """The spec's section."""
         return self.opened.spec.config.export
 
+    @property
+    def task(self) -> Task:
+        """What the network is for."""
+        return self.dataset.task
+
+    @property
+    def allowed(self) -> float:
+        """Points of the deciding metric that a small form may lose."""
+        return float(getattr(self.settings, TOLERANCE))
+
+    @property
+    def output_name(self) -> str:
+        """What the file calls its output."""
+        return "probabilities" if self.head else self.task.output_name
+
+    @property
+    def head(self) -> str | None:
+        """What stands behind the network in the file."""
+        return self.task.head if self.settings.probabilities else None
+
     def run(self) -> ExportResult:
         """Emit, judge, label and time; RunError with the figures if something does not pass."""
         proto = self._emit()
-        torch_network = reference(self.trained.module, probabilities=self.settings.probabilities)
+        torch_network = reference(self.trained.module, self.head)
+        judge = Judge(self.task, probabilities=self.head is not None)
         network = self._stage("fp32", proto)
-        parity = compare(network, torch_network, self.form, self.dataset, self.settings.tolerance)
+        parity = compare(network, torch_network, self.form, self.dataset, judge, self.settings.tolerance)
         self._tell_parity(parity)
-        parity.check()
+        parity.check(self.task.same)
         protos: dict[Kind, onnx.ModelProto] = {"fp32": proto, **self._small_forms(proto)}
         networks = {"fp32": network} | {k: self._stage(k, p) for k, p in protos.items() if k != "fp32"}
-        with self.console.progress("test images", len(self.dataset.test.labels)) as bar:
-            scores = accuracies(networks, torch_network, self.form, self.dataset, bar.advance)
+        with self.console.progress("test images", len(self.dataset.test.targets)) as bar:
+            scores = score_all(networks, torch_network, self.form, self.dataset, judge, bar.advance)
         for kind, form in protos.items():
             helper.set_model_props(form, self._metadata(scores[kind], parity))
             save(form, self._staged(kind))
@@ -227,8 +251,10 @@ class _Export:
             files=files,
             parity=parity,
             test_images=scores["torch"].images,
-            torch_accuracy=scores["torch"].accuracy,
-            accuracy_tolerance=self.settings.accuracy_tolerance,
+            metrics={
+                **{f"torch_{name}": value for name, value in scores["torch"].metrics.items()},
+                f"{self.task.decides.name}_tolerance": self.allowed,
+            },
             latencies=latencies,
         )
 
@@ -238,9 +264,9 @@ class _Export:
         return emit(
             self.trained.model,
             opset=self.settings.opset,
-            output_name="probabilities" if self.settings.probabilities else "logits",
+            output_name=self.output_name,
             preprocessing=None if layout == "none" else Preprocessing(layout, normalise.mean, normalise.std),
-            probabilities=self.settings.probabilities,
+            head=self.head,
         )
 
     def _staged(self, kind: Kind) -> Path:
@@ -270,7 +296,7 @@ class _Export:
         for pixels, _ in raw_batches(self.dataset.train, chosen, CALIBRATION_BATCH):
             yield self.form.both(pixels)[1]
 
-    def _metadata(self, score: Accuracy, parity: Parity) -> dict[str, str]:
+    def _metadata(self, score: FileScore, parity: Parity) -> dict[str, str]:
         """What the file says about itself; lists and maps as JSON."""
         packages = environment(self.dataset.seed)["packages"]
         layout = self.form.layout
@@ -282,33 +308,34 @@ class _Export:
             else "raw uint8 images",
             "mean": self.dataset.mean,
             "std": self.dataset.std,
-            "outputs": "probabilities" if self.settings.probabilities else "logits",
+            "outputs": self.output_name,
             "spec": self.opened.spec.name,
             "spec_hash": hashlib.sha256(self.opened.run.resolved.read_bytes()).hexdigest(),
             "arch_hash": graph_hash(self.trained.model.graph),
             "source": self.options.source,
-            "accuracy": score.accuracy,
+            **score.metrics,
             "test_images": score.images,
             "parity": {"max_abs": parity.max_abs, "max_rel": parity.max_rel, "tolerance": parity.tolerance},
             "versions": {name: packages[name] for name in PACKAGES},
         }
         return {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
 
-    def _file(self, kind: Kind, proto: onnx.ModelProto, score: Accuracy) -> ExportedFile:
+    def _file(self, kind: Kind, proto: onnx.ModelProto, score: FileScore) -> ExportedFile:
         size = sum(path.stat().st_size for path in self.folder.glob(f"{self._staged(kind).name}*"))
         path = str(_path_of(kind, self.target))
-        return ExportedFile(kind, path, len(proto.graph.node), size, score.accuracy, score.agreement)
+        return ExportedFile(kind, path, len(proto.graph.node), size, score.metrics, score.agreement)
 
     def _check_small_forms(self, files: tuple[ExportedFile, ...]) -> None:
-        """RunError if one loses more accuracy than allowed."""
-        allowed, before = self.settings.accuracy_tolerance, files[0].accuracy
+        """RunError if one loses more of the deciding metric than allowed."""
+        metric, before = self.task.decides, files[0].metrics[self.task.decides.name]
         for file in files[1:]:
-            lost = (before - file.accuracy) * 100
-            if lost > allowed + 1e-9:
+            after = file.metrics[metric.name]
+            lost = metric.lost(before, after)
+            if not lost <= self.allowed + 1e-9:
                 raise RunError(
-                    f"{file.kind} loses too much: test accuracy {file.accuracy:.2%}, float32 has {before:.2%}; "
-                    f"{lost:.2f} points lost, {allowed:g} allowed\n"
-                    f"  nothing was written; try: without --{file.kind}, or --set export.accuracy_tolerance=..."
+                    f"{file.kind} loses too much: test {metric.title} {metric.text(after)}, float32 has "
+                    f"{metric.text(before)}; {lost:.2f} {metric.unit} lost, {self.allowed:g} allowed\n"
+                    f"  nothing was written; try: without --{file.kind}, or --set export.{TOLERANCE}=..."
                 )
 
     def _latencies(self, kinds: list[Kind]) -> Iterator[Latency]:
@@ -326,25 +353,27 @@ class _Export:
 
     def _tell_parity(self, parity: Parity) -> None:
         for case in parity.cases:
-            self.console.line(case.line())
+            self.console.line(case.line(self.task.same))
         self.console.line(
             f"parity with torch: largest error {parity.max_abs:.2e} absolute, {parity.max_rel:.2e} relative to the "
-            f"largest output (allowed {parity.tolerance:.1e}), same class for {parity.agreement:.2%}"
+            f"largest output (allowed {parity.tolerance:.1e}), {self.task.same} for {parity.agreement:.2%}"
         )
 
-    def _tell_scores(self, scores: Mapping[str, Accuracy], files: tuple[ExportedFile, ...]) -> None:
+    def _tell_scores(self, scores: Mapping[str, FileScore], files: tuple[ExportedFile, ...]) -> None:
         torch_score = scores["torch"]
-        self.console.line(f"test accuracy on {torch_score.images} images: torch {torch_score.accuracy:.2%}")
+        metric, expected = self.task.decides, self.trained.score
+        found = torch_score.metrics[metric.name]
+        self.console.line(f"test {metric.title} on {torch_score.images} images: torch {metric.text(found)}")
         for file in files:
             small = "" if file.kind == "fp32" else f" (x{file.bytes / files[0].bytes:.2f}), "
-            allowed = "" if file.kind == "fp32" else f"may lose {self.settings.accuracy_tolerance:g} points"
+            allowed = "" if file.kind == "fp32" else f"may lose {self.allowed:g} {self.task.decides.unit}"
+            reached = metric.text(file.metrics[metric.name])
             self.console.line(
-                f"  onnxruntime {file.kind}: {file.accuracy:.2%}, same class as torch for {file.agreement:.2%}; "
+                f"  onnxruntime {file.kind}: {reached}, {self.task.same} as torch for {file.agreement:.2%}; "
                 f"{file.nodes} nodes, {file.bytes:,} bytes{small}{allowed}"
             )
-        expected = self.trained.accuracy
-        if expected is not None and abs(expected - torch_score.accuracy) > NOTABLE:
+        if expected is not None and abs(metric.lost(expected, found)) > NOTABLE:
             self.console.warn(
-                f"{self.options.source} measured {expected:.2%}, the saved network now has {torch_score.accuracy:.2%}: "
-                f"are the test images the same?"
+                f"{self.options.source} measured {metric.text(expected)}, the saved network now has "
+                f"{metric.text(found)}: are the test images the same?"
             )

@@ -15,6 +15,7 @@ from compiler.language.overrides import changes
 from compiler.lowering.torch.fx import lower_model, weights_of
 from compiler.passes.pipeline import TO_INHERIT
 from runtime.data.dataset import Dataset
+from runtime.jobs.runner import read_settings
 from runtime.rundir.directory import JobDir
 from runtime.rundir.files import read_json
 from runtime.rundir.network import read_model
@@ -32,7 +33,7 @@ class Trained:
     source: Source
     module: nn.Module  # with its gates where the search trained it; in evaluation mode, on the CPU
     model: Model  # gates folded into the weights
-    accuracy: float | None  # on the test set, as the job measured it
+    score: float | None  # the deciding metric on the test set, as the job measured it
 
 
 def finished_job(opened: Opened, source: Source) -> JobDir:
@@ -57,8 +58,8 @@ def finished_job(opened: Opened, source: Source) -> JobDir:
 def _check_data(opened: Opened, folder: JobDir) -> None:
     """RunError naming settings of the data that differ from the job's: normalisation would be wrong."""
     file = folder.path / "config.json"
-    changed = changes(read_json(file), opened.spec.config.model_dump(mode="json"))
-    relevant = [each.key for each in changed if each.path[0] in ("seed", "data") and each.key not in MOVABLE]
+    changed = changes(read_settings(file), opened.spec.config.model_dump(mode="json"))
+    relevant = [each.key for each in changed if each.path[0] in ("seed", "task", "data") and each.key not in MOVABLE]
     if relevant:
         raise RunError(
             f"{folder.path}: the network was trained with other settings: {', '.join(relevant)}\n"
@@ -76,7 +77,7 @@ def load_trained(opened: Opened, source: Source, dataset: Dataset, tell: Callabl
     model = read_model(folder)
     module = lower_model(model)
     if source == "retrain":
-        return Trained(source, module.eval(), model, float(read_json(folder.result)["accuracy"]))
+        return Trained(source, module.eval(), model, float(read_json(folder.result)[dataset.task.decides.name]))
     _recalibrate(module, opened, dataset, tell)
     gated = replace(model, weights=weights_of(module))
     return Trained(source, module.eval(), TO_INHERIT.run(gated), None)

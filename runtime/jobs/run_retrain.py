@@ -17,21 +17,23 @@ from compiler.passes.widen import describe_width
 from runtime.jobs.runner import JobOptions, Workplace, run_job, write_network
 from runtime.rundir.network import read_architecture, read_model
 from runtime.rundir.opened import Opened
+from runtime.tasks.base import Metric, Task
+from runtime.tasks.results import Measured, as_record
 from runtime.training.memory import Trial, require_memory
 from runtime.training.retrain_job import RetrainJob
+from runtime.training.step import Scores
 
 
 @dataclass(frozen=True)
-class RetrainResult:
+class RetrainResult(Measured):
     """What retraining reached; `retrain/result.json` holds the same."""
 
     run: str  # the run directory
-    accuracy: float  # on the test set
+    metrics: Mapping[str, float | None]
+    """The task's metrics by name on the test set; `validation_<name>`; with a search the validation metrics
+    `supernet_<name>` of the full supernet and `pruned_<name>` of the pruned one, as far as they are known."""
     loss: float  # on the test set
     test_images: int
-    validation_accuracy: float
-    supernet_accuracy: float | None  # validation accuracy of the full supernet, where there was a search
-    pruned_accuracy: float | None  # and of the pruned one
     width: float  # the width multiplier
     full: Cost
     found: Cost
@@ -39,7 +41,7 @@ class RetrainResult:
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> RetrainResult:
         """From the JSON record."""
-        return cls(**{**record, "full": Cost(**record["full"]), "found": Cost(**record["found"])})
+        return cls(**{**cls._fields(record), "full": Cost(**record["full"]), "found": Cost(**record["found"])})
 
 
 @dataclass(frozen=True)
@@ -114,15 +116,14 @@ def run_retrain(opened: Opened, options: JobOptions | None = None) -> RetrainRes
             place.config,
             place.dataset,
             place.device,
-            opened.spec.classes,
             found.model.weights or None,
             place.world,
         )
-        require_memory(Trial(job.config, job.module, (job.optimizer,), job.weight_step), place)
+        require_memory(Trial(job.task, job.config, job.module, (job.optimizer,), job.weight_step), place)
         return job
 
     def finish(place: Workplace, job: RetrainJob) -> dict[str, Any]:
-        return asdict(_finish(place, job, found))
+        return as_record(_finish(place, job, found))
 
     return RetrainResult.of(run_job("retrain", opened, options or JobOptions(), make, finish))
 
@@ -134,28 +135,31 @@ def _finish(place: Workplace, job: RetrainJob, found: Found) -> RetrainResult:
     validation = job.scores(job.validation.batches(0))
     result = RetrainResult(
         run=str(place.opened.run.path),
-        accuracy=test.accuracy,
+        metrics=_metrics(job.task, test, validation, found),
         loss=test.loss,
         test_images=test.count,
-        validation_accuracy=validation.accuracy,
-        supernet_accuracy=found.metrics.get("full_accuracy"),
-        pruned_accuracy=found.metrics.get("accuracy"),
         width=found.width,
         full=total_cost(place.opened.graph),
         found=total_cost(job.graph),
     )
-    place.console.line(
-        f"{_verdict(result)}\nwrote {place.folder.weights}; next: graphspec export {place.opened.run.path}"
-    )
+    following = f"graphspec export {place.opened.run.path}"
+    place.console.line(f"{_verdict(result, job.task.decides)}\nwrote {place.folder.weights}; next: {following}")
     return result
 
 
-def _verdict(result: RetrainResult) -> str:
-    """Accuracies and costs beside those of the supernet, for people."""
-    supernets = (("full supernet", result.supernet_accuracy), ("pruned supernet", result.pruned_accuracy))
-    beside = "".join(f", {name} {accuracy:.2%}" for name, accuracy in supernets if accuracy is not None)
+def _metrics(task: Task, test: Scores, validation: Scores, found: Found) -> dict[str, float | None]:
+    own = {**test.metrics, **{f"validation_{name}": value for name, value in validation.metrics.items()}}
+    name = task.decides.name
+    supernets = {"supernet": found.metrics.get(f"full_{name}"), "pruned": found.metrics.get(name)}
+    return {**own, **{f"{network}_{name}": value for network, value in supernets.items()}}
+
+
+def _verdict(result: RetrainResult, metric: Metric) -> str:
+    """The deciding metric and costs beside those of the supernet, for people."""
+    values = {part: result.metrics[f"{part}{metric.name}"] for part in ("", "validation_", "supernet_", "pruned_")}
+    test, validation, full, pruned = ("" if value is None else metric.text(value) for value in values.values())
+    beside = (f", full supernet {full}" if full else "") + (f", pruned supernet {pruned}" if pruned else "")
     return (
-        f"test accuracy {result.accuracy:.2%} on {result.test_images} images "
-        f"(validation {result.validation_accuracy:.2%}{beside})\n"
+        f"test {metric.title} {test} on {result.test_images} images (validation {validation}{beside})\n"
         f"{compared(asdict(result.full), asdict(result.found))}"
     )

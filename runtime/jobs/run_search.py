@@ -26,18 +26,22 @@ from runtime.search.search_job import SearchJob
 from runtime.search.supernet import MODEL, below
 from runtime.strategies.base import Context, Found, Space, Strategy, TrainingStrategy
 from runtime.strategies.table import check_options, check_strategy, strategy_class
+from runtime.tasks.base import Metric
+from runtime.tasks.results import Measured, as_record
+from runtime.tasks.table import task_class
 from runtime.training.memory import Trial, require_memory
 from runtime.training.step import Scores
 
 
 @dataclass(frozen=True)
-class SearchResult:
+class SearchResult(Measured):
     """What a search found; `search/result.json` holds the same."""
 
     run: str  # the run directory
     architecture: str  # path of arch.yaml
-    accuracy: float | None  # validation accuracy of the network found; None where nothing was trained
-    full_accuracy: float | None  # of the full supernet at the end of pretraining, where there was one
+    metrics: Mapping[str, float | None]
+    """The task's validation metrics by name of the network found, None where nothing was trained; `full_<name>` of the
+    full supernet at the end of pretraining, where there was one."""
     gates: int
     kept_gates: int
     edges: int
@@ -48,7 +52,7 @@ class SearchResult:
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> SearchResult:
         """From the JSON record."""
-        return cls(**{**record, "full": Cost(**record["full"]), "found": Cost(**record["found"])})
+        return cls(**{**cls._fields(record), "full": Cost(**record["full"]), "found": Cost(**record["found"])})
 
 
 def run_search(
@@ -90,7 +94,7 @@ def _job(kind: type[TrainingStrategy], place: Workplace) -> SearchJob:
     )
     strategy = kind(context)
     net = strategy.net
-    require_memory(Trial(net.config, net.module, (net.weights,), net.step), place)
+    require_memory(Trial(net.task, net.config, net.module, (net.weights,), net.step), place)
     if place.world.is_main:
         _record_split(place.folder, context.split)
     return SearchJob(strategy)
@@ -114,8 +118,8 @@ def _finish(place: Workplace, job: SearchJob) -> dict[str, Any]:
         result = _write(place.opened, place.folder, job.strategy, found, scores)
         if doubt := job.strategy.doubt(_graph_of(place.opened, found)):
             place.console.warn(doubt)
-        _tell(result, place.console)
-        return asdict(result)
+        _tell(result, place.dataset.task.decides, place.console)
+        return as_record(result)
 
     return place.world.decided(write)
 
@@ -125,8 +129,8 @@ def _decide(kind: type[Strategy], opened: Opened, folder: JobDir, console: Conso
     config = opened.spec.config
     strategy = kind(Space(opened.graph, config, console))
     result = _write(opened, folder, strategy, strategy.found(), None)
-    _tell(result, console)
-    return asdict(result)
+    _tell(result, task_class(config.task).metrics[0], console)
+    return as_record(result)
 
 
 def _graph_of(opened: Opened, found: Found) -> Graph:
@@ -139,8 +143,10 @@ def _graph_of(opened: Opened, found: Found) -> Graph:
 def _write(opened: Opened, folder: JobDir, strategy: Strategy, found: Found, scores: Scores | None) -> SearchResult:
     """Write arch.yaml and the strategy's section of the report; the result."""
     graph, config = _graph_of(opened, found), opened.spec.config
-    reached = {} if scores is None else {"accuracy": scores.accuracy}
+    reached = {} if scores is None else scores.metrics
     images = {} if scores is None else {"validation_images": scores.count}
+    metrics = task_class(config.task).metrics
+    names = [*(metric.name for metric in metrics), f"full_{metrics[0].name}"]
     costs = {"full": total_cost(opened.graph), "found": total_cost(graph)}
     architecture = Architecture.of(
         opened.graph,
@@ -156,8 +162,7 @@ def _write(opened: Opened, folder: JobDir, strategy: Strategy, found: Found, sco
     return SearchResult(
         run=str(opened.run.path),
         architecture=str(folder.arch),
-        accuracy=architecture.metrics.get("accuracy"),
-        full_accuracy=architecture.metrics.get("full_accuracy"),
+        metrics={name: architecture.metrics.get(name) for name in names},
         gates=len(opened.graph.gates()),
         kept_gates=len(graph.gates()),
         edges=opened.graph.edge_count(),
@@ -167,9 +172,10 @@ def _write(opened: Opened, folder: JobDir, strategy: Strategy, found: Found, sco
     )
 
 
-def _tell(result: SearchResult, console: Console) -> None:
-    full = "" if result.full_accuracy is None else f" (full supernet {result.full_accuracy:.2%})"
-    reached = "" if result.accuracy is None else f"validation accuracy of what was found {result.accuracy:.2%}{full}\n"
+def _tell(result: SearchResult, metric: Metric, console: Console) -> None:
+    found, supernet = result.metrics[metric.name], result.metrics[f"full_{metric.name}"]
+    full = "" if supernet is None else f" (full supernet {metric.text(supernet)})"
+    reached = "" if found is None else f"validation {metric.title} of what was found {metric.text(found)}{full}\n"
     console.line(
         f"kept {result.kept_edges} of {result.edges} edges, {result.kept_gates} of {result.gates} gates; "
         f"{compared(asdict(result.full), asdict(result.found))}\n"

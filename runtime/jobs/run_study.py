@@ -27,6 +27,8 @@ from runtime.rundir.study import (
     summary_table,
     write_summary,
 )
+from runtime.tasks.base import Task
+from runtime.tasks.table import task_class
 
 R = TypeVar("R")
 
@@ -44,6 +46,11 @@ class StudyJob(Generic[R]):
     match: Path | None = None  # run that random networks are drawn at the size of
     sizes: Mapping[int, int] = field(default_factory=dict)  # those sizes by seed, in parameters
 
+    @property
+    def task(self) -> type[Task]:
+        """What the networks are for."""
+        return task_class(self.opened.spec.config.task)
+
     def run(self) -> Study[R]:
         """Run it for every seed that is not finished.
 
@@ -59,7 +66,7 @@ class StudyJob(Generic[R]):
             for number, seed in enumerate(self.seeds, start=1):
                 console.line(f"seed {seed} ({number} of {len(self.seeds)})")
                 self._run_seed(seed)
-                write_summary(study)
+                write_summary(study, self.task)
                 report.write()
         results = results_of(study, self.name)
         self._tell(results, console)
@@ -67,7 +74,7 @@ class StudyJob(Generic[R]):
             run=str(study.path),
             seeds=tuple(results),
             results=tuple(self.read(result) for result in results.values()),
-            summary=summary_of(self.name, list(results.values())),
+            summary=summary_of(self.name, self.task, list(results.values())),
         )
 
     def _run_seed(self, seed: int) -> None:
@@ -163,7 +170,7 @@ class StudyJob(Generic[R]):
 
     def _tell(self, results: Mapping[int, Mapping[str, Any]], console: Console) -> None:
         run = self.opened.run
-        console.line(rendered(summary_table(self.name, results)))
+        console.line(rendered(summary_table(self.name, self.task, results)))
         following = {
             "search": f"graphspec retrain {run.path} --seeds {','.join(map(str, self.seeds))}",
             "retrain": f"graphspec report {run.path}, or graphspec export {run.seed_run(self.seeds[0]).path}",

@@ -31,6 +31,7 @@ from runtime.rundir.checkpoint import CheckpointStore
 from runtime.rundir.directory import JobDir, RunDir, environment
 from runtime.rundir.files import write_bytes, write_json, write_text
 from runtime.rundir.opened import Opened
+from runtime.tasks.table import task_of
 from runtime.training.heap import freed_memory_kept
 from runtime.training.loop import Job, Loop
 from runtime.training.step import choose_device
@@ -197,7 +198,7 @@ def check_config(name: str, folder: JobDir, config: Configuration) -> None:
     if not file.is_file():
         return
     changed = changes(read_settings(file), config.model_dump(mode="json"))
-    relevant = [each.key for each in changed if each.path[0] in ("seed", "data", "budget", name)]
+    relevant = [each.key for each in changed if each.path[0] in ("seed", "task", "data", "budget", name)]
     relevant = [key for key in relevant if key not in HARMLESS and not key.startswith(f"{name}.checkpoint.")]
     if relevant:
         raise RunError(
@@ -236,7 +237,7 @@ def _train(attempt: _Attempt, device: torch.device, make: MakeJob[J], finish: Fi
     config, spec = opened.spec.config, opened.spec
     channels, height, width = spec.input
     shape = (channels, height, width)
-    dataset = load_dataset(config.data, shape, spec.classes, seed=config.seed, trust_code=options.trust_code)
+    dataset = load_dataset(config.data, shape, task_of(spec), seed=config.seed, trust_code=options.trust_code)
     place = Workplace(opened, config, dataset, device, console, folder, world)
     job = make(place)
     if world.is_main:

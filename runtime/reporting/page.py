@@ -94,10 +94,6 @@ def _resource(name: str) -> str:
     return (files("runtime.reporting") / name).read_text(encoding="utf-8")
 
 
-def _share(value: float) -> str:
-    return f"{100 * value:.4g}%"
-
-
 def _percent(part: float, whole: float) -> str:
     return f"{100 * part / whole:.2f}%" if whole else "0"
 
@@ -172,12 +168,12 @@ def _widest(rows: Sequence[CostRow]) -> Cost:
 
 
 def _charts(record: RunRecord) -> list[Chart]:
-    """Loss, accuracy, zero gates and FLOPs over all epochs, stages after each other."""
+    """Loss, metrics, zero gates and FLOPs over all epochs, stages after each other."""
     losses = {"train_loss": "training (weights)", "gate_loss": "training (gates)", "loss": "validation"}
     edges = {"zero_gates": "zero gates", "edges": "edges left"}
     return [
         _chart(record, "Loss", losses),
-        _chart(record, "Validation accuracy", {"accuracy": "accuracy"}, _share),
+        *(_chart(record, f"Validation {m.title}", {m.name: m.title}, m.short) for m in record.task.metrics),
         _chart(record, "Zero gates and edges left", edges, counted, from_zero=True),
         *(_chart(record, measure.title, {measure.name: measure.unit}, counted, from_zero=True) for measure in MEASURES),
     ]

@@ -19,6 +19,8 @@ from compiler.language.config import SearchConfig
 from compiler.passes.prune_zero_edges import prune
 from runtime.rundir.directory import JobDir, RunDir
 from runtime.rundir.files import guarded
+from runtime.tasks.base import Task
+from runtime.tasks.table import task_class
 
 Record = Mapping[str, Any]
 
@@ -75,6 +77,11 @@ class RunRecord:
     parity: Any  # as export/parity.json has it; None before the export
     latency: Any
     seeds: Mapping[int, RunRecord]  # of a study: the run of every seed
+
+    @property
+    def task(self) -> type[Task]:
+        """What the network is for; runs of earlier versions do not say it."""
+        return task_class(self.config.get("task", "classification"))
 
     @property
     def jobs(self) -> dict[str, JobRecord]:

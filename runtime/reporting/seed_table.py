@@ -7,8 +7,6 @@ from runtime.reporting.record import RunRecord
 from runtime.reporting.tables import Grid
 from runtime.rundir.study import summary_table
 
-ACCURACY, FLOPS = ("accuracy", "Validation accuracy", "{:.2%}", False), ("flops", "FLOPs per image", "{:,.0f}", True)
-CURVES = {"search": (ACCURACY, FLOPS), "retrain": (ACCURACY,)}  # key, title, form of the values, whether from zero
 MAX_CURVES = 6  # more in one chart cannot be told apart
 
 
@@ -19,7 +17,7 @@ def seed_tables(record: RunRecord) -> list[Grid]:
         reached = {seed: one.jobs[name].result for seed, one in record.seeds.items()}
         results = {seed: result for seed, result in reached.items() if result is not None}
         if results and not record.jobs[name].started:
-            heads, *rows = summary_table(name, results)
+            heads, *rows = summary_table(name, record.task, results)
             found.append(Grid(name, heads, tuple(rows)))
     return found
 
@@ -27,8 +25,10 @@ def seed_tables(record: RunRecord) -> list[Grid]:
 def seed_charts(record: RunRecord) -> list[Chart]:
     """Curves with a line for every seed, over the epochs of all stages; the first few seeds where there are many."""
     shown = list(record.seeds.items())[:MAX_CURVES]
-    found = []
-    for job, curves in CURVES.items():
+    metric, found = record.task.metrics[0], []
+    first = (metric.name, f"Validation {metric.title}", metric.form, False)
+    flops = ("flops", "FLOPs per image", "{:,.0f}", True)
+    for job, curves in (("search", (first, flops)), ("retrain", (first,))):
         for key, title, form, from_zero in () if record.jobs[job].started else curves:
             lines = tuple(Series(f"seed {seed}", tuple(_points(one, job, key))) for seed, one in shown)
             found.append(Chart(f"{title}, {job}", "epoch", lines, form.format, from_zero=from_zero))

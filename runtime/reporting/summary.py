@@ -13,22 +13,29 @@ from typing import Any
 from compiler.analysis.limits import MEASURES, measured
 from runtime.reporting.record import RunRecord
 from runtime.rundir.study import Figure
+from runtime.tasks.base import Metric
 
 PERCENT, COUNT, MILLISECONDS, ERROR = "{:.2%}", "{:,.0f}", "{:.3f} ms", "{:.1e}"
 BATCH = THREADS = 1  # of the latency in the summary; the report has all of them
 WORDS = {
-    "supernet": "{} before the search",
-    "pruned": "{} pruned (validation)",
-    "retrained": "{} test accuracy",
-    "onnxruntime": "{} by onnxruntime",
+    "supernet": "{value} before the search",
+    "pruned": "{value} pruned (validation)",
+    "retrained": "{value} test {metric}",
+    "onnxruntime": "{value} by onnxruntime",
 }
+"""What people read of the deciding metric of each network."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Figures by dotted name, such as `accuracy.pruned`; only those that there are."""
+    """Figures by dotted name, such as `params.found`; only those that there are.
+
+    Those of networks are named after the metric that decides: `<metric>.pruned`.
+    """
 
     figures: Mapping[str, Figure]
+    metric: Metric
+    same: str  # what it is called when networks agree
     source: str  # the job whose network was exported; empty before the export
 
     def as_json(self) -> dict[str, Any]:
@@ -38,8 +45,8 @@ class Summary:
     def lines(self) -> list[tuple[str, str]]:
         """(what, figures): supernet, retrained network, parameters, FLOPs, latency, parity, as far as there are."""
         found = {
-            "supernet": self._accuracies("supernet", "pruned"),
-            "retrained" if "accuracy.retrained" in self.figures else "exported": self._tested(),
+            "supernet": self._reached("supernet", "pruned"),
+            "retrained" if f"{self.metric.name}.retrained" in self.figures else "exported": self._tested(),
             **{measure.unit: self._change(measure.name) for measure in MEASURES},
             "latency": self._latency(),
             "parity": self._parity(),
@@ -54,12 +61,13 @@ class Summary:
         """As `text`, without the deviation: for what does not depend on the seed."""
         return form.format(self.figures[name].mean) if name in self.figures else ""
 
-    def _accuracies(self, *names: str) -> str:
-        texts = {name: self.text(f"accuracy.{name}", PERCENT) for name in names}
-        return ", ".join(WORDS[name].format(text) for name, text in texts.items() if text)
+    def _reached(self, *names: str) -> str:
+        texts = {name: self.text(f"{self.metric.name}.{name}", self.metric.form) for name in names}
+        title = self.metric.title
+        return ", ".join(WORDS[name].format(value=text, metric=title) for name, text in texts.items() if text)
 
     def _tested(self) -> str:
-        found = self._accuracies("retrained", "onnxruntime")
+        found = self._reached("retrained", "onnxruntime")
         network = "the pruned supernet on " if self.source == "search" else ""
         return found and f"{found} ({network}{self.mean('test_images', COUNT)} images)"
 
@@ -82,21 +90,23 @@ class Summary:
         if not error:
             return ""
         allowed, same = self.mean("parity.tolerance", ERROR), self.text("parity.agreement", PERCENT)
-        return f"onnxruntime and torch differ by {error} of the largest output ({allowed} allowed), same class {same}"
+        return f"onnxruntime and torch differ by {error} of the largest output ({allowed} allowed), {self.same} {same}"
 
 
 def summarise(record: RunRecord) -> Summary:
     """The summary of a run: of what it did itself, else of what its seeds did."""
     search, retrain = _results(record, lambda one: one.search.result), _results(record, lambda one: one.retrain.result)
     parity, latency = _results(record, lambda one: one.parity), _results(record, lambda one: one.latency)
+    decides = record.task.metrics[0]
+    metric = decides.name
     found, costs = retrain or search, dict[str, list[float]]()
     for name, full in measured(record.graph).items():
         costs |= {f"{name}.full": [float(full)], f"{name}.found": _numbers(found, "found", name)}
     values = {
-        "accuracy.supernet": _numbers(search, "full_accuracy"),
-        "accuracy.pruned": _numbers(search, "accuracy"),
-        "accuracy.retrained": _numbers(retrain, "accuracy"),
-        "accuracy.onnxruntime": _numbers([_row(one, "files", kind="fp32") for one in parity], "accuracy"),
+        f"{metric}.supernet": _numbers(search, f"full_{metric}"),
+        f"{metric}.pruned": _numbers(search, metric),
+        f"{metric}.retrained": _numbers(retrain, metric),
+        f"{metric}.onnxruntime": _numbers([_row(one, "files", kind="fp32") for one in parity], metric),
         "test_images": _numbers(retrain, "test_images") or _numbers(parity, "test_images"),
         **costs,
         "parity.max_rel": _numbers(parity, "parity", "max_rel"),
@@ -108,7 +118,7 @@ def summarise(record: RunRecord) -> Summary:
         values[f"latency_ms.{name}"] = _numbers(timed, "median_ms")
     sources = {str(_at(one, "source")) for one in parity}
     figures = {name: Figure.of(several) for name, several in values.items() if several}
-    return Summary(figures, *(sources if len(sources) == 1 else ("",)))
+    return Summary(figures, decides, record.task.same, *(sources if len(sources) == 1 else ("",)))
 
 
 def _results(record: RunRecord, read: Callable[[RunRecord], Any]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The figures at the top of a report: accuracies, costs, latency and parity, as far as a run has come."""
+"""The figures at the top of a report: metrics, costs, latency and parity, as far as a run has come."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from dataclasses import asdict, dataclass
 from compiler.analysis.limits import MEASURES
 from compiler.drawing.scene import counted
 from runtime.reporting.record import RunRecord
-from runtime.reporting.summary import COUNT, ERROR, MILLISECONDS, PERCENT, Summary
+from runtime.reporting.summary import COUNT, ERROR, MILLISECONDS, Summary
 from runtime.reporting.tables import CostRow
+from runtime.tasks.base import Metric
 
-ACCURACIES = {
-    "accuracy.supernet": ("supernet", PERCENT, "validation accuracy, before the search"),
-    "accuracy.pruned": ("pruned supernet", PERCENT, "validation accuracy"),
-    "accuracy.retrained": ("retrained", PERCENT, "test accuracy, {images} images"),
-    "accuracy.onnxruntime": ("onnxruntime", PERCENT, "test accuracy of the ONNX file"),
+NETWORKS = {
+    "supernet": ("supernet", "validation {metric}, before the search"),
+    "pruned": ("pruned supernet", "validation {metric}"),
+    "retrained": ("retrained", "test {metric}, {images} images"),
+    "onnxruntime": ("onnxruntime", "test {metric} of the ONNX file"),
 }
 CHECKS = {
     "latency_ms.onnxruntime": ("latency", MILLISECONDS, "onnxruntime, one image, one thread"),
@@ -34,22 +35,24 @@ class Tile:
 
 def tiles(record: RunRecord, summary: Summary, total: CostRow) -> list[Tile]:
     """All tiles of a run; `total` is what its search has left so far."""
-    return [*_listed(summary, ACCURACIES), *_newest(record), *_costs(summary, total), *_listed(summary, CHECKS)]
+    metric = record.task.metrics[0]
+    networks = {f"{metric.name}.{key}": (name, metric.form, note) for key, (name, note) in NETWORKS.items()}
+    return [*_listed(summary, networks), *_newest(record, metric), *_costs(summary, total), *_listed(summary, CHECKS)]
 
 
 def _listed(summary: Summary, wanted: Mapping[str, tuple[str, str, str]]) -> list[Tile]:
-    images = summary.mean("test_images", COUNT)
-    found = [(name, summary.text(key, form), note.format(images=images)) for key, (name, form, note) in wanted.items()]
+    words = {"images": summary.mean("test_images", COUNT), "metric": summary.metric.title}
+    found = [(name, summary.text(key, form), note.format(**words)) for key, (name, form, note) in wanted.items()]
     return [Tile(name, text, note) for name, text, note in found if text]
 
 
-def _newest(record: RunRecord) -> list[Tile]:
-    """The validation accuracy that unfinished jobs have come to."""
+def _newest(record: RunRecord, metric: Metric) -> list[Tile]:
+    """What unfinished jobs have come to in validation."""
     last = [job.epochs[-1] for job in record.jobs.values() if job.result is None and job.epochs]
     return [
-        Tile(f"{epoch['stage']}, epoch {epoch['epoch']}", f"{epoch['accuracy']:.2%}", "validation accuracy")
+        Tile(f"{epoch['stage']}, epoch {epoch['epoch']}", metric.text(epoch[metric.name]), f"validation {metric.title}")
         for epoch in last
-        if epoch.get("accuracy") is not None
+        if epoch.get(metric.name) is not None
     ]
 
 

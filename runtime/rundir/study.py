@@ -21,26 +21,32 @@ from compiler.analysis.limits import MEASURES
 from compiler.errors import RunError
 from runtime.rundir.directory import Compiled, JobDir, RunDir
 from runtime.rundir.files import guarded, read_json, sync, write_json
+from runtime.tasks.base import Task
 
 R = TypeVar("R")
 JOBS = ("search", "retrain")
 COSTS = {measure.name: (f"found.{measure.name}", measure.unit, "{:,.0f}") for measure in MEASURES}
-FIGURES: dict[str, dict[str, tuple[str, str, str]]] = {
-    "search": {
-        "accuracy": ("accuracy", "pruned supernet", "{:.2%}"),
-        "full_accuracy": ("full_accuracy", "full supernet", "{:.2%}"),
-        "kept_gates": ("kept_gates", "gates", "{:,.0f}"),
-        "kept_edges": ("kept_edges", "edges", "{:,.0f}"),
-        **COSTS,
-    },
-    "retrain": {
-        "accuracy": ("accuracy", "test accuracy", "{:.2%}"),
+Row = tuple[str, str, str]  # key in a result, what people call it, and how it is written for them
+
+
+def figures_of(job: str, task: type[Task]) -> dict[str, Row]:
+    """What is summed up of each job, by name."""
+    first = task.metrics[0]
+    if job == "search":
+        kept = {"kept_gates": "gates", "kept_edges": "edges"}
+        return {
+            first.name: (first.name, "pruned supernet", first.form),
+            f"full_{first.name}": (f"full_{first.name}", "full supernet", first.form),
+            **{name: (name, head, "{:,.0f}") for name, head in kept.items()},
+            **COSTS,
+        }
+    validation = f"validation_{first.name}"
+    return {
+        **{metric.name: (metric.name, f"test {metric.title}", metric.form) for metric in task.metrics},
         "loss": ("loss", "test loss", "{:.4f}"),
-        "validation_accuracy": ("validation_accuracy", "validation accuracy", "{:.2%}"),
+        validation: (validation, f"validation {first.title}", first.form),
         **COSTS,
-    },
-}
-"""What is summed up of each job: name -> key in its result, what people call it, and how it is written for them."""
+    }
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ class Study(Generic[R]):
     run: str  # the study's directory
     seeds: tuple[int, ...]
     results: tuple[R, ...]  # one a seed
-    summary: Mapping[str, Figure]  # by the names of `FIGURES`; a figure that no seed has is left out
+    summary: Mapping[str, Figure]  # by the names of `figures_of`; a figure that no seed has is left out
 
 
 # -- lists of seeds ---------------------------------------------------------------------------------------------------
@@ -185,10 +191,10 @@ def results_of(study: RunDir, job: str) -> dict[int, dict[str, Any]]:
     return {seed: read_json(file) for seed, file in files.items() if file.is_file()}
 
 
-def summary_of(job: str, results: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
+def summary_of(job: str, task: type[Task], results: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
     """Every figure of a job over these results."""
     found = {}
-    for name, (key, _, _) in FIGURES[job].items():
+    for name, (key, _, _) in figures_of(job, task).items():
         values = [value for value in (value_at(result, key) for result in results) if value is not None]
         if values:
             found[name] = Figure.of(values)
@@ -203,21 +209,21 @@ def value_at(result: Mapping[str, Any], key: str) -> float | None:
     return None if value is None else float(value)
 
 
-def write_summary(study: RunDir) -> None:
+def write_summary(study: RunDir, task: type[Task]) -> None:
     """Write `seeds.json`: what all jobs of the study reached so far."""
     record: dict[str, Any] = {"seeds": list(study.seed_runs())}
     for job in JOBS:
         results = results_of(study, job)
         if results:
-            figures = summary_of(job, list(results.values()))
+            figures = summary_of(job, task, list(results.values()))
             record[job] = {"seeds": list(results), "figures": {name: asdict(f) for name, f in figures.items()}}
     write_json(study.summary, record)
 
 
-def summary_table(job: str, results: Mapping[int, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+def summary_table(job: str, task: type[Task], results: Mapping[int, Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """A head, a row for every seed and, under several, mean and deviation; figures that no seed has are left out."""
-    summary = summary_of(job, list(results.values()))
-    chosen = {name: FIGURES[job][name] for name in summary}
+    summary = summary_of(job, task, list(results.values()))
+    chosen = {name: row for name, row in figures_of(job, task).items() if name in summary}
     rows = [("seed", *(head for _, head, _ in chosen.values()))]
     for seed, result in results.items():
         values = [(value_at(result, key), form) for key, _, form in chosen.values()]

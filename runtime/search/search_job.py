@@ -51,7 +51,7 @@ class SearchJob:
         record = {
             **means,
             "loss": scores.loss,
-            "accuracy": scores.accuracy,
+            **scores.metrics,
             **self.strategy.record(),
             "lr": rate,
             # every gate of the whole space in its order, those that are gone at 0: the report's heat map
@@ -69,7 +69,7 @@ class SearchJob:
         """The epoch's line."""
         return (
             f"{record['stage']} {record['epoch']:>3}  loss {record['train_loss']:.3f}  validation {record['loss']:.3f} "
-            f"accuracy {record['accuracy']:.2%}  {self.strategy.describe(record)}"
+            f"{self.context.task.text(record)}  {self.strategy.describe(record)}"
         )
 
     # -- resume -----------------------------------------------------------------------------------------------------

@@ -20,13 +20,15 @@ from compiler.lowering.torch.fx import GATES, freeze_norm_scales, gate_parameter
 from compiler.passes.prune_zero_edges import Cut, carried_tensors, prune, take
 from runtime.processes.world import ALONE, World
 from runtime.rundir.checkpoint import optimizer_state, restore_optimizer_state
+from runtime.tasks.base import Task
 from runtime.training.step import (
     Batch,
     Network,
     backward,
-    classification_loss,
     clip_gradients,
+    loss_weights,
     network_of,
+    training_loss,
     training_only,
     weight_optimizer,
     weight_parameters,
@@ -40,6 +42,7 @@ class Supernet:
     """A gated network in training; see `start`."""
 
     graph: Graph
+    task: Task
     config: SearchConfig
     device: torch.device
     module: fx.GraphModule
@@ -49,11 +52,13 @@ class Supernet:
     weight_params: dict[str, nn.Parameter]  # by name
     gate_vectors: dict[str, nn.Parameter]  # by share scope
     weights: torch.optim.SGD
+    loss_weights: dict[str, float]  # of the outputs by name
 
     @classmethod
     def start(
         cls,
         graph: Graph,
+        task: Task,
         config: SearchConfig,
         device: torch.device,
         seed: int,
@@ -63,11 +68,11 @@ class Supernet:
         """A fresh supernet: seeded weights, all gates at `gate_init`, batch-norm scales fixed at 1."""
         module = _lowered(graph, config, gate_init)
         initialise(module, seed)
-        return cls._assemble(graph, config, device, module, world)
+        return cls._assemble(graph, task, config, device, module, world)
 
     @classmethod
     def _assemble(
-        cls, graph: Graph, config: SearchConfig, device: torch.device, module: fx.GraphModule, world: World
+        cls, graph: Graph, task: Task, config: SearchConfig, device: torch.device, module: fx.GraphModule, world: World
     ) -> Supernet:
         freeze_norm_scales(module)
         share_batches(module, world.rank, world.size, statistics=config.sync_batch_norm)
@@ -80,6 +85,7 @@ class Supernet:
             gate_network = world.replicated(network)
         return cls(
             graph=graph,
+            task=task,
             config=config,
             device=device,
             module=module,
@@ -89,6 +95,7 @@ class Supernet:
             weight_params=weights,
             gate_vectors=vectors,
             weights=weight_optimizer(module, config),
+            loss_weights=loss_weights(graph),
         )
 
     # -- steps ------------------------------------------------------------------------------------------------------
@@ -114,7 +121,7 @@ class Supernet:
         self, network: Network, chosen: Mapping[str, nn.Parameter], frozen: Mapping[str, nn.Parameter], batch: Batch
     ) -> Tensor:
         with training_only(chosen.values(), frozen.values()):
-            loss_fn = classification_loss(network, self.config, self.device)
+            loss_fn = training_loss(self.task, network, self.config, self.device, self.loss_weights)
             return backward(loss_fn, batch, list(chosen.values()), self.config)
 
     def step(self, batch: Batch) -> None:
@@ -154,6 +161,7 @@ class Supernet:
     def restore(
         cls,
         graph: Graph,
+        task: Task,
         config: SearchConfig,
         device: torch.device,
         tensors: Mapping[str, Tensor],
@@ -161,7 +169,7 @@ class Supernet:
     ) -> Supernet:
         """The supernet whose `tensors` these are."""
         module = _lowered(graph, config)
-        supernet = cls._assemble(graph, config, device, module, world)
+        supernet = cls._assemble(graph, task, config, device, module, world)
         supernet.load_tensors(tensors)
         return supernet
 
@@ -175,7 +183,7 @@ class Supernet:
         graph = prune(self.graph, closed)
         plan, ours = carried(self.graph, graph), self.tensors()
         kept = {name: take(tensor, plan[weight_of(name)]) for name, tensor in ours.items() if weight_of(name) in plan}
-        return Supernet.restore(graph, self.config, self.device, kept, self.world)
+        return Supernet.restore(graph, self.task, self.config, self.device, kept, self.world)
 
     @torch.no_grad()
     def absorb(self, sample: Supernet) -> None:

@@ -42,8 +42,9 @@ class Space:
 class Context(Space):
     """What a training strategy works with; making it also sets the process's precision.
 
-    `weights` and `gates` are batches of two parts of the training images; `validation` is a third one. `folder` is the
-    search's part of the run. Of several processes, `world.decided` gives all of them the main one's word.
+    The `task` says which network is better. `weights` and `gates` are batches of two parts of the training images;
+    `validation` is a third one. `folder` is the search's part of the run. Of several processes, `world.decided` gives
+    all of them the main one's word.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Context(Space):
         search, place = config.search, Place(device, world.rank, world.size)
         set_precision(search, device)
         self.search, self.device, self.gate_init, self.folder, self.world = search, device, gate_init, folder, world
+        self.task = dataset.task
         self.split = dataset.split(search.weight_part)
         self.weights = Feed(dataset.training_loader(self.split.weights, search.batch_size, "weights", place))
         self.gates = Feed(dataset.training_loader(self.split.gates, search.batch_size, "gates", place))
@@ -69,18 +71,20 @@ class Context(Space):
     def supernet(self, graph: Graph | None = None) -> Supernet:
         """A fresh network of the whole space, or of a graph that `prune` made of it: a sampled one."""
         seed = self.config.seed
-        return Supernet.start(graph or self.graph, self.search, self.device, seed, self.gate_init, self.world)
+        return Supernet.start(
+            graph or self.graph, self.task, self.search, self.device, seed, self.gate_init, self.world
+        )
 
     def restored(self, graph: Graph, tensors: Mapping[str, Tensor]) -> Supernet:
         """The network of this graph whose `tensors` these are."""
-        return Supernet.restore(graph, self.search, self.device, tensors, self.world)
+        return Supernet.restore(graph, self.task, self.search, self.device, tensors, self.world)
 
     def scores(self, net: Supernet) -> Scores:
         """Validation scores of a network, batch norm's statistics re-estimated on the weight part first."""
         recalibrate(net.module, islice(self.weights.loader.batches(0), self.search.recalibrate_batches))
         if not self.search.sync_batch_norm:
             self.world.average_statistics(net.module)
-        return evaluate(net.module, self.validation.batches(0), world=self.world)
+        return evaluate(self.task, net.module, self.validation.batches(0), self.world)
 
 
 @dataclass(frozen=True)

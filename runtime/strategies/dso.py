@@ -199,6 +199,11 @@ class Dso(TrainingStrategy):
                     prox[row] = prox[row].clamp(min=LEAST_REOPENED)
                     vector[row] = prox[row]
 
+    @property
+    def full_key(self) -> str:
+        """What checkpoints and arch.yaml call `full_score`."""
+        return f"full_{self.context.task.decides.name}"
+
     # -- resume and results -------------------------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, Tensor]:
@@ -207,17 +212,17 @@ class Dso(TrainingStrategy):
 
     def state(self) -> dict[str, Any]:
         """The counters."""
-        return {"zero_looks": dict(sorted(self.zero_looks.items())), "full_accuracy": self.full_score}
+        return {"zero_looks": dict(sorted(self.zero_looks.items())), self.full_key: self.full_score}
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Go on with the gates of the restored net."""
         self.gates = restored_gates(self.net, tensors, self.net.graph)
-        self.zero_looks, self.full_score = dict(state["zero_looks"]), state["full_accuracy"]
+        self.zero_looks, self.full_score = dict(state["zero_looks"]), state[self.full_key]
         self.penalty = self._new_penalty()
 
     def found(self) -> Found:
         """What is left of the net."""
-        return Found(self.net.gate_values(), self.net, {"full_accuracy": self.full_score})
+        return Found(self.net.gate_values(), self.net, {self.full_key: self.full_score})
 
     def doubt(self, found: Graph) -> str:
         """Warns where nothing or everything was pruned."""

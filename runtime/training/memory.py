@@ -22,6 +22,7 @@ from compiler.language.config import SearchConfig, TrainingConfig
 from runtime.data.sources import MemoryImages
 from runtime.jobs.runner import Workplace, has_results
 from runtime.processes.launch import Launch
+from runtime.tasks.base import Task
 from runtime.training.allocated import OnCpu, OnCuda
 from runtime.training.free_memory import available_memory
 from runtime.training.step import Batch, evaluate
@@ -39,6 +40,7 @@ EVALUATED = 64
 class Trial:
     """A job, as far as its memory is asked for."""
 
+    task: Task
     config: TrainingConfig
     module: nn.Module
     optimizers: Sequence[Optimizer]
@@ -76,7 +78,7 @@ def require_memory(trial: Trial, place: Workplace) -> None:
     if free is None or config.compile or has_results(place.folder):
         return
     free = free // Launch.here().local_size if place.device.type == "cpu" else free - _copied(config, place)
-    images = len(place.dataset.train.labels)
+    images = len(place.dataset.train.targets)
     validated = min(config.evaluation_batch, max(1, round(images * place.dataset.validation_share)))
     batch = -(-min(config.batch_size, images) // world)
     step, evaluation = measured(trial, place.device, place.opened.spec.input, batch)
@@ -119,20 +121,21 @@ def measured(trial: Trial, device: torch.device, shape: Sequence[int], batch: in
 
     def line(run: Callable[[Batch], object], images: int, most: int) -> Line:
         sizes = sorted({min(most, n) for n in (images, 2 * images)})
-        found = Line.through(sizes, [meter.peak(partial(lambda n: run(noise(n, shape, device)), n)) for n in sizes])
+        batches = (partial(noise, n, shape, trial.task, device) for n in sizes)
+        found = Line.through(sizes, [meter.peak(partial(lambda make: run(make()), make)) for make in batches])
         enough = found.image * sizes[-1] > IMAGES_OUTWEIGH * found.fixed
         return found if enough or sizes[-1] == most else line(run, 2 * images, most)
 
     with _put_back(module, optimizers, device):
         meter.peak(lambda: _start(optimizers))
         step = line(trial.step, SMALL * trial.config.accumulate, batch)
-        return step, line(lambda images: evaluate(module, [images]), SMALL, EVALUATED)
+        return step, line(lambda images: evaluate(trial.task, module, [images]), SMALL, EVALUATED)
 
 
-def noise(images: int, shape: Sequence[int], device: torch.device) -> Batch:
-    """A batch of images of this shape (C, H, W), all of class 0."""
+def noise(images: int, shape: Sequence[int], task: Task, device: torch.device) -> Batch:
+    """A batch of images of this shape (C, H, W) with made-up targets."""
     x = torch.rand(images, *shape, generator=torch.Generator().manual_seed(0))
-    return x.to(device, memory_format=torch.channels_last), torch.zeros(images, dtype=torch.int64, device=device)
+    return x.to(device, memory_format=torch.channels_last), task.fake(torch.arange(images)).to(device)
 
 
 def _start(optimizers: Sequence[Optimizer]) -> None:

@@ -6,18 +6,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 
 from compiler.analysis.costs import total_cost
 from compiler.analysis.weights import weight_shapes
 from compiler.errors import RunError
-from compiler.ir.graph import OUTPUT, Graph
+from compiler.ir.graph import Graph
 from compiler.ir.text import graph_hash
 from compiler.language.config import Configuration, RetrainConfig
 from compiler.lowering.torch.batch_parts import DropPath, share_batches
-from compiler.lowering.torch.fx import initialise, load_weights, lower, outputs_by_name, weights_of
-from compiler.ops import read_attrs
+from compiler.lowering.torch.fx import initialise, load_weights, lower, weights_of
 from compiler.passes.training_parts import with_training_parts
 from runtime.data.dataset import Dataset, Place
 from runtime.processes.world import ALONE, World
@@ -26,15 +24,15 @@ from runtime.training.stages import Position, Stage
 from runtime.training.step import (
     Batch,
     Feed,
-    LossFn,
     Scores,
-    autocast,
     backward,
     clip_gradients,
     evaluate,
+    loss_weights,
     network_of,
     rate_now,
     set_precision,
+    training_loss,
     weight_optimizer,
     weight_parameters,
 )
@@ -68,19 +66,18 @@ class RetrainJob:
         config: Configuration,
         dataset: Dataset,
         device: torch.device,
-        classes: int,
         weights: Mapping[str, Any] | None = None,
         world: World = ALONE,
     ) -> None:
         """`weights` (arrays by `<node>.<param>`, all of `graph`) to start from; None: from scratch."""
-        self.graph, self.config, self.device, self.classes = graph, config.retrain, device, classes
-        self.world = world
+        self.graph, self.config, self.device = graph, config.retrain, device
+        self.task, self.world = dataset.task, world
         set_precision(self.config, device)
-        trained = trained_graph(graph, self.config, classes)
+        trained = trained_graph(graph, self.config, self.task.outputs)
         self.own = frozenset(weight_shapes(graph))  # tensors of `graph`; all others are of training-only parts
-        self.loss_weights = {n: read_attrs(node.op, node.attrs).weight for n, node in trained.outputs().items()}
         self.module = self._network(trained, config.seed, weights)
         self.network = world.replicated(network_of(self.module, self.config))
+        self.loss = training_loss(self.task, self.network, self.config, device, loss_weights(trained))
         self.optimizer = weight_optimizer(self.module, self.config)
         split, batch = dataset.split(config.search.weight_part), self.config.batch_size
         place = Place(device, world.rank, world.size)
@@ -113,7 +110,7 @@ class RetrainJob:
     def weight_step(self, batch: Batch) -> Tensor:
         """Train on a batch; its mean loss."""
         params = list(weight_parameters(self.module).values())
-        loss = backward(self._loss(), batch, params, self.config)
+        loss = backward(self.loss, batch, params, self.config)
         clip_gradients(params, self.config.clip)
         self.optimizer.step()
         return loss
@@ -122,28 +119,9 @@ class RetrainJob:
         """The learning rate of a step."""
         return {"retrain.lr": rate_now(self.config.schedule, self.config.lr, stage, at)}
 
-    def _loss(self) -> LossFn:
-        def loss(x: Tensor, y: Tensor) -> Tensor:
-            with autocast(self.config, self.device):
-                found = outputs_by_name(self.network(x))
-            losses = {name: self._output_loss(value, y) for name, value in found.items()}
-            total = losses.pop(OUTPUT)
-            for name, other in losses.items():
-                total = total + self.loss_weights[name] * other
-            return total
-
-        return loss
-
-    def _output_loss(self, logits: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(logits.flatten(1).float(), y, label_smoothing=self.config.label_smoothing)
-
-    def predict(self, x: Tensor) -> Tensor:
-        """Logits (N, classes) of the main output for x: (N, C, H, W)."""
-        return outputs_by_name(self.module(x))[OUTPUT].flatten(1)
-
     def scores(self, batches: Iterable[Batch]) -> Scores:
-        """Loss and accuracy over batches, in evaluation mode."""
-        return evaluate(self.module, batches, self.predict, self.world)
+        """Loss and metrics over batches, in evaluation mode."""
+        return evaluate(self.task, self.module, batches, self.world)
 
     def end_epoch(self, stage: Stage, at: Position, means: Mapping[str, float], seconds: float) -> dict[str, Any]:
         """Validate."""
@@ -154,7 +132,7 @@ class RetrainJob:
         return {
             **means,
             "loss": scores.loss,
-            "accuracy": scores.accuracy,
+            **scores.metrics,
             "params": cost.params,
             "flops": cost.flops,
             "lr": rate_now(self.config.schedule, self.config.lr, stage, at),
@@ -168,7 +146,7 @@ class RetrainJob:
         """The epoch's line."""
         return (
             f"{record['stage']} {record['epoch']:>3}  loss {record['train_loss']:.3f}  "
-            f"validation {record['loss']:.3f} accuracy {record['accuracy']:.2%}"
+            f"validation {record['loss']:.3f} {self.task.text(record)}"
         )
 
     def parameters(self) -> Iterable[Tensor]:

@@ -2,42 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn import Parameter
 
 from compiler.errors import RunError
+from compiler.ir.graph import OUTPUT, Graph
 from compiler.language.config import Schedule, TrainingConfig
 from compiler.lowering.torch.batch_parts import BatchNorm
+from compiler.lowering.torch.fx import outputs_by_name
+from compiler.ops import read_attrs
 from runtime.data.dataset import Loader
 from runtime.processes.launch import Launch
 from runtime.processes.world import ALONE, World
+from runtime.tasks.base import Task
 from runtime.training.compiled import CompiledByBlock
 from runtime.training.heap import give_back
 from runtime.training.schedules import learning_rate
 from runtime.training.stages import Position, Stage
 
-Network = Callable[[Tensor], Tensor]  # x: (N, C, H, W) -> logits
-Batch = tuple[Tensor, Tensor]  # x: (N, C, H, W) float32, normalised; y: (N,) int64
+Network = Callable[[Tensor], Tensor | dict[str, Tensor]]  # x: (N, C, H, W) -> the output, or several by name
+Batch = tuple[Tensor, Tensor]  # x: (N, C, H, W) float32, normalised; y: the targets (N, ...)
 
 
 @dataclass(frozen=True)
 class Scores:
     """What an evaluation found over `count` images."""
 
-    loss: float  # mean cross-entropy
-    accuracy: float  # share of right answers, 0..1
+    loss: float  # the mean
+    metrics: Mapping[str, float]  # the task's, the one that decides first
     count: int
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """All scores by name, the one that decides first: the larger, the better."""
-        return {"accuracy": self.accuracy, "loss": self.loss}
 
 
 RECOMPUTES_COMPILED = "2.15"
@@ -125,16 +123,33 @@ def autocast(config: TrainingConfig, device: torch.device) -> AbstractContextMan
 
 
 LossFn = Callable[[Tensor, Tensor], Tensor]  # x, y -> mean loss
+LOSS, IMAGES = ".loss", ".images"  # beside the task's sums
 
 
-def classification_loss(network: Network, config: TrainingConfig, device: torch.device) -> LossFn:
-    """Cross-entropy (with label smoothing) of the network's logits, computed in float32 or wider."""
+def loss_weights(graph: Graph) -> dict[str, float]:
+    """What the loss of each output counts, by name."""
+    return {name: read_attrs(node.op, node.attrs).weight for name, node in graph.outputs().items()}
+
+
+def training_loss(
+    task: Task,
+    network: Network,
+    config: TrainingConfig,
+    device: torch.device,
+    weights: Mapping[str, float] | None = None,
+) -> LossFn:
+    """The task's loss of the network's output, computed in float32 or wider; further outputs count `weights`."""
+
+    def one(output: Tensor, y: Tensor) -> Tensor:
+        return task.loss(output.to(torch.promote_types(output.dtype, torch.float32)), y, config)
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
         with autocast(config, device):
-            logits = network(x).flatten(1)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
+            found = outputs_by_name(network(x))
+        total = one(found[OUTPUT], y)
+        for name in [name for name in found if name != OUTPUT]:
+            total = total + (weights or {})[name] * one(found[name], y)
+        return total
 
     return loss
 
@@ -161,31 +176,38 @@ def clip_gradients(params: Iterable[Parameter], limit: float | None) -> None:
 
 @torch.no_grad()
 def evaluate(
+    task: Task,
     module: nn.Module,
     batches: Iterable[Batch],
-    predict: Callable[[Tensor], Tensor] | None = None,
     world: World = ALONE,
 ) -> Scores:
-    """Loss and accuracy in evaluation mode over the batches of all processes; the module is left in training mode.
+    """Loss and metrics of the main output in evaluation mode over the batches of all processes.
 
-    `predict` gives the logits (N, classes) where they are not simply what the module returns. Pieces of memory have
-    other sizes than in a step and fit between those badly: free memory is given back before and after.
+    The module is left in training mode. Pieces of memory have other sizes than in a step and fit between those badly:
+    free memory is given back before and after.
     """
     give_back()
     module.eval()
-    count, sums = 0, []
+    found: list[Mapping[str, Tensor | int]] = []
     for x, y in batches:
-        logits = (predict or module)(x).flatten(1).float()
-        sums.append((F.cross_entropy(logits, y, reduction="sum"), (logits.argmax(1) == y).sum()))
-        count += len(y)
+        output = outputs_by_name(module(x))[OUTPUT].float()
+        sums = task.measure(task.answers(output), y)
+        found.append({**sums, LOSS: task.loss(output, y, reduction="sum"), IMAGES: len(y)})
     module.train()
-    loss, right = 0.0, 0
-    for losses, hits in sums:  # read only now, so that the device never waits for a batch to be read
-        loss += float(losses)
-        right += int(hits)
+    own = added(found)  # read only now, so that the device never waits for a batch to be read
     give_back()
-    total, right_ones, images = world.tables([loss, right, count]).sum(0).tolist()
-    return Scores(total / max(images, 1), right_ones / max(images, 1), int(images))
+    total = added(world.gathered(own))
+    images = int(total[IMAGES])
+    return Scores(total[LOSS] / max(images, 1), task.figures(total, images), images)
+
+
+def added(parts: Iterable[Mapping[str, Tensor | float]]) -> dict[str, float]:
+    """The sums of numbers by name; a process without images has none."""
+    sums: dict[str, float] = {}
+    for part in parts:
+        for name, value in part.items():
+            sums[name] = sums.get(name, 0.0) + float(value)
+    return sums
 
 
 @torch.no_grad()

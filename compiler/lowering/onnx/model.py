@@ -25,6 +25,7 @@ from compiler.passes.pipeline import TO_EXPORT
 OLDEST_OPSET, NEWEST_OPSET, DEFAULT_OPSET = 13, 28, 18
 PROTOBUF_LIMIT = 2**31 - 2**20  # bytes of a file without external data, with some room for what is not weights
 BATCH = "N"
+HEADS: Mapping[str, tuple[str, Mapping[str, int]]] = {"softmax": ("Softmax", {"axis": 1}), "sigmoid": ("Sigmoid", {})}
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,12 @@ def emit(
     input_name: str = "image",
     output_name: str = "logits",
     preprocessing: Preprocessing | None = None,
-    probabilities: bool = False,
+    head: str | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> onnx.ModelProto:
     """The ONNX model of a compact model, its arithmetic folded; GraphspecError if opset or names do not fit.
 
-    Weights must be float32 numpy arrays (others are cast).
+    Weights must be float32 numpy arrays (others are cast). `head`, one of `HEADS`, stands behind the network.
     """
     check_opset(opset)
     if preprocessing is not None:
@@ -56,7 +57,7 @@ def emit(
     model = TO_EXPORT.run(model)
     writer = Writer(model.graph, model.weights, opset)
     _check_names(model.graph, input_name, output_name)
-    _emit_nodes(writer, input_name, output_name, preprocessing, probabilities)
+    _emit_nodes(writer, input_name, output_name, preprocessing, head)
     shapes = {name: node.shape for name, node in _named_outputs(model.graph, output_name).items()}
     graph = helper.make_graph(
         writer.nodes,
@@ -105,7 +106,7 @@ def _image_info(graph: Graph, name: str, preprocessing: Preprocessing | None) ->
 
 
 def _emit_nodes(
-    writer: Writer, input_name: str, output_name: str, preprocessing: Preprocessing | None, probabilities: bool
+    writer: Writer, input_name: str, output_name: str, preprocessing: Preprocessing | None, head: str | None
 ) -> None:
     values = {INPUT: _emit_image(writer, input_name, preprocessing)}
     for node in writer.graph.nodes():
@@ -117,8 +118,9 @@ def _emit_nodes(
     for name, node in _named_outputs(writer.graph, output_name).items():
         source = writer.graph.inputs(node.id)[0].src
         value = values[source]
-        if probabilities and node.id == OUTPUT:
-            writer.emit("Softmax", [value], name, axis=1)
+        if head is not None and node.id == OUTPUT:
+            op, attributes = HEADS[head]
+            writer.emit(op, [value], name, **attributes)
         elif value in final:
             writer.emit("Identity", [value], name)
         else:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +15,8 @@ from compiler.errors import RunError
 from runtime.data.augment import Augment, Normalise
 from runtime.data.dataset import Dataset, Loader, Place, channel_statistics, load_dataset
 from runtime.data.sources import MemoryImages
-from runtime.data.split import split_images
+from runtime.data.split import Split, split_images
+from tests.tasks import class_task
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -48,9 +50,13 @@ def same(left: list[Batch], right: list[Batch]) -> bool:
     )
 
 
+def stratified(labels: Tensor, weight_part: float, validation: float, seed: int) -> Split:
+    return split_images(labels, labels, weight_part, validation, seed)
+
+
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
-    return load_dataset(DataConfig(crop_padding=1), (1, 8, 8), 10, seed=0)
+    return load_dataset(DataConfig(crop_padding=1), (1, 8, 8), class_task(10), seed=0)
 
 
 @settings(deadline=None, max_examples=60, derandomize=True)
@@ -62,7 +68,7 @@ def digits() -> Dataset:
 )
 def test_split_is_a_stratified_partition(counts: list[int], weight_part: float, validation: float, seed: int) -> None:
     labels = torch.cat([torch.full((n,), number) for number, n in enumerate(counts)])
-    split = split_images(labels, weight_part, validation, seed)
+    split = stratified(labels, weight_part, validation, seed)
     parts = (split.weights, split.gates, split.validation)
     assert torch.equal(torch.cat(parts).sort().values, torch.arange(len(labels)))
     assert torch.equal(split.training, torch.cat((split.weights, split.gates)).sort().values)
@@ -76,41 +82,41 @@ def test_split_is_a_stratified_partition(counts: list[int], weight_part: float, 
 
 
 def test_classes_of_one_size_are_shared_out_exactly_where_that_can_be() -> None:
-    split = split_images(torch.arange(1000) % 10, 0.8, 0.1, 4)
+    split = stratified(torch.arange(1000) % 10, 0.8, 0.1, 4)
     for part, each in ((split.validation, 10), (split.weights, 72), (split.gates, 18)):
         assert torch.bincount(part % 10).tolist() == [each] * 10
 
 
 def test_rare_classes_do_not_all_fall_into_one_part() -> None:
     labels = torch.cat((torch.zeros(1000, dtype=torch.int64), torch.arange(1, 101)))
-    split = split_images(labels, 0.5, 0.2, 0)
+    split = stratified(labels, 0.5, 0.2, 0)
     rare = [int((labels[part] > 0).sum()) for part in (split.validation, split.weights, split.gates)]
     assert rare == pytest.approx([20, 40, 40], abs=12)
 
 
 def test_split_depends_on_the_seed_alone_and_validation_not_on_the_weight_part() -> None:
     labels = torch.arange(200) % 7
-    first, again = split_images(labels, 0.5, 0.1, 1), split_images(labels, 0.5, 0.1, 1)
-    other, larger = split_images(labels, 0.5, 0.1, 2), split_images(labels, 0.8, 0.1, 1)
+    first, again = stratified(labels, 0.5, 0.1, 1), stratified(labels, 0.5, 0.1, 1)
+    other, larger = stratified(labels, 0.5, 0.1, 2), stratified(labels, 0.8, 0.1, 1)
     assert first.digest == again.digest
     assert torch.equal(first.weights, again.weights)
     assert first.digest != other.digest
     assert not torch.equal(first.validation, other.validation)
     assert torch.equal(first.validation, larger.validation)
-    assert first.digest != split_images(labels.flip(0), 0.5, 0.1, 1).digest
+    assert first.digest != stratified(labels.flip(0), 0.5, 0.1, 1).digest
 
 
 @pytest.mark.parametrize(("weight_part", "validation", "empty"), [(0.5, 0.01, "validation"), (0.99, 0.1, "gates")])
 def test_an_empty_part_is_an_error_with_the_settings(weight_part: float, validation: float, empty: str) -> None:
     with pytest.raises(RunError, match=rf"the {empty} part of 20 .* data.validation: {validation}.*weight_part"):
-        split_images(torch.arange(20) % 2, weight_part, validation, 0)
+        stratified(torch.arange(20) % 2, weight_part, validation, 0)
 
 
 def test_digits_are_split_and_normalised_by_their_training_images(digits: Dataset) -> None:
-    assert (len(digits.train.labels), len(digits.test.labels)) == (1437, 360)
+    assert (len(digits.train.targets), len(digits.test.targets)) == (1437, 360)
     assert digits.labels == tuple("0123456789")
-    counts = torch.bincount(digits.test.labels)
-    shares = (counts + torch.bincount(digits.train.labels)) * 360 / 1797
+    counts = torch.bincount(digits.test.targets)
+    shares = (counts + torch.bincount(digits.train.targets)) * 360 / 1797
     assert (counts - shares).abs().max() < 1.5
     assert isinstance(digits.train, MemoryImages)
     rows = digits.split(0.5).training
@@ -120,7 +126,7 @@ def test_digits_are_split_and_normalised_by_their_training_images(digits: Datase
 
 
 def test_digits_test_images_are_the_same_for_every_seed(digits: Dataset) -> None:
-    other = load_dataset(DataConfig(), (1, 8, 8), 10, seed=99)
+    other = load_dataset(DataConfig(), (1, 8, 8), class_task(10), seed=99)
     assert isinstance(other.test, MemoryImages)
     assert isinstance(digits.test, MemoryImages)
     assert torch.equal(other.test.images, digits.test.images)
@@ -134,19 +140,19 @@ def test_loaders_of_a_dataset_take_its_settings(digits: Dataset) -> None:
     x, y = next(training.batches(0))
     assert (x.shape, x.dtype, y.shape, y.dtype) == ((64, 1, 8, 8), torch.float32, (64,), torch.int64)
     test = list(digits.evaluation_loader(None, 100).batches(0))
-    assert torch.equal(torch.cat([y for _, y in test]), digits.test.labels)
+    assert torch.equal(torch.cat([y for _, y in test]), digits.test.targets)
     assert [len(y) for _, y in test] == [100, 100, 100, 60]
     held_out = torch.cat([y for _, y in digits.evaluation_loader(split.validation, 64).batches(0)])
-    assert torch.equal(held_out, digits.train.labels[split.validation])
+    assert torch.equal(held_out, digits.train.targets[split.validation])
 
 
 def test_given_mean_and_deviation_are_used() -> None:
-    dataset = load_dataset(DataConfig(mean=(0.25,), std=(0.5,)), (1, 8, 8), 10, seed=0)
+    dataset = load_dataset(DataConfig(mean=(0.25,), std=(0.5,)), (1, 8, 8), class_task(10), seed=0)
     x, _ = next(dataset.evaluation_loader(None, 4).batches(0))
     assert isinstance(dataset.test, MemoryImages)
     torch.testing.assert_close(x, (dataset.test.images[:4] / 255 - 0.25) / 0.5)
     with pytest.raises(RunError, match=r"data.mean has 3 values, the input has 1 channels"):
-        load_dataset(DataConfig(mean=(0.1, 0.2, 0.3)), (1, 8, 8), 10, seed=0)
+        load_dataset(DataConfig(mean=(0.1, 0.2, 0.3)), (1, 8, 8), class_task(10), seed=0)
 
 
 def test_a_channel_that_never_changes_is_only_shifted() -> None:

@@ -23,6 +23,7 @@ from compiler.language.config import DataConfig
 from compiler.errors import RunError
 from runtime.data.dataset import Dataset, Place, load_dataset
 from runtime.data.sources import FileImages, MemoryImages
+from tests.tasks import class_task
 
 RANDOM = np.random.default_rng(5)
 
@@ -42,7 +43,7 @@ def make_folder(root: Path, *, test: str = "val", per_class: int = 12, size: tup
 
 def folder_set(root: Path, **settings: object) -> Dataset:
     config = DataConfig.model_validate({"name": "folder", "root": str(root), "workers": 0, **settings})
-    return load_dataset(config, (3, 8, 8), 2, seed=1)
+    return load_dataset(config, (3, 8, 8), class_task(2), seed=1)
 
 
 def write_idx(path: Path, array: NDArray[np.uint8]) -> None:
@@ -59,12 +60,12 @@ def test_mnist_and_fashion_mnist_are_read_from_their_files(tmp_path: Path, name:
     for half, pixels in images.items():
         write_idx(tmp_path / folder / "raw" / f"{half}-images-idx3-ubyte", pixels)
         write_idx(tmp_path / folder / "raw" / f"{half}-labels-idx1-ubyte", np.arange(len(pixels), dtype=np.uint8) % 10)
-    dataset = load_dataset(DataConfig(name=name, root=str(tmp_path)), (1, 28, 28), 10, seed=0)
+    dataset = load_dataset(DataConfig(name=name, root=str(tmp_path)), (1, 28, 28), class_task(10), seed=0)
     assert isinstance(dataset.train, MemoryImages)
     assert isinstance(dataset.test, MemoryImages)
     assert np.array_equal(dataset.train.images[:, 0].numpy(), images["train"])
     assert np.array_equal(dataset.test.images[:, 0].numpy(), images["t10k"])
-    assert dataset.test.labels.tolist() == [i % 10 for i in range(20)]
+    assert dataset.test.targets.tolist() == [i % 10 for i in range(20)]
     assert len(dataset.labels) == 10
 
 
@@ -87,7 +88,7 @@ def test_cifar_is_read_from_its_files(tmp_path: Path, monkeypatch: pytest.Monkey
     names = [f"name{i}" for i in range(classes)]
     pickled(tmp_path / folder / "batches.meta", {"label_names": names})
     pickled(tmp_path / folder / "meta", {"fine_label_names": names})
-    dataset = load_dataset(DataConfig(name=name, root=str(tmp_path)), (3, 32, 32), classes, seed=0)
+    dataset = load_dataset(DataConfig(name=name, root=str(tmp_path)), (3, 32, 32), class_task(classes), seed=0)
     assert isinstance(dataset.train, MemoryImages)
     assert np.array_equal(dataset.train.images.numpy(), np.concatenate([written[b] for b in batches]))
     assert dataset.labels == tuple(names)
@@ -99,17 +100,17 @@ def test_svhn_is_read_from_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
     labels = np.arange(50) % 10 + 1  # SVHN calls the digit zero 10
     for half in ("train", "test"):
         savemat(tmp_path / f"{half}_32x32.mat", {"X": pixels, "y": labels[:, None].astype(np.uint8)})
-    dataset = load_dataset(DataConfig(name="svhn", root=str(tmp_path)), (3, 32, 32), 10, seed=0)
+    dataset = load_dataset(DataConfig(name="svhn", root=str(tmp_path)), (3, 32, 32), class_task(10), seed=0)
     assert isinstance(dataset.train, MemoryImages)
     assert np.array_equal(dataset.train.images.numpy(), pixels.transpose(3, 2, 0, 1))
-    assert dataset.train.labels.tolist() == [n % 10 for n in labels]
+    assert dataset.train.targets.tolist() == [n % 10 for n in labels]
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion_mnist", "mnist", "svhn"])
 def test_a_missing_set_names_the_path_and_is_not_downloaded(tmp_path: Path, name: str) -> None:
     shape = (1, 28, 28) if "mnist" in name else (3, 32, 32)
     with pytest.raises(RunError, match=r"data.download: true") as caught:
-        load_dataset(DataConfig(name=name, root=str(tmp_path)), shape, 100 if name == "cifar100" else 10, seed=0)
+        load_dataset(DataConfig(name=name, root=str(tmp_path)), shape, class_task(100 if name == "cifar100" else 10), seed=0)
     assert f"{tmp_path} (looked for {tmp_path}/" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -119,11 +120,11 @@ def test_the_root_comes_from_the_environment_when_the_spec_gives_none(
 ) -> None:
     monkeypatch.setenv("GRAPHSPEC_DATA", str(tmp_path / "elsewhere"))
     with pytest.raises(RunError, match=r"elsewhere/MNIST/raw"):
-        load_dataset(DataConfig(name="mnist"), (1, 28, 28), 10, seed=0)
+        load_dataset(DataConfig(name="mnist"), (1, 28, 28), class_task(10), seed=0)
     monkeypatch.delenv("GRAPHSPEC_DATA")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RunError, match=rf"{tmp_path}/data/MNIST/raw"):
-        load_dataset(DataConfig(name="mnist"), (1, 28, 28), 10, seed=0)
+        load_dataset(DataConfig(name="mnist"), (1, 28, 28), class_task(10), seed=0)
 
 
 def test_of_several_processes_one_fetches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,12 +154,12 @@ def test_of_several_processes_one_fetches(tmp_path: Path, monkeypatch: pytest.Mo
         for count in (1, 3):
             config = DataConfig(name="mnist", root=str(tmp_path / str(count)), download=True)
             opened = [processes.submit(load_dataset, config, (1, 28, 28), 10, seed=0) for _ in range(count)]
-            assert [len(one.result().train.labels) for one in opened] == [20] * count
+            assert [len(one.result().train.targets) for one in opened] == [20] * count
         server.shutdown()
     assert asked[: len(asked) // 2] == asked[len(asked) // 2 :], "three ask for no more than one does"
     (tmp_path / "3" / ".graphspec-fetch.lock").unlink()
     (tmp_path / "3" / ".graphspec-fetch.lock").mkdir()  # as where nothing may be written
-    assert len(load_dataset(config, (1, 28, 28), 10, seed=0).train.labels) == 20
+    assert len(load_dataset(config, (1, 28, 28), class_task(10), seed=0).train.targets) == 20
 
 
 def test_a_damaged_set_is_an_error(tmp_path: Path) -> None:
@@ -168,29 +169,29 @@ def test_a_damaged_set_is_an_error(tmp_path: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(gzip.compress(b"not an idx file"))
     with pytest.raises(RunError, match="missing or damaged"):
-        load_dataset(DataConfig(name="mnist", root=str(tmp_path)), (1, 28, 28), 10, seed=0)
+        load_dataset(DataConfig(name="mnist", root=str(tmp_path)), (1, 28, 28), class_task(10), seed=0)
 
 
 def test_mismatches_name_both_numbers_and_what_to_change() -> None:
     with pytest.raises(RunError, match=r"'digits' are 1x8x8 .* input is 3x32x32: set `input: \[1, 8, 8\]`"):
-        load_dataset(DataConfig(), (3, 32, 32), 10, seed=0)
+        load_dataset(DataConfig(), (3, 32, 32), class_task(10), seed=0)
     with pytest.raises(RunError, match=r"'digits' has 10 classes, the spec says 7: set `classes: 10`"):
-        load_dataset(DataConfig(), (1, 8, 8), 7, seed=0)
+        load_dataset(DataConfig(), (1, 8, 8), class_task(7), seed=0)
     with pytest.raises(RunError, match=r"no data set is called 'cifar_10'; did you mean 'cifar10'\?"):
-        load_dataset(DataConfig(name="cifar_10"), (3, 32, 32), 10, seed=0)
+        load_dataset(DataConfig(name="cifar_10"), (3, 32, 32), class_task(10), seed=0)
     with pytest.raises(RunError, match=r"in_memory: false cannot be had for 'digits'"):
-        load_dataset(DataConfig(in_memory=False), (1, 8, 8), 10, seed=0)
+        load_dataset(DataConfig(in_memory=False), (1, 8, 8), class_task(10), seed=0)
 
 
 def test_fake_images_have_the_specs_shape_and_follow_the_seed() -> None:
     config = DataConfig(name="fake", fake_size=30)
-    first, again, other = (load_dataset(config, (2, 5, 7), 3, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (load_dataset(config, (2, 5, 7), class_task(3), seed=seed) for seed in (1, 1, 2))
     assert isinstance(first.train, MemoryImages)
     assert isinstance(again.train, MemoryImages)
     assert isinstance(other.train, MemoryImages)
     assert first.train.images.shape == (30, 2, 5, 7)
-    assert torch.bincount(first.train.labels).tolist() == [10, 10, 10]
-    assert len(first.test.labels) == 15
+    assert torch.bincount(first.train.targets).tolist() == [10, 10, 10]
+    assert len(first.test.targets) == 15
     assert torch.equal(first.train.images, again.train.images)
     assert not torch.equal(first.train.images, other.train.images)
 
@@ -206,8 +207,8 @@ def test_a_folder_is_scaled_cropped_and_converted(tmp_path: Path) -> None:
     assert dataset.train.images.shape == (24, 3, 8, 8)
     assert dataset.train.images[0, :, 2:6].flatten(1).unique(dim=1).flatten().tolist() == [10, 20, 30]
     assert dataset.train.images[0].max() < 128
-    assert (dataset.labels, len(dataset.test.labels)) == (("cat", "dog"), 8)
-    grey = load_dataset(DataConfig(name="folder", root=str(root)), (1, 8, 8), 2, seed=0)
+    assert (dataset.labels, len(dataset.test.targets)) == (("cat", "dog"), 8)
+    grey = load_dataset(DataConfig(name="folder", root=str(root)), (1, 8, 8), class_task(2), seed=0)
     assert isinstance(grey.train, MemoryImages)
     assert grey.train.images.shape == (24, 1, 8, 8)
 
@@ -295,7 +296,7 @@ def test_worker_processes_give_the_same_batches_and_can_be_left_early(tmp_path: 
     config = DataConfig(name="imagenet", root=str(root), workers=2, mean=(0.5,) * 3, std=(0.2,) * 3)
     rows = torch.arange(24)
     apart, here = (
-        load_dataset(config.model_copy(update={"workers": workers}), (3, 8, 8), 2, seed=1).training_loader(
+        load_dataset(config.model_copy(update={"workers": workers}), (3, 8, 8), class_task(2), seed=1).training_loader(
             rows, 4, "weights"
         )
         for workers in (2, 0)
@@ -311,7 +312,7 @@ def test_worker_processes_give_the_same_batches_and_can_be_left_early(tmp_path: 
 def test_imagenet_augments_training_batches_by_place_and_never_the_test_images(tmp_path: Path) -> None:
     root = make_folder(tmp_path, size=(40, 30))
     config = DataConfig(name="imagenet", root=str(root), workers=0)
-    dataset = load_dataset(config, (3, 8, 8), 2, seed=1)
+    dataset = load_dataset(config, (3, 8, 8), class_task(2), seed=1)
     assert dataset.augment.flip
     assert dataset.augment.lighting
     rows = torch.arange(24)
@@ -329,7 +330,7 @@ def test_imagenet_augments_training_batches_by_place_and_never_the_test_images(t
 def test_imagenet_cannot_be_held_in_memory(tmp_path: Path) -> None:
     config = DataConfig(name="imagenet", root=str(make_folder(tmp_path)), in_memory=True)
     with pytest.raises(RunError, match=r"use data.name: folder"):
-        load_dataset(config, (3, 8, 8), 2, seed=0)
+        load_dataset(config, (3, 8, 8), class_task(2), seed=0)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "altered", "text", "empty"])
@@ -346,8 +347,8 @@ def test_corrupt_images_are_named_or_skipped_and_counted(tmp_path: Path, damage:
     assert str(bad[0]) in str(caught.value)
     dataset = folder_set(root, skip_corrupt=True)
     assert set(dataset.skipped) == {str(path) for path in bad}
-    assert (len(dataset.train.labels), len(dataset.test.labels)) == (23, 7)
-    assert dataset.train.labels.tolist() == [0] * 11 + [1] * 12
+    assert (len(dataset.train.targets), len(dataset.test.targets)) == (23, 7)
+    assert dataset.train.targets.tolist() == [0] * 11 + [1] * 12
 
 
 def test_corrupt_images_of_a_stream_are_named_or_left_out_of_their_batch(tmp_path: Path) -> None:
@@ -376,9 +377,9 @@ def test_a_folder_of_the_wrong_form_is_an_error(tmp_path: Path) -> None:
         folder_set(tmp_path)
     root = make_folder(tmp_path / "images")
     with pytest.raises(RunError, match=r"has 2 classes, the spec says 5"):
-        load_dataset(DataConfig(name="folder", root=str(root)), (3, 8, 8), 5, seed=0)
+        load_dataset(DataConfig(name="folder", root=str(root)), (3, 8, 8), class_task(5), seed=0)
     with pytest.raises(RunError, match=r"1 or 3 channels, the spec's input is 2x8x8"):
-        load_dataset(DataConfig(name="folder", root=str(root)), (2, 8, 8), 2, seed=0)
+        load_dataset(DataConfig(name="folder", root=str(root)), (2, 8, 8), class_task(2), seed=0)
     (root / "train" / "emu").mkdir()
     with pytest.raises(RunError, match=r"emu.*\n  try: put images into every class folder"):
         folder_set(root)
@@ -416,12 +417,12 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_the_users_function_runs_only_when_code_is_trusted(own_module: str) -> None:
     config = DataConfig(name=f"{own_module}:make")
     with pytest.raises(RunError, match="--trust-code"):
-        load_dataset(config, (3, 4, 4), 5, seed=0)
+        load_dataset(config, (3, 4, 4), class_task(5), seed=0)
     assert own_module not in sys.modules
-    dataset = load_dataset(config, (3, 4, 4), 5, seed=0, trust_code=True)
+    dataset = load_dataset(config, (3, 4, 4), class_task(5), seed=0, trust_code=True)
     assert isinstance(dataset.train, MemoryImages)
     assert dataset.train.images.shape == (50, 3, 4, 4)
-    assert dataset.test.labels.tolist() == [0, 1, 2, 3, 4] * 4
+    assert dataset.test.targets.tolist() == [0, 1, 2, 3, 4] * 4
 
 
 @pytest.mark.parametrize(
@@ -436,6 +437,6 @@ def test_the_users_function_runs_only_when_code_is_trusted(own_module: str) -> N
 )
 def test_what_is_wrong_with_the_users_function_is_said(own_module: str, function: str, message: str) -> None:
     with pytest.raises(RunError, match=message):
-        load_dataset(DataConfig(name=f"{own_module}:{function}"), (3, 4, 4), 5, seed=0, trust_code=True)
+        load_dataset(DataConfig(name=f"{own_module}:{function}"), (3, 4, 4), class_task(5), seed=0, trust_code=True)
     with pytest.raises(RunError, match="has 5 classes, the spec says 6"):
-        load_dataset(DataConfig(name=f"{own_module}:make"), (3, 4, 4), 6, seed=0, trust_code=True)
+        load_dataset(DataConfig(name=f"{own_module}:make"), (3, 4, 4), class_task(6), seed=0, trust_code=True)

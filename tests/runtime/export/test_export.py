@@ -26,12 +26,13 @@ from compiler.passes.pipeline import TO_COMPACT
 from compiler.passes.prune_zero_edges import prune
 from graphspec import api
 from graphspec.cli.app import app
-from runtime.export.parity import ImageForm, some_pixels
+from runtime.export.parity import FileScore, ImageForm, some_pixels
 from runtime.export.run_export import ExportOptions, ExportResult, run_export
 from runtime.jobs.runner import write_network
 from runtime.rundir.directory import RunDir
 from runtime.rundir.files import write_json
 from runtime.rundir.network import read_weights
+from tests.tasks import class_task
 from tests.tiny import environment, graphspec, write_spec
 
 SETTINGS = ["data.name=fake", "data.fake_size=200"]
@@ -171,7 +172,7 @@ def test_raw_images_in_and_probabilities_out(run: RunDir, layout: Any) -> None:
     assert proto.graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
     assert (said["layout"], said["outputs"]) == (layout, "probabilities")
     opened = api.open_run(run)
-    dataset = runtime.export.run_export.load_dataset(opened.spec.config.data, (1, 8, 8), 10, seed=0)
+    dataset = runtime.export.run_export.load_dataset(opened.spec.config.data, (1, 8, 8), class_task(10), seed=0)
     x, image = ImageForm(layout, dataset.normalise).both(some_pixels(dataset.test, 9))
     network = lower(from_json(run.retrain.graph_json.read_text()))
     load_weights(network, read_weights(run.retrain.weights))
@@ -228,14 +229,14 @@ def test_small_forms_lie_beside_the_model(run: RunDir) -> None:
 
 def test_a_small_form_that_loses_too_much_is_refused(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     export(run)
-    before, accuracies = listing(run), runtime.export.run_export.accuracies
+    before, score_all = listing(run), runtime.export.run_export.score_all
 
     def worse(networks: Any, *rest: Any) -> Any:
-        scores = accuracies(networks, *rest)
-        scores["fp32"] = scores["torch"] = runtime.export.run_export.Accuracy(0.9, 1.0, 10)
-        return scores | {"fp16": runtime.export.run_export.Accuracy(0.88, 1.0, 10)}
+        scores = score_all(networks, *rest)
+        scores["fp32"] = scores["torch"] = FileScore({"accuracy": 0.9}, 1.0, 10)
+        return scores | {"fp16": FileScore({"accuracy": 0.88}, 1.0, 10)}
 
-    monkeypatch.setattr(runtime.export.run_export, "accuracies", worse)
+    monkeypatch.setattr(runtime.export.run_export, "score_all", worse)
     with pytest.raises(RunError, match=r"fp16 loses too much: .*88\.00%, .*90\.00%; 2\.00 points lost, 1 allowed"):
         export(run, fp16=True)
     assert listing(run) == before
@@ -268,7 +269,7 @@ def test_the_tolerance_is_a_setting(run: RunDir, monkeypatch: pytest.MonkeyPatch
 
 def test_a_crash_leaves_nothing_and_the_next_export_works(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(runtime.export.run_export, "accuracies", lambda *_: 1 / 0)
+        patch.setattr(runtime.export.run_export, "score_all", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             export(run)
     assert not run.export.exists()

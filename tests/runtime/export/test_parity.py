@@ -17,8 +17,10 @@ from compiler.errors import RunError
 from runtime.data.augment import Augment, Normalise
 from runtime.data.dataset import Dataset
 from runtime.data.sources import MemoryImages
-from runtime.export.parity import BATCHES, Case, ImageForm, Parity, accuracies, compare, reference, some_pixels
+from runtime.export.parity import BATCHES, Case, ImageForm, Judge, Parity, compare, reference, score_all, some_pixels
+from tests.tasks import class_task
 
+TASK = class_task(4)
 NORMALISE = Normalise((0.25, 0.5), (0.5, 0.125))
 
 
@@ -26,7 +28,7 @@ def dataset(images: int = 20) -> Dataset:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (images, 3, 4, 2), generator=generator, dtype=torch.uint8)
     held = MemoryImages(pixels, torch.arange(images) % 4)
-    return Dataset("made", held, held, ("a", "b", "c", "d"), NORMALISE, Augment(), 0, 0.1)
+    return Dataset("made", TASK, held, held, ("a", "b", "c", "d"), NORMALISE, Augment(), 0, 0.1)
 
 
 def outputs(*rows: tuple[float, ...]) -> Any:
@@ -37,7 +39,7 @@ def outputs(*rows: tuple[float, ...]) -> Any:
 
 
 def test_a_case_measures_the_largest_error_and_the_same_answers() -> None:
-    case = Case.of("test", outputs((1, 2), (-4, 3)), outputs((1, 2.5), (-4, -5)))
+    case = Case.of("test", outputs((1, 2), (-4, 3)), outputs((1, 2.5), (-4, -5)), Judge(TASK))
     assert (case.batch, case.max_abs, case.max_rel, case.agreement) == (2, 8.0, 2.0, 0.5)
 
 
@@ -47,19 +49,19 @@ def test_the_relative_error_does_not_depend_on_the_scale(scale: float, place: in
     wanted = np.arange(1, 13, dtype=np.float64).reshape(4, 3)
     found = wanted.copy()
     found.flat[place] += error
-    case = Case.of("random", wanted * scale, found * scale)
+    case = Case.of("random", wanted * scale, found * scale, Judge(TASK))
     assert case.max_abs == pytest.approx(abs(error) * scale, rel=1e-9)
     assert case.max_rel == pytest.approx(abs(error) / 12, rel=1e-9)
 
 
 def test_zeros_equal_zeros_and_nothing_else() -> None:
-    assert Case.of("test", outputs((0, 0)), outputs((0, 0))).max_rel == 0
-    assert Case.of("test", outputs((0, 0)), outputs((0, 1e-30))).max_rel == math.inf
+    assert Case.of("test", outputs((0, 0)), outputs((0, 0)), Judge(TASK)).max_rel == 0
+    assert Case.of("test", outputs((0, 0)), outputs((0, 1e-30)), Judge(TASK)).max_rel == math.inf
 
 
 def test_outputs_of_another_shape_are_an_error() -> None:
     with pytest.raises(RunError, match=r"gives outputs \(1, 3\), torch gives \(1, 2\)"):
-        Case.of("test", outputs((0, 0)), outputs((0, 0, 0)))
+        Case.of("test", outputs((0, 0)), outputs((0, 0, 0)), Judge(TASK))
 
 
 # -- all cases ------------------------------------------------------------------------------------------------------
@@ -70,15 +72,15 @@ def parity(*errors: float, tolerance: float = 1e-4) -> Parity:
 
 
 def test_the_worst_case_decides() -> None:
-    parity(1e-6, 1e-4).check()
+    parity(1e-6, 1e-4).check("same class")
     with pytest.raises(RunError, match=r"2\.200e-04 absolute, 1\.100e-04 relative .*allowed 1\.0e-04\n.*batch +2:"):
-        parity(1e-6, 1.1e-4, 1e-7).check()
+        parity(1e-6, 1.1e-4, 1e-7).check("same class")
 
 
 @pytest.mark.parametrize("errors", [(math.nan, 1e-6), (1e-6, math.nan), (1e-6, math.inf)])
 def test_what_is_no_number_never_passes(errors: tuple[float, ...]) -> None:
     with pytest.raises(RunError, match="nothing was written"):
-        parity(*errors).check()
+        parity(*errors).check("same class")
 
 
 def test_agreement_is_weighted_by_images() -> None:
@@ -139,22 +141,22 @@ def linear() -> nn.Module:
 
 
 def test_compare_runs_every_batch_on_random_and_test_images() -> None:
-    torch_network = reference(linear(), probabilities=False)
+    torch_network = reference(linear(), None)
     form, made = ImageForm("nhwc", NORMALISE), dataset()
 
     def network(image: Any) -> Any:
         return torch_network(form.both(torch.from_numpy(image))[0]) * np.float32(1 + 1e-3)
 
-    found = compare(network, torch_network, form, made, 1e-2)
+    found = compare(network, torch_network, form, made, Judge(TASK), 1e-2)
     assert [(c.images, c.batch) for c in found.cases] == [(k, b) for k in ("random", "test") for b in BATCHES]
     assert found.max_rel == pytest.approx(1e-3, rel=1e-3)
     assert found.agreement == 1.0
-    found.check()
+    found.check("same class")
 
 
 def test_probabilities_are_compared_with_probabilities() -> None:
     x = torch.randn(3, 2, 3, 4, generator=torch.Generator().manual_seed(0))
-    logits, shares = (reference(linear(), probabilities=p)(x) for p in (False, True))
+    logits, shares = (reference(linear(), head)(x) for head in (None, "softmax"))
     assert np.abs(shares.sum(1) - 1).max() < 1e-6
     assert np.abs(np.exp(logits) / np.exp(logits).sum(1, keepdims=True) - shares).max() < 1e-6
 
@@ -162,17 +164,17 @@ def test_probabilities_are_compared_with_probabilities() -> None:
 def test_the_reference_is_in_evaluation_mode() -> None:
     module = nn.Sequential(nn.Dropout(0.5), nn.Flatten()).train()
     x = torch.ones(2, 2, 3, 4)
-    assert (reference(module, probabilities=False)(x) == 1).all()
+    assert (reference(module, None)(x) == 1).all()
 
 
-def test_accuracy_and_agreement_over_all_test_images() -> None:
+def test_metrics_and_agreement_over_all_test_images() -> None:
     made = replace(dataset(600), test=MemoryImages(torch.zeros(600, 3, 4, 2, dtype=torch.uint8), torch.arange(600) % 4))
 
     def always(answer: int) -> Any:
         return lambda image: np.eye(4, dtype=np.float32)[[answer] * len(image)]
 
     form = ImageForm("none", NORMALISE)
-    found = accuracies({"fp32": always(1), "int8": always(2)}, lambda x: always(1)(x), form, made)
-    assert {name: (a.accuracy, a.agreement, a.images) for name, a in found.items()} == {
+    found = score_all({"fp32": always(1), "int8": always(2)}, lambda x: always(1)(x), form, made, Judge(TASK))
+    assert {name: (a.metrics["accuracy"], a.agreement, a.images) for name, a in found.items()} == {
         "torch": (0.25, 1.0, 600), "fp32": (0.25, 1.0, 600), "int8": (0.25, 0.0, 600),
     }  # fmt: skip

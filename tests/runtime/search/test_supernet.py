@@ -20,10 +20,12 @@ from runtime.search.supernet import Supernet
 from runtime.strategies.apgnag import APGNAG
 from runtime.strategies.dso import gate_optimizer, gate_tensors, restored_gates
 from runtime.strategies.penalties import Penalty, set_gammas
-from runtime.training.step import backward, classification_loss
+from runtime.training.step import backward, training_loss
+from tests.tasks import class_task
 from tests.tiny import TINY, write_spec
 
 CPU = torch.device("cpu")
+TASK = class_task()
 
 
 def tiny_graph(folder: Path, *overrides: str) -> Graph:
@@ -48,7 +50,7 @@ def train(net: Supernet, gates: APGNAG, steps: range) -> None:
     penalty = Penalty(net.graph, net.graph, net.config.gates)
     for seed in steps:
         for params, optimizer in ((net.weight_params, net.weights), (net.gate_vectors, gates)):
-            loss_fn = classification_loss(net.weight_network, net.config, CPU)
+            loss_fn = training_loss(class_task(), net.weight_network, net.config, CPU)
             backward(loss_fn, batch(seed), [*net.weight_params.values(), *net.gate_vectors.values()], net.config)
             if params is net.gate_vectors:
                 set_gammas(penalty, gates, net.gate_vectors)
@@ -74,7 +76,7 @@ def close(net: Supernet, share: int) -> set[str]:
 @pytest.mark.parametrize("sharing", ["none", "block"])
 def test_pruning_zero_gates_changes_no_output_and_keeps_momenta(tmp_path: Path, lowering: str, sharing: str) -> None:
     config = SearchConfig.model_validate({"lowering": lowering, "gates": {"gamma": 0.05}})
-    before = Supernet.start(tiny_graph(tmp_path, f"gates.share={sharing}"), config, CPU, seed=4, gate_init=1.0)
+    before = Supernet.start(tiny_graph(tmp_path, f"gates.share={sharing}"), TASK, config, CPU, seed=4, gate_init=1.0)
     gates = gate_optimizer(before)
     train(before, gates, range(3))
     closed = close(before, 3)
@@ -98,11 +100,11 @@ def test_pruning_zero_gates_changes_no_output_and_keeps_momenta(tmp_path: Path, 
 
 
 def test_a_weight_step_after_pruning_is_the_one_before_it(tmp_path: Path) -> None:
-    before = Supernet.start(tiny_graph(tmp_path), SearchConfig(), CPU, seed=4, gate_init=1.0)
+    before = Supernet.start(tiny_graph(tmp_path), TASK, SearchConfig(), CPU, seed=4, gate_init=1.0)
     train(before, gate_optimizer(before), range(2))
     after = before.pruned(close(before, 3))
     for net in (before, after):
-        loss_fn = classification_loss(net.weight_network, net.config, CPU)
+        loss_fn = training_loss(class_task(), net.weight_network, net.config, CPU)
         backward(loss_fn, batch(5), list(net.weight_params.values()), net.config)
         net.weights.step()
     for name, weight in after.weight_params.items():
@@ -112,11 +114,11 @@ def test_a_weight_step_after_pruning_is_the_one_before_it(tmp_path: Path) -> Non
 
 def test_a_restored_supernet_goes_on_bit_identical(tmp_path: Path) -> None:
     config = SearchConfig.model_validate({"gates": {"gamma": 0.05}})
-    net = Supernet.start(tiny_graph(tmp_path), config, CPU, seed=4, gate_init=1.0)
+    net = Supernet.start(tiny_graph(tmp_path), TASK, config, CPU, seed=4, gate_init=1.0)
     gates = gate_optimizer(net)
     train(net, gates, range(2))
     saved = {name: t.clone() for name, t in {**net.tensors(), **gate_tensors(net, gates)}.items()}
-    copy = Supernet.restore(net.graph, config, CPU, saved)
+    copy = Supernet.restore(net.graph, TASK, config, CPU, saved)
     copied_gates = restored_gates(copy, saved, net.graph)
     train(net, gates, range(2, 4))
     train(copy, copied_gates, range(2, 4))
@@ -129,7 +131,7 @@ def test_a_restored_supernet_goes_on_bit_identical(tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_scales_stay_1_biases_are_free_and_gates_stay_float32(tmp_path: Path, precision: str) -> None:
     config = SearchConfig.model_validate({"precision": precision})
-    net = Supernet.start(tiny_graph(tmp_path), config, CPU, seed=4, gate_init=1.0)
+    net = Supernet.start(tiny_graph(tmp_path), TASK, config, CPU, seed=4, gate_init=1.0)
     gates = gate_optimizer(net)
     train(net, gates, range(2))
     norms = [part for part in net.module.modules() if isinstance(part, BatchNorm)]
@@ -143,7 +145,7 @@ def test_scales_stay_1_biases_are_free_and_gates_stay_float32(tmp_path: Path, pr
 
 
 def test_only_weights_of_several_dimensions_decay(tmp_path: Path) -> None:
-    net = Supernet.start(tiny_graph(tmp_path), SearchConfig(weight_decay=0.5), CPU, seed=4, gate_init=1.0)
+    net = Supernet.start(tiny_graph(tmp_path), TASK, SearchConfig(weight_decay=0.5), CPU, seed=4, gate_init=1.0)
     decays = {id(p): group["weight_decay"] for group in net.weights.param_groups for p in group["params"]}
     assert {name: decays[id(p)] for name, p in net.weight_params.items()} == {
         name: 0.0 if name.endswith("bias") else 0.5 for name in net.weight_params
@@ -152,7 +154,7 @@ def test_only_weights_of_several_dimensions_decay(tmp_path: Path) -> None:
 
 
 def test_a_sample_is_the_pruned_network_and_gives_its_numbers_back(tmp_path: Path) -> None:
-    net = Supernet.start(tiny_graph(tmp_path), SearchConfig(), CPU, seed=4, gate_init=1.0)
+    net = Supernet.start(tiny_graph(tmp_path), TASK, SearchConfig(), CPU, seed=4, gate_init=1.0)
     net.weight_step(batch(0), 0.1)
     closed = {gate for n, gate in enumerate(net.graph.gates()) if n % 3 == 0 and not gate.startswith("reduce")}
     sample = net.pruned(closed)
@@ -184,7 +186,7 @@ def test_a_softmax_over_each_choice_learns_through_the_gate_vectors(tmp_path: Pa
     begin, end = TINY.index("    levels:"), TINY.index("  reduce:")
     graph = api.load(write_spec(tmp_path, TINY[:begin] + CHOICES.strip("\n") + "\n" + TINY[end:]))[1]
     assert {len(choice.gates) for choice in graph.choices} == {2}
-    net = Supernet.start(graph, SearchConfig(), CPU, seed=4, gate_init=1.0)
+    net = Supernet.start(graph, TASK, SearchConfig(), CPU, seed=4, gate_init=1.0)
     random = torch.Generator().manual_seed(0)
     alphas = {c.id: torch.randn(len(c.gates), generator=random).requires_grad_() for c in graph.choices}
 

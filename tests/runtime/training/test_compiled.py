@@ -21,14 +21,16 @@ from graphspec import api
 from runtime.search.supernet import Supernet
 from runtime.strategies.dso import gate_optimizer
 from runtime.training.compiled import CompiledByBlock
-from runtime.training.step import RECOMPUTES_COMPILED, backward, classification_loss, evaluate, training_only
+from runtime.training.step import RECOMPUTES_COMPILED, backward, evaluate, training_loss, training_only
 from tests.graphs import with_output
+from tests.tasks import class_task
 from tests.tiny import TINY, write_spec
 
 # torch's tracer itself looks at the gradients of what a block reads
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 
 CPU = torch.device("cpu")
+TASK = class_task()
 SMALL = TINY.replace("{normal: 2}, reduce, {normal: 1}", "{normal: 1}").replace(
     "count: 2, ops: [sep_conv_3x3, ", "count: 1, ops: ["
 )
@@ -59,7 +61,7 @@ def batch(seed: int) -> tuple[Tensor, Tensor]:
 
 def train(net: Supernet, seeds: range) -> None:
     """A weight step and a gate step per seed."""
-    loss = classification_loss(net.weight_network, net.config, CPU)
+    loss = training_loss(class_task(), net.weight_network, net.config, CPU)
     weights, gates = list(net.weight_params.values()), list(net.gate_vectors.values())
     gates_optimizer = gate_optimizer(net)
     for seed in seeds:
@@ -73,7 +75,7 @@ def test_a_torch_that_is_too_old_to_recompute_compiled_blocks(tmp_path: Path, mo
     graph = api.load(write_spec(tmp_path, SMALL))[1]
     monkeypatch.setattr(runtime.training.step, "RECOMPUTES_COMPILED", "99.0")
     with pytest.raises(RunError, match=r"compile together with recompute needs torch .*, this is \d"):
-        Supernet.start(graph, SearchConfig(compile=True, recompute=True), CPU, seed=4, gate_init=1.0)
+        Supernet.start(graph, TASK, SearchConfig(compile=True, recompute=True), CPU, seed=4, gate_init=1.0)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -87,12 +89,12 @@ def test_blocks_compile_once_per_kind_of_step_and_train_the_same(
     compiler, nets = Compiler(), []
     use(compiler, monkeypatch)
     for asked in (False, True):
-        net = Supernet.start(graph, SearchConfig(compile=asked, recompute=recompute), CPU, seed=4, gate_init=1.0)
+        net = Supernet.start(graph, TASK, SearchConfig(compile=asked, recompute=recompute), CPU, seed=4, gate_init=1.0)
         train(net, range(1))
         first = compiler.graphs
         train(net, range(1, 3))
         assert compiler.graphs == first
-        evaluate(net.module, [batch(9), tuple(part[:3] for part in batch(9))])
+        evaluate(class_task(), net.module, [batch(9), tuple(part[:3] for part in batch(9))])
         assert compiler.graphs == first
         nets.append(net.tensors())
     once = 2 * len(graph.blocks)
@@ -124,7 +126,7 @@ def test_a_compiled_network_gives_all_its_outputs(tmp_path: Path, monkeypatch: p
 def test_a_compiler_that_fails_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use(Compiler(works=False), monkeypatch)
     graph = api.load(write_spec(tmp_path, SMALL))[1]
-    net = Supernet.start(graph, SearchConfig(compile=True), CPU, seed=4, gate_init=1.0)
+    net = Supernet.start(graph, TASK, SearchConfig(compile=True), CPU, seed=4, gate_init=1.0)
     with pytest.raises(
         RunError, match=r"torch\.compile failed: OSError: no C\+\+ compiler here(.|\n)*try: without --compile"
     ):

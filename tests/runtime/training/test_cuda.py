@@ -19,8 +19,9 @@ from graphspec import api
 from runtime.processes.world import ALONE
 from runtime.search.supernet import Supernet
 from runtime.strategies.dso import gate_optimizer
-from runtime.training.step import backward, classification_loss, set_precision, training_only
+from runtime.training.step import backward, set_precision, training_loss, training_only
 from tests.fake_cuda import CUDA, fake_cuda, to_cuda
+from tests.tasks import class_task
 from tests.tiny import write_spec
 
 
@@ -28,7 +29,7 @@ def supernet(graph: Graph, module: fx.GraphModule, mode: FakeTensorMode, patch: 
     to_cuda(module, mode)
     with patch.context() as inner:
         inner.setattr(nn.Module, "to", lambda self, *_, **__: self)
-        return Supernet._assemble(graph, SearchConfig(), CUDA, module, ALONE)
+        return Supernet._assemble(graph, class_task(), SearchConfig(), CUDA, module, ALONE)
 
 
 @pytest.mark.usefixtures("stacks_or_not")
@@ -48,7 +49,7 @@ def test_steps_on_cuda_mix_no_devices(
         pairs = ((net.weight_params, net.gate_vectors, net.weights), (net.gate_vectors, net.weight_params, gates))
         for chosen, frozen, optimizer in pairs:
             with training_only(chosen.values(), frozen.values()):
-                loss_fn = classification_loss(net.module, net.config, CUDA)
+                loss_fn = training_loss(class_task(), net.module, net.config, CUDA)
                 loss = backward(loss_fn, (x, y), list(chosen.values()), net.config)
             assert loss.device == CUDA
             assert {(p.grad.device, p.grad.dtype) for p in chosen.values() if p.grad is not None} == {

@@ -77,6 +77,7 @@ import torch
 from torch import nn
 from runtime.training.heap import freed_memory_kept
 from runtime.training.step import evaluate
+from tests.tasks import class_task
 
 def resident():
     pages = open("/proc/self/statm").read().split()[1]
@@ -89,14 +90,14 @@ def batch():
     torch.ones(64 * 2**18)
 
 module, held, start = nn.Linear(3, 2), [], 0
-evaluate(module, batch())
+evaluate(class_task(2), module, batch())
 held.clear()
 start = resident()
 with freed_memory_kept():
     blocks = [torch.ones(2**18) for _ in range(60)]
     del blocks
     held.append(resident() - start)
-    evaluate(module, batch())
+    evaluate(class_task(2), module, batch())
     held.append(resident() - start)
 print(json.dumps(held))
 """

@@ -28,8 +28,10 @@ from runtime.training.memory import Line, Trial, measured, noise, require_memory
 from runtime.training.step import evaluate, weight_optimizer
 from tests.fake_cuda import CUDA, fake_cuda, to_cuda
 from tests.graphs import graph_of
+from tests.tasks import class_task
 from tests.tiny import write_spec
 
+TASK = class_task()
 CPU = torch.device("cpu")
 SHAPE = (1, 8, 8)
 MANY = 10**6  # images
@@ -42,8 +44,8 @@ def graph(tmp_path: Path) -> Graph:
 
 def trial_of(graph: Graph, **settings: Any) -> tuple[Trial, Supernet]:
     config = SearchConfig(**settings)
-    net = Supernet.start(graph, config, CPU, seed=0, gate_init=1.0)
-    return Trial(config, net.module, (net.weights,), net.step), net
+    net = Supernet.start(graph, TASK, config, CPU, seed=0, gate_init=1.0)
+    return Trial(TASK, config, net.module, (net.weights,), net.step), net
 
 
 def everything(net: Supernet) -> dict[str, Tensor]:
@@ -56,7 +58,7 @@ def everything(net: Supernet) -> dict[str, Tensor]:
 
 def test_on_the_cpu_it_counts_what_torchs_profiler_does(graph: Graph) -> None:
     _, net = trial_of(graph)
-    batch = noise(64, SHAPE, CPU)
+    batch = noise(64, SHAPE, TASK, CPU)
     net.step(batch)
     peaks = []
     for count in (OnCpu(net.tensors().values()).peak, lambda run: account(run)[1]):
@@ -74,10 +76,10 @@ def test_two_small_steps_tell_what_a_large_one_takes(graph: Graph, settings: dic
     trial, net = trial_of(graph, batch_size=256, **settings)
     step, evaluation = measured(trial, CPU, SHAPE, 256)
     meter = OnCpu([*net.module.parameters(), *net.module.buffers()])
-    meter.peak(lambda: net.step(noise(8, SHAPE, CPU)))  # makes the momenta
-    assert step.at(256) == pytest.approx(meter.peak(lambda: net.step(noise(256, SHAPE, CPU))), rel=0.05)
-    images = noise(256, SHAPE, CPU)
-    assert evaluation.at(256) == pytest.approx(meter.peak(lambda: evaluate(net.module, [images])), rel=0.1)
+    meter.peak(lambda: net.step(noise(8, SHAPE, TASK, CPU)))  # makes the momenta
+    assert step.at(256) == pytest.approx(meter.peak(lambda: net.step(noise(256, SHAPE, TASK, CPU))), rel=0.05)
+    images = noise(256, SHAPE, TASK, CPU)
+    assert evaluation.at(256) == pytest.approx(meter.peak(lambda: evaluate(TASK, net.module, [images])), rel=0.1)
 
 
 @pytest.mark.parametrize("steps", [0, 2])
@@ -85,7 +87,7 @@ def test_everything_is_put_back_to_the_bit(graph: Graph, steps: int) -> None:
     """Weights, statistics, gates, what both optimizers keep, and random numbers; before the first step and later."""
     trial, net = trial_of(graph)
     for _ in range(steps):
-        net.step(noise(8, SHAPE, CPU))
+        net.step(noise(8, SHAPE, TASK, CPU))
     before = everything(net)
     measured(trial, CPU, SHAPE, 64)
     after = everything(net)
@@ -95,9 +97,9 @@ def test_everything_is_put_back_to_the_bit(graph: Graph, steps: int) -> None:
     assert all(parameter.grad is None and parameter.requires_grad for parameter in net.weight_params.values())
     _, other = trial_of(graph)
     for _ in range(steps):
-        other.step(noise(8, SHAPE, CPU))
+        other.step(noise(8, SHAPE, TASK, CPU))
     for each in (net, other):
-        each.step(noise(8, SHAPE, CPU))
+        each.step(noise(8, SHAPE, TASK, CPU))
     found = net.tensors()
     assert all(torch.equal(tensor, found[name]) for name, tensor in other.tensors().items())
 
@@ -177,10 +179,10 @@ def test_on_cuda_torchs_allocator_is_asked(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1050 + 100 * asked[-1])
     monkeypatch.setattr(torch.random, "fork_rng", fork)
-    monkeypatch.setattr(runtime.training.memory, "evaluate", lambda module, batches: step(batches[0]))
+    monkeypatch.setattr(runtime.training.memory, "evaluate", lambda task, module, batches: step(batches[0]))
     with fake_cuda(monkeypatch) as mode:
         to_cuda(module, mode)
-        trial = Trial(config, module, (weight_optimizer(module, config),), step)
+        trial = Trial(TASK, config, module, (weight_optimizer(module, config),), step)
         found = measured(trial, CUDA, SHAPE, 64)
     assert asked == [0, 2, 4, 2, 4]
     assert found == (Line(50, 100), Line(50, 100))
@@ -207,7 +209,7 @@ def require(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
 
     def check(free: int | None, config: Any, images: int = MANY, validation: float = 1e-6, processes: int = 1) -> None:
         monkeypatch.setattr(runtime.training.memory, "available_memory", lambda device: free)
-        dataset = SimpleNamespace(train=SimpleNamespace(labels=range(images)), validation_share=validation)
+        dataset = SimpleNamespace(train=SimpleNamespace(targets=range(images)), validation_share=validation)
         place: Any = SimpleNamespace(
             device=CPU,
             world=SimpleNamespace(size=processes),
@@ -215,7 +217,7 @@ def require(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
             dataset=dataset,
             opened=SimpleNamespace(spec=SimpleNamespace(input=SHAPE)),
         )
-        require_memory(Trial(config, nn.Identity(), (), lambda batch: None), place)
+        require_memory(Trial(TASK, config, nn.Identity(), (), lambda batch: None), place)
 
     return check
 

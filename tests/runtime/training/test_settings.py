@@ -17,6 +17,7 @@ from runtime.search.search_job import SearchJob
 from runtime.strategies.base import Context
 from runtime.strategies.dso import Dso
 from runtime.training.stages import Position
+from tests.tasks import class_task
 from tests.tiny import TINY, write_spec
 
 BASE = (
@@ -44,7 +45,7 @@ DATA = ("data.flip=true", "data.crop_padding=2", "data.mean=[0.1]", "data.std=[0
 def trained(folder: Path, *settings: str) -> tuple[SearchJob, dict[str, Tensor]]:
     """A search of the tiny space on fake images after a few steps of both stages; what it has trained."""
     spec, graph = api.load(write_spec(folder, TINY.replace("digits", "fake")), [*BASE, *settings])
-    dataset = load_dataset(spec.config.data, (1, 8, 8), 10, seed=spec.config.seed)
+    dataset = load_dataset(spec.config.data, (1, 8, 8), class_task(10), seed=spec.config.seed)
     context = Context(graph, spec.config, dataset, torch.device("cpu"), 1.0, Console(quiet=True), folder)
     job = SearchJob(Dso(context))
     for stage, epoch, step in STEPS:

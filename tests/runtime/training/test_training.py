@@ -12,12 +12,13 @@ from compiler.lowering.torch.batch_parts import BatchNorm
 from runtime.training.step import (
     backward,
     choose_device,
-    classification_loss,
     clip_gradients,
     evaluate,
     recalibrate,
+    training_loss,
     training_only,
 )
+from tests.tasks import class_task
 
 CPU = torch.device("cpu")
 
@@ -37,7 +38,7 @@ def batch(size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(parts: int, smoothing: float) -> None:
     module, (x, y) = classifier(), batch(7)
     config = SearchConfig(accumulate=parts, label_smoothing=smoothing)
-    loss = backward(classification_loss(module, config, CPU), (x, y), list(module.parameters()), config)
+    loss = backward(training_loss(class_task(), module, config, CPU), (x, y), list(module.parameters()), config)
     expected = nn.functional.cross_entropy(module(x), y, label_smoothing=smoothing)
     grads = torch.autograd.grad(expected, list(module.parameters()))
     assert torch.allclose(loss, expected)
@@ -50,7 +51,7 @@ def test_only_the_chosen_parameters_get_gradients_and_all_can_again_afterwards()
     module, config = classifier(), SearchConfig()
     chosen, frozen = list(module.parameters())
     with training_only([chosen], [frozen]):
-        backward(classification_loss(module, config, CPU), batch(5), [chosen], config)
+        backward(training_loss(class_task(), module, config, CPU), batch(5), [chosen], config)
         assert not module.bias.requires_grad
     assert module.weight.grad is not None
     assert module.bias.grad is None
@@ -68,11 +69,11 @@ def test_clipping_is_element_by_element() -> None:
 
 def test_evaluation_counts_every_image_once() -> None:
     module, (x, y) = classifier(), batch(11)
-    scores = evaluate(module, [(x[:8], y[:8]), (x[8:], y[8:])])
+    scores = evaluate(class_task(), module, [(x[:8], y[:8]), (x[8:], y[8:])])
     assert scores.count == 11
     logits = module(x).detach()
     assert scores.loss == pytest.approx(float(nn.functional.cross_entropy(logits, y)))
-    assert scores.accuracy == pytest.approx(float((logits.argmax(1) == y).double().mean()))
+    assert scores.metrics["accuracy"] == pytest.approx(float((logits.argmax(1) == y).double().mean()))
     assert module.training
 
 

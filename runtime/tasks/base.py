@@ -1,0 +1,144 @@
+"""What a task is: the targets of the images, loss and metrics, the shape of the output, what counts as the same answer,
+and what an export puts behind the network. docs/tasks.md shows how to write one.
+
+It must not import torch, nor must a task at its top: `graphspec compile` and reports read what a task says of itself.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from compiler.language.config import Configuration, TrainingConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TOLERANCE = "accuracy_tolerance"
+"""Key of the section `export`: points of the deciding metric that a small form of a file may lose."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure that tells how good a network is on a set of images."""
+
+    name: str  # a Python name; keys of records and results are made of it, such as `validation_<name>`
+    title: str  # for people
+    form: str = "{:.4g}"  # how a value is written for people; a share ends in `%}`
+    higher_is_better: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier() or self.name == "loss":
+            raise ValueError(f"{self.name!r} cannot name a metric: take a Python name (`loss` is recorded anyway)")
+
+    @property
+    def is_share(self) -> bool:
+        """Whether values are shares, 0..1."""
+        return self.form.endswith("%}")
+
+    @property
+    def unit(self) -> str:
+        """Of `lost`."""
+        return "points" if self.is_share else "%"
+
+    def text(self, value: float) -> str:
+        """A value for people."""
+        return self.form.format(value)
+
+    def short(self, value: float) -> str:
+        """A value at the axis of a chart."""
+        return f"{100 * value:.4g}%" if self.is_share else f"{value:.4g}"
+
+    def is_better(self, value: float, other: float) -> bool:
+        """Whether a value is better than another one."""
+        return value > other if self.higher_is_better else value < other
+
+    def lost(self, before: float, after: float) -> float:
+        """How much worse `after` is: in points (hundredths) of a share, else in percent of `before`."""
+        worse = before - after if self.higher_is_better else after - before
+        return 100 * worse if self.is_share or not before else 100 * worse / abs(before)
+
+
+class Task(ABC):
+    """What a network with so many `outputs` (`classes` in the spec) is for."""
+
+    metrics: ClassVar[tuple[Metric, ...]]
+    """The first one decides."""
+    same: ClassVar[str] = "same answer"
+    """What people call it when two networks agree about an image."""
+    output_name: ClassVar[str] = "output"
+    """Of the network's output in an exported file."""
+    head: ClassVar[Literal["softmax", "sigmoid"] | None] = None
+    """What `export.probabilities` puts behind the network; None: the task knows no probabilities."""
+    smooths_labels: ClassVar[bool] = False
+    """Whether the loss reads `label_smoothing`."""
+
+    def __init__(self, outputs: int, config: Configuration) -> None:
+        self.outputs, self.config = outputs, config
+
+    def shape_problem(self, shape: tuple[int, ...]) -> str:
+        """What the task wants instead of an output of this shape, whose first size is `outputs`; empty if it fits."""
+        if all(size == 1 for size in shape[1:]):
+            return ""
+        return f"asks for {self.outputs} values; end it with a block of type [C, H, W] -> [classes]"
+
+    # -- targets ----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def targets(self, given: Tensor) -> Tensor:
+        """Targets (N, ...) of N images, on the CPU, from what a data set gives; ValueError that says what is wrong."""
+
+    @abstractmethod
+    def fake(self, numbers: Tensor) -> Tensor:
+        """Targets of the random images with these numbers: (N,) int64."""
+
+    def labels(self, data_set: str, train: Tensor, test: Tensor, classes: Sequence[str] | None) -> tuple[str, ...]:
+        """Names of the outputs, as far as they have any; RunError if the data set does not fit the task.
+
+        `classes` are those of the data set by number; None where it names none.
+        """
+        return ()
+
+    def strata(self, targets: Tensor) -> Tensor | None:
+        """(N,) int64: images of one number are spread evenly over the parts of a split; None: drawn without that."""
+        return None
+
+    # -- training and evaluation ------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def loss(
+        self, output: Tensor, targets: Tensor, training: TrainingConfig | None = None, reduction: str = "mean"
+    ) -> Tensor:
+        """The `mean` (in training) or `sum` (in an evaluation) of the images' losses, a scalar.
+
+        `output`: (N, *shape of the network's output), float32 or wider. `training`: the settings of a training job.
+        """
+
+    def answers(self, output: Tensor, *, probabilities: bool = False) -> Tensor:
+        """What the network says of each image, (N, ...); `output` is behind the head where it has `probabilities`."""
+        return output
+
+    @abstractmethod
+    def measure(self, answers: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
+        """Scalars by name that add up over batches; what `figures` makes the metrics of."""
+
+    def figures(self, sums: Mapping[str, float], images: int) -> dict[str, float]:
+        """The metrics over all images from the sums of `measure`; here each is its mean over the images."""
+        return {metric.name: sums[metric.name] / max(images, 1) for metric in self.metrics}
+
+    # -- two networks -----------------------------------------------------------------------------------------------
+
+    def agree(self, answers: Tensor, others: Tensor) -> Tensor:
+        """(N,) bool: whether two networks say the same of an image."""
+        return (answers == others).flatten(1).all(1) if answers.ndim > 1 else answers == others
+
+    @property
+    def decides(self) -> Metric:
+        """The metric by which networks are compared."""
+        return self.metrics[0]
+
+    def text(self, metrics: Mapping[str, float]) -> str:
+        """All metrics for people."""
+        return ", ".join(f"{metric.title} {metric.text(metrics[metric.name])}" for metric in self.metrics)

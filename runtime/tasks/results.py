@@ -1,0 +1,44 @@
+"""Results of jobs, whose figures are named after the task's metrics: as Python values and as JSON records.
+
+In a record the entries of `metrics` stand beside the other fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any
+
+
+class Measured:
+    """Base of dataclasses with a field `metrics`; an entry of it is an attribute too, such as `.accuracy`."""
+
+    def __getattr__(self, name: str) -> Any:
+        metrics = self.__dict__.get("metrics", {})  # none yet where a copy is being made
+        if name not in metrics:
+            raise AttributeError(f"{type(self).__name__} has no {name!r}; its metrics: {', '.join(metrics) or 'none'}")
+        return metrics[name]
+
+    @classmethod
+    def _fields(cls, record: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a result from its record."""
+        own = {field.name for field in fields(cls)}  # type: ignore[arg-type]  # subclasses are dataclasses
+        found = {name: value for name, value in record.items() if name in own}
+        return {**found, "metrics": {name: value for name, value in record.items() if name not in own}}
+
+
+def as_record(result: Any) -> dict[str, Any]:
+    """The JSON record of a result, or of a dataclass that holds results."""
+    found: dict[str, Any] = _spread(asdict(result))
+    return found
+
+
+def _spread(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_spread(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    found: dict[str, Any] = {}
+    for name, item in value.items():
+        found |= _spread(item) if name == "metrics" else {name: _spread(item)}
+    return found
