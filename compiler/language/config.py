@@ -110,10 +110,10 @@ class GateConfig(Section):
     nonnegative: bool = True
     """Set negative gates to zero after each step."""
     exempt_last_input: bool = True
-    """Do not penalise the last open input of an op that ends in batch norm."""
+    """Do not penalise the last open input of an op that batch norm makes scale-invariant."""
     adaptive: Adaptive = "none"
-    """Scale gamma by the multiply-adds of the block (equation 9), the memory access cost of the op (equation 10) or its
-    measured latency."""
+    """Scale gamma by the multiply-adds of the block (equation 9), by the memory access cost of the op (equation 10) or
+    by its measured latency."""
 
 
 class PruneConfig(Section):
@@ -178,7 +178,7 @@ class TrainingConfig(Section):
 
 
 class SearchConfig(TrainingConfig):
-    """Pretraining and search."""
+    """How the space is searched."""
 
     strategy: StrategyName = "dso"
     """`dso` (weights and gates in turns, zero gates are pruned), `random` (the control: random edges at a size), or the

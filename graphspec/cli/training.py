@@ -41,7 +41,7 @@ def search(
     quiet: QuietOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
-    """Train the supernet, search for edges to keep and prune the others; write the found network."""
+    """Search the space with a strategy; write the found network."""
     from graphspec import api
 
     overrides = overrides_of(
