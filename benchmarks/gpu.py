@@ -130,7 +130,7 @@ def projected_hours(spec: Spec, graph: Graph, device: torch.device, tiny: bool) 
     """
     data = DataConfig(name="fake", fake_size=64 if tiny else IMAGES, crop_padding=4, flip=True)
     search = spec.config.search.model_copy(update={"precision": "bf16"} | ({"batch_size": 8} if tiny else {}))
-    dataset = load_dataset(data, graph.node("input").shape, task_of(spec), seed=0)
+    dataset = load_dataset(data, graph.node("input").shape, task_of(spec, graph), seed=0)
     config, hours, steps = Configuration(data=data, search=search), 0.0, 2 if tiny else 50
     with tempfile.TemporaryDirectory() as folder:  # latencies are measured for another penalty only
         console = Console(quiet=True)

@@ -32,7 +32,7 @@ def search_job(
     """The search of a spec with `settings` (KEY=VALUE) and the configuration it runs with; GraphspecError if wrong."""
     parsed, graph = load(spec, settings)
     config, (channels, height, width) = parsed.config, parsed.input
-    dataset = load_dataset(config.data, (channels, height, width), task_of(parsed), seed=config.seed)
+    dataset = load_dataset(config.data, (channels, height, width), task_of(parsed, graph), seed=config.seed)
     context = Context(graph, config, dataset, device, parsed.gate_init, console, folder)
     return SearchJob(Dso(context)), config
 

@@ -45,7 +45,7 @@ def supernet(name: str, **settings: Any) -> Supernet:
     """Of a spec that ships."""
     spec, graph = load(ROOT / "specs" / f"{name}.yaml")
     config = spec.config.search.model_copy(update=settings)
-    return Supernet.start(graph, task_of(spec), config, CPU, spec.config.seed, spec.gate_init)
+    return Supernet.start(graph, task_of(spec, graph), config, CPU, spec.config.seed, spec.gate_init)
 
 
 def allocated(net: Supernet, images: int) -> int:

@@ -41,7 +41,7 @@ from runtime.rundir.network import read_architecture, read_graph
 from runtime.rundir.opened import Opened
 from runtime.rundir.study import Study, checked_seeds, copy_search, found_params, found_sizes
 from runtime.strategies.table import check_strategy
-from runtime.tasks.table import check_task
+from runtime.tasks.table import task_of
 
 if TYPE_CHECKING:
     from runtime.export.bench import BenchResult
@@ -82,7 +82,7 @@ def compile(  # noqa: A001  (the verb of the command line)
     """Check a spec, count its costs and write a run directory under `root` (or at `out`); SpecError or RunError."""
     spec, graph = load(path, overrides)
     check_strategy(spec)
-    check_task(spec, graph)
+    task_of(spec, graph)
     graph_json, digest = json_and_hash(graph)
     costs = cost_report(graph, spec.config.search, digest)
     warnings = tuple(advise(spec.config))

@@ -117,7 +117,7 @@ def run_export(opened: Opened, options: ExportOptions | None = None) -> ExportRe
     with opened.run.locked(), _staging(target) as folder:
         shape = (channels, height, width)
         dataset = load_dataset(
-            spec.config.data, shape, task_of(spec), seed=spec.config.seed, trust_code=options.trust_code
+            spec.config.data, shape, task_of(spec, opened.graph), seed=spec.config.seed, trust_code=options.trust_code
         )
         trained = load_trained(opened, options.source, dataset, console.line)
         form = ImageForm(settings.with_preprocessing, dataset.normalise)
@@ -214,11 +214,6 @@ class _Export:
         return float(getattr(self.settings, TOLERANCE))
 
     @property
-    def output_name(self) -> str:
-        """What the file calls its output."""
-        return "probabilities" if self.head else self.task.output_name
-
-    @property
     def head(self) -> str | None:
         """What stands behind the network in the file."""
         return self.task.head if self.settings.probabilities else None
@@ -264,7 +259,7 @@ class _Export:
         return emit(
             self.trained.model,
             opset=self.settings.opset,
-            output_name=self.output_name,
+            output_name="probabilities" if self.head else self.task.output_name,
             preprocessing=None if layout == "none" else Preprocessing(layout, normalise.mean, normalise.std),
             head=self.head,
         )
@@ -308,7 +303,7 @@ class _Export:
             else "raw uint8 images",
             "mean": self.dataset.mean,
             "std": self.dataset.std,
-            "outputs": self.output_name,
+            "outputs": "probabilities" if self.head else self.task.output_name,
             "spec": self.opened.spec.name,
             "spec_hash": hashlib.sha256(self.opened.run.resolved.read_bytes()).hexdigest(),
             "arch_hash": graph_hash(self.trained.model.graph),

@@ -148,18 +148,18 @@ def _finish(place: Workplace, job: RetrainJob, found: Found) -> RetrainResult:
 
 
 def _metrics(task: Task, test: Scores, validation: Scores, found: Found) -> dict[str, float | None]:
-    own = {**test.metrics, **{f"validation_{name}": value for name, value in validation.metrics.items()}}
-    name = task.decides.name
-    supernets = {"supernet": found.metrics.get(f"full_{name}"), "pruned": found.metrics.get(name)}
-    return {**own, **{f"{network}_{name}": value for network, value in supernets.items()}}
+    name, searched = task.decides.name, found.metrics
+    supernets = {f"supernet_{name}": searched.get(f"full_{name}"), f"pruned_{name}": searched.get(name)}
+    return {**test.metrics, **{f"validation_{n}": value for n, value in validation.metrics.items()}, **supernets}
 
 
 def _verdict(result: RetrainResult, metric: Metric) -> str:
     """The deciding metric and costs beside those of the supernet, for people."""
-    values = {part: result.metrics[f"{part}{metric.name}"] for part in ("", "validation_", "supernet_", "pruned_")}
-    test, validation, full, pruned = ("" if value is None else metric.text(value) for value in values.values())
-    beside = (f", full supernet {full}" if full else "") + (f", pruned supernet {pruned}" if pruned else "")
+    words = {"validation": "validation", "supernet": "full supernet", "pruned": "pruned supernet"}
+    values = {text: result.metrics[f"{name}_{metric.name}"] for name, text in words.items()}
+    test = metric.text(getattr(result, metric.name))
+    beside = ", ".join(f"{text} {metric.text(value)}" for text, value in values.items() if value is not None)
     return (
-        f"test {metric.title} {test} on {result.test_images} images (validation {validation}{beside})\n"
+        f"test {metric.title} {test} on {result.test_images} images ({beside})\n"
         f"{compared(asdict(result.full), asdict(result.found))}"
     )

@@ -237,7 +237,8 @@ def _train(attempt: _Attempt, device: torch.device, make: MakeJob[J], finish: Fi
     config, spec = opened.spec.config, opened.spec
     channels, height, width = spec.input
     shape = (channels, height, width)
-    dataset = load_dataset(config.data, shape, task_of(spec), seed=config.seed, trust_code=options.trust_code)
+    task = task_of(spec, opened.graph)
+    dataset = load_dataset(config.data, shape, task, seed=config.seed, trust_code=options.trust_code)
     place = Workplace(opened, config, dataset, device, console, folder, world)
     job = make(place)
     if world.is_main:

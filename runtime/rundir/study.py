@@ -33,11 +33,11 @@ def figures_of(job: str, task: type[Task]) -> dict[str, Row]:
     """What is summed up of each job, by name."""
     first = task.metrics[0]
     if job == "search":
-        kept = {"kept_gates": "gates", "kept_edges": "edges"}
         return {
             first.name: (first.name, "pruned supernet", first.form),
             f"full_{first.name}": (f"full_{first.name}", "full supernet", first.form),
-            **{name: (name, head, "{:,.0f}") for name, head in kept.items()},
+            "kept_gates": ("kept_gates", "gates", "{:,.0f}"),
+            "kept_edges": ("kept_edges", "edges", "{:,.0f}"),
             **COSTS,
         }
     validation = f"validation_{first.name}"

@@ -26,7 +26,6 @@ from runtime.training.step import (
     Network,
     backward,
     clip_gradients,
-    loss_weights,
     network_of,
     training_loss,
     training_only,
@@ -52,7 +51,6 @@ class Supernet:
     weight_params: dict[str, nn.Parameter]  # by name
     gate_vectors: dict[str, nn.Parameter]  # by share scope
     weights: torch.optim.SGD
-    loss_weights: dict[str, float]  # of the outputs by name
 
     @classmethod
     def start(
@@ -95,7 +93,6 @@ class Supernet:
             weight_params=weights,
             gate_vectors=vectors,
             weights=weight_optimizer(module, config),
-            loss_weights=loss_weights(graph),
         )
 
     # -- steps ------------------------------------------------------------------------------------------------------
@@ -121,7 +118,7 @@ class Supernet:
         self, network: Network, chosen: Mapping[str, nn.Parameter], frozen: Mapping[str, nn.Parameter], batch: Batch
     ) -> Tensor:
         with training_only(chosen.values(), frozen.values()):
-            loss_fn = training_loss(self.task, network, self.config, self.device, self.loss_weights)
+            loss_fn = training_loss(self.task, self.graph, network, self.config, self.device)
             return backward(loss_fn, batch, list(chosen.values()), self.config)
 
     def step(self, batch: Batch) -> None:

@@ -34,11 +34,6 @@ def as_record(result: Any) -> dict[str, Any]:
 
 
 def _spread(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return [_spread(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    found: dict[str, Any] = {}
-    for name, item in value.items():
-        found |= _spread(item) if name == "metrics" else {name: _spread(item)}
-    return found
+    if isinstance(value, dict):
+        return {name: _spread(item) for name, item in value.items() if name != "metrics"} | value.get("metrics", {})
+    return [_spread(item) for item in value] if isinstance(value, list | tuple) else value

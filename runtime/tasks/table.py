@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from compiler.errors import Diagnostic, SpecError
 from compiler.ir.graph import OUTPUT, Graph, TensorType
+from compiler.language.source import Path
 from compiler.language.spec import Spec
 from runtime.installed import Installed
 from runtime.tasks.base import Task
@@ -20,34 +21,20 @@ def task_class(name: str) -> type[Task]:
     return found
 
 
-def task_of(spec: Spec) -> Task:
-    """The task of a spec; SpecError if there is none of its name, or if its settings do not fit."""
-    TASKS.check(spec, spec.config.task, "task")
-    task = task_class(spec.config.task)(spec.classes, spec.config)
-    _check_settings(spec, task)
-    return task
-
-
-def check_task(spec: Spec, graph: Graph) -> None:
-    """SpecError if the spec's task is unknown, does not fit its settings or asks for another output."""
-    shape = graph.node(OUTPUT).shape
-    problem = task_of(spec).shape_problem(shape)
+def task_of(spec: Spec, graph: Graph) -> Task:
+    """The task of a spec; SpecError if it is unknown, does not know the settings or asks for another output."""
+    name, shape, export = spec.config.task, graph.node(OUTPUT).shape, spec.config.export
+    TASKS.check(spec, name, "task")
+    task = task_class(name)(spec.classes, spec.config)
+    smooths = {key for key in ("search", "retrain") if getattr(spec.config, key).label_smoothing > 0}
+    unread = [(key, "label_smoothing") for key in smooths if not task.smooths_labels]
+    unread += [("export", "probabilities")] if export.probabilities and task.head is None else []
+    wrong: list[tuple[Path, str]] = [
+        (path, f"{'.'.join(path)} means nothing for the task {name}; leave it out") for path in unread
+    ]
+    problem = task.shape_problem(shape)
     if problem:
-        message = f"the network gives {TensorType(shape)}, but the task {spec.config.task} {problem}"
-        raise SpecError([Diagnostic(spec.place(*spec.network[-1].path), message)])
-
-
-def _check_settings(spec: Spec, task: Task) -> None:
-    """SpecError for settings that other tasks read and this one does not."""
-    config = spec.config
-    given = {
-        ("search", "label_smoothing"): config.search.label_smoothing > 0 and not task.smooths_labels,
-        ("retrain", "label_smoothing"): config.retrain.label_smoothing > 0 and not task.smooths_labels,
-        ("export", "probabilities"): config.export.probabilities and task.head is None,
-    }
-    wrong = [path for path, is_wrong in given.items() if is_wrong]
+        wrong.append((spec.network[-1].path, f"the network gives {TensorType(shape)}, but the task {name} {problem}"))
     if wrong:
-        raise SpecError(
-            Diagnostic(spec.place(*path), f"{'.'.join(path)} means nothing for the task {config.task}; leave it out")
-            for path in wrong
-        )
+        raise SpecError(Diagnostic(spec.place(*path), message) for path, message in wrong)
+    return task

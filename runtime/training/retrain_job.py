@@ -28,7 +28,6 @@ from runtime.training.step import (
     backward,
     clip_gradients,
     evaluate,
-    loss_weights,
     network_of,
     rate_now,
     set_precision,
@@ -77,7 +76,7 @@ class RetrainJob:
         self.own = frozenset(weight_shapes(graph))  # tensors of `graph`; all others are of training-only parts
         self.module = self._network(trained, config.seed, weights)
         self.network = world.replicated(network_of(self.module, self.config))
-        self.loss = training_loss(self.task, self.network, self.config, device, loss_weights(trained))
+        self.loss = training_loss(self.task, trained, self.network, self.config, device)
         self.optimizer = weight_optimizer(self.module, self.config)
         split, batch = dataset.split(config.search.weight_part), self.config.batch_size
         place = Place(device, world.rank, world.size)

@@ -126,19 +126,8 @@ LossFn = Callable[[Tensor, Tensor], Tensor]  # x, y -> mean loss
 LOSS, IMAGES = ".loss", ".images"  # beside the task's sums
 
 
-def loss_weights(graph: Graph) -> dict[str, float]:
-    """What the loss of each output counts, by name."""
-    return {name: read_attrs(node.op, node.attrs).weight for name, node in graph.outputs().items()}
-
-
-def training_loss(
-    task: Task,
-    network: Network,
-    config: TrainingConfig,
-    device: torch.device,
-    weights: Mapping[str, float] | None = None,
-) -> LossFn:
-    """The task's loss of the network's output, computed in float32 or wider; further outputs count `weights`."""
+def training_loss(task: Task, graph: Graph, network: Network, config: TrainingConfig, device: torch.device) -> LossFn:
+    """The task's loss of the output of `graph`, in float32 or wider; further outputs count by their loss weights."""
 
     def one(output: Tensor, y: Tensor) -> Tensor:
         return task.loss(output.to(torch.promote_types(output.dtype, torch.float32)), y, config)
@@ -146,9 +135,9 @@ def training_loss(
     def loss(x: Tensor, y: Tensor) -> Tensor:
         with autocast(config, device):
             found = outputs_by_name(network(x))
-        total = one(found[OUTPUT], y)
-        for name in [name for name in found if name != OUTPUT]:
-            total = total + (weights or {})[name] * one(found[name], y)
+        total = one(found.pop(OUTPUT), y)
+        for name, output in found.items():
+            total = total + read_attrs(OUTPUT, graph.outputs()[name].attrs).weight * one(output, y)
         return total
 
     return loss

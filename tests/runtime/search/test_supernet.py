@@ -50,7 +50,7 @@ def train(net: Supernet, gates: APGNAG, steps: range) -> None:
     penalty = Penalty(net.graph, net.graph, net.config.gates)
     for seed in steps:
         for params, optimizer in ((net.weight_params, net.weights), (net.gate_vectors, gates)):
-            loss_fn = training_loss(class_task(), net.weight_network, net.config, CPU)
+            loss_fn = training_loss(class_task(), net.graph, net.weight_network, net.config, CPU)
             backward(loss_fn, batch(seed), [*net.weight_params.values(), *net.gate_vectors.values()], net.config)
             if params is net.gate_vectors:
                 set_gammas(penalty, gates, net.gate_vectors)
@@ -104,7 +104,7 @@ def test_a_weight_step_after_pruning_is_the_one_before_it(tmp_path: Path) -> Non
     train(before, gate_optimizer(before), range(2))
     after = before.pruned(close(before, 3))
     for net in (before, after):
-        loss_fn = training_loss(class_task(), net.weight_network, net.config, CPU)
+        loss_fn = training_loss(class_task(), net.graph, net.weight_network, net.config, CPU)
         backward(loss_fn, batch(5), list(net.weight_params.values()), net.config)
         net.weights.step()
     for name, weight in after.weight_params.items():

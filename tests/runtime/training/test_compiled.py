@@ -61,7 +61,7 @@ def batch(seed: int) -> tuple[Tensor, Tensor]:
 
 def train(net: Supernet, seeds: range) -> None:
     """A weight step and a gate step per seed."""
-    loss = training_loss(class_task(), net.weight_network, net.config, CPU)
+    loss = training_loss(class_task(), net.graph, net.weight_network, net.config, CPU)
     weights, gates = list(net.weight_params.values()), list(net.gate_vectors.values())
     gates_optimizer = gate_optimizer(net)
     for seed in seeds:

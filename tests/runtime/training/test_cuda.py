@@ -49,7 +49,7 @@ def test_steps_on_cuda_mix_no_devices(
         pairs = ((net.weight_params, net.gate_vectors, net.weights), (net.gate_vectors, net.weight_params, gates))
         for chosen, frozen, optimizer in pairs:
             with training_only(chosen.values(), frozen.values()):
-                loss_fn = training_loss(class_task(), net.module, net.config, CUDA)
+                loss_fn = training_loss(class_task(), net.graph, net.module, net.config, CUDA)
                 loss = backward(loss_fn, (x, y), list(chosen.values()), net.config)
             assert loss.device == CUDA
             assert {(p.grad.device, p.grad.dtype) for p in chosen.values() if p.grad is not None} == {

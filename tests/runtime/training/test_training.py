@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from compiler.errors import RunError
+from compiler.ir.graph import Graph
 from compiler.language.config import SearchConfig
 from compiler.lowering.torch.batch_parts import BatchNorm
 from runtime.training.step import (
@@ -21,6 +22,7 @@ from runtime.training.step import (
 from tests.tasks import class_task
 
 CPU = torch.device("cpu")
+GRAPH = Graph("one output")  # of which further outputs would be looked up
 
 
 def classifier() -> nn.Linear:
@@ -38,7 +40,7 @@ def batch(size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(parts: int, smoothing: float) -> None:
     module, (x, y) = classifier(), batch(7)
     config = SearchConfig(accumulate=parts, label_smoothing=smoothing)
-    loss = backward(training_loss(class_task(), module, config, CPU), (x, y), list(module.parameters()), config)
+    loss = backward(training_loss(class_task(), GRAPH, module, config, CPU), (x, y), list(module.parameters()), config)
     expected = nn.functional.cross_entropy(module(x), y, label_smoothing=smoothing)
     grads = torch.autograd.grad(expected, list(module.parameters()))
     assert torch.allclose(loss, expected)
@@ -51,7 +53,7 @@ def test_only_the_chosen_parameters_get_gradients_and_all_can_again_afterwards()
     module, config = classifier(), SearchConfig()
     chosen, frozen = list(module.parameters())
     with training_only([chosen], [frozen]):
-        backward(training_loss(class_task(), module, config, CPU), batch(5), [chosen], config)
+        backward(training_loss(class_task(), GRAPH, module, config, CPU), batch(5), [chosen], config)
         assert not module.bias.requires_grad
     assert module.weight.grad is not None
     assert module.bias.grad is None
