@@ -28,7 +28,7 @@ from runtime.tasks.base import Task
 from runtime.data.sources import FileImages, Images, MemoryImages
 from runtime.data.split import stratified_order
 
-Shape = tuple[int, int, int]  # (C, H, W)
+Shape = tuple[int, ...]  # (C, H, W)
 
 _IN_MEMORY_BYTES = 2 * 10**9
 _DIGITS_TEST = 360  # of 1797

@@ -104,7 +104,7 @@ class FileImages:
     streams: ClassVar[bool] = True
     paths: Sequence[str]
     targets: Tensor
-    shape: tuple[int, int, int]  # (C, H, W) of what comes out
+    shape: tuple[int, ...]  # (C, H, W) of what comes out
     view: View = "fit"
     workers: int = 0
     skip_corrupt: bool = False
@@ -179,7 +179,7 @@ class _Decoder(TorchDataset[_Decoded]):
     """What a worker holds: it answers a whole request at a time, and reports failures instead of raising them."""
 
     paths: Sequence[str]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     view: View
 
     def __getitem__(self, request: Request) -> _Decoded:

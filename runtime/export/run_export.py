@@ -113,11 +113,9 @@ def run_export(opened: Opened, options: ExportOptions | None = None) -> ExportRe
     check_opset(settings.opset)
     finished_job(opened, options.source)
     target = options.output or opened.run.export / MODEL
-    channels, height, width = spec.input
     with opened.run.locked(), _staging(target) as folder:
-        shape = (channels, height, width)
         dataset = load_dataset(
-            spec.config.data, shape, task_of(spec), seed=spec.config.seed, trust_code=options.trust_code
+            spec.config.data, spec.input, task_of(spec), seed=spec.config.seed, trust_code=options.trust_code
         )
         trained = load_trained(opened, options.source, dataset, console.line)
         form = ImageForm(settings.with_preprocessing, dataset.normalise)
@@ -234,8 +232,8 @@ class _Export:
         parity.check(self.task.same)
         protos: dict[Kind, onnx.ModelProto] = {"fp32": proto, **self._small_forms(proto)}
         networks = {"fp32": network} | {k: self._stage(k, p) for k, p in protos.items() if k != "fp32"}
-        with self.console.progress("test images", len(self.dataset.test.targets)) as bar:
-            scores = score_all(networks, torch_network, self.form, self.dataset, judge, bar.advance)
+        with self.console.progress("test images", len(self.dataset.test.targets)) as advance:
+            scores = score_all(networks, torch_network, self.form, self.dataset, judge, advance)
         for kind, form in protos.items():
             helper.set_model_props(form, self._metadata(scores[kind], parity))
             save(form, self._staged(kind))

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -117,18 +117,6 @@ def _curves(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield prefix + key, float(value)
 
 
-@dataclass(frozen=True)
-class Bar:
-    """A progress bar, or nothing where no terminal shows it."""
-
-    _progress: Progress | None = None
-
-    def advance(self, steps: int = 1) -> None:
-        """So many more steps are done."""
-        if self._progress is not None:
-            self._progress.advance(self._progress.task_ids[0], steps)
-
-
 class Console:
     """What people read, on stderr: plain lines, and on a terminal a progress bar with the time left.
 
@@ -149,15 +137,13 @@ class Console:
         self._print(f"warning: {text}", style="yellow")
 
     @contextmanager
-    def progress(self, name: str, total: int, done: int = 0) -> Iterator[Bar]:
-        """Show that `done` of `total` steps are done while the block runs; the bar disappears with it."""
-        if self._quiet or not self._rich.is_terminal or self._rich.is_dumb_terminal:
-            yield Bar()
-            return
+    def progress(self, name: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+        """Show a bar with `done` of `total` steps, on a terminal and while the block runs; call it to add steps."""
+        hidden = self._quiet or not self._rich.is_terminal or self._rich.is_dumb_terminal
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self._rich, transient=True, redirect_stdout=False) as progress:
-            progress.add_task(name, total=total, completed=done)
-            yield Bar(progress)
+        shown = Progress(*columns, console=self._rich, transient=True, redirect_stdout=False, disable=hidden)
+        with shown as progress:
+            yield partial(progress.advance, progress.add_task(name, total=total, completed=done))
 
     def _print(self, text: str, style: str | None = None) -> None:
         self._rich.print(text, style=style, markup=False)

@@ -38,11 +38,6 @@ class RetrainResult(Measured):
     full: Cost
     found: Cost
 
-    @classmethod
-    def of(cls, record: Mapping[str, Any]) -> RetrainResult:
-        """From the JSON record."""
-        return cls(**{**cls._fields(record), "full": Cost(**record["full"]), "found": Cost(**record["found"])})
-
 
 @dataclass(frozen=True)
 class Found:

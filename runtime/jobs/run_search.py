@@ -49,11 +49,6 @@ class SearchResult(Measured):
     full: Cost
     found: Cost
 
-    @classmethod
-    def of(cls, record: Mapping[str, Any]) -> SearchResult:
-        """From the JSON record."""
-        return cls(**{**cls._fields(record), "full": Cost(**record["full"]), "found": Cost(**record["found"])})
-
 
 def run_search(
     opened: Opened, options: JobOptions | None = None, strategy: type[Strategy] | None = None

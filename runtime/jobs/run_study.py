@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from runtime.jobs.logs import Console
 from runtime.jobs.runner import JobOptions, LiveReport, check_config, has_results, resume_command
 from runtime.jobs.signals import Interrupted
 from runtime.rundir.directory import JobDir
-from runtime.rundir.files import guarded
+from runtime.rundir.files import guarded, read_json
 from runtime.rundir.opened import Opened
 from runtime.rundir.study import (
     Study,
@@ -148,11 +147,10 @@ class StudyJob(Generic[R]):
 
     def _as_before(self, folder: JobDir) -> Configuration:
         """The configuration to run with, but for what differs from seed to seed."""
-        config, file = self.opened.spec.config, folder.path / "config.json"
-        if not file.is_file():
+        config = self.opened.spec.config
+        if not folder.config.is_file():
             return config
-        with guarded(file, "read"):
-            before = json.loads(file.read_text(encoding="utf-8"))
+        before = read_json(folder.config)
         search = config.search.model_copy(update={"random_params": before["search"]["random_params"]})
         return config.model_copy(update={"seed": before["seed"], "search": search})
 

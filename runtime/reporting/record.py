@@ -149,7 +149,7 @@ def _job(job: JobDir) -> JobRecord:
         arch=_text(job.arch),
         graph=_graph(job.graph_json),
         environment=_json(job.environment),
-        config=_json(job.path / "config.json"),
+        config=_json(job.config),
         started=job.is_started,
     )
 

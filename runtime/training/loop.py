@@ -118,10 +118,10 @@ class Loop:
     def _epoch(self, stage: Stage) -> None:
         started, first = time.perf_counter(), self.position.step
         name = f"{stage.name} {self.position.epoch + 1}/{stage.epochs}"
-        with self.console.progress(name, stage.steps_per_epoch, first) as bar:
+        with self.console.progress(name, stage.steps_per_epoch, first) as advance:
             while self.position.step < stage.steps_per_epoch:
                 signum = self._step(stage)
-                bar.advance()
+                advance(1)
                 waited = time.monotonic() - self.saved_at
                 if signum or (self.config.minutes and waited > 60 * self.config.minutes):
                     self._save(stage)
