@@ -25,10 +25,10 @@ from runtime.rundir.opened import Opened
 from runtime.search.search_job import SearchJob
 from runtime.search.supernet import MODEL, below
 from runtime.strategies.base import Context, Found, Space, Strategy, TrainingStrategy
-from runtime.strategies.table import check_options, check_strategy, strategy_class
+from runtime.strategies.table import STRATEGIES, check_options, check_strategy
 from runtime.tasks.base import Metric
 from runtime.tasks.results import Measured, as_record
-from runtime.tasks.table import task_class
+from runtime.tasks.table import TASKS
 from runtime.training.memory import Trial, require_memory
 from runtime.training.step import Scores
 
@@ -59,7 +59,7 @@ def run_search(
     """
     if strategy is None:
         check_strategy(opened.spec)
-    kind = strategy or strategy_class(opened.spec.config.search.strategy)
+    kind = strategy or STRATEGIES.load(opened.spec.config.search.strategy)
     check_options(opened.spec, kind)
     options = options or JobOptions()
     if not issubclass(kind, TrainingStrategy):
@@ -124,7 +124,7 @@ def _decide(kind: type[Strategy], opened: Opened, folder: JobDir, console: Conso
     config = opened.spec.config
     strategy = kind(Space(opened.graph, config, console))
     result = _write(opened, folder, strategy, strategy.found(), None)
-    _tell(result, task_class(config.task).metrics[0], console)
+    _tell(result, TASKS.load(config.task).metrics[0], console)
     return as_record(result)
 
 
@@ -140,7 +140,7 @@ def _write(opened: Opened, folder: JobDir, strategy: Strategy, found: Found, sco
     graph, config = _graph_of(opened, found), opened.spec.config
     reached = {} if scores is None else scores.metrics
     images = {} if scores is None else {"validation_images": scores.count}
-    metrics = task_class(config.task).metrics
+    metrics = TASKS.load(config.task).metrics
     names = [*(metric.name for metric in metrics), f"full_{metrics[0].name}"]
     costs = {"full": total_cost(opened.graph), "found": total_cost(graph)}
     architecture = Architecture.of(

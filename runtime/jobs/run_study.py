@@ -27,7 +27,7 @@ from runtime.rundir.study import (
     write_summary,
 )
 from runtime.tasks.base import Task
-from runtime.tasks.table import task_class
+from runtime.tasks.table import TASKS
 
 R = TypeVar("R")
 
@@ -48,7 +48,7 @@ class StudyJob(Generic[R]):
     @property
     def task(self) -> type[Task]:
         """What the networks are for."""
-        return task_class(self.opened.spec.config.task)
+        return TASKS.load(self.opened.spec.config.task)
 
     def run(self) -> Study[R]:
         """Run it for every seed that is not finished.

@@ -13,10 +13,11 @@ from compiler.ir.text import from_json, to_json
 from runtime.search.supernet import Supernet
 from runtime.seeds import mix
 from runtime.strategies.base import TrainingStrategy
+from runtime.training.loop import Job
 from runtime.training.stages import Position, Stage
 
 
-class SearchJob:
+class SearchJob(Job):
     """The job behind `graphspec search`; it knows no strategy by name.
 
     A checkpoint holds the strategy's `net` (its tensors, and its graph in the state) and, beside it, what the strategy
@@ -27,7 +28,7 @@ class SearchJob:
 
     def __init__(self, strategy: TrainingStrategy) -> None:
         self.strategy, self.context = strategy, strategy.context
-        self.stages = strategy.stages
+        self.stages, self.task = strategy.stages, strategy.context.task
 
     @property
     def net(self) -> Supernet:
@@ -66,11 +67,8 @@ class SearchJob:
         return {"gates": torch.cat(vectors)} if vectors else {}
 
     def describe(self, record: Mapping[str, Any]) -> str:
-        """The epoch's line."""
-        return (
-            f"{record['stage']} {record['epoch']:>3}  loss {record['train_loss']:.3f}  validation {record['loss']:.3f} "
-            f"{self.context.task.text(record)}  {self.strategy.describe(record)}"
-        )
+        """The epoch's line, and what the strategy has to say."""
+        return f"{super().describe(record)}  {self.strategy.describe(record)}"
 
     # -- resume -----------------------------------------------------------------------------------------------------
 

@@ -11,19 +11,18 @@ from compiler.language.spec import Spec
 from runtime.installed import Installed
 from runtime.tasks.base import Task
 
-TASKS = Installed("task", "graphspec.tasks", {"classification": "runtime.tasks.classification:Classification"})
-
-
-def task_class(name: str) -> type[Task]:
-    """The class of a task; GraphspecError if it cannot be had."""
-    found: type[Task] = TASKS.load(name, Task)
-    return found
+TASKS: Installed[Task] = Installed(
+    "task",
+    "graphspec.tasks",
+    "runtime.tasks.base:Task",
+    {"classification": "runtime.tasks.classification:Classification"},
+)
 
 
 def task_of(spec: Spec) -> Task:
     """The task of a spec; SpecError if there is none of its name, or if its settings do not fit."""
     TASKS.check(spec, spec.config.task, "task")
-    task = task_class(spec.config.task)(spec.classes, spec.config)
+    task = TASKS.load(spec.config.task)(spec.classes, spec.config)
     _check_settings(spec, task)
     return task
 

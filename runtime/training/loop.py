@@ -22,6 +22,7 @@ from runtime.jobs.signals import Interrupted, StopFlag
 from runtime.processes.world import World
 from runtime.rundir.checkpoint import CheckpointStore
 from runtime.seeds import mix
+from runtime.tasks.base import Task
 from runtime.training.stages import Position, Stage
 
 
@@ -29,10 +30,8 @@ class Job(Protocol):
     """What the loop runs."""
 
     name: str
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """Its stages in order."""
+    task: Task
+    stages: tuple[Stage, ...]
 
     def step(self, stage: Stage, at: Position) -> Mapping[str, Tensor]:
         """One step; scalars to average over the epoch. The loop stops the job if one of them is not finite."""
@@ -45,9 +44,14 @@ class Job(Protocol):
 
     def histograms(self) -> Mapping[str, Tensor]:
         """Values whose distribution TensorBoard shows at the end of an epoch."""
+        return {}
 
     def describe(self, record: Mapping[str, Any]) -> str:
         """One line for people from an epoch's record."""
+        return (
+            f"{record['stage']} {record['epoch']:>3}  loss {record['train_loss']:.3f}  "
+            f"validation {record['loss']:.3f} {self.task.text(record)}"
+        )
 
     def parameters(self) -> Iterable[Tensor]:
         """What training changes and is the same in all processes: weights and gates."""

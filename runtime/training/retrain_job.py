@@ -20,6 +20,7 @@ from compiler.passes.training_parts import with_training_parts
 from runtime.data.dataset import Dataset, Place
 from runtime.processes.world import ALONE, World
 from runtime.rundir.checkpoint import optimizer_state, restore_optimizer_state
+from runtime.training.loop import Job
 from runtime.training.stages import Position, Stage
 from runtime.training.step import (
     Batch,
@@ -51,7 +52,7 @@ def trained_graph(graph: Graph, config: RetrainConfig, classes: int) -> Graph:
     )
 
 
-class RetrainJob:
+class RetrainJob(Job):
     """The job behind `graphspec retrain`.
 
     `graph` is the compact network that will be exported. What only training needs (drop path, dropout, auxiliary
@@ -137,17 +138,6 @@ class RetrainJob:
             "flops": cost.flops,
             "lr": rate_now(self.config.schedule, self.config.lr, stage, at),
         }
-
-    def histograms(self) -> Mapping[str, Tensor]:
-        """None."""
-        return {}
-
-    def describe(self, record: Mapping[str, Any]) -> str:
-        """The epoch's line."""
-        return (
-            f"{record['stage']} {record['epoch']:>3}  loss {record['train_loss']:.3f}  "
-            f"validation {record['loss']:.3f} {self.task.text(record)}"
-        )
 
     def parameters(self) -> Iterable[Tensor]:
         """All weights."""
