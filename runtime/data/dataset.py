@@ -139,16 +139,6 @@ class Dataset:
     validation_share: float
 
     @property
-    def mean(self) -> tuple[float, ...]:
-        """Mean per channel in 0..1."""
-        return self.normalise.mean
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        """Standard deviation per channel in 0..1."""
-        return self.normalise.std
-
-    @property
     def skipped(self) -> dict[str, str]:
         """Unreadable images left out so far: path -> reason."""
         return self.train.skipped | self.test.skipped

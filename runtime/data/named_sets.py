@@ -7,13 +7,13 @@ the spec's and its targets fit the task, that code from outside may be run.
 from __future__ import annotations
 
 import fcntl
-import importlib
 import os
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -80,19 +80,6 @@ class _Expected:
         """Names of the outputs; RunError if the classes of the set do not fit the task."""
         return self.task.labels(self.config.name, train.targets, test.targets, classes)
 
-    def check_shape(self, found: Shape) -> None:
-        if found != self.shape:
-            raise RunError(
-                f"images of data set {self.config.name!r} are {_text(found)} (channels x height x width), the spec's "
-                f"input is {_text(self.shape)}: set `input: {list(found)}` in the spec, or data.name to other data"
-            )
-
-    def check_held_in_memory(self) -> None:
-        if self.config.in_memory is False:
-            raise RunError(
-                f"data.in_memory: false cannot be had for {self.config.name!r}, which is never read from single image "
-                "files; leave data.in_memory out"
-            )
 
 
 def _text(shape: Shape) -> str:
@@ -100,8 +87,17 @@ def _text(shape: Shape) -> str:
 
 
 def _opened(expected: _Expected, train: MemoryImages, test: MemoryImages, classes: Sequence[str] | None) -> Opened:
-    expected.check_held_in_memory()
-    expected.check_shape((test.images.shape[1], *test.size))
+    name, found = expected.config.name, (test.images.shape[1], *test.size)
+    if expected.config.in_memory is False:
+        raise RunError(
+            f"data.in_memory: false cannot be had for {name!r}, which is never read from single image files; "
+            "leave data.in_memory out"
+        )
+    if found != expected.shape:
+        raise RunError(
+            f"images of data set {name!r} are {_text(found)} (channels x height x width), the spec's input is "
+            f"{_text(expected.shape)}: set `input: {list(found)}` in the spec, or data.name to other data"
+        )
     return Opened(train, test, expected.labels(train, test, classes), Augment())
 
 
@@ -260,7 +256,12 @@ def _open_function(expected: _Expected, trust_code: bool) -> Opened:
             f"data.name: {name} runs Python code, which a spec file alone may not do; "
             "add --trust-code to the command if you trust it"
         )
-    function = _import(name)
+    try:
+        function = resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise RunError(
+            f"data.name: {name} cannot be imported: {error}; install the package or put its folder on PYTHONPATH"
+        ) from error
     try:
         halves = function(expected.config)
     except Exception as error:  # whatever the user's code raises, the message must name it
@@ -273,17 +274,6 @@ def _open_function(expected: _Expected, trust_code: bool) -> Opened:
             f"(N, C, H, W) uint8 and a target for each: {error}"
         ) from error
     return _opened(expected, train, test, None)
-
-
-def _import(name: str) -> Callable[[DataConfig], Any]:
-    module, _, function = name.partition(":")
-    try:
-        found: Callable[[DataConfig], Any] = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise RunError(
-            f"data.name: {name} cannot be imported: {error}; install the package or put its folder on PYTHONPATH"
-        ) from error
-    return found
 
 
 def _checked(task: Task, images: Any, given: Any) -> MemoryImages:

@@ -304,8 +304,8 @@ class _Export:
             "preprocessing": "none: float images, (pixels / 255 - mean) / std"
             if layout == "none"
             else "raw uint8 images",
-            "mean": self.dataset.mean,
-            "std": self.dataset.std,
+            "mean": self.dataset.normalise.mean,
+            "std": self.dataset.normalise.std,
             "outputs": self.output_name,
             "spec": self.opened.spec.name,
             "spec_hash": hashlib.sha256(self.opened.run.resolved.read_bytes()).hexdigest(),

@@ -8,7 +8,7 @@ pruning as if nothing had happened; a sampled network that was trained gives the
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx, nn
@@ -46,13 +46,13 @@ class Supernet:
     config: SearchConfig
     device: torch.device
     module: fx.GraphModule
-    world: World
-    weight_network: Network  # what weight steps call: the module, compiled or replicated where that is asked for
-    gate_network: Network  # and gate steps
-    weight_params: dict[str, nn.Parameter]  # by name
-    gate_vectors: dict[str, nn.Parameter]  # by share scope
-    weights: torch.optim.SGD
-    loss_weights: dict[str, float]  # of the outputs by name
+    world: World = ALONE
+    weight_network: Network = field(init=False)  # what weight steps call: the module, maybe compiled or replicated
+    gate_network: Network = field(init=False)  # and gate steps
+    weight_params: dict[str, nn.Parameter] = field(init=False)  # by name
+    gate_vectors: dict[str, nn.Parameter] = field(init=False)  # by share scope
+    weights: torch.optim.SGD = field(init=False)
+    loss_weights: dict[str, float] = field(init=False)  # of the outputs by name
 
     @classmethod
     def start(
@@ -68,35 +68,21 @@ class Supernet:
         """A fresh supernet: seeded weights, all gates at `gate_init`, batch-norm scales fixed at 1."""
         module = _lowered(graph, config, gate_init)
         initialise(module, seed)
-        return cls._assemble(graph, task, config, device, module, world)
+        return cls(graph, task, config, device, module, world)
 
-    @classmethod
-    def _assemble(
-        cls, graph: Graph, task: Task, config: SearchConfig, device: torch.device, module: fx.GraphModule, world: World
-    ) -> Supernet:
-        freeze_norm_scales(module)
-        share_batches(module, world.rank, world.size, statistics=config.sync_batch_norm)
-        module = module.to(device).to(memory_format=torch.channels_last).train()
-        vectors = gate_parameters(module, graph)
-        network, weights = network_of(module, config), weight_parameters(module)
-        with training_only(weights.values(), vectors.values()):
-            weight_network = world.replicated(network)
-        with training_only(vectors.values(), weights.values()):
-            gate_network = world.replicated(network)
-        return cls(
-            graph=graph,
-            task=task,
-            config=config,
-            device=device,
-            module=module,
-            world=world,
-            weight_network=weight_network,
-            gate_network=gate_network,
-            weight_params=weights,
-            gate_vectors=vectors,
-            weights=weight_optimizer(module, config),
-            loss_weights=loss_weights(graph),
-        )
+    def __post_init__(self) -> None:
+        freeze_norm_scales(self.module)
+        share_batches(self.module, self.world.rank, self.world.size, statistics=self.config.sync_batch_norm)
+        self.module = self.module.to(self.device).to(memory_format=torch.channels_last).train()
+        self.weight_params, self.gate_vectors = weight_parameters(self.module), gate_parameters(self.module, self.graph)
+        network = network_of(self.module, self.config)
+        weights, gates = self.weight_params.values(), self.gate_vectors.values()
+        with training_only(weights, gates):
+            self.weight_network = self.world.replicated(network)
+        with training_only(gates, weights):
+            self.gate_network = self.world.replicated(network)
+        self.weights = weight_optimizer(self.module, self.config)
+        self.loss_weights = loss_weights(self.graph)
 
     # -- steps ------------------------------------------------------------------------------------------------------
 
@@ -168,8 +154,7 @@ class Supernet:
         world: World = ALONE,
     ) -> Supernet:
         """The supernet whose `tensors` these are."""
-        module = _lowered(graph, config)
-        supernet = cls._assemble(graph, task, config, device, module, world)
+        supernet = cls(graph, task, config, device, _lowered(graph, config), world)
         supernet.load_tensors(tensors)
         return supernet
 

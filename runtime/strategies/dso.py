@@ -249,15 +249,8 @@ class Dso(TrainingStrategy):
 
 def gate_optimizer(net: Supernet) -> APGNAG:
     """APG-NAG over the gates of a network, with the settings of its search."""
-    gates = net.config.gates
-    return APGNAG(
-        net.gate_vectors.values(),
-        lr=gates.lr,
-        gamma=gates.gamma,
-        momentum=gates.momentum,
-        clip=gates.clip,
-        nonnegative=gates.nonnegative,
-    )
+    settings = net.config.gates.model_dump(include={"lr", "gamma", "momentum", "clip", "nonnegative"})
+    return APGNAG(net.gate_vectors.values(), **settings)
 
 
 def gate_tensors(net: Supernet, optimizer: APGNAG) -> dict[str, Tensor]:

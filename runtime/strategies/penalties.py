@@ -108,11 +108,9 @@ class Penalty:
         self._block_ids = frozenset(block.id for block in full.blocks)
         self._blocks = [block_of(edge.dst, self._block_ids) for edge in self._gated]
         self._full_flops = self._block_flops(full, full.edges()) if config.adaptive == "flops" else {}
-        self._prices = self._price(latency) if config.adaptive in ("memory_access", "latency") else []
-
-    def _price(self, latency: Mapping[OpCall, float] | None) -> list[float]:
-        calls = [priced_call(self._graph, edge) for edge in self._gated]
-        return [float(call.mac_bytes) if latency is None else latency[call] for call in calls]
+        priced = self._gated if config.adaptive in ("memory_access", "latency") else []
+        calls = [priced_call(graph, edge) for edge in priced]
+        self._prices = [float(call.mac_bytes) if latency is None else latency[call] for call in calls]
 
     def gammas(self, closed: Collection[str]) -> Mapping[str, float]:
         """gamma by gate id when the gates in `closed` are zero; a call with the same gates again costs nothing."""
@@ -166,17 +164,14 @@ class Penalty:
     def _exempt(self, living: Collection[Edge], alive: list[bool]) -> frozenset[str]:
         """Gates whose living edges are each the last living input of a scale-invariant op."""
         count = Counter(edge.dst for edge in living)
-        alone = {i for i, n in count.items() if n == 1 and self._is_scale_invariant(i)}
+        lone = (self._graph.node(node_id) for node_id, inputs in count.items() if inputs == 1)
+        alone = {node.id for node in lone if ops.is_scale_invariant(node.op, node.attrs)}
         exempt = set()
         for gate, numbers in self._sharing.items():
             fed = [self._gated[n].dst for n in numbers if alive[n]]
             if fed and alone.issuperset(fed):
                 exempt.add(gate)
         return frozenset(exempt)
-
-    def _is_scale_invariant(self, node_id: str) -> bool:
-        node = self._graph.node(node_id)
-        return ops.is_scale_invariant(node.op, node.attrs)
 
 
 def _within(value: float, low: float, high: float) -> float:

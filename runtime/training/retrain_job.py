@@ -13,7 +13,7 @@ from compiler.analysis.weights import weight_shapes
 from compiler.errors import RunError
 from compiler.ir.graph import Graph
 from compiler.ir.text import graph_hash
-from compiler.language.config import Configuration, RetrainConfig
+from compiler.language.config import Configuration
 from compiler.lowering.torch.batch_parts import DropPath, share_batches
 from compiler.lowering.torch.fx import initialise, load_weights, lower, weights_of
 from compiler.passes.training_parts import with_training_parts
@@ -41,17 +41,6 @@ from runtime.training.step import (
 RETRAIN = "retrain"
 
 
-def trained_graph(graph: Graph, config: RetrainConfig, classes: int) -> Graph:
-    """The compact network with what only its training needs."""
-    return with_training_parts(
-        graph,
-        drop_path=config.drop_path,
-        dropout=config.dropout,
-        auxiliary=config.auxiliary_weight,
-        classes=classes,
-    )
-
-
 class RetrainJob(Job):
     """The job behind `graphspec retrain`.
 
@@ -74,7 +63,10 @@ class RetrainJob(Job):
         self.graph, self.config, self.device = graph, config.retrain, device
         self.task, self.world = dataset.task, world
         set_precision(self.config, device)
-        trained = trained_graph(graph, self.config, self.task.outputs)
+        drop_path, dropout, auxiliary = self.config.drop_path, self.config.dropout, self.config.auxiliary_weight
+        trained = with_training_parts(
+            graph, drop_path=drop_path, dropout=dropout, auxiliary=auxiliary, classes=self.task.outputs
+        )
         self.own = frozenset(weight_shapes(graph))  # tensors of `graph`; all others are of training-only parts
         self.module = self._network(trained, config.seed, weights)
         self.network = world.replicated(network_of(self.module, self.config))
