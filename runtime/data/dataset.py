@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from compiler.language.config import DataConfig
 from compiler.errors import RunError
+from compiler.language.config import DataConfig
 from runtime.data.augment import Augment, Normalise, crop_and_flip, draw, to_float
 from runtime.data.named_sets import Shape, open_dataset
-from runtime.seeds import generator, mix
-from runtime.tasks.base import Task
 from runtime.data.sources import Fetched, Images, Request
 from runtime.data.split import Split, split_images
+from runtime.seeds import generator, mix
+from runtime.tasks.base import Task
 
 __all__ = ["Dataset", "Loader", "Place", "Split", "load_dataset"]
 
@@ -149,13 +149,7 @@ class Dataset:
         return split_images(targets, self.task.strata(targets), weight_part, self.validation_share, self.seed)
 
     def training_loader(
-        self,
-        rows: Tensor,
-        batch_size: int,
-        purpose: str,
-        place: Place = HERE,
-        *,
-        cutout: int = 0,
+        self, rows: Tensor, batch_size: int, purpose: str, place: Place = HERE, *, cutout: int = 0
     ) -> Loader:
         """Shuffled, augmented batches of these training images; see `Loader`."""
         return Loader(
@@ -177,9 +171,7 @@ class Dataset:
         return Loader(images, chosen, self.normalise, batch_size, training=False, place=place)
 
 
-def load_dataset(
-    config: DataConfig, input_shape: Shape, task: Task, *, seed: int, trust_code: bool = False
-) -> Dataset:
+def load_dataset(config: DataConfig, input_shape: Shape, task: Task, *, seed: int, trust_code: bool = False) -> Dataset:
     """Open the data set, check it against the spec and compute what normalisation needs.
 
     `input_shape` is (C, H, W). Mean and deviation are those of the training images outside the validation part (of a

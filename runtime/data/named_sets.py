@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from compiler.language.config import DataConfig
 from compiler.errors import RunError, did_you_mean
+from compiler.language.config import DataConfig
 from runtime.data.augment import Augment
 from runtime.data.decode import MODES, View
-from runtime.seeds import generator
-from runtime.tasks.base import Task
 from runtime.data.sources import FileImages, Images, MemoryImages
 from runtime.data.split import stratified_order
+from runtime.seeds import generator
+from runtime.tasks.base import Task
 
 Shape = tuple[int, ...]  # (C, H, W)
 
@@ -79,7 +79,6 @@ class _Expected:
     def labels(self, train: Images, test: Images, classes: Sequence[str] | None) -> tuple[str, ...]:
         """Names of the outputs; RunError if the classes of the set do not fit the task."""
         return self.task.labels(self.config.name, train.targets, test.targets, classes)
-
 
 
 def _text(shape: Shape) -> str:
@@ -215,7 +214,9 @@ def _find_files(
     def images(folder: Path) -> tuple[FileImages, tuple[str, ...]]:
         samples, names = _scan(folder)
         paths, numbers = [path for path, _ in samples], torch.tensor([number for _, number in samples])
-        return FileImages(paths, expected.task.targets(numbers), expected.shape, view, config.workers, config.skip_corrupt), names
+        return FileImages(
+            paths, expected.task.targets(numbers), expected.shape, view, config.workers, config.skip_corrupt
+        ), names
 
     train, names = images(root / "train")
     test, test_classes = images(test_root)

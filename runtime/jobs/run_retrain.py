@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from compiler.analysis.costs import total_cost
@@ -106,24 +107,15 @@ def run_retrain(opened: Opened, options: JobOptions | None = None) -> RetrainRes
 
     def make(place: Workplace) -> RetrainJob:
         place.console.line(found.width_note)
-        job = RetrainJob(
-            found.model.graph,
-            place.config,
-            place.dataset,
-            place.device,
-            found.model.weights or None,
-            place.world,
-        )
+        graph, weights, config = found.model.graph, found.model.weights or None, opened.spec.config
+        job = RetrainJob(graph, config, place.dataset, place.device, weights, place.world)
         require_memory(Trial(job.task, job.config, job.module, (job.optimizer,), job.weight_step), place)
         return job
 
-    def finish(place: Workplace, job: RetrainJob) -> dict[str, Any]:
-        return as_record(_finish(place, job, found))
-
-    return RetrainResult.of(run_job("retrain", opened, options or JobOptions(), make, finish))
+    return RetrainResult.of(run_job("retrain", opened, options or JobOptions(), make, partial(_finish, found)))
 
 
-def _finish(place: Workplace, job: RetrainJob, found: Found) -> RetrainResult:
+def _finish(found: Found, place: Workplace, job: RetrainJob) -> dict[str, Any]:
     if place.world.is_main:
         write_network(place.folder, job.graph, job.weights())
     test = job.scores(job.test.batches(0))
@@ -139,7 +131,7 @@ def _finish(place: Workplace, job: RetrainJob, found: Found) -> RetrainResult:
     )
     following = f"graphspec export {place.opened.run.path}"
     place.console.line(f"{_verdict(result, job.task.decides)}\nwrote {place.folder.weights}; next: {following}")
-    return result
+    return as_record(result)
 
 
 def _metrics(task: Task, test: Scores, validation: Scores, found: Found) -> dict[str, float | None]:

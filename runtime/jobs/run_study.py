@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from compiler.errors import RunError
-from compiler.language.config import Configuration
 from runtime.jobs.logs import Console
 from runtime.jobs.runner import JobOptions, LiveReport, check_config, has_results, resume_command
 from runtime.jobs.signals import Interrupted
 from runtime.rundir.directory import JobDir
-from runtime.rundir.files import guarded, read_json
+from runtime.rundir.files import guarded
 from runtime.rundir.opened import Opened
 from runtime.rundir.study import (
     Study,
@@ -114,7 +113,7 @@ class StudyJob(Generic[R]):
         redone = self.seeds if self.options.overwrite else ()
         for seed in self.opened.run.seed_runs():
             if seed not in redone:
-                check_config(self.name, self._folder(seed), self._as_before(self._folder(seed)))
+                check_config(self.name, self._folder(seed), self.opened.spec.config, ("seed", "search.random_params"))
 
     def _check_not_searched(self) -> None:
         run = self.opened.run
@@ -144,15 +143,6 @@ class StudyJob(Generic[R]):
                 f"{run.path}: was searched again since seed {_listed(stale)} was retrained\n"
                 f"  try: --overwrite --seeds {','.join(map(str, run.seed_runs()))}"
             )
-
-    def _as_before(self, folder: JobDir) -> Configuration:
-        """The configuration to run with, but for what differs from seed to seed."""
-        config = self.opened.spec.config
-        if not folder.config.is_file():
-            return config
-        before = read_json(folder.config)
-        search = config.search.model_copy(update={"random_params": before["search"]["random_params"]})
-        return config.model_copy(update={"seed": before["seed"], "search": search})
 
     def _clear(self) -> None:
         """Remove what the job left for all seeds, so that a study stopped half-way has no old results."""

@@ -53,7 +53,6 @@ class Workplace:
     """What a job gets to work with."""
 
     opened: Opened
-    config: Configuration
     dataset: Dataset
     device: torch.device
     console: Console
@@ -164,7 +163,7 @@ class _Attempt:
         spec, config, main = opened.spec, opened.spec.config, world.is_main
         code = options.trust_code
         dataset = load_dataset(config.data, spec.input, task_of(spec), seed=config.seed, trust_code=code)
-        place = Workplace(opened, config, dataset, device, console, folder, world)
+        place = Workplace(opened, dataset, device, console, folder, world)
         job = make(place)
         if main:
             _write_config(folder, config)
@@ -218,13 +217,15 @@ def resume_command(name: str, opened: Opened, options: JobOptions, more: Sequenc
     return shlex.join(command)
 
 
-def check_config(name: str, folder: JobDir, config: Configuration) -> None:
+def check_config(name: str, folder: JobDir, config: Configuration, may_differ: Sequence[str] = ()) -> None:
     """RunError naming the keys of the job that differ from those an earlier part of it ran with."""
     if not folder.config.is_file():
         return
     changed = changes(read_settings(folder.config), config.model_dump(mode="json"))
     relevant = [each.key for each in changed if each.path[0] in ("seed", "task", "data", "budget", name)]
-    relevant = [key for key in relevant if key not in HARMLESS and not key.startswith(f"{name}.checkpoint.")]
+    relevant = [
+        key for key in relevant if key not in (*HARMLESS, *may_differ) and not key.startswith(f"{name}.checkpoint.")
+    ]
     if relevant:
         raise RunError(
             f"{folder.path}: cannot go on with a changed spec: {', '.join(relevant)}\n"

@@ -82,11 +82,7 @@ class SearchJob(Job):
 
     def state(self) -> dict[str, Any]:
         """The graph of the network, and the strategy's state."""
-        return {
-            **self.strategy.state(),
-            "graph": to_json(self.net.graph),
-            "split": self.context.split.digest,
-        }
+        return {**self.strategy.state(), "graph": to_json(self.net.graph), "split": self.context.split.digest}
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Become the search that gave these; RunError if it had other images."""

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from compiler.language.config import DataConfig
 from compiler.errors import RunError
+from compiler.language.config import DataConfig
 from runtime.data.augment import Augment, Normalise
 from runtime.data.dataset import Dataset, Loader, Place, channel_statistics, load_dataset
 from runtime.data.sources import MemoryImages
