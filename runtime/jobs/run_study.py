@@ -25,7 +25,6 @@ from runtime.rundir.study import (
     summary_table,
     write_summary,
 )
-from runtime.tasks.base import Task
 from runtime.tasks.table import TASKS
 
 R = TypeVar("R")
@@ -44,11 +43,6 @@ class StudyJob(Generic[R]):
     match: Path | None = None  # run that random networks are drawn at the size of
     sizes: Mapping[int, int] = field(default_factory=dict)  # those sizes by seed, in parameters
 
-    @property
-    def task(self) -> type[Task]:
-        """What the networks are for."""
-        return TASKS.load(self.opened.spec.config.task)
-
     def run(self) -> Study[R]:
         """Run it for every seed that is not finished.
 
@@ -56,6 +50,7 @@ class StudyJob(Generic[R]):
         `overwrite` is asked for; Interrupted on a signal, with the command that goes on with the study.
         """
         study, console = self.opened.run, Console(self.options.quiet)
+        task = TASKS.load(self.opened.spec.config.task)
         with study.locked():
             self._check()
             if self.options.overwrite:
@@ -64,15 +59,16 @@ class StudyJob(Generic[R]):
             for number, seed in enumerate(self.seeds, start=1):
                 console.line(f"seed {seed} ({number} of {len(self.seeds)})")
                 self._run_seed(seed)
-                write_summary(study, self.task)
+                write_summary(study, task)
                 report.write()
         results = results_of(study, self.name)
-        self._tell(results, console)
+        console.line(rendered(summary_table(self.name, task, results)))
+        self._tell_next(console)
         return Study(
             run=str(study.path),
             seeds=tuple(results),
             results=tuple(self.read(result) for result in results.values()),
-            summary=summary_of(self.name, self.task, list(results.values())),
+            summary=summary_of(self.name, task, list(results.values())),
         )
 
     def _run_seed(self, seed: int) -> None:
@@ -91,8 +87,6 @@ class StudyJob(Generic[R]):
         more = ["--seeds", ",".join(map(str, self.seeds))]
         more += [] if self.match is None else ["--match", str(self.match)]
         return resume_command(self.name, self.opened, self.options, more)
-
-    # -- before it starts -------------------------------------------------------------------------------------------
 
     def _folder(self, seed: int) -> JobDir:
         return JobDir(self.opened.run.seed_run(seed).path / self.name)
@@ -154,11 +148,8 @@ class StudyJob(Generic[R]):
                     if self.opened.run.search.arch.is_file():
                         copy_search(self.opened.run.search, run.search)
 
-    # -- at its end -------------------------------------------------------------------------------------------------
-
-    def _tell(self, results: Mapping[int, Mapping[str, Any]], console: Console) -> None:
+    def _tell_next(self, console: Console) -> None:
         run = self.opened.run
-        console.line(rendered(summary_table(self.name, self.task, results)))
         following = {
             "search": f"graphspec retrain {run.path} --seeds {','.join(map(str, self.seeds))}",
             "retrain": f"graphspec report {run.path}, or graphspec export {run.seed_run(self.seeds[0]).path}",

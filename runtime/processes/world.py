@@ -83,8 +83,6 @@ class World:
         """Whether this process decides, writes and speaks."""
         return self.rank == 0
 
-    # -- words ------------------------------------------------------------------------------------------------------
-
     def decided(self, decide: Callable[[], T]) -> T:
         """What the main process's `decide` gives (JSON), for all; its GraphspecError ends all of them."""
         if self.size == 1:
@@ -151,8 +149,6 @@ class World:
         if self.size == 1:
             return [value]
         return [json.loads(self._sent(json.dumps(value).encode(), rank)) for rank in range(self.size)]
-
-    # -- networks ---------------------------------------------------------------------------------------------------
 
     def replicated(self, network: nn.Module) -> nn.Module:
         """The network, its gradients averaged over all processes for the parameters that are trainable now."""

@@ -136,10 +136,8 @@ class RunDir:
         write_json(run.path / _MARKER, {"format": FORMAT, "name": compiled.name, "seed": compiled.seed})
         with guarded(run.path):
             run.graph_json.unlink(missing_ok=True)  # from here to the end the run is incomplete
-        write_text(run.spec, compiled.spec)
-        write_text(run.resolved, compiled.resolved)
-        write_text(run.config, compiled.config)
-        write_text(run.graph_text, compiled.graph_text)
+        for name in ("spec", "resolved", "config", "graph_text"):
+            write_text(getattr(run, name), getattr(compiled, name))
         write_json(run.environment, environment(compiled.seed))
         write_text(run.graph_json, compiled.graph_json)
         if name_latest:

@@ -70,8 +70,6 @@ class SearchJob(Job):
         """The epoch's line, and what the strategy has to say."""
         return f"{super().describe(record)}  {self.strategy.describe(record)}"
 
-    # -- resume -----------------------------------------------------------------------------------------------------
-
     def parameters(self) -> Iterable[Tensor]:
         """Weights and gates."""
         return (*self.net.weight_params.values(), *self.net.gate_vectors.values())

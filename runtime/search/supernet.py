@@ -84,8 +84,6 @@ class Supernet:
         self.weights = weight_optimizer(self.module, self.config)
         self.loss_weights = loss_weights(self.graph)
 
-    # -- steps ------------------------------------------------------------------------------------------------------
-
     def weight_step(self, batch: Batch, rate: float) -> Tensor:
         """One step of the weights at this learning rate; the batch's mean loss as a scalar tensor."""
         for group in self.weights.param_groups:
@@ -117,8 +115,6 @@ class Supernet:
         if self.gate_vectors:
             self.gate_gradients(batch)
 
-    # -- gates ------------------------------------------------------------------------------------------------------
-
     def gate_values(self) -> dict[str, float]:
         """The value of every gate."""
         return gate_values(self.module, self.graph)
@@ -127,8 +123,6 @@ class Supernet:
         """The numbers of vectors laid out as the gate vectors are, by gate."""
         scopes = self.graph.gate_scopes()
         return {g: v for scope, vector in vectors.items() for g, v in zip(scopes[scope], vector.tolist(), strict=True)}
-
-    # -- saved tensors ----------------------------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, statistics, gates and momenta by name."""
@@ -157,8 +151,6 @@ class Supernet:
         supernet = cls(graph, task, config, device, _lowered(graph, config), world)
         supernet.load_tensors(tensors)
         return supernet
-
-    # -- smaller networks -------------------------------------------------------------------------------------------
 
     def pruned(self, closed: Collection[str]) -> Supernet:
         """A new supernet without these gates' edges and what only they fed; PassError if nothing would be left.

@@ -52,10 +52,9 @@ class OpCall:
 def priced_call(graph: Graph, edge: Edge) -> OpCall:
     """The work that a gate on this edge decides about.
 
-    That is the op the edge leads into; of an op that reads its inputs apart, only the part that this input causes (for
-    `project` a 1x1 convolution of its own); and before an op that only brings values together (`add`, `concat`) the op
-    the edge comes from, so that the branches of a reduction block and the candidates of a choice are weighed by their
-    own cost. Behind the image there is no op, and the join's own work counts.
+    That is the op the edge leads into (of one that reads its inputs apart, the part that this input causes); before an
+    op that only brings values together (`add`, `concat`), the op the edge comes from, so that the candidates of a
+    choice are weighed by their own cost. Behind the image there is no op, and the join's own work counts.
     """
     node = graph.node(edge.dst)
     if ops.only_merges(node.op, node.attrs) and graph.inputs(edge.src):
@@ -78,16 +77,12 @@ class Penalty:
       largest of the living gated edges of the network.
     - latency: 0.5 for the fastest to 1 for the slowest of the living gated edges of the network.
 
-    Factors lie in [MIN_FACTOR, 1], so that no block goes unpenalised, and reduction blocks are treated like all others.
+    Factors lie in [MIN_FACTOR, 1], so that no block goes unpenalised.
 
-    The exception is the last living input of a scale-invariant op (`exempt_last_input`). Batch norm undoes the scale
-    of all inputs together, so the loss has no gradient for a lone input's gate: gamma alone would act, and close it
-    after (1 - momentum) / (lr * gamma) steps whether the op is useful or not. Its gate therefore gets gamma 0 while
-    it is the last, and the gates on the op's outputs decide; once they close, the op reaches no output, its inputs
-    live no longer and are penalised again. A shared gate is exempt when that holds for all of its living edges:
-    only then is its gradient, the sum over its edges, zero. `project` is no exception: an ungated block output that is
-    down to one input is as blind to its scale, so the block would turn into the identity in a fixed time. Gate the
-    edge behind the projection to let evidence decide whether the block stays, or turn the exemption off.
+    With `exempt_last_input` the last living input of a scale-invariant op gets gamma 0. Batch norm undoes the scale of
+    all inputs together, so a lone input's gate gets no gradient from the loss: gamma alone would close it after
+    (1 - momentum) / (lr * gamma) steps, useful or not. The gates on the op's outputs decide instead; once they close,
+    its inputs live no longer and are penalised again. A shared gate is exempt when that holds for all its living edges.
     """
 
     def __init__(
