@@ -21,8 +21,6 @@ from runtime.data.split import Split, split_images
 from runtime.seeds import generator, mix
 from runtime.tasks.base import Task
 
-__all__ = ["Dataset", "Loader", "Place", "Split", "load_dataset"]
-
 
 @dataclass(frozen=True)
 class Place:
@@ -45,9 +43,8 @@ class Loader:
     """Batches of the images `rows` of a set.
 
     A training loader shuffles anew each epoch, augments, and drops the last incomplete batch unless it is the only
-    one. Any other loader gives every image once, in the order of `rows`, unchanged. With several processes each gets
-    its slice of every global batch; in training the slices are equal (RunError where they cannot be), otherwise they
-    may differ by one image and a process without an image in the last batch gets one batch fewer.
+    one. Any other gives every image once, in the order of `rows`, unchanged. Each process gets its slice of every
+    global batch: in training equal ones (RunError where they cannot be), otherwise they may differ by one image.
     """
 
     images: Images

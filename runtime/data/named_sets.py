@@ -1,7 +1,6 @@
 """The data sets a spec can name, each opened as training images, test images and names of the outputs.
 
-Everything that can be known without decoding images is checked here first: that the set is there, that its shape is
-the spec's and its targets fit the task, that code from outside may be run.
+What can be known without decoding images is checked first: that the set is there and fits the spec and the task.
 """
 
 from __future__ import annotations

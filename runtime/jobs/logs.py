@@ -28,11 +28,10 @@ START = {"metrics": 0, "timings": 0}
 class MetricsLog:
     """`metrics.jsonl`, `timings.jsonl` and `tensorboard/` in a job's folder: one record an epoch.
 
-    Metrics must be the same whenever the job is, so whatever measures time goes to the timings. The log starts empty:
-    the first write cuts off what an earlier job left, unless `rewind` said before how many lines to keep. A position
-    (the number of lines of each file) goes into every checkpoint, and a resumed job's metrics are then byte-identical
-    to those of one that was never stopped. `folder` None is the log of a rank that writes nothing. Every method raises
-    RunError if the disk refuses.
+    Whatever measures time goes to the timings, so that metrics are the same whenever the job is. The log starts empty,
+    unless `rewind` says how many lines to keep of an earlier one. A position (the number of lines of each file) goes
+    into every checkpoint, so that a resumed job's metrics are byte-identical to those of one that was never stopped.
+    `folder` None is the log of a rank that writes nothing. Every method raises RunError if the disk refuses.
     """
 
     def __init__(self, folder: Path | None, warn: Callable[[str], None]) -> None:

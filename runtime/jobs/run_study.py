@@ -93,29 +93,25 @@ class StudyJob(Generic[R]):
 
     def _check(self) -> None:
         """RunError if the study cannot run the job, has results that would be lost, or ran with other settings."""
-        if self.name == "search":
-            self._check_not_searched()
-        else:
-            self._check_found()
-        if not (self.options.resume or self.options.overwrite):
-            started = [seed for seed in self.seeds if has_results(self._folder(seed))]
-            if started:
-                raise RunError(
-                    f"{self.opened.run.path}: the {self.name} of seed {_listed(started)} has run or begun\n"
-                    f"  try: {self._resume_command()}   to go on, or --overwrite to start anew"
-                )
-        redone = self.seeds if self.options.overwrite else ()
-        for seed in self.opened.run.seed_runs():
-            if seed not in redone:
-                check_config(self.name, self._folder(seed), self.opened.spec.config, ("seed", "search.random_params"))
-
-    def _check_not_searched(self) -> None:
         run = self.opened.run
-        if run.search.is_started:
+        if self.name == "retrain":
+            self._check_found()
+        elif run.search.is_started:
             raise RunError(
                 f"{run.path}: was searched without --seeds, so its seeds can only be retrained\n"
                 f"  try: graphspec compile {run.resolved}   for a run of its own"
             )
+        if not (self.options.resume or self.options.overwrite):
+            started = [seed for seed in self.seeds if has_results(self._folder(seed))]
+            if started:
+                raise RunError(
+                    f"{run.path}: the {self.name} of seed {_listed(started)} has run or begun\n"
+                    f"  try: {self._resume_command()}   to go on, or --overwrite to start anew"
+                )
+        redone = self.seeds if self.options.overwrite else ()
+        for seed in run.seed_runs():
+            if seed not in redone:
+                check_config(self.name, self._folder(seed), self.opened.spec.config, ("seed", "search.random_params"))
 
     def _check_found(self) -> None:
         """RunError if a network to train is missing, or the study's own was found anew since its seeds began."""

@@ -1,9 +1,7 @@
 """The processes that share a job, and what they tell each other.
 
-torchrun starts them (`runtime.processes.launch`). All of them do the same, each on its slice of every batch; gradients
-are averaged by torch's DistributedDataParallel. Whatever could come out differently from one to the next, such as a
-look at a file or at a clock, is decided by the main process, which tells the others; it alone writes and speaks. With a
-single process nothing here touches torch.distributed.
+All of them do the same, each on its slice of every batch. What could come out differently from one to the next, such
+as a look at a file or a clock, is decided by the main process, which tells the others; it alone writes and speaks.
 """
 
 from __future__ import annotations

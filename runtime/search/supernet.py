@@ -1,8 +1,7 @@
 """A gated network in training: graph, fx module, weights with their optimizer, gate vectors, and how it shrinks.
 
-What moves the gates is the strategy's business. Weights, batch-norm statistics, gates and momenta are carried from the
-larger network to the smaller one by name (and by slice where a joining op lost an input), so a search goes on after
-pruning as if nothing had happened; a sampled network that was trained gives them back the same way.
+Weights, batch-norm statistics, gates and momenta are carried from the larger network to the smaller one by name (and by
+slice where a joining op lost an input), so a search goes on after pruning as if nothing had happened.
 """
 
 from __future__ import annotations

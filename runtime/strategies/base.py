@@ -102,9 +102,7 @@ class ReportSection:
 
     text: str = ""
     tables: Mapping[str, Any] = field(default_factory=dict)  # by title: a map, or a list of maps as rows
-    curves: Mapping[str, Mapping[str, str]] = field(
-        default_factory=dict
-    )  # by title: keys of epoch records, their names
+    curves: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by title: keys of records, their names
 
 
 class Strategy(ABC):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import compress
 
 import torch
@@ -99,7 +100,7 @@ class Penalty:
                 self._sharing.setdefault(edge.gate, []).append(len(self._gated))
                 self._gated.append(edge)
         self.scopes = graph.gate_scopes()
-        self._last: tuple[frozenset[str], dict[str, float]] | None = None
+        self._computed = lru_cache(maxsize=1)(self._compute)
         self._block_ids = frozenset(block.id for block in full.blocks)
         self._blocks = [block_of(edge.dst, self._block_ids) for edge in self._gated]
         self._full_flops = self._block_flops(full, full.edges()) if config.adaptive == "flops" else {}
@@ -109,10 +110,7 @@ class Penalty:
 
     def gammas(self, closed: Collection[str]) -> Mapping[str, float]:
         """gamma by gate id when the gates in `closed` are zero; a call with the same gates again costs nothing."""
-        closed = frozenset(closed)
-        if self._last is None or self._last[0] != closed:
-            self._last = closed, self._compute(closed)
-        return self._last[1]
+        return self._computed(frozenset(closed))
 
     def _compute(self, closed: frozenset[str]) -> dict[str, float]:
         living = surviving_edges(self._graph, closed)
