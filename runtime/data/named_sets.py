@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from compiler.errors import RunError, did_you_mean
+from compiler.ir.graph import TensorType
 from compiler.language.config import DataConfig
 from runtime.data.augment import Augment
 from runtime.data.decode import MODES, View
@@ -80,10 +81,6 @@ class _Expected:
         return self.task.labels(self.config.name, train.targets, test.targets, classes)
 
 
-def _text(shape: Shape) -> str:
-    return "x".join(map(str, shape))
-
-
 def _opened(expected: _Expected, train: MemoryImages, test: MemoryImages, classes: Sequence[str] | None) -> Opened:
     name, found = expected.config.name, (test.images.shape[1], *test.size)
     if expected.config.in_memory is False:
@@ -93,8 +90,8 @@ def _opened(expected: _Expected, train: MemoryImages, test: MemoryImages, classe
         )
     if found != expected.shape:
         raise RunError(
-            f"images of data set {name!r} are {_text(found)} (channels x height x width), the spec's input is "
-            f"{_text(expected.shape)}: set `input: {list(found)}` in the spec, or data.name to other data"
+            f"images of data set {name!r} are {TensorType(found)} (channels x height x width), the spec's input is "
+            f"{TensorType(expected.shape)}: set `input: {list(found)}` in the spec, or data.name to other data"
         )
     return Opened(train, test, expected.labels(train, test, classes), Augment())
 
@@ -201,7 +198,9 @@ def _find_files(
     expected: _Expected, test_names: tuple[str, str], view: View
 ) -> tuple[FileImages, FileImages, tuple[str, ...]]:
     if expected.shape[0] not in MODES:
-        raise RunError(f"image files have 1 or 3 channels, the spec's input is {_text(expected.shape)}: change `input`")
+        raise RunError(
+            f"image files have 1 or 3 channels, the spec's input is {TensorType(expected.shape)}: change `input`"
+        )
     root, config = expected.root, expected.config
     test_root = next((root / name for name in test_names if (root / name).is_dir()), None)
     if test_root is None or not (root / "train").is_dir():

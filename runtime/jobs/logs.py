@@ -129,11 +129,11 @@ class Console:
     def line(self, text: str) -> None:
         """Print a line."""
         if not self._quiet:
-            self._print(text)
+            self._rich.print(text, markup=False)
 
     def warn(self, text: str) -> None:
         """Print a warning, also when quiet."""
-        self._print(f"warning: {text}", style="yellow")
+        self._rich.print(f"warning: {text}", style="yellow", markup=False)
 
     @contextmanager
     def progress(self, name: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
@@ -143,6 +143,3 @@ class Console:
         shown = Progress(*columns, console=self._rich, transient=True, redirect_stdout=False, disable=hidden)
         with shown as progress:
             yield partial(progress.advance, progress.add_task(name, total=total, completed=done))
-
-    def _print(self, text: str, style: str | None = None) -> None:
-        self._rich.print(text, style=style, markup=False)

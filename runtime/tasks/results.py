@@ -31,8 +31,7 @@ class Measured:
 
 def as_record(result: Any) -> dict[str, Any]:
     """The JSON record of a result, or of a dataclass that holds results."""
-    found: dict[str, Any] = _spread(asdict(result))
-    return found
+    return dict(_spread(asdict(result)))
 
 
 def _spread(value: Any) -> Any:

@@ -116,7 +116,7 @@ class Loop:
                 continue
             self._epoch(stage)
             self._save(stage)
-            self._heed(self._signal())
+            self._heed(int(self.world.tables([self.stop.signum or 0]).max()))  # of any process
             self.after_epoch()
 
     def _epoch(self, stage: Stage) -> None:
@@ -133,10 +133,6 @@ class Loop:
         seconds = time.perf_counter() - started
         self._checked_tensors(stage)  # before pruning and validation look at them
         self._end_epoch(stage, seconds, stage.steps_per_epoch - first)
-
-    def _signal(self) -> int:
-        """The signal that a process got, 0 if none did."""
-        return int(self.world.tables([self.stop.signum or 0]).max())
 
     def _heed(self, signum: int) -> None:
         """Stop if a signal came; a checkpoint is written already."""
