@@ -40,9 +40,8 @@ from runtime.export.parity import (
 from runtime.export.quantise import half, int8
 from runtime.export.trained import Source, Trained, finished_job, load_trained
 from runtime.jobs.logs import Console
-from runtime.rundir.directory import environment
+from runtime.rundir.directory import Opened, environment
 from runtime.rundir.files import guarded, sync, write_json
-from runtime.rundir.opened import Opened
 from runtime.seeds import generator
 from runtime.strategies.latency import device_name
 from runtime.tasks.base import TOLERANCE, Task

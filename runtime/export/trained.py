@@ -16,10 +16,9 @@ from compiler.lowering.torch.fx import lower_model, weights_of
 from compiler.passes.pipeline import TO_INHERIT
 from runtime.data.dataset import Dataset
 from runtime.jobs.runner import read_settings
-from runtime.rundir.directory import JobDir
+from runtime.rundir.directory import JobDir, Opened
 from runtime.rundir.files import read_json
 from runtime.rundir.network import read_model
-from runtime.rundir.opened import Opened
 from runtime.training.step import recalibrate
 
 Source = Literal["retrain", "search"]

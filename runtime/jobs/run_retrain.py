@@ -16,8 +16,8 @@ from compiler.ops import Cost
 from compiler.passes.pipeline import compacted
 from compiler.passes.widen import describe_width
 from runtime.jobs.runner import JobOptions, Workplace, run_job, write_network
+from runtime.rundir.directory import Opened
 from runtime.rundir.network import read_architecture, read_model
-from runtime.rundir.opened import Opened
 from runtime.tasks.base import Metric, Task
 from runtime.tasks.results import Measured, as_record
 from runtime.training.memory import Trial, require_memory

@@ -19,9 +19,8 @@ from compiler.passes.prune_zero_edges import prune
 from runtime.data.split import Split
 from runtime.jobs.logs import Console
 from runtime.jobs.runner import JobOptions, Workplace, run_drawing, run_job, write_network
-from runtime.rundir.directory import JobDir
+from runtime.rundir.directory import JobDir, Opened
 from runtime.rundir.files import write_bytes, write_json, write_text
-from runtime.rundir.opened import Opened
 from runtime.search.search_job import SearchJob
 from runtime.search.supernet import MODEL, below
 from runtime.strategies.base import Context, Found, Space, Strategy, TrainingStrategy

@@ -11,9 +11,8 @@ from compiler.errors import RunError
 from runtime.jobs.logs import Console
 from runtime.jobs.runner import JobOptions, LiveReport, check_config, has_results, resume_command
 from runtime.jobs.signals import Interrupted
-from runtime.rundir.directory import JobDir
+from runtime.rundir.directory import JobDir, Opened
 from runtime.rundir.files import guarded
-from runtime.rundir.opened import Opened
 from runtime.rundir.study import (
     Study,
     copy_search,

@@ -27,9 +27,8 @@ from runtime.processes.launch import Launch, refuse_processes
 from runtime.processes.world import ALONE, World
 from runtime.reporting.page import write_report
 from runtime.rundir.checkpoint import CheckpointStore
-from runtime.rundir.directory import JobDir, RunDir, environment
+from runtime.rundir.directory import JobDir, Opened, RunDir, environment
 from runtime.rundir.files import read_json, write_bytes, write_json, write_text
-from runtime.rundir.opened import Opened
 from runtime.tasks.table import task_of
 from runtime.training.heap import freed_memory_kept
 from runtime.training.loop import Job, Loop

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from compiler.errors import RunError
+from compiler.ir.graph import Graph
+from compiler.language.spec import Spec
 from runtime.rundir.files import guarded, sync, write_json, write_text
 
 RUNS = Path("runs")  # under the working directory
@@ -188,6 +190,15 @@ class RunDir:
             except OSError:
                 pass  # some network disks have no locks: there it is up to the user
             yield
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run directory with its spec (overrides applied) and the graph of its whole search space."""
+
+    run: RunDir
+    spec: Spec
+    graph: Graph
 
 
 def environment(seed: int) -> dict[str, Any]:
