@@ -34,11 +34,10 @@ from compiler.language.spec import Spec
 from graphspec.advice import advise
 from graphspec.cost_report import CostReport, cost_report
 from runtime.processes.launch import refuse_processes
-from runtime.rundir.directory import RUNS, RunDir
+from runtime.rundir.directory import RUNS, Opened, RunDir
 from runtime.rundir.directory import Compiled as RunFiles
 from runtime.rundir.files import write_text
 from runtime.rundir.network import read_architecture, read_graph
-from runtime.rundir.opened import Opened
 from runtime.rundir.study import Study, checked_seeds, copy_search, found_params, found_sizes
 from runtime.strategies.table import check_strategy
 from runtime.tasks.table import task_of

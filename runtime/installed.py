@@ -8,18 +8,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from pkgutil import resolve_name
+from typing import Generic, TypeVar
 
 from compiler.errors import Diagnostic, GraphspecError, SpecError, did_you_mean
 from compiler.language.spec import Spec
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
-class Installed:
+class Installed(Generic[T]):
     """The classes of one kind."""
 
     kind: str  # for people
     group: str  # of entry points
+    base: str  # module:class that all of them inherit from
     built_in: Mapping[str, str]  # name -> module:class
 
     def known(self) -> dict[str, EntryPoint]:
@@ -41,8 +45,8 @@ class Installed:
             message = f"{'.'.join(path)}: unknown {self.kind} {name!r}{hint}"
             raise SpecError([Diagnostic(spec.place(*path), message)])
 
-    def load(self, name: str, base: type[Any]) -> Any:
-        """The class of this name, a subclass of `base`; GraphspecError if it cannot be had."""
+    def load(self, name: str) -> type[T]:
+        """The class of this name; GraphspecError if it cannot be had."""
         entry = self.known().get(name)
         if entry is None:
             raise GraphspecError(f"unknown {self.kind} {name!r}\n  try: install the package that offers it")
@@ -53,8 +57,8 @@ class Installed:
                 f"the {self.kind} {name!r} ({entry.value}) cannot be imported: {error}\n"
                 f"  try: mend or uninstall the package that offers it"
             ) from error
-        if not (isinstance(found, type) and issubclass(found, base)):
-            wanted = f"{base.__module__}.{base.__qualname__}"
+        if not (isinstance(found, type) and issubclass(found, resolve_name(self.base))):
+            wanted = self.base.replace(":", ".")
             raise GraphspecError(
                 f"the entry point {name!r} ({entry.value}) must be a subclass of {wanted}, not {found!r}"
             )

@@ -1,8 +1,7 @@
 """Augmentation and normalisation of whole batches on the device, with all random choices drawn beforehand on the CPU.
 
-Pixels travel as uint8 in (N, H, W, C) order and leave as float32 (N, C, H, W) in channels-last memory. Drawing and
-applying are apart so that the choices are the same on every device and, in a job of many processes, can be drawn for
-the global batch and then cut into slices.
+Pixels travel as uint8 (N, H, W, C) and leave as float32 (N, C, H, W) in channels-last memory. Drawing and applying are
+apart, so that choices are the same on every device and can be drawn for the global batch of many processes.
 """
 
 from __future__ import annotations

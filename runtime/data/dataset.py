@@ -12,16 +12,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from compiler.language.config import DataConfig
 from compiler.errors import RunError
+from compiler.language.config import DataConfig
 from runtime.data.augment import Augment, Normalise, crop_and_flip, draw, to_float
 from runtime.data.named_sets import Shape, open_dataset
-from runtime.seeds import generator, mix
-from runtime.tasks.base import Task
 from runtime.data.sources import Fetched, Images, Request
 from runtime.data.split import Split, split_images
-
-__all__ = ["Dataset", "Loader", "Place", "Split", "load_dataset"]
+from runtime.seeds import generator, mix
+from runtime.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -45,9 +43,8 @@ class Loader:
     """Batches of the images `rows` of a set.
 
     A training loader shuffles anew each epoch, augments, and drops the last incomplete batch unless it is the only
-    one. Any other loader gives every image once, in the order of `rows`, unchanged. With several processes each gets
-    its slice of every global batch; in training the slices are equal (RunError where they cannot be), otherwise they
-    may differ by one image and a process without an image in the last batch gets one batch fewer.
+    one. Any other gives every image once, in the order of `rows`, unchanged. Each process gets its slice of every
+    global batch: in training equal ones (RunError where they cannot be), otherwise they may differ by one image.
     """
 
     images: Images
@@ -139,16 +136,6 @@ class Dataset:
     validation_share: float
 
     @property
-    def mean(self) -> tuple[float, ...]:
-        """Mean per channel in 0..1."""
-        return self.normalise.mean
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        """Standard deviation per channel in 0..1."""
-        return self.normalise.std
-
-    @property
     def skipped(self) -> dict[str, str]:
         """Unreadable images left out so far: path -> reason."""
         return self.train.skipped | self.test.skipped
@@ -159,13 +146,7 @@ class Dataset:
         return split_images(targets, self.task.strata(targets), weight_part, self.validation_share, self.seed)
 
     def training_loader(
-        self,
-        rows: Tensor,
-        batch_size: int,
-        purpose: str,
-        place: Place = HERE,
-        *,
-        cutout: int = 0,
+        self, rows: Tensor, batch_size: int, purpose: str, place: Place = HERE, *, cutout: int = 0
     ) -> Loader:
         """Shuffled, augmented batches of these training images; see `Loader`."""
         return Loader(
@@ -187,9 +168,7 @@ class Dataset:
         return Loader(images, chosen, self.normalise, batch_size, training=False, place=place)
 
 
-def load_dataset(
-    config: DataConfig, input_shape: Shape, task: Task, *, seed: int, trust_code: bool = False
-) -> Dataset:
+def load_dataset(config: DataConfig, input_shape: Shape, task: Task, *, seed: int, trust_code: bool = False) -> Dataset:
     """Open the data set, check it against the spec and compute what normalisation needs.
 
     `input_shape` is (C, H, W). Mean and deviation are those of the training images outside the validation part (of a

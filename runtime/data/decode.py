@@ -31,7 +31,7 @@ _TRIES = 10
 _JITTER = 0.4  # brightness, contrast and saturation change by a factor in 1 +- this
 
 
-def decode(path: str, shape: tuple[int, int, int], view: View, key: int | None) -> Pixels:
+def decode(path: str, shape: tuple[int, ...], view: View, key: int | None) -> Pixels:
     """The image at `path` as (H, W, C) uint8, for a network input `shape` (C, H, W).
 
     Photographs are turned upright first. View `fit`, or no key: scaled until it just covers HxW, then cropped in the

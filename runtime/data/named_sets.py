@@ -1,34 +1,34 @@
 """The data sets a spec can name, each opened as training images, test images and names of the outputs.
 
-Everything that can be known without decoding images is checked here first: that the set is there, that its shape is
-the spec's and its targets fit the task, that code from outside may be run.
+What can be known without decoding images is checked first: that the set is there and fits the spec and the task.
 """
 
 from __future__ import annotations
 
 import fcntl
-import importlib
 import os
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
 import torch
 
-from compiler.language.config import DataConfig
 from compiler.errors import RunError, did_you_mean
+from compiler.ir.graph import TensorType
+from compiler.language.config import DataConfig
 from runtime.data.augment import Augment
 from runtime.data.decode import MODES, View
-from runtime.seeds import generator
-from runtime.tasks.base import Task
 from runtime.data.sources import FileImages, Images, MemoryImages
 from runtime.data.split import stratified_order
+from runtime.seeds import generator
+from runtime.tasks.base import Task
 
-Shape = tuple[int, int, int]  # (C, H, W)
+Shape = tuple[int, ...]  # (C, H, W)
 
 _IN_MEMORY_BYTES = 2 * 10**9
 _DIGITS_TEST = 360  # of 1797
@@ -80,28 +80,19 @@ class _Expected:
         """Names of the outputs; RunError if the classes of the set do not fit the task."""
         return self.task.labels(self.config.name, train.targets, test.targets, classes)
 
-    def check_shape(self, found: Shape) -> None:
-        if found != self.shape:
-            raise RunError(
-                f"images of data set {self.config.name!r} are {_text(found)} (channels x height x width), the spec's "
-                f"input is {_text(self.shape)}: set `input: {list(found)}` in the spec, or data.name to other data"
-            )
-
-    def check_held_in_memory(self) -> None:
-        if self.config.in_memory is False:
-            raise RunError(
-                f"data.in_memory: false cannot be had for {self.config.name!r}, which is never read from single image "
-                "files; leave data.in_memory out"
-            )
-
-
-def _text(shape: Shape) -> str:
-    return "x".join(map(str, shape))
-
 
 def _opened(expected: _Expected, train: MemoryImages, test: MemoryImages, classes: Sequence[str] | None) -> Opened:
-    expected.check_held_in_memory()
-    expected.check_shape((test.images.shape[1], *test.size))
+    name, found = expected.config.name, (test.images.shape[1], *test.size)
+    if expected.config.in_memory is False:
+        raise RunError(
+            f"data.in_memory: false cannot be had for {name!r}, which is never read from single image files; "
+            "leave data.in_memory out"
+        )
+    if found != expected.shape:
+        raise RunError(
+            f"images of data set {name!r} are {TensorType(found)} (channels x height x width), the spec's input is "
+            f"{TensorType(expected.shape)}: set `input: {list(found)}` in the spec, or data.name to other data"
+        )
     return Opened(train, test, expected.labels(train, test, classes), Augment())
 
 
@@ -207,7 +198,9 @@ def _find_files(
     expected: _Expected, test_names: tuple[str, str], view: View
 ) -> tuple[FileImages, FileImages, tuple[str, ...]]:
     if expected.shape[0] not in MODES:
-        raise RunError(f"image files have 1 or 3 channels, the spec's input is {_text(expected.shape)}: change `input`")
+        raise RunError(
+            f"image files have 1 or 3 channels, the spec's input is {TensorType(expected.shape)}: change `input`"
+        )
     root, config = expected.root, expected.config
     test_root = next((root / name for name in test_names if (root / name).is_dir()), None)
     if test_root is None or not (root / "train").is_dir():
@@ -219,7 +212,9 @@ def _find_files(
     def images(folder: Path) -> tuple[FileImages, tuple[str, ...]]:
         samples, names = _scan(folder)
         paths, numbers = [path for path, _ in samples], torch.tensor([number for _, number in samples])
-        return FileImages(paths, expected.task.targets(numbers), expected.shape, view, config.workers, config.skip_corrupt), names
+        return FileImages(
+            paths, expected.task.targets(numbers), expected.shape, view, config.workers, config.skip_corrupt
+        ), names
 
     train, names = images(root / "train")
     test, test_classes = images(test_root)
@@ -260,7 +255,12 @@ def _open_function(expected: _Expected, trust_code: bool) -> Opened:
             f"data.name: {name} runs Python code, which a spec file alone may not do; "
             "add --trust-code to the command if you trust it"
         )
-    function = _import(name)
+    try:
+        function = resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise RunError(
+            f"data.name: {name} cannot be imported: {error}; install the package or put its folder on PYTHONPATH"
+        ) from error
     try:
         halves = function(expected.config)
     except Exception as error:  # whatever the user's code raises, the message must name it
@@ -273,17 +273,6 @@ def _open_function(expected: _Expected, trust_code: bool) -> Opened:
             f"(N, C, H, W) uint8 and a target for each: {error}"
         ) from error
     return _opened(expected, train, test, None)
-
-
-def _import(name: str) -> Callable[[DataConfig], Any]:
-    module, _, function = name.partition(":")
-    try:
-        found: Callable[[DataConfig], Any] = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise RunError(
-            f"data.name: {name} cannot be imported: {error}; install the package or put its folder on PYTHONPATH"
-        ) from error
-    return found
 
 
 def _checked(task: Task, images: Any, given: Any) -> MemoryImages:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -47,36 +47,15 @@ class Fetched:
     kept: Tensor | None = None  # (N,) int64 on the CPU; None: all of them, in order
 
 
-class Images(Protocol):
-    """A set of images of one shape with their targets."""
-
-    streams: ClassVar[bool]  # decoded anew for every request
-
-    @property
-    def targets(self) -> Tensor:
-        """(N, ...) as the task has them, on the CPU."""
-
-    @property
-    def skipped(self) -> dict[str, str]:
-        """Unreadable images left out so far: path -> reason."""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width."""
-
-    def fetch(self, requests: Iterable[Request], device: torch.device) -> Iterator[Fetched]:
-        """One answer per request, in order."""
-
-
 class MemoryImages:
     """Decoded images, copied to a device when first asked for there."""
 
-    streams: ClassVar[bool] = False
+    streams: ClassVar[bool] = False  # whether images are decoded anew for every request
 
     def __init__(self, pixels: Tensor, targets: Tensor, skipped: dict[str, str] | None = None) -> None:
-        """`pixels`: (N, H, W, C) uint8, `targets`: (N, ...); both on the CPU."""
+        """`pixels`: (N, H, W, C) uint8, `targets`: (N, ...) as the task has them; both on the CPU."""
         self.targets = targets
-        self.skipped = skipped or {}
+        self.skipped = skipped or {}  # unreadable images left out so far: path -> reason
         self._pixels = {torch.device("cpu"): pixels.contiguous()}
 
     @property
@@ -90,7 +69,7 @@ class MemoryImages:
         return self.images.shape[2], self.images.shape[3]
 
     def fetch(self, requests: Iterable[Request], device: torch.device) -> Iterator[Fetched]:
-        """Answers share one tensor of pixels, so nothing is copied before the batch is cropped out of it."""
+        """An answer a request; they share one tensor of pixels, so nothing is copied before a batch is cropped out."""
         if device not in self._pixels:
             self._pixels[device] = self._pixels[torch.device("cpu")].to(device)
         for request in requests:
@@ -104,7 +83,7 @@ class FileImages:
     streams: ClassVar[bool] = True
     paths: Sequence[str]
     targets: Tensor
-    shape: tuple[int, int, int]  # (C, H, W) of what comes out
+    shape: tuple[int, ...]  # (C, H, W) of what comes out
     view: View = "fit"
     workers: int = 0
     skip_corrupt: bool = False
@@ -171,6 +150,7 @@ class FileImages:
         self.skipped.update(failed)
 
 
+Images = MemoryImages | FileImages  # a set of images of one shape with their targets
 _Decoded = tuple[Tensor, list[int], dict[str, str]]  # pixels (N, H, W, C), positions kept, failures by path
 
 
@@ -179,7 +159,7 @@ class _Decoder(TorchDataset[_Decoded]):
     """What a worker holds: it answers a whole request at a time, and reports failures instead of raising them."""
 
     paths: Sequence[str]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     view: View
 
     def __getitem__(self, request: Request) -> _Decoded:

@@ -50,9 +50,7 @@ def stratified_order(labels: Tensor, random: torch.Generator) -> Tensor:
     return torch.from_numpy(by_class[np.argsort(place, kind="stable")].astype(np.int64))
 
 
-def split_images(
-    targets: Tensor, strata: Tensor | None, weight_part: float, validation: float, seed: int
-) -> Split:
+def split_images(targets: Tensor, strata: Tensor | None, weight_part: float, validation: float, seed: int) -> Split:
     """Hold out `validation` of the images, give `weight_part` of the rest to the weights and what remains to the gates.
 
     `targets`: (N, ...); every part holds the numbers of `strata`, (N,) int64, in proportion. The validation part does

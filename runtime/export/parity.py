@@ -154,7 +154,7 @@ def compare(
 ) -> Parity:
     """Run both on random and on test images, in every batch size of `BATCHES`."""
     cases = []
-    shape = (len(dataset.mean), *dataset.test.size)
+    shape = (len(dataset.normalise.mean), *dataset.test.size)
     for batch in BATCHES:
         x, image = form.random(batch, shape, dataset.seed)
         cases.append(Case.of("random", torch_network(x), network(image), judge))

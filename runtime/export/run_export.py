@@ -40,9 +40,8 @@ from runtime.export.parity import (
 from runtime.export.quantise import half, int8
 from runtime.export.trained import Source, Trained, finished_job, load_trained
 from runtime.jobs.logs import Console
-from runtime.rundir.directory import environment
+from runtime.rundir.directory import Opened, environment
 from runtime.rundir.files import guarded, sync, write_json
-from runtime.rundir.opened import Opened
 from runtime.seeds import generator
 from runtime.strategies.latency import device_name
 from runtime.tasks.base import TOLERANCE, Task
@@ -113,12 +112,9 @@ def run_export(opened: Opened, options: ExportOptions | None = None) -> ExportRe
     check_opset(settings.opset)
     finished_job(opened, options.source)
     target = options.output or opened.run.export / MODEL
-    channels, height, width = spec.input
     with opened.run.locked(), _staging(target) as folder:
-        shape = (channels, height, width)
-        dataset = load_dataset(
-            spec.config.data, shape, task_of(spec, opened.graph), seed=spec.config.seed, trust_code=options.trust_code
-        )
+        task, code = task_of(spec, opened.graph), options.trust_code
+        dataset = load_dataset(spec.config.data, spec.input, task, seed=spec.config.seed, trust_code=code)
         trained = load_trained(opened, options.source, dataset, console.line)
         form = ImageForm(settings.with_preprocessing, dataset.normalise)
         result = _Export(opened, options, console, dataset, trained, form, target, folder).run()
@@ -229,8 +225,8 @@ class _Export:
         parity.check(self.task.same)
         protos: dict[Kind, onnx.ModelProto] = {"fp32": proto, **self._small_forms(proto)}
         networks = {"fp32": network} | {k: self._stage(k, p) for k, p in protos.items() if k != "fp32"}
-        with self.console.progress("test images", len(self.dataset.test.targets)) as bar:
-            scores = score_all(networks, torch_network, self.form, self.dataset, judge, bar.advance)
+        with self.console.progress("test images", len(self.dataset.test.targets)) as advance:
+            scores = score_all(networks, torch_network, self.form, self.dataset, judge, advance)
         for kind, form in protos.items():
             helper.set_model_props(form, self._metadata(scores[kind], parity))
             save(form, self._staged(kind))
@@ -301,8 +297,8 @@ class _Export:
             "preprocessing": "none: float images, (pixels / 255 - mean) / std"
             if layout == "none"
             else "raw uint8 images",
-            "mean": self.dataset.mean,
-            "std": self.dataset.std,
+            "mean": self.dataset.normalise.mean,
+            "std": self.dataset.normalise.std,
             "outputs": "probabilities" if self.head else self.task.output_name,
             "spec": self.opened.spec.name,
             "spec_hash": hashlib.sha256(self.opened.run.resolved.read_bytes()).hexdigest(),

@@ -16,10 +16,9 @@ from compiler.lowering.torch.fx import lower_model, weights_of
 from compiler.passes.pipeline import TO_INHERIT
 from runtime.data.dataset import Dataset
 from runtime.jobs.runner import read_settings
-from runtime.rundir.directory import JobDir
+from runtime.rundir.directory import JobDir, Opened
 from runtime.rundir.files import read_json
 from runtime.rundir.network import read_model
-from runtime.rundir.opened import Opened
 from runtime.training.step import recalibrate
 
 Source = Literal["retrain", "search"]
@@ -57,13 +56,12 @@ def finished_job(opened: Opened, source: Source) -> JobDir:
 
 def _check_data(opened: Opened, folder: JobDir) -> None:
     """RunError naming settings of the data that differ from the job's: normalisation would be wrong."""
-    file = folder.path / "config.json"
-    changed = changes(read_settings(file), opened.spec.config.model_dump(mode="json"))
+    changed = changes(read_settings(folder.config), opened.spec.config.model_dump(mode="json"))
     relevant = [each.key for each in changed if each.path[0] in ("seed", "task", "data") and each.key not in MOVABLE]
     if relevant:
         raise RunError(
             f"{folder.path}: the network was trained with other settings: {', '.join(relevant)}\n"
-            f"  try: the same --set and --seed as then ({file} has them)"
+            f"  try: the same --set and --seed as then ({folder.config} has them)"
         )
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
+from torch.utils.tensorboard.summary import histogram
 
 from runtime.rundir.files import guarded
 
@@ -31,8 +32,8 @@ class EventLog:
         with guarded(self.path):
             folder.mkdir(parents=True, exist_ok=True)
             self.path.write_bytes(b"")
-        self._write([Event(file_version="brain.Event:2")])
-        self._write([Event(step=first_step, session_log=SessionLog(status=SessionLog.START))])
+        start = Event(step=first_step, session_log=SessionLog(status=SessionLog.START))
+        self._write([Event(file_version="brain.Event:2"), start])
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Add one point to the curve of each name."""
@@ -43,19 +44,9 @@ class EventLog:
         """Add the distribution of the finite ones of `values` (any shape) to the histograms of `name`."""
         numbers = values.detach().double().cpu().numpy()
         numbers = numbers[np.isfinite(numbers)]
-        if numbers.size == 0:
-            return
-        counts, limits = np.histogram(numbers, bins=_BINS)
-        histogram = HistogramProto(
-            min=numbers.min(),
-            max=numbers.max(),
-            num=numbers.size,
-            sum=numbers.sum(),
-            sum_squares=np.square(numbers).sum(),
-            bucket_limit=limits,  # the right end of each bucket; the first is empty and ends where the numbers begin
-            bucket=[0, *counts],
-        )
-        self._write([Event(step=step, summary=Summary(value=[Summary.Value(tag=name, histo=histogram)]))])
+        if numbers.size:
+            summary = histogram(name, numbers, _BINS)  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+            self._write([Event(step=step, summary=summary)])
 
     def _write(self, events: list[Event]) -> None:
         with guarded(self.path), self.path.open("ab") as file:

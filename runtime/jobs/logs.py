@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,11 +28,10 @@ START = {"metrics": 0, "timings": 0}
 class MetricsLog:
     """`metrics.jsonl`, `timings.jsonl` and `tensorboard/` in a job's folder: one record an epoch.
 
-    Metrics must be the same whenever the job is, so whatever measures time goes to the timings. The log starts empty:
-    the first write cuts off what an earlier job left, unless `rewind` said before how many lines to keep. A position
-    (the number of lines of each file) goes into every checkpoint, and a resumed job's metrics are then byte-identical
-    to those of one that was never stopped. `folder` None is the log of a rank that writes nothing. Every method raises
-    RunError if the disk refuses.
+    Whatever measures time goes to the timings, so that metrics are the same whenever the job is. The log starts empty,
+    unless `rewind` says how many lines to keep of an earlier one. A position (the number of lines of each file) goes
+    into every checkpoint, so that a resumed job's metrics are byte-identical to those of one that was never stopped.
+    `folder` None is the log of a rank that writes nothing. Every method raises RunError if the disk refuses.
     """
 
     def __init__(self, folder: Path | None, warn: Callable[[str], None]) -> None:
@@ -117,18 +116,6 @@ def _curves(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield prefix + key, float(value)
 
 
-@dataclass(frozen=True)
-class Bar:
-    """A progress bar, or nothing where no terminal shows it."""
-
-    _progress: Progress | None = None
-
-    def advance(self, steps: int = 1) -> None:
-        """So many more steps are done."""
-        if self._progress is not None:
-            self._progress.advance(self._progress.task_ids[0], steps)
-
-
 class Console:
     """What people read, on stderr: plain lines, and on a terminal a progress bar with the time left.
 
@@ -142,22 +129,17 @@ class Console:
     def line(self, text: str) -> None:
         """Print a line."""
         if not self._quiet:
-            self._print(text)
+            self._rich.print(text, markup=False)
 
     def warn(self, text: str) -> None:
         """Print a warning, also when quiet."""
-        self._print(f"warning: {text}", style="yellow")
+        self._rich.print(f"warning: {text}", style="yellow", markup=False)
 
     @contextmanager
-    def progress(self, name: str, total: int, done: int = 0) -> Iterator[Bar]:
-        """Show that `done` of `total` steps are done while the block runs; the bar disappears with it."""
-        if self._quiet or not self._rich.is_terminal or self._rich.is_dumb_terminal:
-            yield Bar()
-            return
+    def progress(self, name: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+        """Show a bar with `done` of `total` steps, on a terminal and while the block runs; call it to add steps."""
+        hidden = self._quiet or not self._rich.is_terminal or self._rich.is_dumb_terminal
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self._rich, transient=True, redirect_stdout=False) as progress:
-            progress.add_task(name, total=total, completed=done)
-            yield Bar(progress)
-
-    def _print(self, text: str, style: str | None = None) -> None:
-        self._rich.print(text, style=style, markup=False)
+        shown = Progress(*columns, console=self._rich, transient=True, redirect_stdout=False, disable=hidden)
+        with shown as progress:
+            yield partial(progress.advance, progress.add_task(name, total=total, completed=done))

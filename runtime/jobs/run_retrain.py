@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from compiler.analysis.costs import total_cost
@@ -15,8 +16,8 @@ from compiler.ops import Cost
 from compiler.passes.pipeline import compacted
 from compiler.passes.widen import describe_width
 from runtime.jobs.runner import JobOptions, Workplace, run_job, write_network
+from runtime.rundir.directory import Opened
 from runtime.rundir.network import read_architecture, read_model
-from runtime.rundir.opened import Opened
 from runtime.tasks.base import Metric, Task
 from runtime.tasks.results import Measured, as_record
 from runtime.training.memory import Trial, require_memory
@@ -37,11 +38,6 @@ class RetrainResult(Measured):
     width: float  # the width multiplier
     full: Cost
     found: Cost
-
-    @classmethod
-    def of(cls, record: Mapping[str, Any]) -> RetrainResult:
-        """From the JSON record."""
-        return cls(**{**cls._fields(record), "full": Cost(**record["full"]), "found": Cost(**record["found"])})
 
 
 @dataclass(frozen=True)
@@ -111,24 +107,15 @@ def run_retrain(opened: Opened, options: JobOptions | None = None) -> RetrainRes
 
     def make(place: Workplace) -> RetrainJob:
         place.console.line(found.width_note)
-        job = RetrainJob(
-            found.model.graph,
-            place.config,
-            place.dataset,
-            place.device,
-            found.model.weights or None,
-            place.world,
-        )
+        graph, weights, config = found.model.graph, found.model.weights or None, opened.spec.config
+        job = RetrainJob(graph, config, place.dataset, place.device, weights, place.world)
         require_memory(Trial(job.task, job.config, job.module, (job.optimizer,), job.weight_step), place)
         return job
 
-    def finish(place: Workplace, job: RetrainJob) -> dict[str, Any]:
-        return as_record(_finish(place, job, found))
-
-    return RetrainResult.of(run_job("retrain", opened, options or JobOptions(), make, finish))
+    return RetrainResult.of(run_job("retrain", opened, options or JobOptions(), make, partial(_finish, found)))
 
 
-def _finish(place: Workplace, job: RetrainJob, found: Found) -> RetrainResult:
+def _finish(found: Found, place: Workplace, job: RetrainJob) -> dict[str, Any]:
     if place.world.is_main:
         write_network(place.folder, job.graph, job.weights())
     test = job.scores(job.test.batches(0))
@@ -144,7 +131,7 @@ def _finish(place: Workplace, job: RetrainJob, found: Found) -> RetrainResult:
     )
     following = f"graphspec export {place.opened.run.path}"
     place.console.line(f"{_verdict(result, job.task.decides)}\nwrote {place.folder.weights}; next: {following}")
-    return result
+    return as_record(result)
 
 
 def _metrics(task: Task, test: Scores, validation: Scores, found: Found) -> dict[str, float | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import safetensors.torch
@@ -13,22 +14,20 @@ from compiler.analysis.costs import total_cost
 from compiler.analysis.limits import compared
 from compiler.architecture.found import Architecture
 from compiler.errors import RunError
-from compiler.ir.graph import Graph
 from compiler.ops import Cost
 from compiler.passes.prune_zero_edges import prune
 from runtime.data.split import Split
 from runtime.jobs.logs import Console
 from runtime.jobs.runner import JobOptions, Workplace, run_drawing, run_job, write_network
-from runtime.rundir.directory import JobDir
+from runtime.rundir.directory import JobDir, Opened
 from runtime.rundir.files import write_bytes, write_json, write_text
-from runtime.rundir.opened import Opened
 from runtime.search.search_job import SearchJob
 from runtime.search.supernet import MODEL, below
 from runtime.strategies.base import Context, Found, Space, Strategy, TrainingStrategy
-from runtime.strategies.table import check_options, check_strategy, strategy_class
+from runtime.strategies.table import STRATEGIES, check_options, check_strategy
 from runtime.tasks.base import Metric
 from runtime.tasks.results import Measured, as_record
-from runtime.tasks.table import task_class
+from runtime.tasks.table import TASKS
 from runtime.training.memory import Trial, require_memory
 from runtime.training.step import Scores
 
@@ -49,11 +48,6 @@ class SearchResult(Measured):
     full: Cost
     found: Cost
 
-    @classmethod
-    def of(cls, record: Mapping[str, Any]) -> SearchResult:
-        """From the JSON record."""
-        return cls(**{**cls._fields(record), "full": Cost(**record["full"]), "found": Cost(**record["found"])})
-
 
 def run_search(
     opened: Opened, options: JobOptions | None = None, strategy: type[Strategy] | None = None
@@ -64,16 +58,13 @@ def run_search(
     """
     if strategy is None:
         check_strategy(opened.spec)
-    kind = strategy or strategy_class(opened.spec.config.search.strategy)
+    kind = strategy or STRATEGIES.load(opened.spec.config.search.strategy)
     check_options(opened.spec, kind)
     options = options or JobOptions()
     if not issubclass(kind, TrainingStrategy):
-        return SearchResult.of(run_drawing("search", opened, options, lambda *place: _decide(kind, *place)))
+        return SearchResult.of(run_drawing("search", opened, options, partial(_decide, kind)))
 
-    def make(place: Workplace) -> SearchJob:
-        return _job(kind, place)
-
-    return SearchResult.of(run_job("search", opened, options, make, _finish))
+    return SearchResult.of(run_job("search", opened, options, partial(_job, kind), _finish))
 
 
 def _job(kind: type[TrainingStrategy], place: Workplace) -> SearchJob:
@@ -82,16 +73,8 @@ def _job(kind: type[TrainingStrategy], place: Workplace) -> SearchJob:
         raise RunError(
             "the network has no gates: there is nothing to search; put `gated: true` on edges, or retrain it"
         )
-    context = Context(
-        opened.graph,
-        place.config,
-        place.dataset,
-        place.device,
-        opened.spec.gate_init,
-        place.console,
-        place.folder.path,
-        place.world,
-    )
+    graph, config, gate_init, folder = opened.graph, opened.spec.config, opened.spec.gate_init, place.folder.path
+    context = Context(graph, config, place.dataset, place.device, gate_init, place.console, folder, place.world)
     strategy = kind(context)
     net = strategy.net
     require_memory(Trial(net.task, net.config, net.module, (net.weights,), net.step), place)
@@ -115,37 +98,26 @@ def _finish(place: Workplace, job: SearchJob) -> dict[str, Any]:
     def write() -> dict[str, Any]:
         if found.net is not None:
             write_network(place.folder, found.net.graph, below(found.net.tensors(), MODEL))
-        result = _write(place.opened, place.folder, job.strategy, found, scores)
-        if doubt := job.strategy.doubt(_graph_of(place.opened, found)):
-            place.console.warn(doubt)
-        _tell(result, place.dataset.task.decides, place.console)
-        return as_record(result)
+        return _conclude(place.opened, place.folder, place.console, job.strategy, found, scores)
 
     return place.world.decided(write)
 
 
 def _decide(kind: type[Strategy], opened: Opened, folder: JobDir, console: Console) -> dict[str, Any]:
     """Write what a strategy decides that trains nothing; the result."""
-    config = opened.spec.config
-    strategy = kind(Space(opened.graph, config, console))
-    result = _write(opened, folder, strategy, strategy.found(), None)
-    _tell(result, task_class(config.task).metrics[0], console)
-    return as_record(result)
+    strategy = kind(Space(opened.graph, opened.spec.config, console))
+    return _conclude(opened, folder, console, strategy, strategy.found(), None)
 
 
-def _graph_of(opened: Opened, found: Found) -> Graph:
-    """What is left of the space."""
-    if found.net is not None:
-        return found.net.graph
-    return prune(opened.graph, set(opened.graph.gates()) - found.gates.keys())
-
-
-def _write(opened: Opened, folder: JobDir, strategy: Strategy, found: Found, scores: Scores | None) -> SearchResult:
-    """Write arch.yaml and the strategy's section of the report; the result."""
-    graph, config = _graph_of(opened, found), opened.spec.config
+def _conclude(
+    opened: Opened, folder: JobDir, console: Console, strategy: Strategy, found: Found, scores: Scores | None
+) -> dict[str, Any]:
+    """Write arch.yaml and the strategy's section of the report, and tell what was found; the result."""
+    config, gates = opened.spec.config, opened.graph.gates()
+    graph = found.net.graph if found.net else prune(opened.graph, set(gates) - found.gates.keys())
     reached = {} if scores is None else scores.metrics
     images = {} if scores is None else {"validation_images": scores.count}
-    metrics = task_class(config.task).metrics
+    metrics = TASKS.load(config.task).metrics
     names = [*(metric.name for metric in metrics), f"full_{metrics[0].name}"]
     costs = {"full": total_cost(opened.graph), "found": total_cost(graph)}
     architecture = Architecture.of(
@@ -159,17 +131,21 @@ def _write(opened: Opened, folder: JobDir, strategy: Strategy, found: Found, sco
     )
     write_text(folder.arch, architecture.to_yaml())
     write_json(folder.strategy, asdict(strategy.report()))
-    return SearchResult(
+    result = SearchResult(
         run=str(opened.run.path),
         architecture=str(folder.arch),
         metrics={name: architecture.metrics.get(name) for name in names},
-        gates=len(opened.graph.gates()),
+        gates=len(gates),
         kept_gates=len(graph.gates()),
         edges=opened.graph.edge_count(),
         kept_edges=graph.edge_count(),
         full=costs["full"],
         found=costs["found"],
     )
+    if doubt := strategy.doubt(graph):
+        console.warn(doubt)
+    _tell(result, metrics[0], console)
+    return as_record(result)
 
 
 def _tell(result: SearchResult, metric: Metric, console: Console) -> None:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from compiler.errors import RunError
-from compiler.language.config import Configuration
 from runtime.jobs.logs import Console
 from runtime.jobs.runner import JobOptions, LiveReport, check_config, has_results, resume_command
 from runtime.jobs.signals import Interrupted
-from runtime.rundir.directory import JobDir
+from runtime.rundir.directory import JobDir, Opened
 from runtime.rundir.files import guarded
-from runtime.rundir.opened import Opened
 from runtime.rundir.study import (
     Study,
     copy_search,
@@ -27,8 +24,7 @@ from runtime.rundir.study import (
     summary_table,
     write_summary,
 )
-from runtime.tasks.base import Task
-from runtime.tasks.table import task_class
+from runtime.tasks.table import TASKS
 
 R = TypeVar("R")
 
@@ -46,11 +42,6 @@ class StudyJob(Generic[R]):
     match: Path | None = None  # run that random networks are drawn at the size of
     sizes: Mapping[int, int] = field(default_factory=dict)  # those sizes by seed, in parameters
 
-    @property
-    def task(self) -> type[Task]:
-        """What the networks are for."""
-        return task_class(self.opened.spec.config.task)
-
     def run(self) -> Study[R]:
         """Run it for every seed that is not finished.
 
@@ -58,6 +49,7 @@ class StudyJob(Generic[R]):
         `overwrite` is asked for; Interrupted on a signal, with the command that goes on with the study.
         """
         study, console = self.opened.run, Console(self.options.quiet)
+        task = TASKS.load(self.opened.spec.config.task)
         with study.locked():
             self._check()
             if self.options.overwrite:
@@ -66,15 +58,16 @@ class StudyJob(Generic[R]):
             for number, seed in enumerate(self.seeds, start=1):
                 console.line(f"seed {seed} ({number} of {len(self.seeds)})")
                 self._run_seed(seed)
-                write_summary(study, self.task)
+                write_summary(study, task)
                 report.write()
         results = results_of(study, self.name)
-        self._tell(results, console)
+        console.line(rendered(summary_table(self.name, task, results)))
+        self._tell_next(console)
         return Study(
             run=str(study.path),
             seeds=tuple(results),
             results=tuple(self.read(result) for result in results.values()),
-            summary=summary_of(self.name, self.task, list(results.values())),
+            summary=summary_of(self.name, task, list(results.values())),
         )
 
     def _run_seed(self, seed: int) -> None:
@@ -94,36 +87,30 @@ class StudyJob(Generic[R]):
         more += [] if self.match is None else ["--match", str(self.match)]
         return resume_command(self.name, self.opened, self.options, more)
 
-    # -- before it starts -------------------------------------------------------------------------------------------
-
     def _folder(self, seed: int) -> JobDir:
         return JobDir(self.opened.run.seed_run(seed).path / self.name)
 
     def _check(self) -> None:
         """RunError if the study cannot run the job, has results that would be lost, or ran with other settings."""
-        if self.name == "search":
-            self._check_not_searched()
-        else:
-            self._check_found()
-        if not (self.options.resume or self.options.overwrite):
-            started = [seed for seed in self.seeds if has_results(self._folder(seed))]
-            if started:
-                raise RunError(
-                    f"{self.opened.run.path}: the {self.name} of seed {_listed(started)} has run or begun\n"
-                    f"  try: {self._resume_command()}   to go on, or --overwrite to start anew"
-                )
-        redone = self.seeds if self.options.overwrite else ()
-        for seed in self.opened.run.seed_runs():
-            if seed not in redone:
-                check_config(self.name, self._folder(seed), self._as_before(self._folder(seed)))
-
-    def _check_not_searched(self) -> None:
         run = self.opened.run
-        if run.search.is_started:
+        if self.name == "retrain":
+            self._check_found()
+        elif run.search.is_started:
             raise RunError(
                 f"{run.path}: was searched without --seeds, so its seeds can only be retrained\n"
                 f"  try: graphspec compile {run.resolved}   for a run of its own"
             )
+        if not (self.options.resume or self.options.overwrite):
+            started = [seed for seed in self.seeds if has_results(self._folder(seed))]
+            if started:
+                raise RunError(
+                    f"{run.path}: the {self.name} of seed {_listed(started)} has run or begun\n"
+                    f"  try: {self._resume_command()}   to go on, or --overwrite to start anew"
+                )
+        redone = self.seeds if self.options.overwrite else ()
+        for seed in run.seed_runs():
+            if seed not in redone:
+                check_config(self.name, self._folder(seed), self.opened.spec.config, ("seed", "search.random_params"))
 
     def _check_found(self) -> None:
         """RunError if a network to train is missing, or the study's own was found anew since its seeds began."""
@@ -146,16 +133,6 @@ class StudyJob(Generic[R]):
                 f"  try: --overwrite --seeds {','.join(map(str, run.seed_runs()))}"
             )
 
-    def _as_before(self, folder: JobDir) -> Configuration:
-        """The configuration to run with, but for what differs from seed to seed."""
-        config, file = self.opened.spec.config, folder.path / "config.json"
-        if not file.is_file():
-            return config
-        with guarded(file, "read"):
-            before = json.loads(file.read_text(encoding="utf-8"))
-        search = config.search.model_copy(update={"random_params": before["search"]["random_params"]})
-        return config.model_copy(update={"seed": before["seed"], "search": search})
-
     def _clear(self) -> None:
         """Remove what the job left for all seeds, so that a study stopped half-way has no old results."""
         for seed in self.seeds:
@@ -166,11 +143,8 @@ class StudyJob(Generic[R]):
                     if self.opened.run.search.arch.is_file():
                         copy_search(self.opened.run.search, run.search)
 
-    # -- at its end -------------------------------------------------------------------------------------------------
-
-    def _tell(self, results: Mapping[int, Mapping[str, Any]], console: Console) -> None:
+    def _tell_next(self, console: Console) -> None:
         run = self.opened.run
-        console.line(rendered(summary_table(self.name, self.task, results)))
         following = {
             "search": f"graphspec retrain {run.path} --seeds {','.join(map(str, self.seeds))}",
             "retrain": f"graphspec report {run.path}, or graphspec export {run.seed_run(self.seeds[0]).path}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,9 +27,8 @@ from runtime.processes.launch import Launch, refuse_processes
 from runtime.processes.world import ALONE, World
 from runtime.reporting.page import write_report
 from runtime.rundir.checkpoint import CheckpointStore
-from runtime.rundir.directory import JobDir, RunDir, environment
-from runtime.rundir.files import write_bytes, write_json, write_text
-from runtime.rundir.opened import Opened
+from runtime.rundir.directory import JobDir, Opened, RunDir, environment
+from runtime.rundir.files import read_json, write_bytes, write_json, write_text
 from runtime.tasks.table import task_of
 from runtime.training.heap import freed_memory_kept
 from runtime.training.loop import Job, Loop
@@ -54,7 +52,6 @@ class Workplace:
     """What a job gets to work with."""
 
     opened: Opened
-    config: Configuration
     dataset: Dataset
     device: torch.device
     console: Console
@@ -81,7 +78,7 @@ def run_job(name: str, opened: Opened, options: JobOptions, make: MakeJob[J], fi
     device = choose_device(options.device)
     world = World.join(device)
     attempt = _Attempt(name, opened, options, world)
-    result = attempt.run(lambda: _train(attempt, device, make, finish))
+    result = attempt.run(lambda: attempt.train(device, make, finish))
     world.leave()
     return result
 
@@ -137,7 +134,7 @@ class _Attempt:
         """Make the folder ready for what is asked for; the result of a job that is finished already."""
         name, folder, opened, options = self.name, self.folder, self.opened, self.options
         if folder.is_finished and not options.overwrite:
-            return _finished(name, folder, opened, options, self.console)
+            return self._finished()
         if options.overwrite or not has_results(folder):
             folder.clear()
         elif not options.resume:
@@ -147,6 +144,45 @@ class _Attempt:
             )
         check_config(name, folder, opened.spec.config)
         return None
+
+    def _finished(self) -> dict[str, Any]:
+        if not self.options.resume:
+            raise RunError(
+                f"{self.folder.path}: the {self.name} of this run is finished\n"
+                f"  try: the next command, --overwrite to do it again, or graphspec compile SPEC for a new run"
+            )
+        check_config(self.name, self.folder, self.opened.spec.config)
+        self.console.line(f"the {self.name} of {self.opened.run.path} is complete already")
+        result: dict[str, Any] = read_json(self.folder.result)
+        return result
+
+    def train(self, device: torch.device, make: MakeJob[J], finish: Finish[J]) -> dict[str, Any]:
+        """Make the job, train it from its last checkpoint or the beginning, and write what it reached."""
+        opened, options, folder, console, world = self.opened, self.options, self.folder, self.console, self.world
+        spec, config, main = opened.spec, opened.spec.config, world.is_main
+        code = options.trust_code
+        dataset = load_dataset(config.data, spec.input, task_of(spec, opened.graph), seed=config.seed, trust_code=code)
+        place = Workplace(opened, dataset, device, console, folder, world)
+        job = make(place)
+        if main:
+            _write_config(folder, config)
+            write_json(folder.environment, environment(config.seed) | {"processes": world.size})
+        checkpoint = (config.search if self.name == "search" else config.retrain).checkpoint
+        store = CheckpointStore(folder.checkpoints, checkpoint.keep, console.warn)
+        log = MetricsLog(folder.path if main else None, console.warn)
+        command = resume_command(self.name, opened, options)
+        report = LiveReport(opened.run, console, is_kept=main)
+        with StopFlag(speaks=main) as stop, freed_memory_kept():
+            loop = Loop(job, world, store, log, console, stop, config.seed, checkpoint, command, report.refresh)
+            if options.resume and not loop.resume():
+                console.line("no checkpoint yet: starting from the beginning")
+            loop.run()
+        _tell_skipped(dataset, console, world)
+        result = dict(finish(place, job))
+        if main:
+            write_json(folder.result, result)
+        report.write()
+        return result
 
 
 @contextmanager
@@ -180,26 +216,15 @@ def resume_command(name: str, opened: Opened, options: JobOptions, more: Sequenc
     return shlex.join(command)
 
 
-def _finished(name: str, folder: JobDir, opened: Opened, options: JobOptions, console: Console) -> dict[str, Any]:
-    if not options.resume:
-        raise RunError(
-            f"{folder.path}: the {name} of this run is finished\n"
-            f"  try: the next command, --overwrite to do it again, or graphspec compile SPEC for a new run"
-        )
-    check_config(name, folder, opened.spec.config)
-    console.line(f"the {name} of {opened.run.path} is complete already")
-    result: dict[str, Any] = json.loads(folder.result.read_text(encoding="utf-8"))
-    return result
-
-
-def check_config(name: str, folder: JobDir, config: Configuration) -> None:
+def check_config(name: str, folder: JobDir, config: Configuration, may_differ: Sequence[str] = ()) -> None:
     """RunError naming the keys of the job that differ from those an earlier part of it ran with."""
-    file = folder.path / "config.json"
-    if not file.is_file():
+    if not folder.config.is_file():
         return
-    changed = changes(read_settings(file), config.model_dump(mode="json"))
+    changed = changes(read_settings(folder.config), config.model_dump(mode="json"))
     relevant = [each.key for each in changed if each.path[0] in ("seed", "task", "data", "budget", name)]
-    relevant = [key for key in relevant if key not in HARMLESS and not key.startswith(f"{name}.checkpoint.")]
+    relevant = [
+        key for key in relevant if key not in (*HARMLESS, *may_differ) and not key.startswith(f"{name}.checkpoint.")
+    ]
     if relevant:
         raise RunError(
             f"{folder.path}: cannot go on with a changed spec: {', '.join(relevant)}\n"
@@ -220,46 +245,8 @@ def read_settings(file: Path) -> dict[str, Any]:
 
 def _write_config(folder: JobDir, config: Configuration) -> None:
     """Write down what the job runs with; called when nothing is wrong with it, so that a mistake leaves no folder."""
-    file = folder.path / "config.json"
-    if not file.is_file():
-        folder.path.mkdir(parents=True, exist_ok=True)
-        write_json(file, config.model_dump(mode="json"))
-
-
-def _train(attempt: _Attempt, device: torch.device, make: MakeJob[J], finish: Finish[J]) -> dict[str, Any]:
-    opened, options, folder, console, world = (
-        attempt.opened,
-        attempt.options,
-        attempt.folder,
-        attempt.console,
-        attempt.world,
-    )
-    config, spec = opened.spec.config, opened.spec
-    channels, height, width = spec.input
-    shape = (channels, height, width)
-    task = task_of(spec, opened.graph)
-    dataset = load_dataset(config.data, shape, task, seed=config.seed, trust_code=options.trust_code)
-    place = Workplace(opened, config, dataset, device, console, folder, world)
-    job = make(place)
-    if world.is_main:
-        _write_config(folder, config)
-        write_json(folder.environment, environment(config.seed) | {"processes": world.size})
-    settings = config.search if attempt.name == "search" else config.retrain
-    store = CheckpointStore(folder.checkpoints, settings.checkpoint.keep, console.warn)
-    log = MetricsLog(folder.path if world.is_main else None, console.warn)
-    command = resume_command(attempt.name, opened, options)
-    report = LiveReport(opened.run, console, is_kept=world.is_main)
-    with StopFlag(speaks=world.is_main) as stop, freed_memory_kept():
-        loop = Loop(job, world, store, log, console, stop, config.seed, settings.checkpoint, command, report.refresh)
-        if options.resume and not loop.resume():
-            console.line("no checkpoint yet: starting from the beginning")
-        loop.run()
-    _tell_skipped(dataset, console, world)
-    result = dict(finish(place, job))
-    if world.is_main:
-        write_json(folder.result, result)
-    report.write()
-    return result
+    if not folder.config.is_file():
+        write_json(folder.config, config.model_dump(mode="json"))
 
 
 def _tell_skipped(dataset: Dataset, console: Console, world: World) -> None:

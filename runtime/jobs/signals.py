@@ -25,7 +25,7 @@ class Interrupted(GraphspecError):  # noqa: N818  the user asked for it: it is n
 
 
 class StopFlag:
-    """A context in which the first SIGINT or SIGTERM sets `requested`, which the loop polls between steps.
+    """A context in which the first SIGINT or SIGTERM sets `signum`, which the loop polls between steps.
 
     From then on both signals do what the system does by default, so that a second one ends the process even inside a
     long computation. With `speaks` it says so on stderr. Leaving the context puts the former handlers back. Outside
@@ -37,11 +37,6 @@ class StopFlag:
         self._speaks = speaks
         self._process = os.getpid()
         self._former: dict[int, Any] = {}
-
-    @property
-    def requested(self) -> bool:
-        """Whether a signal came."""
-        return self.signum is not None
 
     def __enter__(self) -> StopFlag:
         if threading.current_thread() is threading.main_thread():

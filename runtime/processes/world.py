@@ -1,9 +1,7 @@
 """The processes that share a job, and what they tell each other.
 
-torchrun starts them (`runtime.processes.launch`). All of them do the same, each on its slice of every batch; gradients
-are averaged by torch's DistributedDataParallel. Whatever could come out differently from one to the next, such as a
-look at a file or at a clock, is decided by the main process, which tells the others; it alone writes and speaks. With a
-single process nothing here touches torch.distributed.
+All of them do the same, each on its slice of every batch. What could come out differently from one to the next, such
+as a look at a file or a clock, is decided by the main process, which tells the others; it alone writes and speaks.
 """
 
 from __future__ import annotations
@@ -83,8 +81,6 @@ class World:
         """Whether this process decides, writes and speaks."""
         return self.rank == 0
 
-    # -- words ------------------------------------------------------------------------------------------------------
-
     def decided(self, decide: Callable[[], T]) -> T:
         """What the main process's `decide` gives (JSON), for all; its GraphspecError ends all of them."""
         if self.size == 1:
@@ -95,7 +91,7 @@ class World:
                 message = json.dumps({"value": decide()}).encode()
             except GraphspecError as failure:
                 error, message = failure, json.dumps({"error": str(failure)}).encode()
-        answer = json.loads(self._from_main(message))
+        answer = json.loads(self._sent(message))
         if error is not None:
             raise error
         if "error" in answer:
@@ -108,15 +104,15 @@ class World:
         if self.size == 1:
             return dict(tensors)
         content = safetensors.torch.save(dict(tensors)) if self.is_main else b""
-        return safetensors.torch.load(self._from_main(content))
+        return safetensors.torch.load(self._sent(content))
 
-    def _from_main(self, content: bytes) -> bytes:
-        """The main process's bytes. They are sent as they are: nothing is pickled."""
+    def _sent(self, content: bytes, sender: int = 0) -> bytes:
+        """The bytes of one process, for all. They are sent as they are: nothing is pickled."""
         length = torch.tensor([len(content)])
-        dist.broadcast(length, 0)
-        own = torch.frombuffer(bytearray(content), dtype=torch.uint8) if self.is_main else None
+        dist.broadcast(length, sender)
+        own = torch.frombuffer(bytearray(content), dtype=torch.uint8) if self.rank == sender else None
         data = torch.empty(int(length), dtype=torch.uint8) if own is None else own
-        dist.broadcast(data, 0)
+        dist.broadcast(data, sender)
         return data.numpy().tobytes()
 
     def tables(self, numbers: Sequence[float]) -> Tensor:
@@ -150,15 +146,7 @@ class World:
         """The values (JSON) of all processes by rank."""
         if self.size == 1:
             return [value]
-        content = json.dumps(value).encode()
-        lengths = [int(length) for length in self.tables([len(content)])[:, 0]]
-        own = torch.zeros(max(lengths), dtype=torch.uint8)
-        own[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        rows = [torch.empty_like(own) for _ in range(self.size)]
-        dist.all_gather(rows, own)
-        return [json.loads(row[:n].numpy().tobytes()) for row, n in zip(rows, lengths, strict=True)]
-
-    # -- networks ---------------------------------------------------------------------------------------------------
+        return [json.loads(self._sent(json.dumps(value).encode(), rank)) for rank in range(self.size)]
 
     def replicated(self, network: nn.Module) -> nn.Module:
         """The network, its gradients averaged over all processes for the parameters that are trainable now."""

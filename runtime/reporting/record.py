@@ -20,7 +20,7 @@ from compiler.passes.prune_zero_edges import prune
 from runtime.rundir.directory import JobDir, RunDir
 from runtime.rundir.files import guarded
 from runtime.tasks.base import Task
-from runtime.tasks.table import task_class
+from runtime.tasks.table import TASKS
 
 Record = Mapping[str, Any]
 
@@ -81,7 +81,7 @@ class RunRecord:
     @property
     def task(self) -> type[Task]:
         """What the network is for; runs of earlier versions do not say it."""
-        return task_class(self.config.get("task", "classification"))
+        return TASKS.load(self.config.get("task", "classification"))
 
     @property
     def jobs(self) -> dict[str, JobRecord]:
@@ -149,7 +149,7 @@ def _job(job: JobDir) -> JobRecord:
         arch=_text(job.arch),
         graph=_graph(job.graph_json),
         environment=_json(job.environment),
-        config=_json(job.path / "config.json"),
+        config=_json(job.config),
         started=job.is_started,
     )
 

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from compiler.errors import RunError
+from compiler.ir.graph import Graph
+from compiler.language.spec import Spec
 from runtime.rundir.files import guarded, sync, write_json, write_text
 
 RUNS = Path("runs")  # under the working directory
@@ -44,61 +46,32 @@ class Compiled:
     graph_text: str
 
 
+class _Below:
+    """A path in the folder of its owner."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, owner: JobDir | RunDir, kind: type) -> Path:
+        return owner.path / self.name
+
+
 @dataclass(frozen=True)
 class JobDir:
     """The part of a run directory that belongs to one job: search or retrain."""
 
     path: Path
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def strategy(self) -> Path:
-        """A strategy's section of the report."""
-        return self.path / "strategy.json"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON line per epoch: the same for the same seed."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def timings(self) -> Path:
-        """One JSON line per epoch: how long it took."""
-        return self.path / "timings.jsonl"
-
-    @property
-    def arch(self) -> Path:
-        """The found architecture, small and readable."""
-        return self.path / "arch.yaml"
-
-    @property
-    def graph_json(self) -> Path:
-        """The job's final graph."""
-        return self.path / "graph.json"
-
-    @property
-    def graph_text(self) -> Path:
-        """The job's final graph, one line a node."""
-        return self.path / "graph.txt"
-
-    @property
-    def weights(self) -> Path:
-        """Final weights and gates."""
-        return self.path / "weights.safetensors"
-
-    @property
-    def environment(self) -> Path:
-        """Versions and seed of the job, which may have run elsewhere than `compile`."""
-        return self.path / "environment.json"
-
-    @property
-    def result(self) -> Path:
-        """Final figures. Written last: a job that has it is finished."""
-        return self.path / "result.json"
+    config = _Below("config.json")  # what the job runs with
+    environment = _Below("environment.json")  # versions and seed of the job, which may run elsewhere than `compile`
+    checkpoints = _Below("checkpoints")
+    metrics = _Below("metrics.jsonl")  # a line an epoch, the same for the same seed
+    timings = _Below("timings.jsonl")  # a line an epoch: how long it took
+    strategy = _Below("strategy.json")  # a strategy's section of the report
+    arch = _Below("arch.yaml")  # the found architecture, small and readable
+    graph_json = _Below("graph.json")  # the job's final graph
+    graph_text = _Below("graph.txt")  # the same, one line a node
+    weights = _Below("weights.safetensors")  # final weights and gates
+    result = _Below("result.json")  # final figures, written last: a job that has them is finished
 
     @property
     def is_started(self) -> bool:
@@ -123,46 +96,15 @@ class RunDir:
     """A run directory; make one with `create`, `open` or `latest`."""
 
     path: Path
-
-    @property
-    def spec(self) -> Path:
-        """The spec as given."""
-        return self.path / "spec.yaml"
-
-    @property
-    def resolved(self) -> Path:
-        """The spec with `extends` and overrides merged in."""
-        return self.path / "spec.resolved.yaml"
-
-    @property
-    def config(self) -> Path:
-        """The configuration as resolved."""
-        return self.path / "config.json"
-
-    @property
-    def graph_json(self) -> Path:
-        """The whole search space as a graph. Written last: a run directory that has it is complete."""
-        return self.path / "graph.json"
-
-    @property
-    def graph_text(self) -> Path:
-        """The whole search space, one line a node."""
-        return self.path / "graph.txt"
-
-    @property
-    def environment(self) -> Path:
-        """Versions and seed."""
-        return self.path / "environment.json"
-
-    @property
-    def report(self) -> Path:
-        """The HTML report."""
-        return self.path / "report.html"
-
-    @property
-    def summary(self) -> Path:
-        """What the runs of several seeds reached together."""
-        return self.path / "seeds.json"
+    spec = _Below("spec.yaml")  # as given
+    resolved = _Below("spec.resolved.yaml")  # the spec with `extends` and overrides merged in
+    config = _Below("config.json")  # the configuration as resolved
+    environment = _Below("environment.json")  # versions and seed
+    graph_text = _Below("graph.txt")  # the whole search space, one line a node
+    graph_json = _Below("graph.json")  # the same, written last: a run directory that has it is complete
+    report = _Below("report.html")
+    summary = _Below("seeds.json")  # what the runs of several seeds reached together
+    export = _Below("export")  # folder of the exported model and its checks
 
     def seed_run(self, seed: int) -> RunDir:
         """The run of one seed of several; it need not be there."""
@@ -185,11 +127,6 @@ class RunDir:
         """What retraining leaves."""
         return JobDir(self.path / "retrain")
 
-    @property
-    def export(self) -> Path:
-        """Folder of the exported model and its checks."""
-        return self.path / "export"
-
     @staticmethod
     def create(compiled: Compiled, out: Path | None = None, root: Path = RUNS, *, name_latest: bool = True) -> RunDir:
         """Write a run directory at `out`, or at the next free `<root>/<name>-<number>-s<seed>`, and name it the latest.
@@ -201,10 +138,8 @@ class RunDir:
         write_json(run.path / _MARKER, {"format": FORMAT, "name": compiled.name, "seed": compiled.seed})
         with guarded(run.path):
             run.graph_json.unlink(missing_ok=True)  # from here to the end the run is incomplete
-        write_text(run.spec, compiled.spec)
-        write_text(run.resolved, compiled.resolved)
-        write_text(run.config, compiled.config)
-        write_text(run.graph_text, compiled.graph_text)
+        for name in ("spec", "resolved", "config", "graph_text"):
+            write_text(getattr(run, name), getattr(compiled, name))
         write_json(run.environment, environment(compiled.seed))
         write_text(run.graph_json, compiled.graph_json)
         if name_latest:
@@ -255,6 +190,15 @@ class RunDir:
             except OSError:
                 pass  # some network disks have no locks: there it is up to the user
             yield
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run directory with its spec (overrides applied) and the graph of its whole search space."""
+
+    run: RunDir
+    spec: Spec
+    graph: Graph
 
 
 def environment(seed: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -46,13 +46,12 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path}: is damaged: {error}\n  try: run the command that writes it again") from error
 
 
-def atomic_write(path: Path, fill: Callable[[Path], None]) -> None:
-    """Put what `fill` writes at `path`; folders that are missing are made.
+def write_bytes(path: Path, content: bytes) -> None:
+    """Put `content` at `path`; folders that are missing are made. RunError if the disk refuses.
 
-    `fill` gets a temporary path in the same folder. At every moment, also under SIGKILL or a power cut, `path` holds
-    its former content or all of the new one. The temporary name depends on `path` alone, so that the next write
-    replaces what a killed one left; two processes must not write one path at a time. An OSError becomes a RunError, and
-    whatever `fill` raises passes through; in both cases the temporary file is gone and the former content is intact.
+    At every moment, also under SIGKILL or a power cut, `path` holds its former content or all of the new one. After an
+    error the temporary file is gone and the former content intact. The temporary name depends on `path` alone, so that
+    the next write replaces what a killed one left; two processes must not write one path at a time.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     with guarded(path):
@@ -60,7 +59,7 @@ def atomic_write(path: Path, fill: Callable[[Path], None]) -> None:
             raise RunError(f"{path}: is no regular file, so it cannot be written\n  try: another path")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            fill(temporary)
+            temporary.write_bytes(content)
             sync(temporary)
             os.replace(temporary, path)
         except BaseException:
@@ -79,20 +78,11 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """`atomic_write` of `content`."""
-
-    def fill(temporary: Path) -> None:
-        temporary.write_bytes(content)
-
-    atomic_write(path, fill)
-
-
 def write_text(path: Path, content: str) -> None:
-    """`atomic_write` of `content` as UTF-8, line ends as they are."""
+    """`write_bytes` of `content` as UTF-8, line ends as they are."""
     write_bytes(path, content.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`atomic_write` of `value` as indented JSON, keys in the order given; ValueError if a number is not finite."""
+    """`write_bytes` of `value` as indented JSON, keys in the order given; ValueError if a number is not finite."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -80,9 +80,6 @@ class Study(Generic[R]):
     summary: Mapping[str, Figure]  # by the names of `figures_of`; a figure that no seed has is left out
 
 
-# -- lists of seeds ---------------------------------------------------------------------------------------------------
-
-
 def parse_seeds(text: str) -> tuple[int, ...]:
     """`"0,1,2"` as seeds; RunError if it is no such list."""
     items = [item.strip() for item in text.split(",")]
@@ -100,9 +97,6 @@ def checked_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     if twice:
         raise RunError(f"seeds {listed}: {', '.join(map(str, twice))} is there twice\n  try: each seed once")
     return tuple(seeds)
-
-
-# -- the runs of the seeds --------------------------------------------------------------------------------------------
 
 
 def is_study(run: RunDir) -> bool:
@@ -162,9 +156,6 @@ def _with_seed(study: RunDir, seed: int) -> Compiled:
     )
 
 
-# -- sizes for the control experiment ---------------------------------------------------------------------------------
-
-
 def found_params(run: RunDir) -> int:
     """Parameters of the network that a run's search found, before its width was set; RunError without a search."""
     if is_study(run):
@@ -180,9 +171,6 @@ def found_sizes(match: RunDir, seeds: Sequence[int]) -> dict[int, int]:
     if is_study(match):
         return {seed: found_params(match.seed_run(seed)) for seed in seeds}
     return dict.fromkeys(seeds, found_params(match))
-
-
-# -- sums -------------------------------------------------------------------------------------------------------------
 
 
 def results_of(study: RunDir, job: str) -> dict[int, dict[str, Any]]:

@@ -13,10 +13,11 @@ from compiler.ir.text import from_json, to_json
 from runtime.search.supernet import Supernet
 from runtime.seeds import mix
 from runtime.strategies.base import TrainingStrategy
+from runtime.training.loop import Job
 from runtime.training.stages import Position, Stage
 
 
-class SearchJob:
+class SearchJob(Job):
     """The job behind `graphspec search`; it knows no strategy by name.
 
     A checkpoint holds the strategy's `net` (its tensors, and its graph in the state) and, beside it, what the strategy
@@ -27,7 +28,7 @@ class SearchJob:
 
     def __init__(self, strategy: TrainingStrategy) -> None:
         self.strategy, self.context = strategy, strategy.context
-        self.stages = strategy.stages
+        self.stages, self.task = strategy.stages, strategy.context.task
 
     @property
     def net(self) -> Supernet:
@@ -66,13 +67,8 @@ class SearchJob:
         return {"gates": torch.cat(vectors)} if vectors else {}
 
     def describe(self, record: Mapping[str, Any]) -> str:
-        """The epoch's line."""
-        return (
-            f"{record['stage']} {record['epoch']:>3}  loss {record['train_loss']:.3f}  validation {record['loss']:.3f} "
-            f"{self.context.task.text(record)}  {self.strategy.describe(record)}"
-        )
-
-    # -- resume -----------------------------------------------------------------------------------------------------
+        """The epoch's line, and what the strategy has to say."""
+        return f"{super().describe(record)}  {self.strategy.describe(record)}"
 
     def parameters(self) -> Iterable[Tensor]:
         """Weights and gates."""
@@ -84,11 +80,7 @@ class SearchJob:
 
     def state(self) -> dict[str, Any]:
         """The graph of the network, and the strategy's state."""
-        return {
-            **self.strategy.state(),
-            "graph": to_json(self.net.graph),
-            "split": self.context.split.digest,
-        }
+        return {**self.strategy.state(), "graph": to_json(self.net.graph), "split": self.context.split.digest}
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Become the search that gave these; RunError if it had other images."""

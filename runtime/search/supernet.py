@@ -1,14 +1,13 @@
 """A gated network in training: graph, fx module, weights with their optimizer, gate vectors, and how it shrinks.
 
-What moves the gates is the strategy's business. Weights, batch-norm statistics, gates and momenta are carried from the
-larger network to the smaller one by name (and by slice where a joining op lost an input), so a search goes on after
-pruning as if nothing had happened; a sampled network that was trained gives them back the same way.
+Weights, batch-norm statistics, gates and momenta are carried from the larger network to the smaller one by name (and by
+slice where a joining op lost an input), so a search goes on after pruning as if nothing had happened.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx, nn
@@ -45,12 +44,12 @@ class Supernet:
     config: SearchConfig
     device: torch.device
     module: fx.GraphModule
-    world: World
-    weight_network: Network  # what weight steps call: the module, compiled or replicated where that is asked for
-    gate_network: Network  # and gate steps
-    weight_params: dict[str, nn.Parameter]  # by name
-    gate_vectors: dict[str, nn.Parameter]  # by share scope
-    weights: torch.optim.SGD
+    world: World = ALONE
+    weight_network: Network = field(init=False)  # what weight steps call: the module, maybe compiled or replicated
+    gate_network: Network = field(init=False)  # and gate steps
+    weight_params: dict[str, nn.Parameter] = field(init=False)  # by name
+    gate_vectors: dict[str, nn.Parameter] = field(init=False)  # by share scope
+    weights: torch.optim.SGD = field(init=False)
 
     @classmethod
     def start(
@@ -66,36 +65,20 @@ class Supernet:
         """A fresh supernet: seeded weights, all gates at `gate_init`, batch-norm scales fixed at 1."""
         module = _lowered(graph, config, gate_init)
         initialise(module, seed)
-        return cls._assemble(graph, task, config, device, module, world)
+        return cls(graph, task, config, device, module, world)
 
-    @classmethod
-    def _assemble(
-        cls, graph: Graph, task: Task, config: SearchConfig, device: torch.device, module: fx.GraphModule, world: World
-    ) -> Supernet:
-        freeze_norm_scales(module)
-        share_batches(module, world.rank, world.size, statistics=config.sync_batch_norm)
-        module = module.to(device).to(memory_format=torch.channels_last).train()
-        vectors = gate_parameters(module, graph)
-        network, weights = network_of(module, config), weight_parameters(module)
-        with training_only(weights.values(), vectors.values()):
-            weight_network = world.replicated(network)
-        with training_only(vectors.values(), weights.values()):
-            gate_network = world.replicated(network)
-        return cls(
-            graph=graph,
-            task=task,
-            config=config,
-            device=device,
-            module=module,
-            world=world,
-            weight_network=weight_network,
-            gate_network=gate_network,
-            weight_params=weights,
-            gate_vectors=vectors,
-            weights=weight_optimizer(module, config),
-        )
-
-    # -- steps ------------------------------------------------------------------------------------------------------
+    def __post_init__(self) -> None:
+        freeze_norm_scales(self.module)
+        share_batches(self.module, self.world.rank, self.world.size, statistics=self.config.sync_batch_norm)
+        self.module = self.module.to(self.device).to(memory_format=torch.channels_last).train()
+        self.weight_params, self.gate_vectors = weight_parameters(self.module), gate_parameters(self.module, self.graph)
+        network = network_of(self.module, self.config)
+        weights, gates = self.weight_params.values(), self.gate_vectors.values()
+        with training_only(weights, gates):
+            self.weight_network = self.world.replicated(network)
+        with training_only(gates, weights):
+            self.gate_network = self.world.replicated(network)
+        self.weights = weight_optimizer(self.module, self.config)
 
     def weight_step(self, batch: Batch, rate: float) -> Tensor:
         """One step of the weights at this learning rate; the batch's mean loss as a scalar tensor."""
@@ -128,8 +111,6 @@ class Supernet:
         if self.gate_vectors:
             self.gate_gradients(batch)
 
-    # -- gates ------------------------------------------------------------------------------------------------------
-
     def gate_values(self) -> dict[str, float]:
         """The value of every gate."""
         return gate_values(self.module, self.graph)
@@ -138,8 +119,6 @@ class Supernet:
         """The numbers of vectors laid out as the gate vectors are, by gate."""
         scopes = self.graph.gate_scopes()
         return {g: v for scope, vector in vectors.items() for g, v in zip(scopes[scope], vector.tolist(), strict=True)}
-
-    # -- saved tensors ----------------------------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, statistics, gates and momenta by name."""
@@ -165,12 +144,9 @@ class Supernet:
         world: World = ALONE,
     ) -> Supernet:
         """The supernet whose `tensors` these are."""
-        module = _lowered(graph, config)
-        supernet = cls._assemble(graph, task, config, device, module, world)
+        supernet = cls(graph, task, config, device, _lowered(graph, config), world)
         supernet.load_tensors(tensors)
         return supernet
-
-    # -- smaller networks -------------------------------------------------------------------------------------------
 
     def pruned(self, closed: Collection[str]) -> Supernet:
         """A new supernet without these gates' edges and what only they fed; PassError if nothing would be left.

@@ -7,7 +7,7 @@ business, what is removed from the network is the pruning's.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,12 +86,8 @@ class APGNAG(torch.optim.Optimizer):
         nonnegative = next(g["nonnegative"] for g in self.param_groups if any(p is param for p in g["params"]))
         return param.detach() == 0 if nonnegative else self.proximal_point(param) == 0
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # overloads
         """One update of every parameter that has a gradient; gives what `closure` gives."""
         loss = None
         if closure is not None:

@@ -102,9 +102,7 @@ class ReportSection:
 
     text: str = ""
     tables: Mapping[str, Any] = field(default_factory=dict)  # by title: a map, or a list of maps as rows
-    curves: Mapping[str, Mapping[str, str]] = field(
-        default_factory=dict
-    )  # by title: keys of epoch records, their names
+    curves: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by title: keys of records, their names
 
 
 class Strategy(ABC):
@@ -144,8 +142,6 @@ class TrainingStrategy(Strategy):
         self.context = context
         torch.manual_seed(mix(context.config.seed, "search.start"))
 
-    # -- training ---------------------------------------------------------------------------------------------------
-
     @property
     @abstractmethod
     def stages(self) -> tuple[Stage, ...]:
@@ -174,8 +170,6 @@ class TrainingStrategy(Strategy):
         """The epoch's number over all stages: loaders shuffle by it, and no two epochs may see the same order."""
         return at.epoch + sum(stage.epochs for stage in self.stages[: at.stage])
 
-    # -- what is told -----------------------------------------------------------------------------------------------
-
     def closed(self) -> set[str]:
         """The gates of `net` that count as zero now."""
         return {gate for gate, value in self.net.gate_values().items() if value == 0}
@@ -195,8 +189,6 @@ class TrainingStrategy(Strategy):
     def describe(self, record: Mapping[str, Any]) -> str:
         """What the epoch's line ends with, from its record."""
         return f"zero gates {record['zero_gates']}/{record['gates']}  FLOPs {record['flops'] / 1e6:.2f} M"
-
-    # -- resume -----------------------------------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, Tensor]:
         """What it has learned besides `net`, by name; names below model/ and momentum/ are the job's own."""

@@ -68,8 +68,6 @@ class Dso(TrainingStrategy):
             latency = dict(zip(calls, seconds, strict=True))
         return self.penalty_type(graph, context.graph, context.search.gates, latency)
 
-    # -- steps ------------------------------------------------------------------------------------------------------
-
     def step(self, stage: Stage, at: Position) -> Mapping[str, Tensor]:
         """A weight step (pretrain), or the weight steps and the gate step of one cycle (search)."""
         if stage.name == PRETRAIN:
@@ -97,8 +95,6 @@ class Dso(TrainingStrategy):
         """Of weights and, in the search stage, gates."""
         gates = {"search.gates.lr": self._gate_rate(stage, at)} if stage.name == SEARCH else {}
         return {**super().rates(stage, at), **gates}
-
-    # -- epochs -----------------------------------------------------------------------------------------------------
 
     def end_epoch(self, stage: Stage, at: Position, seconds: float) -> None:
         """In the search stage look for zero gates and prune."""
@@ -204,8 +200,6 @@ class Dso(TrainingStrategy):
         """What checkpoints and arch.yaml call `full_score`."""
         return f"full_{self.context.task.decides.name}"
 
-    # -- resume and results -------------------------------------------------------------------------------------------
-
     def tensors(self) -> dict[str, Tensor]:
         """The state of the gates' optimizer."""
         return gate_tensors(self.net, self.gates)
@@ -250,15 +244,8 @@ class Dso(TrainingStrategy):
 
 def gate_optimizer(net: Supernet) -> APGNAG:
     """APG-NAG over the gates of a network, with the settings of its search."""
-    gates = net.config.gates
-    return APGNAG(
-        net.gate_vectors.values(),
-        lr=gates.lr,
-        gamma=gates.gamma,
-        momentum=gates.momentum,
-        clip=gates.clip,
-        nonnegative=gates.nonnegative,
-    )
+    settings = net.config.gates.model_dump(include={"lr", "gamma", "momentum", "clip", "nonnegative"})
+    return APGNAG(net.gate_vectors.values(), **settings)
 
 
 def gate_tensors(net: Supernet, optimizer: APGNAG) -> dict[str, Tensor]:

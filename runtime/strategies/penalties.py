@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import compress
 
 import torch
@@ -52,10 +53,9 @@ class OpCall:
 def priced_call(graph: Graph, edge: Edge) -> OpCall:
     """The work that a gate on this edge decides about.
 
-    That is the op the edge leads into; of an op that reads its inputs apart, only the part that this input causes (for
-    `project` a 1x1 convolution of its own); and before an op that only brings values together (`add`, `concat`) the op
-    the edge comes from, so that the branches of a reduction block and the candidates of a choice are weighed by their
-    own cost. Behind the image there is no op, and the join's own work counts.
+    That is the op the edge leads into (of one that reads its inputs apart, the part that this input causes); before an
+    op that only brings values together (`add`, `concat`), the op the edge comes from, so that the candidates of a
+    choice are weighed by their own cost. Behind the image there is no op, and the join's own work counts.
     """
     node = graph.node(edge.dst)
     if ops.only_merges(node.op, node.attrs) and graph.inputs(edge.src):
@@ -78,16 +78,12 @@ class Penalty:
       largest of the living gated edges of the network.
     - latency: 0.5 for the fastest to 1 for the slowest of the living gated edges of the network.
 
-    Factors lie in [MIN_FACTOR, 1], so that no block goes unpenalised, and reduction blocks are treated like all others.
+    Factors lie in [MIN_FACTOR, 1], so that no block goes unpenalised.
 
-    The exception is the last living input of a scale-invariant op (`exempt_last_input`). Batch norm undoes the scale
-    of all inputs together, so the loss has no gradient for a lone input's gate: gamma alone would act, and close it
-    after (1 - momentum) / (lr * gamma) steps whether the op is useful or not. Its gate therefore gets gamma 0 while
-    it is the last, and the gates on the op's outputs decide; once they close, the op reaches no output, its inputs
-    live no longer and are penalised again. A shared gate is exempt when that holds for all of its living edges:
-    only then is its gradient, the sum over its edges, zero. `project` is no exception: an ungated block output that is
-    down to one input is as blind to its scale, so the block would turn into the identity in a fixed time. Gate the
-    edge behind the projection to let evidence decide whether the block stays, or turn the exemption off.
+    With `exempt_last_input` the last living input of a scale-invariant op gets gamma 0. Batch norm undoes the scale of
+    all inputs together, so a lone input's gate gets no gradient from the loss: gamma alone would close it after
+    (1 - momentum) / (lr * gamma) steps, useful or not. The gates on the op's outputs decide instead; once they close,
+    its inputs live no longer and are penalised again. A shared gate is exempt when that holds for all its living edges.
     """
 
     def __init__(
@@ -104,22 +100,17 @@ class Penalty:
                 self._sharing.setdefault(edge.gate, []).append(len(self._gated))
                 self._gated.append(edge)
         self.scopes = graph.gate_scopes()
-        self._last: tuple[frozenset[str], dict[str, float]] | None = None
+        self._computed = lru_cache(maxsize=1)(self._compute)
         self._block_ids = frozenset(block.id for block in full.blocks)
         self._blocks = [block_of(edge.dst, self._block_ids) for edge in self._gated]
         self._full_flops = self._block_flops(full, full.edges()) if config.adaptive == "flops" else {}
-        self._prices = self._price(latency) if config.adaptive in ("memory_access", "latency") else []
-
-    def _price(self, latency: Mapping[OpCall, float] | None) -> list[float]:
-        calls = [priced_call(self._graph, edge) for edge in self._gated]
-        return [float(call.mac_bytes) if latency is None else latency[call] for call in calls]
+        priced = self._gated if config.adaptive in ("memory_access", "latency") else []
+        calls = [priced_call(graph, edge) for edge in priced]
+        self._prices = [float(call.mac_bytes) if latency is None else latency[call] for call in calls]
 
     def gammas(self, closed: Collection[str]) -> Mapping[str, float]:
         """gamma by gate id when the gates in `closed` are zero; a call with the same gates again costs nothing."""
-        closed = frozenset(closed)
-        if self._last is None or self._last[0] != closed:
-            self._last = closed, self._compute(closed)
-        return self._last[1]
+        return self._computed(frozenset(closed))
 
     def _compute(self, closed: frozenset[str]) -> dict[str, float]:
         living = surviving_edges(self._graph, closed)
@@ -166,17 +157,14 @@ class Penalty:
     def _exempt(self, living: Collection[Edge], alive: list[bool]) -> frozenset[str]:
         """Gates whose living edges are each the last living input of a scale-invariant op."""
         count = Counter(edge.dst for edge in living)
-        alone = {i for i, n in count.items() if n == 1 and self._is_scale_invariant(i)}
+        lone = (self._graph.node(node_id) for node_id, inputs in count.items() if inputs == 1)
+        alone = {node.id for node in lone if ops.is_scale_invariant(node.op, node.attrs)}
         exempt = set()
         for gate, numbers in self._sharing.items():
             fed = [self._gated[n].dst for n in numbers if alive[n]]
             if fed and alone.issuperset(fed):
                 exempt.add(gate)
         return frozenset(exempt)
-
-    def _is_scale_invariant(self, node_id: str) -> bool:
-        node = self._graph.node(node_id)
-        return ops.is_scale_invariant(node.op, node.attrs)
 
 
 def _within(value: float, low: float, high: float) -> float:

@@ -19,19 +19,12 @@ from runtime.installed import Installed
 if TYPE_CHECKING:
     from runtime.strategies.base import Strategy
 
-STRATEGIES = Installed(
+STRATEGIES: Installed[Strategy] = Installed(
     "strategy",
     "graphspec.strategies",
+    "runtime.strategies.base:Strategy",
     {"dso": "runtime.strategies.dso:Dso", "random": "runtime.strategies.random:RandomNetwork"},
 )
-
-
-def strategy_class(name: str) -> type[Strategy]:
-    """The class of a strategy; GraphspecError if it cannot be had."""
-    from runtime.strategies.base import Strategy
-
-    found: type[Strategy] = STRATEGIES.load(name, Strategy)
-    return found
 
 
 def check_strategy(spec: Spec) -> None:
@@ -39,7 +32,7 @@ def check_strategy(spec: Spec) -> None:
     search = spec.config.search
     STRATEGIES.check(spec, search.strategy, "search", "strategy")
     if search.options or search.strategy not in STRATEGIES.built_in:  # otherwise there is nothing to import for
-        check_options(spec, strategy_class(search.strategy))
+        check_options(spec, STRATEGIES.load(search.strategy))
 
 
 def check_options(spec: Spec, kind: type[Strategy]) -> None:

@@ -84,8 +84,6 @@ class Task(ABC):
             return ""
         return f"asks for {self.outputs} values; end it with a block of type [C, H, W] -> [classes]"
 
-    # -- targets ----------------------------------------------------------------------------------------------------
-
     @abstractmethod
     def targets(self, given: Tensor) -> Tensor:
         """Targets (N, ...) of N images, on the CPU, from what a data set gives; ValueError that says what is wrong."""
@@ -104,8 +102,6 @@ class Task(ABC):
     def strata(self, targets: Tensor) -> Tensor | None:
         """(N,) int64: images of one number are spread evenly over the parts of a split; None: drawn without that."""
         return None
-
-    # -- training and evaluation ------------------------------------------------------------------------------------
 
     @abstractmethod
     def loss(
@@ -127,8 +123,6 @@ class Task(ABC):
     def figures(self, sums: Mapping[str, float], images: int) -> dict[str, float]:
         """The metrics over all images from the sums of `measure`; here each is its mean over the images."""
         return {metric.name: sums[metric.name] / max(images, 1) for metric in self.metrics}
-
-    # -- two networks -----------------------------------------------------------------------------------------------
 
     def agree(self, answers: Tensor, others: Tensor) -> Tensor:
         """(N,) bool: whether two networks say the same of an image."""

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from typing import Any
+from typing import Any, Self
+
+from pydantic import TypeAdapter
 
 
 class Measured:
@@ -20,17 +22,16 @@ class Measured:
         return metrics[name]
 
     @classmethod
-    def _fields(cls, record: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields of a result from its record."""
+    def of(cls, record: Mapping[str, Any]) -> Self:
+        """The result from its JSON record."""
         own = {field.name for field in fields(cls)}  # type: ignore[arg-type]  # subclasses are dataclasses
-        found = {name: value for name, value in record.items() if name in own}
-        return {**found, "metrics": {name: value for name, value in record.items() if name not in own}}
+        metrics = {name: value for name, value in record.items() if name not in own}
+        return TypeAdapter(cls).validate_python({**record, "metrics": metrics})
 
 
 def as_record(result: Any) -> dict[str, Any]:
     """The JSON record of a result, or of a dataclass that holds results."""
-    found: dict[str, Any] = _spread(asdict(result))
-    return found
+    return dict(_spread(asdict(result)))
 
 
 def _spread(value: Any) -> Any:

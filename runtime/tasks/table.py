@@ -12,20 +12,19 @@ from compiler.language.spec import Spec
 from runtime.installed import Installed
 from runtime.tasks.base import Task
 
-TASKS = Installed("task", "graphspec.tasks", {"classification": "runtime.tasks.classification:Classification"})
-
-
-def task_class(name: str) -> type[Task]:
-    """The class of a task; GraphspecError if it cannot be had."""
-    found: type[Task] = TASKS.load(name, Task)
-    return found
+TASKS: Installed[Task] = Installed(
+    "task",
+    "graphspec.tasks",
+    "runtime.tasks.base:Task",
+    {"classification": "runtime.tasks.classification:Classification"},
+)
 
 
 def task_of(spec: Spec, graph: Graph) -> Task:
     """The task of a spec; SpecError if it is unknown, does not know the settings or asks for another output."""
     name, shape, export = spec.config.task, graph.node(OUTPUT).shape, spec.config.export
     TASKS.check(spec, name, "task")
-    task = task_class(name)(spec.classes, spec.config)
+    task = TASKS.load(name)(spec.classes, spec.config)
     smooths = {key for key in ("search", "retrain") if getattr(spec.config, key).label_smoothing > 0}
     unread = [(key, "label_smoothing") for key in smooths if not task.smooths_labels]
     unread += [("export", "probabilities")] if export.probabilities and task.head is None else []

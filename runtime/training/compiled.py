@@ -37,13 +37,9 @@ class CompiledByBlock(nn.Module):
         try:
             found: Tensor | dict[str, Tensor] = self.network(x)
         except TorchDynamoException as error:
+            cause: Exception = getattr(error, "inner_exception", error)  # what a backend raised
             raise RunError(
-                f"torch.compile failed: {_first_line(error)}\n"
+                f"torch.compile failed: {type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}\n"
                 "  try: without --compile (or the setting `compile`); on a CPU it needs a C++ compiler"
             ) from error
         return found
-
-
-def _first_line(error: Exception) -> str:
-    cause: Exception = getattr(error, "inner_exception", error)  # what a backend raised
-    return f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"

@@ -9,6 +9,10 @@ from pathlib import Path
 import torch
 
 ROOT = Path("/")
+GROUPS = {  # by controller: where control groups lie, and the files of limit and use and the entry of what can be freed
+    "": ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),  # version 2
+    "memory": ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
 
 
 def available_memory(device: torch.device) -> int | None:
@@ -35,18 +39,12 @@ def _group_limits(root: Path) -> Iterator[int]:
     """What each control group that this process is in, of version 2 or 1, leaves of its limit."""
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
-        if not controllers:
-            mount, limit, usage, cache = root / "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
-        elif "memory" in controllers.split(","):
-            mount, limit, usage = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-            cache = "total_inactive_file"
-        else:
-            continue
         own = Path(path.lstrip("/"))
-        for folder in (mount / part for part in (own, *own.parents)):
-            most, used = _text(folder / limit).strip(), _text(folder / usage).strip()
-            if most.isdigit() and used.isdigit():
-                yield int(most) - int(used) + _fields(folder / "memory.stat").get(cache, 0)
+        for mount, limit, usage, cache in (GROUPS[name] for name in controllers.split(",") if name in GROUPS):
+            for folder in (root / mount / part for part in (own, *own.parents)):
+                most, used = _text(folder / limit).strip(), _text(folder / usage).strip()
+                if most.isdigit() and used.isdigit():
+                    yield int(most) - int(used) + _fields(folder / "memory.stat").get(cache, 0)
 
 
 def _text(path: Path) -> str:

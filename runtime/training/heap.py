@@ -1,9 +1,8 @@
 """Memory that a training step frees stays with the process, for the next step to use.
 
-Left alone, glibc hands large blocks and the end of the heap back to the kernel as soon as they are free. A step frees
-and takes the same hundreds of MiB again and again, and the kernel has to fill every page of them with zeros anew: on
-the CPU that was a sixth of a search step (`python -m benchmarks.memory`). CUDA has torch's own allocator, and one that
-is loaded before glibc, such as jemalloc, has settings of its own.
+Left alone, glibc hands large blocks back to the kernel as soon as they are free. A step frees and takes the same
+hundreds of MiB again and again, and the kernel fills every page of them with zeros anew: on the CPU that was a sixth
+of a search step (`python -m benchmarks.memory`).
 """
 
 from __future__ import annotations

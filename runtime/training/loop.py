@@ -22,6 +22,7 @@ from runtime.jobs.signals import Interrupted, StopFlag
 from runtime.processes.world import World
 from runtime.rundir.checkpoint import CheckpointStore
 from runtime.seeds import mix
+from runtime.tasks.base import Task
 from runtime.training.stages import Position, Stage
 
 
@@ -29,10 +30,8 @@ class Job(Protocol):
     """What the loop runs."""
 
     name: str
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """Its stages in order."""
+    task: Task
+    stages: tuple[Stage, ...]
 
     def step(self, stage: Stage, at: Position) -> Mapping[str, Tensor]:
         """One step; scalars to average over the epoch. The loop stops the job if one of them is not finite."""
@@ -45,9 +44,14 @@ class Job(Protocol):
 
     def histograms(self) -> Mapping[str, Tensor]:
         """Values whose distribution TensorBoard shows at the end of an epoch."""
+        return {}
 
     def describe(self, record: Mapping[str, Any]) -> str:
         """One line for people from an epoch's record."""
+        return (
+            f"{record['stage']} {record['epoch']:>3}  loss {record['train_loss']:.3f}  "
+            f"validation {record['loss']:.3f} {self.task.text(record)}"
+        )
 
     def parameters(self) -> Iterable[Tensor]:
         """What training changes and is the same in all processes: weights and gates."""
@@ -112,16 +116,16 @@ class Loop:
                 continue
             self._epoch(stage)
             self._save(stage)
-            self._heed(self._signal())
+            self._heed(int(self.world.tables([self.stop.signum or 0]).max()))  # of any process
             self.after_epoch()
 
     def _epoch(self, stage: Stage) -> None:
         started, first = time.perf_counter(), self.position.step
         name = f"{stage.name} {self.position.epoch + 1}/{stage.epochs}"
-        with self.console.progress(name, stage.steps_per_epoch, first) as bar:
+        with self.console.progress(name, stage.steps_per_epoch, first) as advance:
             while self.position.step < stage.steps_per_epoch:
                 signum = self._step(stage)
-                bar.advance()
+                advance(1)
                 waited = time.monotonic() - self.saved_at
                 if signum or (self.config.minutes and waited > 60 * self.config.minutes):
                     self._save(stage)
@@ -129,10 +133,6 @@ class Loop:
         seconds = time.perf_counter() - started
         self._checked_tensors(stage)  # before pruning and validation look at them
         self._end_epoch(stage, seconds, stage.steps_per_epoch - first)
-
-    def _signal(self) -> int:
-        """The signal that a process got, 0 if none did."""
-        return int(self.world.tables([self.stop.signum or 0]).max())
 
     def _heed(self, signum: int) -> None:
         """Stop if a signal came; a checkpoint is written already."""

@@ -13,13 +13,14 @@ from compiler.analysis.weights import weight_shapes
 from compiler.errors import RunError
 from compiler.ir.graph import Graph
 from compiler.ir.text import graph_hash
-from compiler.language.config import Configuration, RetrainConfig
+from compiler.language.config import Configuration
 from compiler.lowering.torch.batch_parts import DropPath, share_batches
 from compiler.lowering.torch.fx import initialise, load_weights, lower, weights_of
 from compiler.passes.training_parts import with_training_parts
 from runtime.data.dataset import Dataset, Place
 from runtime.processes.world import ALONE, World
 from runtime.rundir.checkpoint import optimizer_state, restore_optimizer_state
+from runtime.training.loop import Job
 from runtime.training.stages import Position, Stage
 from runtime.training.step import (
     Batch,
@@ -39,18 +40,7 @@ from runtime.training.step import (
 RETRAIN = "retrain"
 
 
-def trained_graph(graph: Graph, config: RetrainConfig, classes: int) -> Graph:
-    """The compact network with what only its training needs."""
-    return with_training_parts(
-        graph,
-        drop_path=config.drop_path,
-        dropout=config.dropout,
-        auxiliary=config.auxiliary_weight,
-        classes=classes,
-    )
-
-
-class RetrainJob:
+class RetrainJob(Job):
     """The job behind `graphspec retrain`.
 
     `graph` is the compact network that will be exported. What only training needs (drop path, dropout, auxiliary
@@ -72,7 +62,10 @@ class RetrainJob:
         self.graph, self.config, self.device = graph, config.retrain, device
         self.task, self.world = dataset.task, world
         set_precision(self.config, device)
-        trained = trained_graph(graph, self.config, self.task.outputs)
+        drop_path, dropout, auxiliary = self.config.drop_path, self.config.dropout, self.config.auxiliary_weight
+        trained = with_training_parts(
+            graph, drop_path=drop_path, dropout=dropout, auxiliary=auxiliary, classes=self.task.outputs
+        )
         self.own = frozenset(weight_shapes(graph))  # tensors of `graph`; all others are of training-only parts
         self.module = self._network(trained, config.seed, weights)
         self.network = world.replicated(network_of(self.module, self.config))
@@ -136,17 +129,6 @@ class RetrainJob:
             "flops": cost.flops,
             "lr": rate_now(self.config.schedule, self.config.lr, stage, at),
         }
-
-    def histograms(self) -> Mapping[str, Tensor]:
-        """None."""
-        return {}
-
-    def describe(self, record: Mapping[str, Any]) -> str:
-        """The epoch's line."""
-        return (
-            f"{record['stage']} {record['epoch']:>3}  loss {record['train_loss']:.3f}  "
-            f"validation {record['loss']:.3f} {self.task.text(record)}"
-        )
 
     def parameters(self) -> Iterable[Tensor]:
         """All weights."""

@@ -164,12 +164,7 @@ def clip_gradients(params: Iterable[Parameter], limit: float | None) -> None:
 
 
 @torch.no_grad()
-def evaluate(
-    task: Task,
-    module: nn.Module,
-    batches: Iterable[Batch],
-    world: World = ALONE,
-) -> Scores:
+def evaluate(task: Task, module: nn.Module, batches: Iterable[Batch], world: World = ALONE) -> Scores:
     """Loss and metrics of the main output in evaluation mode over the batches of all processes.
 
     The module is left in training mode. Pieces of memory have other sizes than in a step and fit between those badly:

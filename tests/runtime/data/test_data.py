@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from compiler.language.config import DataConfig
 from compiler.errors import RunError
+from compiler.language.config import DataConfig
 from runtime.data.augment import Augment, Normalise
 from runtime.data.dataset import Dataset, Loader, Place, channel_statistics, load_dataset
 from runtime.data.sources import MemoryImages
@@ -121,8 +121,8 @@ def test_digits_are_split_and_normalised_by_their_training_images(digits: Datase
     assert isinstance(digits.train, MemoryImages)
     rows = digits.split(0.5).training
     pixels = digits.train.images[rows].double().numpy() / 255
-    np.testing.assert_allclose(digits.mean, [pixels.mean()], rtol=1e-12)
-    np.testing.assert_allclose(digits.std, [pixels.std()], rtol=1e-12)
+    np.testing.assert_allclose(digits.normalise.mean, [pixels.mean()], rtol=1e-12)
+    np.testing.assert_allclose(digits.normalise.std, [pixels.std()], rtol=1e-12)
 
 
 def test_digits_test_images_are_the_same_for_every_seed(digits: Dataset) -> None:

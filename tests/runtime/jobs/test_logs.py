@@ -14,7 +14,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from compiler.errors import RunError
-from runtime.jobs.logs import Bar, Console, MetricsLog
+from runtime.jobs.logs import Console, MetricsLog
 
 
 class Log(MetricsLog):
@@ -153,11 +153,11 @@ def test_a_full_disk_is_a_clear_error(tmp_path: Path, name: str) -> None:
 
 
 def show(console: Console) -> None:
-    with console.progress("search 1/2", total=4, done=1) as bar:
-        bar.advance()
+    with console.progress("search 1/2", total=4, done=1) as advance:
+        advance(1)
         console.line("[bold] 12:30 /tmp/x " + "long " * 40)
         console.warn("careful")
-        bar.advance(2)
+        advance(2)
 
 
 def test_without_a_terminal_there_are_plain_unwrapped_lines() -> None:
@@ -205,7 +205,3 @@ def test_a_terminal_shows_a_bar_with_the_time_left_and_its_cursor_afterwards(mon
 
 def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert on_a_terminal(monkeypatch, "dumb").splitlines()[1:] == ["warning: careful"]
-
-
-def test_a_bar_that_nothing_shows_can_be_advanced() -> None:
-    Bar().advance()

@@ -21,7 +21,7 @@ from runtime.jobs.signals import Interrupted, StopFlag
 
 with StopFlag() as stop:
     print("ready", flush=True)
-    while not stop.requested:
+    while stop.signum is None:
         pass
     print("checkpoint", flush=True)
     if sys.argv[1] == "stuck":
@@ -67,9 +67,9 @@ def test_the_second_signal_ends_the_process_at_once(signum: signal.Signals, seco
 @SIGNALS
 def test_the_flag_says_which_signal_came(signum: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
     with StopFlag() as stop:
-        assert not stop.requested
+        assert stop.signum is None
         os.kill(os.getpid(), signum)
-        assert stop.requested
+        assert stop.signum is not None
     stopped = Interrupted(stop.signum, "graphspec search runs/digits-001-s0 --resume")
     assert isinstance(stopped, GraphspecError)
     assert stopped.exit_code == 128 + signum
@@ -96,7 +96,7 @@ def test_a_reader_that_is_gone_is_no_trouble() -> None:
         os.dup2(writer, 2)
         with StopFlag() as stop:
             os.kill(os.getpid(), signal.SIGINT)
-            assert stop.requested
+            assert stop.signum is not None
     finally:
         os.dup2(kept, 2)
         os.close(kept)
@@ -111,7 +111,7 @@ with StopFlag() as stop:
     if (child := os.fork()) == 0:
         os.kill(os.getpid(), signal.SIGTERM)
         os._exit(0)
-    print(os.waitpid(child, 0)[1], stop.requested)
+    print(os.waitpid(child, 0)[1], stop.signum is not None)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == (f"{signal.SIGTERM.value} False\n", "")
@@ -122,7 +122,7 @@ def test_outside_the_main_thread_nothing_is_changed() -> None:
 
     def work() -> None:
         with StopFlag() as stop:
-            seen.append((signal.getsignal(signal.SIGINT), stop.requested))
+            seen.append((signal.getsignal(signal.SIGINT), stop.signum is not None))
 
     thread = threading.Thread(target=work)
     thread.start()

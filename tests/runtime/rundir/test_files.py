@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from compiler.errors import RunError
-from runtime.rundir.files import atomic_write, guarded, write_bytes, write_json, write_text
+from runtime.rundir.files import guarded, write_bytes, write_json, write_text
 from tests.dying import DYING
 
 DIE_AT_CALL = (
@@ -40,14 +40,17 @@ def test_json_keeps_the_order_of_keys(tmp_path: Path) -> None:
     assert (tmp_path / "a.json").read_text() == '{\n  "b": 1,\n  "a": [\n    0.1\n  ]\n}\n'
 
 
-def test_a_failing_fill_leaves_the_former_content_and_no_other_file(tmp_path: Path) -> None:
-    def fill(temporary: Path) -> None:
-        temporary.write_text("half of i")
+def test_an_interrupted_write_leaves_the_former_content_and_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(path: Path, content: bytes) -> None:
+        path.write_text("half of i")
         raise KeyboardInterrupt
 
     write_text(tmp_path / "a", "old")
+    monkeypatch.setattr(Path, "write_bytes", half)
     with pytest.raises(KeyboardInterrupt):
-        atomic_write(tmp_path / "a", fill)
+        write_text(tmp_path / "a", "new")
     assert files_of(tmp_path) == {"a": b"old"}
 
 

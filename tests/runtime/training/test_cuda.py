@@ -29,7 +29,7 @@ def supernet(graph: Graph, module: fx.GraphModule, mode: FakeTensorMode, patch: 
     to_cuda(module, mode)
     with patch.context() as inner:
         inner.setattr(nn.Module, "to", lambda self, *_, **__: self)
-        return Supernet._assemble(graph, class_task(), SearchConfig(), CUDA, module, ALONE)
+        return Supernet(graph, class_task(), SearchConfig(), CUDA, module, ALONE)
 
 
 @pytest.mark.usefixtures("stacks_or_not")
