@@ -32,10 +32,6 @@ class GateHistory:
     epochs: tuple[int, ...]
     values: tuple[Mapping[str, float], ...]
 
-    def at(self, index: int, gate: str) -> float:
-        """A gate's value at the index-th recorded epoch."""
-        return self.values[index][gate]
-
     @property
     def last(self) -> Mapping[str, float]:
         """The newest values."""
@@ -54,11 +50,6 @@ class JobRecord:
     environment: Record | None
     config: Record | None  # that the job runs with; overrides may make it another than the compiled one
     started: bool
-
-    @property
-    def status(self) -> str:
-        """`finished`, `in progress` or `not started`."""
-        return "finished" if self.result is not None else "in progress" if self.started else "not started"
 
 
 @dataclass(frozen=True)
@@ -89,9 +80,27 @@ class RunRecord:
         return {"search": self.search, "retrain": self.retrain}
 
     @property
+    def epochs(self) -> list[Record]:
+        """Those of both jobs."""
+        return [*self.search.epochs, *self.retrain.epochs]
+
+    @property
+    def timings(self) -> list[Record]:
+        """Those of both jobs."""
+        return [*self.search.timings, *self.retrain.timings]
+
+    @property
     def is_study(self) -> bool:
         """Whether all the work lies in the runs of several seeds."""
         return bool(self.seeds) and not (self.search.started or self.retrain.started)
+
+    def status_of(self, job: str) -> str:
+        """How far a job is: of a study, in how many of the seeds."""
+        own = self.jobs[job]
+        if self.seeds and not own.started:
+            done = sum(one.jobs[job].result is not None for one in self.seeds.values())
+            return f"finished for {done} of {len(self.seeds)} seeds"
+        return "finished" if own.result is not None else "in progress" if own.started else "not started"
 
     @property
     def strategy(self) -> str:
@@ -112,6 +121,21 @@ class RunRecord:
             return prune(self.graph, closed)
         except PassError:  # for a moment nothing reaches the output: no architecture to show
             return None
+
+
+def by_stage(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Records by the stage that they are of, in the order the stages ran."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(str(record["stage"]), []).append(record)
+    return found
+
+
+def at(value: Any, *keys: str) -> Any:
+    """What lies at these keys of nested JSON; None if nothing does."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
 
 
 def read_run(run: RunDir) -> RunRecord:
@@ -175,10 +199,7 @@ def _text(path: Path) -> str | None:
 
 def _json(path: Path) -> Any:
     text = _text(path)
-    try:
-        return None if text is None else json.loads(text)
-    except ValueError as error:
-        raise _damaged(path, error) from error
+    return None if text is None else _parsed(path, text)
 
 
 def _graph(path: Path) -> Graph | None:
@@ -189,14 +210,12 @@ def _graph(path: Path) -> Graph | None:
 def _lines(path: Path) -> list[Record]:
     """The records of a log; an unfinished last line is left out."""
     whole = [line for line in (_text(path) or "").splitlines(keepends=True) if line.endswith("\n")]
+    return [_parsed(path, line) for line in whole if line.strip()]
+
+
+def _parsed(path: Path, text: str) -> Any:
     try:
-        return [json.loads(line) for line in whole if line.strip()]
+        return json.loads(text)
     except ValueError as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> RunError:
-    return RunError(f"{path}: is damaged ({error})\n  try: remove it; the report then leaves that part out")
-
-
-__all__ = ["GateHistory", "JobRecord", "RunRecord", "read_run"]
+        message = f"{path}: is damaged ({error})\n  try: remove it; the report then leaves that part out"
+        raise RunError(message) from error
