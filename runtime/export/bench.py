@@ -24,7 +24,6 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnx import external_data_helper
-from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from compiler.errors import RunError
 from compiler.ir.graph import INPUT
@@ -33,8 +32,9 @@ from runtime.data.dataset import HERE
 from runtime.export.onnx_bench import Latency, OnnxNetwork, seconds_of_runs
 from runtime.jobs.logs import Console
 from runtime.rundir.directory import JobDir, RunDir
-from runtime.rundir.files import guarded
+from runtime.rundir.files import guarded, read_json
 from runtime.rundir.network import read_model, read_weights
+from runtime.rundir.study import rendered
 from runtime.strategies.latency import device_name
 
 THREADS, BATCHES, SECONDS = (1, 2), (1, 64), 2.0
@@ -80,10 +80,7 @@ class BenchResult:
             counts = (f"{self.bytes[found.network]:,}", str(found.threads), str(found.batch))
             rest = (f"{found.images_per_second:,.0f}", f"{row.peak_mib:.1f}", f"{found.runs:,}")
             table.append((found.network, *counts, *times, *rest))
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [zip(line, widths, strict=True) for line in table]
-        text = ("  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(line)) for line in lines)
-        return "\n".join((f"{self.model} on {self.device}", *text))
+        return f"{self.model} on {self.device}\n{rendered(table, numbers=True)}"
 
 
 # -- what is measured -----------------------------------------------------------------------------------------------
@@ -158,18 +155,6 @@ class TorchNetwork:
 Subject = OnnxFile | TorchNetwork
 
 
-class _ExportedFile(BaseModel):
-    kind: str
-    path: Path
-
-
-class _Exported(BaseModel):
-    """What of `export/parity.json` is read here."""
-
-    source: str
-    files: list[_ExportedFile]
-
-
 def subjects_of(target: Path | None) -> tuple[str, tuple[Subject, ...]]:
     """The name of a run (default: the latest) or model file, and the networks to measure of it.
 
@@ -181,13 +166,12 @@ def subjects_of(target: Path | None) -> tuple[str, tuple[Subject, ...]]:
     record = run.export / "parity.json"
     if not record.is_file():
         raise RunError(f"{run.path}: nothing was exported yet\n  try: graphspec export {run.path} first")
+    exported = read_json(record)
     try:
-        with guarded(record, "read"):
-            exported = TypeAdapter(_Exported).validate_json(record.read_bytes())
-    except ValidationError as error:
-        raise RunError(f"{record}: is damaged: {error}\n  try: graphspec export {run.path}") from error
-    files = (OnnxFile(file.kind, _where_it_lies(run, file.path)) for file in exported.files)
-    return str(run.path), (TorchNetwork(JobDir(run.path / exported.source)), *files)
+        files = [OnnxFile(file["kind"], _where_it_lies(run, Path(file["path"]))) for file in exported["files"]]
+        return str(run.path), (TorchNetwork(JobDir(run.path / exported["source"])), *files)
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{record}: is damaged: {error!r}\n  try: graphspec export {run.path}") from error
 
 
 def _where_it_lies(run: RunDir, path: Path) -> Path:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,21 +94,15 @@ def _timed(run: Callable[[], object], least: int, most: int | None, budget: floa
     return seconds
 
 
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Within this context torch computes on `count` threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def eager_latency(module: nn.Module, x: Tensor, threads: int, budget: float = SECONDS) -> Latency:
     """Of a torch network in evaluation mode on x: (N, C, H, W)."""
-    with torch_threads(threads), torch.inference_mode():
-        return Latency.of("torch", threads, len(x), seconds_of_runs(lambda: module(x), budget))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            return Latency.of("torch", threads, len(x), seconds_of_runs(lambda: module(x), budget))
+    finally:
+        torch.set_num_threads(before)
 
 
 def onnx_latency(path: Path, image: Array, threads: int, budget: float = SECONDS, name: str = "onnx") -> Latency:
