@@ -173,15 +173,16 @@ def search(
     from runtime.jobs.run_study import StudyJob, refuse_study
     from runtime.jobs.runner import JobOptions
 
-    job = JobOptions(**options)
+    job, found = JobOptions(**options), None if match is None else _match(target, overrides, match)
     if seeds is None:
-        opened = open_run(target, matched(target, overrides, match))
+        size = () if found is None else (Override.of("search.random_params", found_params(found), "--match"),)
+        opened = open_run(target, (*overrides_of(overrides), *size))
         refuse_study(opened, "search")
         return run_search(opened, job, strategy)
     chosen = _checked(seeds, overrides)
     run_one = partial(run_search, strategy=strategy)
     path = None if match is None else Path(match)
-    sizes = {} if match is None else found_sizes(_match(target, overrides, match), chosen)
+    sizes = {} if found is None else found_sizes(found, chosen)
     return StudyJob("search", open_run(target, overrides), chosen, job, run_one, SearchResult.of, path, sizes).run()
 
 
@@ -214,14 +215,6 @@ def _checked(seeds: Sequence[int], overrides: Overrides) -> tuple[int, ...]:
     if any(override.path == ("seed",) for override in overrides_of(overrides)):
         raise RunError("one seed (--seed, --set seed=N) and several (--seeds) are asked for\n  try: one of the two")
     return checked_seeds(seeds)
-
-
-def matched(target: Target, overrides: Overrides, match: str | os.PathLike[str] | None) -> tuple[Override, ...]:
-    """The overrides, with the size that the run `match` found; RunError if it found none or nothing is drawn."""
-    typed = overrides_of(overrides)
-    if match is None:
-        return typed
-    return (*typed, Override.of("search.random_params", found_params(_match(target, overrides, match)), "--match"))
 
 
 def _match(target: Target, overrides: Overrides, match: str | os.PathLike[str]) -> RunDir:

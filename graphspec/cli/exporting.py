@@ -42,17 +42,8 @@ def export(
         ("--layout", "export.with_preprocessing", layout or ("nhwc" if with_preprocessing else None)),
         ("--probabilities", "export.probabilities", probabilities or None),
     )
-    result = api.export(
-        target,
-        overrides=overrides,
-        source=source,
-        output=output,
-        fp16=fp16,
-        int8=int8,
-        latency=latency,
-        trust_code=trust_code,
-        quiet=quiet,
-    )
+    wanted = {"source": source, "output": output, "fp16": fp16, "int8": int8, "latency": latency}
+    result = api.export(target, overrides=overrides, trust_code=trust_code, quiet=quiet, **wanted)
     if as_json:
         print_json(as_record(result))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -46,13 +46,13 @@ class HeatMap:
 def heat_map(graph: Graph, history: GateHistory) -> HeatMap:
     """The heat map of a run's gates; `graph` is the whole search space."""
     gates = [gate for scope in graph.gate_scopes().values() for gate in scope]
-    largest = max((value for values in history.values for value in values.values()), default=0.0) or 1.0
+    largest = max((value for values in history.values() for value in values.values()), default=0.0) or 1.0
     matrices, index = gate_matrices(graph), {gate: i for i, gate in enumerate(gates)}
-    side = LARGE if len(matrices) <= LABELLED else SMALL
+    epochs, side = tuple(history), LARGE if len(matrices) <= LABELLED else SMALL
     return HeatMap(
         payload=_payload(gates, history, largest),
-        matrices=tuple(_matrix(m, index, history, largest, side) for m in matrices),
-        epochs=history.epochs,
+        matrices=tuple(_matrix(m, index, history[epochs[-1]], largest, side) for m in matrices),
+        epochs=epochs,
         largest=largest,
     )
 
@@ -84,10 +84,10 @@ def shade(value: float, largest: float) -> float:
 
 def _payload(gates: Sequence[str], history: GateHistory, largest: float) -> str:
     """Values as 16-bit shares of the largest, epoch by epoch; no value but zero becomes 0."""
-    rows = [[values[gate] for gate in gates] for values in history.values]
+    rows = [[values[gate] for gate in gates] for values in history.values()]
     shares = [max(1, round(FULL * min(1.0, abs(v) / largest))) if v else 0 for row in rows for v in row]
     packed = base64.b64encode(struct.pack(f"<{len(shares)}H", *shares)).decode("ascii")
-    payload = {"gates": list(gates), "epochs": list(history.epochs), "largest": largest, "values": packed}
+    payload = {"gates": list(gates), "epochs": list(history), "largest": largest, "values": packed}
     return json.dumps(payload).replace("<", "\\u003c")
 
 
@@ -103,7 +103,7 @@ def _offsets(names: Sequence[str], side: float) -> dict[str, float]:
     return found
 
 
-def _matrix(matrix: Matrix, index: dict[str, int], history: GateHistory, largest: float, side: float) -> str:
+def _matrix(matrix: Matrix, index: dict[str, int], values: Mapping[str, float], largest: float, side: float) -> str:
     labelled = side == LARGE
     left = LETTER * max(map(len, matrix.rows)) + 10 if labelled else 1.0
     head = 20 + (LETTER * 0.72 * max(map(len, matrix.columns)) + 14 if labelled else 2)
@@ -112,7 +112,7 @@ def _matrix(matrix: Matrix, index: dict[str, int], history: GateHistory, largest
     if labelled:
         parts += _names(xs, ys, left, head, side)
     for row, column, gate in matrix.cells:
-        value = history.last[gate]
+        value = values[gate]
         place = f'x="{left + xs[column]:.1f}" y="{head + ys[row]:.1f}" width="{side - 1:g}" height="{side - 1:g}"'
         tip = f'data-tip="{escape(gate)} = {value:.4g}"'
         look = f'style="fill-opacity:{shade(value, largest):.3f}"'

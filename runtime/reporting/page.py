@@ -23,23 +23,12 @@ from compiler.drawing.html import figure_element, page_style, script
 from compiler.drawing.scene import counted, figures, view_of
 from compiler.drawing.svg import Picture, stylesheet
 from compiler.ops import Cost
+from runtime.reporting import tables
 from runtime.reporting.charts import Chart, Series, draw_chart
 from runtime.reporting.heatmap import heat_map
 from runtime.reporting.record import Record, RunRecord, by_stage, read_run
 from runtime.reporting.summary import summarise, tiles
-from runtime.reporting.tables import (
-    CostRow,
-    cell,
-    commands,
-    cost_rows,
-    flat,
-    grids,
-    latency_tables,
-    parity_tables,
-    seed_tables,
-    settings,
-    timing_rows,
-)
+from runtime.reporting.tables import CostRow, cell, flat, grids
 from runtime.rundir.directory import RunDir
 from runtime.rundir.files import write_text
 
@@ -62,17 +51,17 @@ def render(record: RunRecord, spec: Path) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.globals.update(counted=counted, percent=_percent, clock=clock)
     template = environment.from_string(_resource("page.html.j2"))
-    summary, costs = summarise(record), cost_rows(record.graph, record.kept)
-    timings = timing_rows(record.timings)
+    summary, costs = summarise(record), tables.cost_rows(record.graph, record.kept)
+    timings = tables.timing_rows(record.timings)
     return template.render(
         record=record,
         style=Markup(stylesheet() + page_style() + _resource("report.css")),
         script=Markup(script() + _resource("report.js")),
         tiles=tiles(record, summary, costs[-1]),
-        seed_tables=seed_tables(record),
+        seed_tables=tables.seed_tables(record),
         seed_charts=_drawn(_seed_charts(record)),
         figures=_figures(record),
-        heat=record.gates and heat_map(record.graph, record.gates),
+        heat=heat_map(record.graph, record.gates) if record.gates else None,
         strategy_tables=[table for title, value in _said(record, "tables") for table in grids(value, title)],
         strategy_charts=_drawn([_chart(record.epochs, title, names) for title, names in _said(record, "curves")]),
         charts=_drawn(_charts(record)),
@@ -82,13 +71,13 @@ def render(record: RunRecord, spec: Path) -> str:
         widest={kind: _widest([row for row in costs if row.kind == kind]) for kind in ("stage", "block")},
         timings=timings,
         pruning=next((row.speed_up for row in timings if row.stage == "search" and row.epochs > 1), None),
-        parity=parity_tables(record),
-        latency=latency_tables(record),
+        parity=tables.parity_tables(record),
+        latency=tables.latency_tables(record),
         summary=dict(summary.lines()),
         results=[(name, grids(job.result)) for name, job in record.jobs.items() if job.result],
-        settings=settings(record.config),
+        settings=tables.settings(record.config),
         environments=_environments(record),
-        commands=commands(record, spec),
+        commands=tables.commands(record, spec),
         table=[table for name, epochs in by_stage(record.epochs).items() for table in grids(_shown(epochs), name)],
     )
 
@@ -142,8 +131,7 @@ class Drawn:
 
 def _figures(record: RunRecord) -> list[Drawn]:
     """The overview, then every distinct block, before and after."""
-    gates = record.gates.last if record.gates else None
-    pictures: list[Picture] = paint_all(figures(view_of(record.graph, gates, record.kept), None))
+    pictures: list[Picture] = paint_all(figures(view_of(record.graph, record.last_gates, record.kept), None))
     return [Drawn(p.figure.title, Markup(figure_element(p)), index <= OPEN_FIGURES) for index, p in enumerate(pictures)]
 
 

@@ -23,19 +23,8 @@ from runtime.tasks.base import Task
 from runtime.tasks.table import task_class
 
 Record = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class GateHistory:
-    """Gate values at the end of the epochs of the search stage; pruned gates are zero."""
-
-    epochs: tuple[int, ...]
-    values: tuple[Mapping[str, float], ...]
-
-    @property
-    def last(self) -> Mapping[str, float]:
-        """The newest values."""
-        return self.values[-1]
+GateHistory = dict[int, dict[str, float]]
+"""Gate values at the end of the epochs of the search stage, oldest first; pruned gates are zero."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +52,7 @@ class RunRecord:
     environment: Record
     search: JobRecord
     retrain: JobRecord
-    gates: GateHistory | None
+    gates: GateHistory
     section: Record  # what the strategy says of the search: `runtime.strategies.base.ReportSection`; empty before that
     parity: Any  # as export/parity.json has it; None before the export
     latency: Any
@@ -110,13 +99,19 @@ class RunRecord:
         return SearchConfig(strategy=config["search"]["strategy"]).strategy
 
     @property
+    def last_gates(self) -> Mapping[str, float] | None:
+        """The newest gate values; None before there are any."""
+        return next(reversed(self.gates.values()), None)
+
+    @property
     def kept(self) -> Graph | None:
         """What the search has left of the graph so far, with the node ids of the search space; None before it began."""
         if self.search.graph is not None:
             return self.search.graph
-        if self.gates is None:
+        values = self.last_gates
+        if values is None:
             return None
-        closed = [gate for gate in self.graph.gates() if self.gates.last[gate] == 0.0]
+        closed = [gate for gate in self.graph.gates() if values[gate] == 0.0]
         try:
             return prune(self.graph, closed)
         except PassError:  # for a moment nothing reaches the output: no architecture to show
@@ -178,15 +173,14 @@ def _job(job: JobDir) -> JobRecord:
     )
 
 
-def _gates(graph: Graph, epochs: Sequence[Record]) -> GateHistory | None:
+def _gates(graph: Graph, epochs: Sequence[Record]) -> GateHistory:
     """The gate values in the search's epoch records, which list them in the order of the graph."""
     gates = graph.gates()
-    found = {
+    return {
         int(record["epoch"]): dict(zip(gates, record["gate_values"], strict=True))
         for record in epochs
         if record["stage"] == "search" and len(record.get("gate_values", ())) == len(gates) > 0
     }
-    return GateHistory(tuple(found), tuple(found.values())) if found else None
 
 
 def _text(path: Path) -> str | None:

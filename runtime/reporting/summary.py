@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from compiler.analysis.limits import MEASURES, measured
 from compiler.drawing.scene import counted
@@ -155,8 +155,7 @@ CHECKS = {
 }
 
 
-@dataclass(frozen=True)
-class Tile:
+class Tile(NamedTuple):
     """One figure."""
 
     name: str
@@ -180,22 +179,17 @@ def _listed(summary: Summary, wanted: Mapping[str, tuple[str, str, str]]) -> lis
 def _newest(record: RunRecord, metric: Metric) -> list[Tile]:
     """What unfinished jobs have come to in validation."""
     last = [job.epochs[-1] for job in record.jobs.values() if job.result is None and job.epochs]
-    return [
-        Tile(f"{epoch['stage']}, epoch {epoch['epoch']}", metric.text(epoch[metric.name]), f"validation {metric.title}")
-        for epoch in last
-        if epoch.get(metric.name) is not None
-    ]
+    known = [(epoch, epoch[metric.name]) for epoch in last if epoch.get(metric.name) is not None]
+    note = f"validation {metric.title}"
+    return [Tile(f"{epoch['stage']}, epoch {epoch['epoch']}", metric.text(value), note) for epoch, value in known]
 
 
 def _costs(summary: Summary, total: CostRow) -> list[Tile]:
     """Costs of the network that was trained last, where there is one, else of what the search has left so far."""
-    before, after = asdict(total.before), {} if total.after is None else asdict(total.after)
-    left = [(m.unit, before[m.name], _mean(summary, f"{m.name}.found", after.get(m.name))) for m in MEASURES]
-    return [_cost(name, full, found) for name, full, found in [*left, ("edges", total.edges, total.kept_edges)]]
-
-
-def _mean(summary: Summary, name: str, otherwise: float | None) -> float | None:
-    return summary.figures[name].mean if name in summary.figures else otherwise
+    before, after = asdict(total.before), asdict(total.after) if total.after else {}
+    found = {name.removesuffix(".found"): figure.mean for name, figure in summary.figures.items()}
+    left = [_cost(m.unit, before[m.name], found.get(m.name, after.get(m.name))) for m in MEASURES]
+    return [*left, _cost("edges", total.edges, total.kept_edges)]
 
 
 def _cost(name: str, full: float, found: float | None) -> Tile:
