@@ -6,7 +6,9 @@ Both keep the input and output of the model they are made of. What they cost is 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -76,18 +78,6 @@ def _renamed(graph: onnx.GraphProto, old: str) -> str:
 # -- int8 -----------------------------------------------------------------------------------------------------------
 
 
-class _Calibration:
-    """Feeds images to onnxruntime's calibration, one batch at a time."""
-
-    def __init__(self, name: str, batches: Iterable[Array]) -> None:
-        self._name, self._batches = name, iter(batches)
-
-    def get_next(self) -> dict[str, Array] | None:
-        """The next feed, None at the end."""
-        batch = next(self._batches, None)
-        return None if batch is None else {self._name: batch}
-
-
 def int8(proto: onnx.ModelProto, path: Path, calibration: Iterable[Array]) -> None:
     """Write the int8 form of `proto` to `path`: activations uint8 per tensor, weights int8 per channel.
 
@@ -97,13 +87,15 @@ def int8(proto: onnx.ModelProto, path: Path, calibration: Iterable[Array]) -> No
     """
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static  # takes a second
 
+    image = proto.graph.input[0].name
+    feeds = ({image: batch} for batch in calibration)
     inferred = onnx.shape_inference.infer_shapes(proto)
     # Says that shapes are inferred, which is all of onnxruntime's preparation that this model needs.
     helper.set_model_props(inferred, {"onnx.quant.pre_process": "onnxruntime.quant"})
     quantize_static(
         inferred,
         path,
-        _Calibration(proto.graph.input[0].name, calibration),
+        SimpleNamespace(get_next=partial(next, feeds, None)),
         quant_format=QuantFormat.QDQ,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,

@@ -24,7 +24,7 @@ from compiler.errors import RunError
 from compiler.ir.text import graph_hash
 from compiler.lowering.onnx.model import Preprocessing, check_opset, emit, save
 from runtime.data.dataset import HERE, Dataset, load_dataset
-from runtime.export.onnx_bench import Latency, OnnxNetwork, eager_latency, onnx_latency
+from runtime.export.bench import Latency, OnnxNetwork, eager_latency, onnx_latency
 from runtime.export.parity import (
     FileScore,
     ImageForm,
@@ -111,10 +111,8 @@ def run_export(opened: Opened, options: ExportOptions) -> ExportResult:
     check_opset(config.export.opset)
     finished_job(opened, options.source)
     target = options.output or opened.run.export / MODEL
-    channels, height, width = spec.input
-    shape = (channels, height, width)
     with opened.run.locked(), _staging(target) as folder:
-        dataset = load_dataset(config.data, shape, task_of(spec), seed=config.seed, trust_code=options.trust_code)
+        dataset = load_dataset(config.data, spec.input, task_of(spec), seed=config.seed, trust_code=options.trust_code)
         trained = load_trained(opened, options.source, dataset, console.line)
         result = _Export(opened, options, console, trained, dataset, target, folder).run()
         _publish(folder, target)
@@ -180,23 +178,21 @@ def _path_of(kind: str, target: Path) -> Path:
 # -- one export -----------------------------------------------------------------------------------------------------
 
 
+@dataclass
 class _Export:
     """The steps between a trained network and files that passed; `folder` holds those that are not judged yet."""
 
-    def __init__(
-        self,
-        opened: Opened,
-        options: ExportOptions,
-        console: Console,
-        trained: Trained,
-        dataset: Dataset,
-        target: Path,
-        folder: Path,
-    ) -> None:
-        self.opened, self.options, self.console = opened, options, console
-        self.trained, self.dataset, self.target, self.folder = trained, dataset, target, folder
-        self.settings, self.task = opened.spec.config.export, dataset.task
-        self.form = ImageForm(self.settings.with_preprocessing, dataset.normalise)
+    opened: Opened
+    options: ExportOptions
+    console: Console
+    trained: Trained
+    dataset: Dataset
+    target: Path
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self.settings, self.task = self.opened.spec.config.export, self.dataset.task
+        self.form = ImageForm(self.settings.with_preprocessing, self.dataset.normalise)
         self.head = self.task.head if self.settings.probabilities else None  # behind the network in the file
         self.output_name = "probabilities" if self.head else self.task.output_name
         self.allowed = float(getattr(self.settings, TOLERANCE))  # points that a small form may lose

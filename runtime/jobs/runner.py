@@ -235,9 +235,7 @@ def _train(attempt: _Attempt, device: torch.device, make: MakeJob[J], finish: Fi
         attempt.world,
     )
     config, spec = opened.spec.config, opened.spec
-    channels, height, width = spec.input
-    shape = (channels, height, width)
-    dataset = load_dataset(config.data, shape, task_of(spec), seed=config.seed, trust_code=options.trust_code)
+    dataset = load_dataset(config.data, spec.input, task_of(spec), seed=config.seed, trust_code=options.trust_code)
     place = Workplace(opened, config, dataset, device, console, folder, world)
     job = make(place)
     if world.is_main:

@@ -6,13 +6,12 @@ not come to yet is said to be missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
 from functools import partial
 from importlib.resources import files
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
@@ -21,7 +20,7 @@ from compiler.analysis.limits import MEASURES
 from compiler.drawing.formats import paint_all
 from compiler.drawing.html import figure_element, page_style, script
 from compiler.drawing.scene import counted, figures, view_of
-from compiler.drawing.svg import Picture, stylesheet
+from compiler.drawing.svg import stylesheet
 from compiler.ops import Cost
 from runtime.reporting import tables
 from runtime.reporting.charts import Chart, Series, draw_chart
@@ -32,7 +31,6 @@ from runtime.reporting.tables import CostRow, cell, flat, grids
 from runtime.rundir.directory import RunDir
 from runtime.rundir.files import write_text
 
-OPEN_FIGURES = 6  # so many blocks are shown at once, the others unfold
 MAX_CURVES = 6  # of seeds in one chart: more cannot be told apart
 SPEED = "Training speed, images per second", {"images_per_second": "images/s"}
 
@@ -49,9 +47,9 @@ def write_report(run: RunDir) -> Path:
 def render(record: RunRecord, spec: Path) -> str:
     """The page; `spec` is the resolved spec, which the commands to reproduce name."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.globals.update(counted=counted, percent=_percent, clock=clock)
+    environment.globals.update(counted=counted, percent=_percent, clock=clock, figure_element=figure_element)
     template = environment.from_string(_resource("page.html.j2"))
-    summary, costs = summarise(record), tables.cost_rows(record.graph, record.kept)
+    said, summary, costs = record.section, summarise(record), tables.cost_rows(record.graph, record.kept)
     timings = tables.timing_rows(record.timings)
     return template.render(
         record=record,
@@ -60,10 +58,10 @@ def render(record: RunRecord, spec: Path) -> str:
         tiles=tiles(record, summary, costs[-1]),
         seed_tables=tables.seed_tables(record),
         seed_charts=_drawn(_seed_charts(record)),
-        figures=_figures(record),
+        figures=paint_all(figures(view_of(record.graph, record.last_gates, record.kept), None)),
         heat=heat_map(record.graph, record.gates) if record.gates else None,
-        strategy_tables=[table for title, value in _said(record, "tables") for table in grids(value, title)],
-        strategy_charts=_drawn([_chart(record.epochs, title, names) for title, names in _said(record, "curves")]),
+        strategy_tables=[table for title, value in said.get("tables", {}).items() for table in grids(value, title)],
+        strategy_charts=_drawn([_chart(record.epochs, *curves) for curves in said.get("curves", {}).items()]),
         charts=_drawn(_charts(record)),
         rate_charts=_drawn([_chart(record.timings, *SPEED, counted, from_zero=True)]),
         costs=costs,
@@ -115,30 +113,6 @@ def _drawn(charts: Sequence[Chart]) -> list[Markup]:
 def _shown(epochs: Sequence[Record]) -> list[Record]:
     """Epoch records without the long list of gate values."""
     return [{key: value for key, value in record.items() if key != "gate_values"} for record in epochs]
-
-
-# -- drawings -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A figure of the page."""
-
-    title: str
-    svg: Markup
-    open: bool
-
-
-def _figures(record: RunRecord) -> list[Drawn]:
-    """The overview, then every distinct block, before and after."""
-    pictures: list[Picture] = paint_all(figures(view_of(record.graph, record.last_gates, record.kept), None))
-    return [Drawn(p.figure.title, Markup(figure_element(p)), index <= OPEN_FIGURES) for index, p in enumerate(pictures)]
-
-
-def _said(record: RunRecord, part: str) -> Iterable[tuple[str, Any]]:
-    """A part of the strategy's section: titles with what stands below them."""
-    said: Mapping[str, Any] = record.section.get(part, {})
-    return said.items()
 
 
 def _widest(rows: Sequence[CostRow]) -> Cost:

@@ -19,13 +19,17 @@ from runtime.tasks.base import Metric
 
 COUNT, MILLISECONDS, ERROR = "{:,.0f}", "{:.3f} ms", "{:.1e}"
 BATCH = THREADS = 1  # of the latency in the summary; the report has all of them
-WORDS = {
-    "supernet": "{value} before the search",
-    "pruned": "{value} pruned (validation)",
-    "retrained": "{value} test {metric}",
-    "onnxruntime": "{value} by onnxruntime",
+NETWORKS = {
+    "supernet": ("supernet", "validation {metric}, before the search", "{value} before the search"),
+    "pruned": ("pruned supernet", "validation {metric}", "{value} pruned (validation)"),
+    "retrained": ("retrained", "test {metric}, {images} images", "{value} test {metric}"),
+    "onnxruntime": ("onnxruntime", "test {metric} of the ONNX file", "{value} by onnxruntime"),
 }
-"""What people read of the deciding metric of each network."""
+"""Networks that the deciding metric is known of: name and note of their tile, and what the summary says of them."""
+CHECKS = {
+    "latency_ms.onnxruntime": ("latency", MILLISECONDS, "onnxruntime, one image, one thread"),
+    "parity.max_rel": ("parity", ERROR, "largest error against torch, relative"),
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Summary:
     def _reached(self, *names: str) -> str:
         texts = {name: self.text(f"{self.metric.name}.{name}", self.metric.form) for name in names}
         title = self.metric.title
-        return ", ".join(WORDS[name].format(value=text, metric=title) for name, text in texts.items() if text)
+        return ", ".join(NETWORKS[name][2].format(value=text, metric=title) for name, text in texts.items() if text)
 
     def _tested(self) -> str:
         found = self._reached("retrained", "onnxruntime")
@@ -143,17 +147,6 @@ def _numbers(records: Sequence[Any], *keys: str) -> list[float]:
 
 # -- the figures at the top of a report ------------------------------------------------------------------------------
 
-NETWORKS = {
-    "supernet": ("supernet", "validation {metric}, before the search"),
-    "pruned": ("pruned supernet", "validation {metric}"),
-    "retrained": ("retrained", "test {metric}, {images} images"),
-    "onnxruntime": ("onnxruntime", "test {metric} of the ONNX file"),
-}
-CHECKS = {
-    "latency_ms.onnxruntime": ("latency", MILLISECONDS, "onnxruntime, one image, one thread"),
-    "parity.max_rel": ("parity", ERROR, "largest error against torch, relative"),
-}
-
 
 class Tile(NamedTuple):
     """One figure."""
@@ -166,7 +159,7 @@ class Tile(NamedTuple):
 def tiles(record: RunRecord, summary: Summary, total: CostRow) -> list[Tile]:
     """All tiles of a run; `total` is what its search has left so far."""
     metric = record.task.metrics[0]
-    networks = {f"{metric.name}.{key}": (name, metric.form, note) for key, (name, note) in NETWORKS.items()}
+    networks = {f"{metric.name}.{key}": (name, metric.form, note) for key, (name, note, _) in NETWORKS.items()}
     return [*_listed(summary, networks), *_newest(record, metric), *_costs(summary, total), *_listed(summary, CHECKS)]
 
 
