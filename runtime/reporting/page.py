@@ -49,7 +49,8 @@ def render(record: RunRecord, spec: Path) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.globals.update(counted=counted, percent=_percent, clock=clock, figure_element=figure_element)
     template = environment.from_string(_resource("page.html.j2"))
-    said, summary, costs = record.section, summarise(record), tables.cost_rows(record.graph, record.kept)
+    said, stages = record.section, by_stage(record.epochs)
+    summary, costs = summarise(record), tables.cost_rows(record.graph, record.kept)
     timings = tables.timing_rows(record.timings)
     return template.render(
         record=record,
@@ -76,7 +77,7 @@ def render(record: RunRecord, spec: Path) -> str:
         settings=tables.settings(record.config),
         environments=_environments(record),
         commands=tables.commands(record, spec),
-        table=[table for name, epochs in by_stage(record.epochs).items() for table in grids(_shown(epochs), name)],
+        table=[table for stage, epochs in stages.items() for table in grids(_without_gates(epochs), stage)],
     )
 
 
@@ -110,7 +111,7 @@ def _drawn(charts: Sequence[Chart]) -> list[Markup]:
     return [Markup(chart) for chart in map(draw_chart, charts) if chart]
 
 
-def _shown(epochs: Sequence[Record]) -> list[Record]:
+def _without_gates(epochs: Sequence[Record]) -> list[Record]:
     """Epoch records without the long list of gate values."""
     return [{key: value for key, value in record.items() if key != "gate_values"} for record in epochs]
 
