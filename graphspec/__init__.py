@@ -8,16 +8,15 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_API = ("bench", "compile", "export", "load", "open_run", "retrain", "search", "smoke")
-__all__ = [*_API]
+__all__ = ["bench", "compile", "export", "load", "open_run", "retrain", "search", "smoke"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name in _API:
+    if name in __all__:
         return getattr(importlib.import_module("graphspec.api"), name)
     raise AttributeError(f"module 'graphspec' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_API]
+    return [*globals(), *__all__]

@@ -27,7 +27,7 @@ from compiler.elaborate.builder import load as load_spec
 from compiler.errors import RunError
 from compiler.garbage import collector_paused
 from compiler.ir.graph import Graph
-from compiler.ir.text import graph_hash, json_and_hash, text, to_json
+from compiler.ir.text import graph_and_version, graph_hash, json_and_hash, text, to_json
 from compiler.language.overrides import Override, Overrides, overrides_of
 from compiler.language.parse import SPEC, parse_file
 from compiler.language.spec import Spec
@@ -36,8 +36,8 @@ from graphspec.cost_report import CostReport, cost_report
 from runtime.processes.launch import refuse_processes
 from runtime.rundir.directory import RUNS, Opened, RunDir
 from runtime.rundir.directory import Compiled as RunFiles
-from runtime.rundir.files import write_text
-from runtime.rundir.network import read_architecture, read_graph
+from runtime.rundir.files import guarded, write_text
+from runtime.rundir.network import read_architecture
 from runtime.rundir.study import Study, checked_seeds, copy_search, found_params, found_sizes
 from runtime.strategies.table import check_strategy
 from runtime.tasks.table import task_of
@@ -107,29 +107,28 @@ def open_run(target: Target = None, overrides: Overrides = ()) -> Opened:
     The graph is the one that was compiled; the spec is read again for its settings. RunError if the overrides change
     what the graph was made from.
     """
-    if not isinstance(target, RunDir):
-        path = None if target is None else Path(target)
-        if path is not None and _is_spec(path):
-            refuse_processes("compiling", f"graphspec compile {path}, then torchrun with the run")
-            compiled = compile(path, overrides=overrides)
-            assert compiled.run is not None
-            return Opened(compiled.run, compiled.spec, compiled.graph)
-        target = RunDir.latest() if path is None else RunDir.open(path)
+    if spec_file := _spec_file(target):
+        refuse_processes("compiling", f"graphspec compile {spec_file}, then torchrun with the run")
+        compiled = compile(spec_file, overrides=overrides)
+        assert compiled.run is not None
+        return Opened(compiled.run, compiled.spec, compiled.graph)
+    run = target if isinstance(target, RunDir) else RunDir.latest() if target is None else RunDir.open(Path(target))
     typed = overrides_of(overrides)
-    spec = parse_file(target.resolved, typed)
+    spec = parse_file(run.resolved, typed)
     changed = any(override.path[0] in SPEC.names for override in typed)
-    if changed and _structure(spec) != _structure(parse_file(target.resolved)):
+    if changed and _structure(spec) != _structure(parse_file(run.resolved)):
         raise RunError(
-            f"{target.path}: the overrides {' '.join(map(str, typed))} give another graph than the one compiled "
+            f"{run.path}: the overrides {' '.join(map(str, typed))} give another graph than the one compiled "
             f"there\n  try: graphspec compile SPEC with the same --set"
         )
-    return Opened(target, spec, _compiled_graph(target))
+    return Opened(run, spec, _compiled_graph(run))
 
 
 def _compiled_graph(run: RunDir) -> Graph:
     """The graph as it was compiled; a file of version 1 knows no choices, which then follow from the spec."""
-    graph = read_graph(run.graph_json)
-    if '"version": 1,' not in run.graph_json.read_text(encoding="utf-8")[:100]:
+    with guarded(run.graph_json, "read"):
+        graph, version = graph_and_version(run.graph_json.read_text(encoding="utf-8"))
+    if version > 1:
         return graph
     again = load(run.resolved)[1]
     return again if graph_hash(again) == graph_hash(graph) else graph
@@ -144,8 +143,8 @@ def _structure(spec: Spec) -> dict[str, Any]:
 
 def _read(target: Target, overrides: Overrides) -> tuple[Spec, Graph]:
     """The spec and graph of a spec file or a run; nothing is written."""
-    if _is_spec(target):
-        return load(str(target), overrides)
+    if spec_file := _spec_file(target):
+        return load(spec_file, overrides)
     opened = open_run(target, overrides)
     return opened.spec, opened.graph
 
@@ -173,16 +172,16 @@ def search(
     from runtime.jobs.run_study import StudyJob, refuse_study
     from runtime.jobs.runner import JobOptions
 
-    job = JobOptions(**options)
+    job, found = JobOptions(**options), None if match is None else _match(target, overrides, match)
     if seeds is None:
-        opened = open_run(target, matched(target, overrides, match))
+        size = () if found is None else (Override.of("search.random_params", found_params(found), "--match"),)
+        opened = open_run(target, (*overrides_of(overrides), *size))
         refuse_study(opened, "search")
         return run_search(opened, job, strategy)
     chosen = _checked(seeds, overrides)
-    _check_match(target, overrides, match)
     run_one = partial(run_search, strategy=strategy)
     path = None if match is None else Path(match)
-    sizes = {} if path is None else found_sizes(RunDir.open(path), chosen)
+    sizes = {} if found is None else found_sizes(found, chosen)
     return StudyJob("search", open_run(target, overrides), chosen, job, run_one, SearchResult.of, path, sizes).run()
 
 
@@ -217,25 +216,15 @@ def _checked(seeds: Sequence[int], overrides: Overrides) -> tuple[int, ...]:
     return checked_seeds(seeds)
 
 
-def matched(target: Target, overrides: Overrides, match: str | os.PathLike[str] | None) -> tuple[Override, ...]:
-    """The overrides, with the size that the run `match` found; RunError if it found none or nothing is drawn."""
-    _check_match(target, overrides, match)
-    typed = overrides_of(overrides)
-    if match is None:
-        return typed
-    return (*typed, Override.of("search.random_params", found_params(RunDir.open(Path(match))), "--match"))
-
-
-def _check_match(target: Target, overrides: Overrides, match: str | os.PathLike[str] | None) -> None:
-    """RunError if `match` would be of no use."""
-    if match is None:
-        return
+def _match(target: Target, overrides: Overrides, match: str | os.PathLike[str]) -> RunDir:
+    """The run that gives the size; RunError if nothing is drawn at it."""
     spec, _ = _read(target, overrides)
     if spec.config.search.strategy != "random":
         raise RunError(
             f"--match {Path(match)}: only a random network is drawn at a size, and search.strategy is "
             f"{spec.config.search.strategy}\n  try: --strategy random"
         )
+    return RunDir.open(Path(match))
 
 
 SMOKE: dict[str, Any] = {
@@ -253,7 +242,7 @@ def smoke(target: Target = None, last: str = "search", *, overrides: Overrides =
     Where the run has found or been given a network, only that one is retrained. Gives the jobs that ran.
     """
     refuse_processes("--smoke", "it without torchrun")
-    run, (spec, _) = None if _is_spec(target) else open_run(target).run, _read(target, overrides)
+    run, (spec, _) = None if _spec_file(target) else open_run(target).run, _read(target, overrides)
     data, steps = spec.config.data, 2 * spec.config.search.weight_steps
     images = max(4 * steps / spec.config.search.weight_part, 8 / (1 - spec.config.search.weight_part))
     size = math.ceil((images + 1) / (1 - data.validation)) + spec.classes
@@ -273,13 +262,10 @@ def smoke(target: Target = None, last: str = "search", *, overrides: Overrides =
     return (*(("search",) if searches else ()), *(("retrain",) if last == "retrain" else ()))
 
 
-def _is_spec(target: Target) -> bool:
-    return (
-        not isinstance(target, RunDir)
-        and target is not None
-        and Path(target).is_file()
-        and Path(target).suffix in SUFFIXES
-    )
+def _spec_file(target: Target) -> Path | None:
+    """The path of a spec file; None if the target is a run."""
+    path = None if target is None or isinstance(target, RunDir) else Path(target)
+    return path if path and path.is_file() and path.suffix in SUFFIXES else None
 
 
 def export(target: Target = None, *, overrides: Overrides = (), **options: Any) -> ExportResult:

@@ -12,6 +12,7 @@ from compiler.ir.graph import Graph
 from compiler.language.config import SearchConfig
 from compiler.ops import Cost
 from compiler.passes.prune_zero_edges import prune
+from runtime.rundir.study import rendered
 
 HEADS = ("", "nodes", "edges", "gates", "params", "FLOPs", "memory access")
 
@@ -53,15 +54,15 @@ class CostReport:
                 rows.append(_cells(stages.pop(stage), ""))
             rows.append(_cells(block, "  " if stage != block.name else ""))
         rows.append(_cells(self.table.total, "", "total"))
-        smallest, largest = self.smallest, self.table.total.cost
+        smallest, largest, mib = self.smallest, self.table.total.cost, self.memory / 2**20
         return "\n".join(
             [
-                _aligned(rows),
+                rendered(rows, numbers=True),
                 "",
                 f"gates      {self.gates:,} parameters (shared gates count once)",
                 f"smallest   {listed(asdict(smallest))} (all gates closed that may be)",
                 f"largest    {listed(asdict(largest))} (FLOPs are multiply-adds per image)",
-                f"memory     about {_mib(self.memory)} in a weight step of the search over {self.step_images} images",
+                f"memory     about {mib:,.0f} MiB in a weight step of the search over {self.step_images} images",
                 f"graph      {self.graph_hash[:16]}",
             ]
         )
@@ -75,32 +76,13 @@ def cost_report(graph: Graph, search: SearchConfig, graph_hash: str) -> CostRepo
     return CostReport(table, len(graph.gates()), smallest, memory, images, graph_hash)
 
 
-def _mib(size: int) -> str:
-    return f"{size / 2**20:,.0f} MiB"
-
-
 def _row_json(row: Row) -> dict[str, Any]:
-    return {
-        "name": row.name,
-        "kind": row.kind,
-        "nodes": row.nodes,
-        "edges": row.edges,
-        "gates": row.gates,
-        **asdict(row.cost),
-    }
+    record = asdict(row)
+    cost = record.pop("cost")
+    return {**record, **cost}
 
 
 def _cells(row: Row, indent: str, name: str | None = None) -> tuple[str, ...]:
     label = indent + (name or row.name) + (f" ({row.kind})" if row.kind and row.kind != row.name else "")
     numbers = (row.nodes, row.edges, row.gates, row.cost.params, row.cost.flops, row.cost.mac_bytes)
     return (label, *(f"{n:,}" for n in numbers))
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )

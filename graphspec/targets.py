@@ -25,18 +25,15 @@ class Picture:
 
 def graph_of(target: Path, overrides: Sequence[Override] = ()) -> Graph:
     """The graph of a spec or graph file, or of a run: the found one where it was searched, else the whole space."""
-    if target.suffix == ".json" and target.is_file():
-        return read_graph(target)
-    if target.is_dir() or target.name == "latest":
-        picture = picture_of(target, overrides)
-        return picture.kept or picture.graph
-    return load(target, overrides)[1]
+    picture = picture_of(target, overrides)
+    return picture.kept or picture.graph
 
 
 def picture_of(target: Path | None, overrides: Sequence[Override] = ()) -> Picture:
-    """What there is to see of a spec or a run."""
+    """What there is to see of a spec, a graph file or a run."""
     if target is not None and not target.is_dir() and target.name != "latest":
-        return Picture(graph_of(target, overrides))
+        is_graph = target.suffix == ".json" and target.is_file()
+        return Picture(read_graph(target) if is_graph else load(target, overrides)[1])
     if overrides:
         raise GraphspecError("--set changes a spec, not a run that is compiled already; give the spec file")
     run = RunDir.latest() if target is None else RunDir.open(target)

@@ -85,6 +85,11 @@ class GraphFormatError(GraphspecError):
 
 def from_json(source: str) -> Graph:
     """The graph of a JSON form, verified; GraphFormatError if it is none, RuleError if it breaks its phase's rules."""
+    return graph_and_version(source)[0]
+
+
+def graph_and_version(source: str) -> tuple[Graph, int]:
+    """As `from_json`, with the version of the format that the graph was written in."""
     try:
         record = json.loads(source)
         if record["format"] != FORMAT:
@@ -101,7 +106,7 @@ def from_json(source: str) -> Graph:
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise GraphFormatError(f"the graph file is damaged ({error!r}); compile again") from error
     verify(graph)
-    return graph
+    return graph, record["version"]
 
 
 def _graph_of(record: dict[str, Any]) -> Graph:

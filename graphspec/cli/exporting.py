@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,29 +11,18 @@ from graphspec.cli.options import JsonOpt, QuietOpt, RunArg, SetOpt, TrustOpt, o
 from runtime.tasks.results import as_record
 
 
-class Layout(Enum):
-    """Order of a raw image's sizes."""
-
-    NHWC = "nhwc"
-    NCHW = "nchw"
-
-
-class SourceJob(Enum):
-    """The job whose network is exported."""
-
-    RETRAIN = "retrain"
-    SEARCH = "search"
-
-
 def export(
     target: RunArg = None,
     onnx: Annotated[bool, typer.Option("--onnx", hidden=True)] = True,  # accepted: it is the only format
     output: Annotated[Path | None, typer.Option("-o", "--output", help="File; default: RUN/export/model.onnx.")] = None,
-    source: Annotated[SourceJob, typer.Option("--from", help="search: the pruned supernet.")] = SourceJob.RETRAIN,
+    source: Annotated[
+        Literal["retrain", "search"], typer.Option("--from", help="search: the pruned supernet.")
+    ] = "retrain",
     opset: Annotated[int | None, typer.Option("--opset", help="Short for --set export.opset=N.")] = None,
     with_preprocessing: Annotated[bool, typer.Option("--with-preprocessing", help="Take raw uint8 images.")] = False,
     layout: Annotated[
-        Layout | None, typer.Option("--layout", help="Of raw images (default: nhwc); implies --with-preprocessing.")
+        Literal["nhwc", "nchw"] | None,
+        typer.Option("--layout", help="Of raw images (default: nhwc); implies --with-preprocessing."),
     ] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Output probabilities, not logits.")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="Also write a float16 model.")] = False,
@@ -48,24 +36,14 @@ def export(
     """Export the found network as an ONNX file and check it against torch."""
     from graphspec import api
 
-    form = layout or (Layout.NHWC if with_preprocessing else None)
     overrides = overrides_of(
         settings,
         ("--opset", "export.opset", opset),
-        ("--layout", "export.with_preprocessing", form and form.value),
+        ("--layout", "export.with_preprocessing", layout or ("nhwc" if with_preprocessing else None)),
         ("--probabilities", "export.probabilities", probabilities or None),
     )
-    result = api.export(
-        target,
-        overrides=overrides,
-        source=source.value,
-        output=output,
-        fp16=fp16,
-        int8=int8,
-        latency=latency,
-        trust_code=trust_code,
-        quiet=quiet,
-    )
+    wanted = {"source": source, "output": output, "fp16": fp16, "int8": int8, "latency": latency}
+    result = api.export(target, overrides=overrides, trust_code=trust_code, quiet=quiet, **wanted)
     if as_json:
         print_json(as_record(result))
 

@@ -1,13 +1,35 @@
-"""The entry point `graphspec`."""
+"""The entry point `graphspec`.
+
+It imports nothing of `compiler` and `runtime` before it knows that they are ours: `python -m` puts the working
+directory first, where a user may have a package of that name.
+"""
 
 from __future__ import annotations
 
-from graphspec.shadowing import refuse_shadowed
+from importlib.util import find_spec
+from pathlib import Path
+
+import graphspec
 
 
 def main() -> None:
     """Run the command line; SystemExit with the exit code at the end."""
-    refuse_shadowed()
-    from graphspec.cli.app import run  # not before: it imports from `compiler`
+    _refuse_shadowed()
+    from graphspec.cli.app import run
 
     run()
+
+
+def _refuse_shadowed() -> None:
+    """SystemExit with a message (exit code 1) if `compiler` or `runtime` is not the package beside graphspec."""
+    home = Path(graphspec.__file__).resolve().parent.parent
+    for name in ("compiler", "runtime"):
+        spec = find_spec(name)
+        found = Path(spec.origin).resolve() if spec and spec.origin else None
+        if found != home / name / "__init__.py":
+            raise SystemExit(
+                f"error: {found or 'nothing'} is imported as {name!r}, "
+                f"but graphspec needs its own package of that name\n"
+                f"  try: the command `graphspec` instead of `python -m graphspec`, another working directory, "
+                f"or rename yours"
+            )

@@ -21,7 +21,6 @@ SetOpt = Annotated[
 ]
 SeedOpt = Annotated[int | None, typer.Option("--seed", help="Short for --set seed=N.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
-OutFileOpt = Annotated[Path | None, typer.Option("-o", "--output", help="File to write; its extension is the format.")]
 QuietOpt = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings only.")]
 TrustOpt = Annotated[bool, typer.Option("--trust-code", help="Allow data.name: package.module:function.")]
 

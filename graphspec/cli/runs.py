@@ -8,23 +8,14 @@ from typing import Annotated
 import typer
 
 from compiler.errors import GraphspecError
-from graphspec.cli.options import (
-    JsonOpt,
-    OutFileOpt,
-    RunArg,
-    SeedOpt,
-    SetOpt,
-    TargetArg,
-    deliver,
-    overrides_of,
-    print_json,
-    say,
-)
+from graphspec.cli.options import JsonOpt, RunArg, SeedOpt, SetOpt, TargetArg, deliver, overrides_of, print_json, say
 
 
 def show(
     target: TargetArg = None,
-    output: OutFileOpt = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File to write; its extension is the format.")
+    ] = None,
     block: Annotated[str | None, typer.Option("--block", help="Draw only this block, stage, or kind of block.")] = None,
     settings: SetOpt = None,
 ) -> None:

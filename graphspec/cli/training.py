@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,20 +41,14 @@ def search(
     as_json: JsonOpt = False,
 ) -> None:
     """Search the space with a strategy; write the found network."""
-    from graphspec import api
-
     overrides = overrides_of(
         settings,
         ("--seed", "seed", seed),
         ("--strategy", "search.strategy", strategy),
         ("--compile", "search.compile", compile_ or None),
     )
-    options = _options(resume, overwrite, device, trust_code, quiet)
-    chosen = _seeds(seeds, smoke)
-    if smoke:
-        _smoke(target, "search", api.matched(target, overrides, match), options)
-    else:
-        _run(api.search, target, as_json, overrides=overrides, match=match, seeds=chosen, **options)
+    options = {"resume": resume, "overwrite": overwrite, "device": device, "trust_code": trust_code, "quiet": quiet}
+    _run("search", target, smoke, seeds, as_json, overrides=overrides, match=match, **options)
 
 
 def retrain(
@@ -73,42 +66,26 @@ def retrain(
     as_json: JsonOpt = False,
 ) -> None:
     """Train the found network within its budget and report its test accuracy."""
-    from graphspec import api
-
     overrides = overrides_of(settings, ("--seed", "seed", seed), ("--inherit", "retrain.inherit", inherit or None))
-    options = _options(resume, overwrite, device, trust_code, quiet)
-    chosen = _seeds(seeds, smoke)
-    if smoke:
-        _smoke(target, "retrain", overrides, options)
-    else:
-        _run(api.retrain, target, as_json, overrides=overrides, seeds=chosen, **options)
+    options = {"resume": resume, "overwrite": overwrite, "device": device, "trust_code": trust_code, "quiet": quiet}
+    _run("retrain", target, smoke, seeds, as_json, overrides=overrides, **options)
 
 
-def _options(resume: bool, overwrite: bool, device: str, trust_code: bool, quiet: bool) -> dict[str, Any]:
-    return {"resume": resume, "overwrite": overwrite, "device": device, "trust_code": trust_code, "quiet": quiet}
-
-
-def _seeds(text: str | None, smoke: bool) -> tuple[int, ...] | None:
-    """The seeds asked for; RunError if the list is wrong."""
+def _run(job: str, target: Path | None, smoke: bool, seeds: str | None, as_json: bool, **options: Any) -> None:
+    """Run a job, or with `smoke` two steps of it; of several processes one prints the result."""
+    from graphspec import api
+    from runtime.processes.launch import Launch
     from runtime.rundir.study import parse_seeds
 
-    if text is not None and smoke:
-        raise RunError("--smoke runs once and keeps nothing, so it takes no --seeds\n  try: one of the two")
-    return None if text is None else parse_seeds(text)
-
-
-def _smoke(target: Any, last: str, overrides: Any, options: dict[str, Any]) -> None:
-    from graphspec import api
-
-    # silent: two steps say nothing about gates or accuracy, so a warning about either would mislead
-    ran = api.smoke(target, last, overrides=overrides, **options, silent=True)
-    say(f"smoke run passed: two steps of every stage of {' and '.join(ran)} on fake data; nothing was kept")
-
-
-def _run(job: Callable[..., Any], target: Any, as_json: bool, **options: Any) -> None:
-    """Run a job; of several processes one prints its result."""
-    from runtime.processes.launch import Launch
-
-    result = job(target, **options)
+    if smoke:
+        if seeds is not None:
+            raise RunError("--smoke runs once and keeps nothing, so it takes no --seeds\n  try: one of the two")
+        # silent: two steps say nothing about gates or metrics, so a warning about either would mislead
+        ran = api.smoke(target, job, **options, silent=True)
+        say(f"smoke run passed: two steps of every stage of {' and '.join(ran)} on fake data; nothing was kept")
+        return
+    chosen = None if seeds is None else parse_seeds(seeds)
+    run = api.search if job == "search" else api.retrain
+    result = run(target, seeds=chosen, **options)
     if as_json and Launch.here().is_main:
         print_json(as_record(result))

@@ -1,7 +1,8 @@
 """`graphspec bench`: latency, throughput and peak memory of an exported model in onnxruntime, torch eager beside it.
 
-Every figure comes from a process of its own, forked from a server that has imported everything and run nothing: what
-its memory grows by is what the network needs, and no network warms another up.
+Exports measure latencies with the same pieces. In a bench every figure comes from a process of its own, forked from a
+server that has imported everything and run nothing: what its memory grows by is what the network needs, and no network
+warms another up.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import itertools
 import multiprocessing
 import resource
 import signal
+import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -24,20 +27,24 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnx import external_data_helper
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from torch import Tensor, nn
 
 from compiler.errors import RunError
 from compiler.ir.graph import INPUT
 from compiler.lowering.torch.fx import lower_model
 from runtime.data.dataset import HERE
-from runtime.export.onnx_bench import Latency, OnnxNetwork, seconds_of_runs
 from runtime.jobs.logs import Console
 from runtime.rundir.directory import JobDir, RunDir
-from runtime.rundir.files import guarded
+from runtime.rundir.files import guarded, read_json
 from runtime.rundir.network import read_model, read_weights
+from runtime.rundir.study import rendered
 from runtime.strategies.latency import device_name
 
+Array = NDArray[Any]
 THREADS, BATCHES, SECONDS = (1, 2), (1, 64), 2.0
+WARM_UP, LEAST_RUNS = 10, 3
+EXPORT_SECONDS = 0.3  # for each latency that an export measures
+ERRORS_ONLY = 3  # of onnxruntime's log levels
 NUMPY: dict[str, Any] = {
     "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64,
     "tensor(uint8)": np.uint8, "tensor(int8)": np.int8, "tensor(int32)": np.int32, "tensor(int64)": np.int64,
@@ -45,6 +52,98 @@ NUMPY: dict[str, Any] = {
 }  # fmt: skip
 PEAK_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes in the unit that `getrusage` counts memory in
 MIB = 2**20
+
+
+# -- one network -----------------------------------------------------------------------------------------------------
+
+
+class OnnxNetwork:
+    """An ONNX model with one input and one output, ready to run on `threads` threads (0: all cores)."""
+
+    def __init__(self, path: Path, threads: int = 0) -> None:
+        """RunError if onnxruntime refuses the file."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = ERRORS_ONLY
+        try:
+            self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exceptions have no base class of their own
+            raise RunError(
+                f"{path}: onnxruntime {onnxruntime.__version__} cannot load it: {error}\n"
+                f"  try: a lower export.opset, or a newer onnxruntime"
+            ) from error
+        self.input = self.session.get_inputs()[0]
+
+    def __call__(self, image: Array) -> Array:
+        """Outputs (N, classes) of images in the model's own type and layout."""
+        outputs: Array = self.session.run(None, {self.input.name: image})[0]
+        return outputs
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long one run takes, over `runs` runs after warm-up."""
+
+    network: str  # `torch`, or what the ONNX file is called
+    threads: int
+    batch: int
+    median_ms: float
+    p90_ms: float
+    p99_ms: float
+    images_per_second: float  # at the median
+    runs: int
+
+    @classmethod
+    def of(cls, network: str, threads: int, batch: int, seconds: Sequence[float]) -> Latency:
+        """From the seconds of each run."""
+        median = statistics.median(seconds)
+        p90, p99 = np.percentile(seconds, (90, 99)).tolist()
+        return cls(network, threads, batch, median * 1e3, p90 * 1e3, p99 * 1e3, batch / median, len(seconds))
+
+    def line(self) -> str:
+        """For people."""
+        return (
+            f"{self.network:<5} {self.threads} thread{'s' if self.threads > 1 else ' '} batch {self.batch:>3}: "
+            f"median {self.median_ms:8.3f} ms, p90 {self.p90_ms:8.3f} ms, {self.images_per_second:10,.0f} images/s"
+        )
+
+
+def seconds_of_runs(run: Callable[[], object], budget: float = EXPORT_SECONDS) -> list[float]:
+    """Seconds of each run after warm-up, over about `budget` seconds and at least `LEAST_RUNS` runs."""
+    _timed(run, 1, WARM_UP, budget)
+    return _timed(run, LEAST_RUNS, None, budget)
+
+
+def _timed(run: Callable[[], object], least: int, most: int | None, budget: float) -> list[float]:
+    """Seconds of each run, until the budget is used up or there are `most` runs, but of `least` runs at least."""
+    seconds: list[float] = []
+    total = 0.0
+    while len(seconds) < least or (total < budget and len(seconds) != most):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+        total += seconds[-1]
+    return seconds
+
+
+def eager_latency(module: nn.Module, x: Tensor, threads: int, budget: float = EXPORT_SECONDS) -> Latency:
+    """Of a torch network in evaluation mode on x: (N, C, H, W)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            return Latency.of("torch", threads, len(x), seconds_of_runs(lambda: module(x), budget))
+    finally:
+        torch.set_num_threads(before)
+
+
+def onnx_latency(path: Path, image: Array, threads: int, budget: float = EXPORT_SECONDS, name: str = "onnx") -> Latency:
+    """Of an ONNX file on images in its own type and layout; RunError if onnxruntime refuses the file."""
+    network = OnnxNetwork(path, threads)
+    return Latency.of(name, threads, len(image), seconds_of_runs(lambda: network(image), budget))
+
+
+# -- the result ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -80,10 +179,7 @@ class BenchResult:
             counts = (f"{self.bytes[found.network]:,}", str(found.threads), str(found.batch))
             rest = (f"{found.images_per_second:,.0f}", f"{row.peak_mib:.1f}", f"{found.runs:,}")
             table.append((found.network, *counts, *times, *rest))
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [zip(line, widths, strict=True) for line in table]
-        text = ("  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(line)) for line in lines)
-        return "\n".join((f"{self.model} on {self.device}", *text))
+        return f"{self.model} on {self.device}\n{rendered(table, numbers=True)}"
 
 
 # -- what is measured -----------------------------------------------------------------------------------------------
@@ -114,7 +210,7 @@ class OnnxFile:
         feed = {item.name: self._values(item, batch) for item in session.get_inputs()}
         return lambda: session.run(None, feed)
 
-    def _values(self, item: Any, batch: int) -> NDArray[Any]:
+    def _values(self, item: Any, batch: int) -> Array:
         """Normal floats, any bytes, and zeros for other whole numbers, which may be indices."""
         place = f"{self.path}: input {item.name!r}"
         if item.type not in NUMPY:
@@ -158,18 +254,6 @@ class TorchNetwork:
 Subject = OnnxFile | TorchNetwork
 
 
-class _ExportedFile(BaseModel):
-    kind: str
-    path: Path
-
-
-class _Exported(BaseModel):
-    """What of `export/parity.json` is read here."""
-
-    source: str
-    files: list[_ExportedFile]
-
-
 def subjects_of(target: Path | None) -> tuple[str, tuple[Subject, ...]]:
     """The name of a run (default: the latest) or model file, and the networks to measure of it.
 
@@ -181,13 +265,12 @@ def subjects_of(target: Path | None) -> tuple[str, tuple[Subject, ...]]:
     record = run.export / "parity.json"
     if not record.is_file():
         raise RunError(f"{run.path}: nothing was exported yet\n  try: graphspec export {run.path} first")
+    exported = read_json(record)
     try:
-        with guarded(record, "read"):
-            exported = TypeAdapter(_Exported).validate_json(record.read_bytes())
-    except ValidationError as error:
-        raise RunError(f"{record}: is damaged: {error}\n  try: graphspec export {run.path}") from error
-    files = (OnnxFile(file.kind, _where_it_lies(run, file.path)) for file in exported.files)
-    return str(run.path), (TorchNetwork(JobDir(run.path / exported.source)), *files)
+        files = [OnnxFile(file["kind"], _where_it_lies(run, Path(file["path"]))) for file in exported["files"]]
+        return str(run.path), (TorchNetwork(JobDir(run.path / exported["source"])), *files)
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{record}: is damaged: {error!r}\n  try: graphspec export {run.path}") from error
 
 
 def _where_it_lies(run: RunDir, path: Path) -> Path:

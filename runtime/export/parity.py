@@ -153,14 +153,10 @@ def compare(
     network: Network, torch_network: Reference, form: ImageForm, dataset: Dataset, judge: Judge, tolerance: float
 ) -> Parity:
     """Run both on random and on test images, in every batch size of `BATCHES`."""
-    cases = []
     shape = (len(dataset.normalise.mean), *dataset.test.size)
-    for batch in BATCHES:
-        x, image = form.random(batch, shape, dataset.seed)
-        cases.append(Case.of("random", torch_network(x), network(image), judge))
-    for batch in BATCHES:
-        x, image = form.both(some_pixels(dataset.test, batch))
-        cases.append(Case.of("test", torch_network(x), network(image), judge))
+    inputs = [("random", form.random(batch, shape, dataset.seed)) for batch in BATCHES]
+    inputs += [("test", form.both(some_pixels(dataset.test, batch))) for batch in BATCHES]
+    cases = [Case.of(images, torch_network(x), network(image), judge) for images, (x, image) in inputs]
     return Parity.of(tolerance, tuple(cases))
 
 

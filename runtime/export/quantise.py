@@ -6,7 +6,9 @@ Both keep the input and output of the model they are made of. What they cost is 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,8 +38,12 @@ def half(proto: onnx.ModelProto) -> onnx.ModelProto:
             graph.initializer[index].CopyFrom(_half_tensor(tensor))
     for node in graph.node:
         _half_node(node)
-    _cast_output(graph)
-    _cast_input(graph)
+    given, image = graph.output[0].name, graph.input[0]
+    inner = _renamed(graph, given)
+    graph.node.append(helper.make_node("Cast", [inner], [given], name=f"{given}.float", to=TensorProto.FLOAT))
+    if image.type.tensor_type.elem_type == TensorProto.FLOAT:  # raw images are cast by the model itself
+        inner = _renamed(graph, image.name)
+        graph.node.insert(0, helper.make_node("Cast", [image.name], [inner], name=inner, to=TensorProto.FLOAT16))
     return result
 
 
@@ -58,44 +64,18 @@ def _half_node(node: onnx.NodeProto) -> None:
         node.attribute.append(helper.make_attribute("value", numpy_helper.from_array(np.zeros(1, np.float16))))
 
 
-def _cast_output(graph: onnx.GraphProto) -> None:
-    name = graph.output[0].name
-    inner = f"{name}.half"
-    _rename(graph, name, inner)
-    graph.node.append(helper.make_node("Cast", [inner], [name], name=f"{name}.float", to=TensorProto.FLOAT))
-
-
-def _cast_input(graph: onnx.GraphProto) -> None:
-    """Cast float images; raw ones are cast by the model itself."""
-    name = graph.input[0].name
-    if graph.input[0].type.tensor_type.elem_type != TensorProto.FLOAT:
-        return
-    inner = f"{name}.half"
-    _rename(graph, name, inner)
-    graph.node.insert(0, helper.make_node("Cast", [name], [inner], name=inner, to=TensorProto.FLOAT16))
-
-
-def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
+def _renamed(graph: onnx.GraphProto, old: str) -> str:
+    """Give a value of the graph another name, and say which."""
+    new = f"{old}.half"
     for node in graph.node:
         for names in (node.input, node.output):
             for index, name in enumerate(names):
                 if name == old:
                     names[index] = new
+    return new
 
 
 # -- int8 -----------------------------------------------------------------------------------------------------------
-
-
-class _Calibration:
-    """Feeds images to onnxruntime's calibration, one batch at a time."""
-
-    def __init__(self, name: str, batches: Iterable[Array]) -> None:
-        self._name, self._batches = name, iter(batches)
-
-    def get_next(self) -> dict[str, Array] | None:
-        """The next feed, None at the end."""
-        batch = next(self._batches, None)
-        return None if batch is None else {self._name: batch}
 
 
 def int8(proto: onnx.ModelProto, path: Path, calibration: Iterable[Array]) -> None:
@@ -107,13 +87,15 @@ def int8(proto: onnx.ModelProto, path: Path, calibration: Iterable[Array]) -> No
     """
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static  # takes a second
 
+    image = proto.graph.input[0].name
+    feeds = ({image: batch} for batch in calibration)
     inferred = onnx.shape_inference.infer_shapes(proto)
     # Says that shapes are inferred, which is all of onnxruntime's preparation that this model needs.
     helper.set_model_props(inferred, {"onnx.quant.pre_process": "onnxruntime.quant"})
     quantize_static(
         inferred,
         path,
-        _Calibration(proto.graph.input[0].name, calibration),
+        SimpleNamespace(get_next=partial(next, feeds, None)),
         quant_format=QuantFormat.QDQ,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,

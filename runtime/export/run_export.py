@@ -22,10 +22,9 @@ from onnx import helper
 
 from compiler.errors import RunError
 from compiler.ir.text import graph_hash
-from compiler.language.config import ExportConfig
 from compiler.lowering.onnx.model import Preprocessing, check_opset, emit, save
 from runtime.data.dataset import HERE, Dataset, load_dataset
-from runtime.export.onnx_bench import Latency, OnnxNetwork, eager_latency, onnx_latency
+from runtime.export.bench import Latency, OnnxNetwork, eager_latency, onnx_latency
 from runtime.export.parity import (
     FileScore,
     ImageForm,
@@ -44,7 +43,7 @@ from runtime.rundir.directory import Opened, environment
 from runtime.rundir.files import guarded, sync, write_json
 from runtime.seeds import generator
 from runtime.strategies.latency import device_name
-from runtime.tasks.base import TOLERANCE, Task
+from runtime.tasks.base import TOLERANCE
 from runtime.tasks.results import Measured, as_record
 from runtime.tasks.table import task_of
 
@@ -101,23 +100,21 @@ class ExportResult(Measured):
         return self.files[0]
 
 
-def run_export(opened: Opened, options: ExportOptions | None = None) -> ExportResult:
+def run_export(opened: Opened, options: ExportOptions) -> ExportResult:
     """Export the network of a run.
 
     GraphspecError if there is none, it does not pass the checks or cannot be written; then nothing is at the target
     path that was not there before.
     """
-    options = options or ExportOptions()
-    settings, spec, console = opened.spec.config.export, opened.spec, Console(options.quiet)
-    check_opset(settings.opset)
+    spec, config, console = opened.spec, opened.spec.config, Console(options.quiet)
+    check_opset(config.export.opset)
     finished_job(opened, options.source)
     target = options.output or opened.run.export / MODEL
     with opened.run.locked(), _staging(target) as folder:
         task, code = task_of(spec, opened.graph), options.trust_code
-        dataset = load_dataset(spec.config.data, spec.input, task, seed=spec.config.seed, trust_code=code)
+        dataset = load_dataset(config.data, spec.input, task, seed=config.seed, trust_code=code)
         trained = load_trained(opened, options.source, dataset, console.line)
-        form = ImageForm(settings.with_preprocessing, dataset.normalise)
-        result = _Export(opened, options, console, dataset, trained, form, target, folder).run()
+        result = _Export(opened, options, console, trained, dataset, target, folder).run()
         _publish(folder, target)
         _write_reports(opened.run.export, result, others_go=options.output is None)
     console.line(f"wrote {', '.join(file.path for file in result.files)}; checks in {opened.run.export / PARITY}")
@@ -181,38 +178,24 @@ def _path_of(kind: str, target: Path) -> Path:
 # -- one export -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Export:
-    """The steps between a trained network and files that passed."""
+    """The steps between a trained network and files that passed; `folder` holds those that are not judged yet."""
 
     opened: Opened
     options: ExportOptions
     console: Console
-    dataset: Dataset
     trained: Trained
-    form: ImageForm
+    dataset: Dataset
     target: Path
-    folder: Path  # for files that are not judged yet
+    folder: Path
 
-    @property
-    def settings(self) -> ExportConfig:
-        """The spec's section."""
-        return self.opened.spec.config.export
-
-    @property
-    def task(self) -> Task:
-        """What the network is for."""
-        return self.dataset.task
-
-    @property
-    def allowed(self) -> float:
-        """Points of the deciding metric that a small form may lose."""
-        return float(getattr(self.settings, TOLERANCE))
-
-    @property
-    def head(self) -> str | None:
-        """What stands behind the network in the file."""
-        return self.task.head if self.settings.probabilities else None
+    def __post_init__(self) -> None:
+        self.settings, self.task = self.opened.spec.config.export, self.dataset.task
+        self.form = ImageForm(self.settings.with_preprocessing, self.dataset.normalise)
+        self.head = self.task.head if self.settings.probabilities else None  # behind the network in the file
+        self.output_name = "probabilities" if self.head else self.task.output_name
+        self.allowed = float(getattr(self.settings, TOLERANCE))  # points that a small form may lose
 
     def run(self) -> ExportResult:
         """Emit, judge, label and time; RunError with the figures if something does not pass."""
@@ -250,8 +233,7 @@ class _Export:
         )
 
     def _emit(self) -> onnx.ModelProto:
-        layout = self.settings.with_preprocessing
-        normalise = self.dataset.normalise
+        layout, normalise = self.form.layout, self.dataset.normalise
         return emit(
             self.trained.model,
             opset=self.settings.opset,

@@ -29,7 +29,6 @@ MOVABLE = ("data.root", "data.download", "data.workers", "data.in_memory")  # sa
 class Trained:
     """What a job left: the network as it was trained, and the compact model that computes the same."""
 
-    source: Source
     module: nn.Module  # with its gates where the search trained it; in evaluation mode, on the CPU
     model: Model  # gates folded into the weights
     score: float | None  # the deciding metric on the test set, as the job measured it
@@ -75,10 +74,10 @@ def load_trained(opened: Opened, source: Source, dataset: Dataset, tell: Callabl
     model = read_model(folder)
     module = lower_model(model)
     if source == "retrain":
-        return Trained(source, module.eval(), model, float(read_json(folder.result)[dataset.task.decides.name]))
+        return Trained(module.eval(), model, float(read_json(folder.result)[dataset.task.decides.name]))
     _recalibrate(module, opened, dataset, tell)
     gated = replace(model, weights=weights_of(module))
-    return Trained(source, module.eval(), TO_INHERIT.run(gated), None)
+    return Trained(module.eval(), TO_INHERIT.run(gated), None)
 
 
 def _recalibrate(module: nn.Module, opened: Opened, dataset: Dataset, tell: Callable[[str], None]) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from html import escape
 
 Points = tuple[tuple[float, float], ...]
+Scale = Callable[[float], float]
 
 WIDTH, HEIGHT = 560.0, 250.0
 LEFT, RIGHT, TOP, BOTTOM = 58.0, 14.0, 48.0, 34.0
@@ -38,18 +39,9 @@ class Chart:
     from_zero: bool = False
 
 
-@dataclass(frozen=True)
-class Scale:
+def _scale(low: float, high: float, start: float, end: float) -> Scale:
     """A linear map from values to pixels."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def __call__(self, value: float) -> float:
-        """The pixel of a value."""
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+    return lambda value: start + (value - low) / (high - low) * (end - start)
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -71,8 +63,8 @@ def draw_chart(chart: Chart) -> str:
     xs = [x for series in shown for x, _ in series.points]
     ys = [y for series in shown for _, y in series.points]
     y_ticks = ticks(min([*ys, 0.0] if chart.from_zero else ys), max(ys))
-    across = Scale(min(xs) - 0.5, max(xs) + 0.5, LEFT, WIDTH - RIGHT)
-    up = Scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP)
+    across = _scale(min(xs) - 0.5, max(xs) + 0.5, LEFT, WIDTH - RIGHT)
+    up = _scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP)
     parts = [
         *_grid(chart, across, up, y_ticks, xs),
         *(_line(index, series, across, up) for index, series in enumerate(shown)),
@@ -99,23 +91,20 @@ def _grid(chart: Chart, across: Scale, up: Scale, y_ticks: Sequence[float], xs: 
     for value in y_ticks:
         y = up(value)
         found.append(f'<line class="ch-grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        text = escape(chart.show(value))
-        found.append(f'<text class="ch-tick" text-anchor="end" x="{LEFT - 6}" y="{y + 3.5:.1f}">{text}</text>')
+        found.append(_text(chart.show(value), f"{LEFT - 6}", f"{y + 3.5:.1f}", "end"))
     for value in ticks(min(xs), max(xs), 8):
         if value == int(value) and min(xs) <= value <= max(xs):
-            at = f'x="{across(value):.1f}"'
-            found.append(f'<text class="ch-tick" text-anchor="middle" {at} y="{HEIGHT - BOTTOM + 15}">{value:g}</text>')
+            found.append(_text(f"{value:g}", f"{across(value):.1f}", f"{HEIGHT - BOTTOM + 15}", "middle"))
     for start, name in chart.marks:
-        if start > max(xs):
-            continue
-        x = across(start - 0.5)
-        found.append(f'<line class="ch-mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-        found.append(f'<text class="ch-tick" x="{x + 1:.1f}" y="{TOP - 4}">{escape(name)}</text>')
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    found.append(
-        f'<text class="ch-tick" text-anchor="middle" x="{middle}" y="{HEIGHT - 4}">{escape(chart.x_name)}</text>'
-    )
-    return found
+        if start <= max(xs):
+            x = across(start - 0.5)
+            found.append(f'<line class="ch-mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
+            found.append(_text(name, f"{x + 1:.1f}", f"{TOP - 4}"))
+    return [*found, _text(chart.x_name, f"{(LEFT + WIDTH - RIGHT) / 2}", f"{HEIGHT - 4}", "middle")]
+
+
+def _text(text: str, x: str, y: str, anchor: str = "start") -> str:
+    return f'<text class="ch-tick" text-anchor="{anchor}" x="{x}" y="{y}">{escape(text)}</text>'
 
 
 def _line(index: int, series: Series, across: Scale, up: Scale) -> str:
@@ -133,9 +122,6 @@ def _legend(shown: Sequence[Series]) -> list[str]:
     found, x = [], LEFT
     for index, series in enumerate(shown):
         found.append(f'<path class="ch-line ch-{index}" d="M{x:.0f},24h22"/>')
-        found.append(f'<text class="ch-tick" x="{x + 28:.0f}" y="28">{escape(series.name)}</text>')
+        found.append(_text(series.name, f"{x + 28:.0f}", "28"))
         x += 46 + len(series.name) * 6.3
     return found
-
-
-__all__ = ["Chart", "Series", "draw_chart", "ticks"]

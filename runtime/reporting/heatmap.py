@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -46,14 +46,13 @@ class HeatMap:
 def heat_map(graph: Graph, history: GateHistory) -> HeatMap:
     """The heat map of a run's gates; `graph` is the whole search space."""
     gates = [gate for scope in graph.gate_scopes().values() for gate in scope]
-    largest = max((max(values.values(), default=0.0) for values in history.values), default=0.0) or 1.0
-    matrices = gate_matrices(graph)
-    index = {gate: i for i, gate in enumerate(gates)}
-    side = LARGE if len(matrices) <= LABELLED else SMALL
+    largest = max((value for values in history.values() for value in values.values()), default=0.0) or 1.0
+    matrices, index = gate_matrices(graph), {gate: i for i, gate in enumerate(gates)}
+    epochs, side = tuple(history), LARGE if len(matrices) <= LABELLED else SMALL
     return HeatMap(
         payload=_payload(gates, history, largest),
-        matrices=tuple(_matrix(m, index, history, largest, side) for m in matrices),
-        epochs=history.epochs,
+        matrices=tuple(_matrix(m, index, history[epochs[-1]], largest, side) for m in matrices),
+        epochs=epochs,
         largest=largest,
     )
 
@@ -61,22 +60,20 @@ def heat_map(graph: Graph, history: GateHistory) -> HeatMap:
 def gate_matrices(graph: Graph) -> list[Matrix]:
     """One matrix a share scope, names in the order of the graph."""
     order = {node.id: i for i, node in enumerate(graph.nodes())}
-    cells: dict[str, dict[str, tuple[str, str]]] = {}
+    cells: dict[str, dict[tuple[str, str, str], None]] = {}  # keys in the order of the graph
     rank: dict[tuple[str, str], int] = {}
     for edge in graph.edges():
         if edge.gate is None:
             continue
         scope = gate_scope(edge.gate)
         row, _, column = edge.gate.removeprefix(scope + "/").partition("<")
-        cells.setdefault(scope, {})[edge.gate] = (row, column)
+        cells.setdefault(scope, {})[row, column, edge.gate] = None
         for name, end in ((row, edge.dst), (column, edge.src)):
             rank[scope, name] = min(rank.get((scope, name), order[end]), order[end])
     found = []
-    for scope, pairs in cells.items():
-        rows = sorted({row for row, _ in pairs.values()}, key=lambda name: rank[scope, name])
-        columns = sorted({column for _, column in pairs.values()}, key=lambda name: rank[scope, name])
-        listed = tuple((row, column, gate) for gate, (row, column) in pairs.items())
-        found.append(Matrix(scope, tuple(rows), tuple(columns), listed))
+    for scope, listed in cells.items():
+        rows, columns = (sorted({c[i] for c in listed}, key=lambda name: rank[scope, name]) for i in (0, 1))
+        found.append(Matrix(scope, tuple(rows), tuple(columns), tuple(listed)))
     return found
 
 
@@ -87,13 +84,10 @@ def shade(value: float, largest: float) -> float:
 
 def _payload(gates: Sequence[str], history: GateHistory, largest: float) -> str:
     """Values as 16-bit shares of the largest, epoch by epoch; no value but zero becomes 0."""
-    shares = [
-        max(1, round(FULL * min(1.0, abs(value) / largest))) if value else 0
-        for index in range(len(history.epochs))
-        for value in (history.at(index, gate) for gate in gates)
-    ]
+    rows = [[values[gate] for gate in gates] for values in history.values()]
+    shares = [max(1, round(FULL * min(1.0, abs(v) / largest))) if v else 0 for row in rows for v in row]
     packed = base64.b64encode(struct.pack(f"<{len(shares)}H", *shares)).decode("ascii")
-    payload = {"gates": list(gates), "epochs": list(history.epochs), "largest": largest, "values": packed}
+    payload = {"gates": list(gates), "epochs": list(history), "largest": largest, "values": packed}
     return json.dumps(payload).replace("<", "\\u003c")
 
 
@@ -109,7 +103,7 @@ def _offsets(names: Sequence[str], side: float) -> dict[str, float]:
     return found
 
 
-def _matrix(matrix: Matrix, index: dict[str, int], history: GateHistory, largest: float, side: float) -> str:
+def _matrix(matrix: Matrix, index: dict[str, int], values: Mapping[str, float], largest: float, side: float) -> str:
     labelled = side == LARGE
     left = LETTER * max(map(len, matrix.rows)) + 10 if labelled else 1.0
     head = 20 + (LETTER * 0.72 * max(map(len, matrix.columns)) + 14 if labelled else 2)
@@ -118,7 +112,7 @@ def _matrix(matrix: Matrix, index: dict[str, int], history: GateHistory, largest
     if labelled:
         parts += _names(xs, ys, left, head, side)
     for row, column, gate in matrix.cells:
-        value = history.last[gate]
+        value = values[gate]
         place = f'x="{left + xs[column]:.1f}" y="{head + ys[row]:.1f}" width="{side - 1:g}" height="{side - 1:g}"'
         tip = f'data-tip="{escape(gate)} = {value:.4g}"'
         look = f'style="fill-opacity:{shade(value, largest):.3f}"'
@@ -142,6 +136,3 @@ def _names(xs: dict[str, float], ys: dict[str, float], left: float, head: float,
         at = f"translate({left + x + side * 0.6:.1f},{head - 5:.1f}) rotate(-45)"
         found.append(f'<text class="hm-name" transform="{at}">{escape(name)}</text>')
     return found
-
-
-__all__ = ["HeatMap", "Matrix", "gate_matrices", "heat_map", "shade"]

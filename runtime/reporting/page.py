@@ -6,11 +6,12 @@ not come to yet is said to be missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
+from functools import partial
 from importlib.resources import files
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
@@ -19,20 +20,19 @@ from compiler.analysis.limits import MEASURES
 from compiler.drawing.formats import paint_all
 from compiler.drawing.html import figure_element, page_style, script
 from compiler.drawing.scene import counted, figures, view_of
-from compiler.drawing.svg import Picture, stylesheet
+from compiler.drawing.svg import stylesheet
 from compiler.ops import Cost
+from runtime.reporting import tables
 from runtime.reporting.charts import Chart, Series, draw_chart
-from runtime.reporting.exported import latency_tables, parity_tables
-from runtime.reporting.heatmap import HeatMap, heat_map
-from runtime.reporting.record import Record, RunRecord, read_run
-from runtime.reporting.seed_table import seed_charts, seed_tables, status_of
-from runtime.reporting.summary import summarise
-from runtime.reporting.tables import CostRow, cell, commands, cost_rows, flat, grids, settings, timing_rows
-from runtime.reporting.tiles import tiles
+from runtime.reporting.heatmap import heat_map
+from runtime.reporting.record import Record, RunRecord, by_stage, read_run
+from runtime.reporting.summary import summarise, tiles
+from runtime.reporting.tables import CostRow, cell, flat, grids
 from runtime.rundir.directory import RunDir
 from runtime.rundir.files import write_text
 
-OPEN_FIGURES = 6  # so many blocks are shown at once, the others unfold
+MAX_CURVES = 6  # of seeds in one chart: more cannot be told apart
+SPEED = "Training speed, images per second", {"images_per_second": "images/s"}
 
 
 def write_report(run: RunDir) -> Path:
@@ -47,38 +47,37 @@ def write_report(run: RunDir) -> Path:
 def render(record: RunRecord, spec: Path) -> str:
     """The page; `spec` is the resolved spec, which the commands to reproduce name."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.globals.update(counted=counted, percent=_percent, clock=clock)
+    environment.globals.update(counted=counted, percent=_percent, clock=clock, figure_element=figure_element)
     template = environment.from_string(_resource("page.html.j2"))
-    kept, summary = record.kept, summarise(record)
-    costs = cost_rows(record.graph, kept)
-    timings = timing_rows([*record.search.timings, *record.retrain.timings])
+    said, stages = record.section, by_stage(record.epochs)
+    summary, costs = summarise(record), tables.cost_rows(record.graph, record.kept)
+    timings = tables.timing_rows(record.timings)
     return template.render(
         record=record,
         style=Markup(stylesheet() + page_style() + _resource("report.css")),
         script=Markup(script() + _resource("report.js")),
         tiles=tiles(record, summary, costs[-1]),
-        status_of=status_of,
-        seed_tables=seed_tables(record),
-        seed_charts=_drawn(seed_charts(record)),
-        figures=_figures(record),
-        heat=_heat(record),
-        strategy_tables=[table for title, value in _said(record, "tables") for table in grids(value, title)],
-        strategy_charts=_drawn([_chart(record, title, names) for title, names in _said(record, "curves")]),
+        seed_tables=tables.seed_tables(record),
+        seed_charts=_drawn(_seed_charts(record)),
+        figures=paint_all(figures(view_of(record.graph, record.last_gates, record.kept), None)),
+        heat=heat_map(record.graph, record.gates) if record.gates else None,
+        strategy_tables=[table for title, value in said.get("tables", {}).items() for table in grids(value, title)],
+        strategy_charts=_drawn([_chart(record.epochs, *curves) for curves in said.get("curves", {}).items()]),
         charts=_drawn(_charts(record)),
-        rate_charts=_drawn([_rate_chart(record)]),
+        rate_charts=_drawn([_chart(record.timings, *SPEED, counted, from_zero=True)]),
         costs=costs,
         total=costs[-1],
         widest={kind: _widest([row for row in costs if row.kind == kind]) for kind in ("stage", "block")},
         timings=timings,
         pruning=next((row.speed_up for row in timings if row.stage == "search" and row.epochs > 1), None),
-        parity=parity_tables(record),
-        latency=latency_tables(record),
+        parity=tables.parity_tables(record),
+        latency=tables.latency_tables(record),
         summary=dict(summary.lines()),
         results=[(name, grids(job.result)) for name, job in record.jobs.items() if job.result],
-        settings=settings(record.config),
+        settings=tables.settings(record.config),
         environments=_environments(record),
-        commands=commands(record, spec),
-        table=[table for stage, epochs in _stages(record) for table in grids(_without_gates(epochs), stage)],
+        commands=tables.commands(record, spec),
+        table=[table for stage, epochs in stages.items() for table in grids(_without_gates(epochs), stage)],
     )
 
 
@@ -112,56 +111,14 @@ def _drawn(charts: Sequence[Chart]) -> list[Markup]:
     return [Markup(chart) for chart in map(draw_chart, charts) if chart]
 
 
-def _stages(record: RunRecord) -> list[tuple[str, list[Record]]]:
-    """Epoch records by stage, in the order they ran."""
-    found: dict[str, list[Record]] = {}
-    for epoch in [*record.search.epochs, *record.retrain.epochs]:
-        found.setdefault(str(epoch["stage"]), []).append(epoch)
-    return list(found.items())
-
-
 def _without_gates(epochs: Sequence[Record]) -> list[Record]:
     """Epoch records without the long list of gate values."""
     return [{key: value for key, value in record.items() if key != "gate_values"} for record in epochs]
 
 
-# -- drawings -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A figure of the page."""
-
-    title: str
-    svg: Markup
-    open: bool
-
-
-def _figures(record: RunRecord) -> list[Drawn]:
-    """The overview, then every distinct block, before and after."""
-    gates = record.gates.last if record.gates else None
-    pictures: list[Picture] = paint_all(figures(view_of(record.graph, gates, record.kept), None))
-    return [Drawn(p.figure.title, Markup(figure_element(p)), index <= OPEN_FIGURES) for index, p in enumerate(pictures)]
-
-
-def _heat(record: RunRecord) -> HeatMap | None:
-    return None if record.gates is None else heat_map(record.graph, record.gates)
-
-
-def _said(record: RunRecord, part: str) -> Iterable[tuple[str, Any]]:
-    """A part of the strategy's section: titles with what stands below them."""
-    said: Mapping[str, Any] = record.section.get(part, {})
-    return said.items()
-
-
 def _widest(rows: Sequence[CostRow]) -> Cost:
     """The largest of every cost: what the bars of these rows are drawn against."""
-    costs = [row.before for row in rows]
-    return Cost(
-        max((c.params for c in costs), default=0),
-        max((c.flops for c in costs), default=0),
-        max((c.mac_bytes for c in costs), default=0),
-    )
+    return Cost(*map(max, zip(*(astuple(row.before) for row in rows), strict=True)))
 
 
 # -- curves ---------------------------------------------------------------------------------------------------------
@@ -171,46 +128,43 @@ def _charts(record: RunRecord) -> list[Chart]:
     """Loss, metrics, zero gates and FLOPs over all epochs, stages after each other."""
     losses = {"train_loss": "training (weights)", "gate_loss": "training (gates)", "loss": "validation"}
     edges = {"zero_gates": "zero gates", "edges": "edges left"}
+    chart = partial(_chart, record.epochs)
     return [
-        _chart(record, "Loss", losses),
-        *(_chart(record, f"Validation {m.title}", {m.name: m.title}, m.short) for m in record.task.metrics),
-        _chart(record, "Zero gates and edges left", edges, counted, from_zero=True),
-        *(_chart(record, measure.title, {measure.name: measure.unit}, counted, from_zero=True) for measure in MEASURES),
+        chart("Loss", losses),
+        *(chart(f"Validation {m.title}", {m.name: m.title}, m.short) for m in record.task.metrics),
+        chart("Zero gates and edges left", edges, counted, from_zero=True),
+        *(chart(measure.title, {measure.name: measure.unit}, counted, from_zero=True) for measure in MEASURES),
     ]
 
 
 def _chart(
-    record: RunRecord,
+    records: Sequence[Record],
     title: str,
     names: Mapping[str, str],
     show: Callable[[float], str] = "{:.4g}".format,
     from_zero: bool = False,
 ) -> Chart:
-    """Entries of the epoch records over all epochs; `names` says what each key is called."""
-    epochs = [*record.search.epochs, *record.retrain.epochs]
-    marks, at = [], 1
-    for stage, records in _stages(record):
-        marks.append((float(at), stage))
-        at += len(records)
-    lines = tuple(Series(text, _points(epochs, key)) for key, text in names.items())
-    return Chart(title, "epoch", lines, show, tuple(marks), from_zero)
+    """Entries of records over all epochs; `names` says what each key is called."""
+    stages = by_stage(records)
+    starts = accumulate((float(len(part)) for part in stages.values()), initial=1.0)
+    lines = tuple(Series(text, _points(records, key)) for key, text in names.items())
+    return Chart(title, "epoch", lines, show, tuple(zip(starts, stages, strict=False)), from_zero)
 
 
-def _rate_chart(record: RunRecord) -> Chart:
-    timings = [*record.search.timings, *record.retrain.timings]
-    marks = [
-        (float(index + 1), str(item["stage"]))
-        for index, item in enumerate(timings)
-        if index == 0 or timings[index - 1]["stage"] != item["stage"]
-    ]
-    lines = (Series("images/s", _points(timings, "images_per_second")),)
-    return Chart("Training speed, images per second", "epoch", lines, counted, tuple(marks), from_zero=True)
+def _seed_charts(record: RunRecord) -> list[Chart]:
+    """Curves with a line for every seed, over the epochs of all stages; the first few seeds where there are many."""
+    shown = list(record.seeds.items())[:MAX_CURVES]
+    metric, found = record.task.metrics[0], []
+    first = (metric.name, f"Validation {metric.title}", metric.form, False)
+    flops = ("flops", "FLOPs per image", "{:,.0f}", True)
+    for job, curves in (("search", (first, flops)), ("retrain", (first,))):
+        for key, title, form, from_zero in () if record.jobs[job].started else curves:
+            lines = tuple(Series(f"seed {seed}", _points(one.jobs[job].epochs, key)) for seed, one in shown)
+            found.append(Chart(f"{title}, {job}", "epoch", lines, form.format, from_zero=from_zero))
+    return found
 
 
 def _points(records: Sequence[Record], key: str) -> tuple[tuple[float, float], ...]:
     """(epoch counted over all stages, value) where there is a value."""
     found = enumerate((record.get(key) for record in records), start=1)
     return tuple((float(index), float(value)) for index, value in found if value is not None)
-
-
-__all__ = ["clock", "render", "write_report"]

@@ -23,23 +23,8 @@ from runtime.tasks.base import Task
 from runtime.tasks.table import TASKS
 
 Record = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class GateHistory:
-    """Gate values at the end of the epochs of the search stage; pruned gates are zero."""
-
-    epochs: tuple[int, ...]
-    values: tuple[Mapping[str, float], ...]
-
-    def at(self, index: int, gate: str) -> float:
-        """A gate's value at the index-th recorded epoch."""
-        return self.values[index][gate]
-
-    @property
-    def last(self) -> Mapping[str, float]:
-        """The newest values."""
-        return self.values[-1]
+GateHistory = dict[int, dict[str, float]]
+"""Gate values at the end of the epochs of the search stage, oldest first; pruned gates are zero."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +40,6 @@ class JobRecord:
     config: Record | None  # that the job runs with; overrides may make it another than the compiled one
     started: bool
 
-    @property
-    def status(self) -> str:
-        """`finished`, `in progress` or `not started`."""
-        return "finished" if self.result is not None else "in progress" if self.started else "not started"
-
 
 @dataclass(frozen=True)
 class RunRecord:
@@ -72,7 +52,7 @@ class RunRecord:
     environment: Record
     search: JobRecord
     retrain: JobRecord
-    gates: GateHistory | None
+    gates: GateHistory
     section: Record  # what the strategy says of the search: `runtime.strategies.base.ReportSection`; empty before that
     parity: Any  # as export/parity.json has it; None before the export
     latency: Any
@@ -89,9 +69,27 @@ class RunRecord:
         return {"search": self.search, "retrain": self.retrain}
 
     @property
+    def epochs(self) -> list[Record]:
+        """Those of both jobs."""
+        return [*self.search.epochs, *self.retrain.epochs]
+
+    @property
+    def timings(self) -> list[Record]:
+        """Those of both jobs."""
+        return [*self.search.timings, *self.retrain.timings]
+
+    @property
     def is_study(self) -> bool:
         """Whether all the work lies in the runs of several seeds."""
         return bool(self.seeds) and not (self.search.started or self.retrain.started)
+
+    def status_of(self, job: str) -> str:
+        """How far a job is: of a study, in how many of the seeds."""
+        own = self.jobs[job]
+        if self.seeds and not own.started:
+            done = sum(one.jobs[job].result is not None for one in self.seeds.values())
+            return f"finished for {done} of {len(self.seeds)} seeds"
+        return "finished" if own.result is not None else "in progress" if own.started else "not started"
 
     @property
     def strategy(self) -> str:
@@ -101,17 +99,38 @@ class RunRecord:
         return SearchConfig(strategy=config["search"]["strategy"]).strategy
 
     @property
+    def last_gates(self) -> Mapping[str, float] | None:
+        """The newest gate values; None before there are any."""
+        return next(reversed(self.gates.values()), None)
+
+    @property
     def kept(self) -> Graph | None:
         """What the search has left of the graph so far, with the node ids of the search space; None before it began."""
         if self.search.graph is not None:
             return self.search.graph
-        if self.gates is None:
+        values = self.last_gates
+        if values is None:
             return None
-        closed = [gate for gate in self.graph.gates() if self.gates.last[gate] == 0.0]
+        closed = [gate for gate in self.graph.gates() if values[gate] == 0.0]
         try:
             return prune(self.graph, closed)
         except PassError:  # for a moment nothing reaches the output: no architecture to show
             return None
+
+
+def by_stage(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Records by the stage that they are of, in the order the stages ran."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(str(record["stage"]), []).append(record)
+    return found
+
+
+def at(value: Any, *keys: str) -> Any:
+    """What lies at these keys of nested JSON; None if nothing does."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
 
 
 def read_run(run: RunDir) -> RunRecord:
@@ -154,15 +173,14 @@ def _job(job: JobDir) -> JobRecord:
     )
 
 
-def _gates(graph: Graph, epochs: Sequence[Record]) -> GateHistory | None:
+def _gates(graph: Graph, epochs: Sequence[Record]) -> GateHistory:
     """The gate values in the search's epoch records, which list them in the order of the graph."""
     gates = graph.gates()
-    found = {
+    return {
         int(record["epoch"]): dict(zip(gates, record["gate_values"], strict=True))
         for record in epochs
         if record["stage"] == "search" and len(record.get("gate_values", ())) == len(gates) > 0
     }
-    return GateHistory(tuple(found), tuple(found.values())) if found else None
 
 
 def _text(path: Path) -> str | None:
@@ -175,10 +193,7 @@ def _text(path: Path) -> str | None:
 
 def _json(path: Path) -> Any:
     text = _text(path)
-    try:
-        return None if text is None else json.loads(text)
-    except ValueError as error:
-        raise _damaged(path, error) from error
+    return None if text is None else _parsed(path, text)
 
 
 def _graph(path: Path) -> Graph | None:
@@ -189,14 +204,12 @@ def _graph(path: Path) -> Graph | None:
 def _lines(path: Path) -> list[Record]:
     """The records of a log; an unfinished last line is left out."""
     whole = [line for line in (_text(path) or "").splitlines(keepends=True) if line.endswith("\n")]
+    return [_parsed(path, line) for line in whole if line.strip()]
+
+
+def _parsed(path: Path, text: str) -> Any:
     try:
-        return [json.loads(line) for line in whole if line.strip()]
+        return json.loads(text)
     except ValueError as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> RunError:
-    return RunError(f"{path}: is damaged ({error})\n  try: remove it; the report then leaves that part out")
-
-
-__all__ = ["GateHistory", "JobRecord", "RunRecord", "read_run"]
+        message = f"{path}: is damaged ({error})\n  try: remove it; the report then leaves that part out"
+        raise RunError(message) from error

@@ -8,22 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from compiler.analysis.limits import MEASURES, measured
-from runtime.reporting.record import RunRecord
+from compiler.drawing.scene import counted
+from runtime.reporting.record import RunRecord, at
+from runtime.reporting.tables import PERCENT, CostRow
 from runtime.rundir.study import Figure
 from runtime.tasks.base import Metric
 
-PERCENT, COUNT, MILLISECONDS, ERROR = "{:.2%}", "{:,.0f}", "{:.3f} ms", "{:.1e}"
+COUNT, MILLISECONDS, ERROR = "{:,.0f}", "{:.3f} ms", "{:.1e}"
 BATCH = THREADS = 1  # of the latency in the summary; the report has all of them
-WORDS = {
-    "supernet": "{value} before the search",
-    "pruned": "{value} pruned (validation)",
-    "retrained": "{value} test {metric}",
-    "onnxruntime": "{value} by onnxruntime",
+NETWORKS = {
+    "supernet": ("supernet", "validation {metric}, before the search", "{value} before the search"),
+    "pruned": ("pruned supernet", "validation {metric}", "{value} pruned (validation)"),
+    "retrained": ("retrained", "test {metric}, {images} images", "{value} test {metric}"),
+    "onnxruntime": ("onnxruntime", "test {metric} of the ONNX file", "{value} by onnxruntime"),
 }
-"""What people read of the deciding metric of each network."""
+"""Networks that the deciding metric is known of: name and note of their tile, and what the summary says of them."""
+CHECKS = {
+    "latency_ms.onnxruntime": ("latency", MILLISECONDS, "onnxruntime, one image, one thread"),
+    "parity.max_rel": ("parity", ERROR, "largest error against torch, relative"),
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ class Summary:
     def _reached(self, *names: str) -> str:
         texts = {name: self.text(f"{self.metric.name}.{name}", self.metric.form) for name in names}
         title = self.metric.title
-        return ", ".join(WORDS[name].format(value=text, metric=title) for name, text in texts.items() if text)
+        return ", ".join(NETWORKS[name][2].format(value=text, metric=title) for name, text in texts.items() if text)
 
     def _tested(self) -> str:
         found = self._reached("retrained", "onnxruntime")
@@ -116,7 +122,7 @@ def summarise(record: RunRecord) -> Summary:
     for name, network in (("onnxruntime", "fp32"), ("torch", "torch")):
         timed = [_row(one, "latencies", network=network, batch=BATCH, threads=THREADS) for one in latency]
         values[f"latency_ms.{name}"] = _numbers(timed, "median_ms")
-    sources = {str(_at(one, "source")) for one in parity}
+    sources = {str(at(one, "source")) for one in parity}
     figures = {name: Figure.of(several) for name, several in values.items() if several}
     return Summary(figures, decides, record.task.same, *(sources if len(sources) == 1 else ("",)))
 
@@ -127,23 +133,59 @@ def _results(record: RunRecord, read: Callable[[RunRecord], Any]) -> list[Any]:
     return [own] if own is not None else [found for one in record.seeds.values() if (found := read(one)) is not None]
 
 
-def _at(value: Any, *keys: str) -> Any:
-    """What lies at these keys of nested JSON; None if nothing does."""
-    for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
-
-
 def _row(value: Any, key: str, **wanted: object) -> Any:
     """The first of the maps in the list at `key` that has these entries; None if there is none."""
-    rows = _at(value, key)
-    return next((row for row in rows or () if all(_at(row, name) == want for name, want in wanted.items())), None)
+    rows = at(value, key)
+    return next((row for row in rows or () if all(at(row, name) == want for name, want in wanted.items())), None)
 
 
 def _numbers(records: Sequence[Any], *keys: str) -> list[float]:
     """The numbers at these keys of the records that have one."""
-    found = [_at(record, *keys) for record in records]
+    found = [at(record, *keys) for record in records]
     return [float(value) for value in found if isinstance(value, int | float)]
 
 
-__all__ = ["Summary", "summarise"]
+# -- the figures at the top of a report ------------------------------------------------------------------------------
+
+
+class Tile(NamedTuple):
+    """One figure."""
+
+    name: str
+    value: str
+    note: str
+
+
+def tiles(record: RunRecord, summary: Summary, total: CostRow) -> list[Tile]:
+    """All tiles of a run; `total` is what its search has left so far."""
+    metric = record.task.metrics[0]
+    networks = {f"{metric.name}.{key}": (name, metric.form, note) for key, (name, note, _) in NETWORKS.items()}
+    return [*_listed(summary, networks), *_newest(record, metric), *_costs(summary, total), *_listed(summary, CHECKS)]
+
+
+def _listed(summary: Summary, wanted: Mapping[str, tuple[str, str, str]]) -> list[Tile]:
+    words = {"images": summary.mean("test_images", COUNT), "metric": summary.metric.title}
+    found = [(name, summary.text(key, form), note.format(**words)) for key, (name, form, note) in wanted.items()]
+    return [Tile(name, text, note) for name, text, note in found if text]
+
+
+def _newest(record: RunRecord, metric: Metric) -> list[Tile]:
+    """What unfinished jobs have come to in validation."""
+    last = [job.epochs[-1] for job in record.jobs.values() if job.result is None and job.epochs]
+    known = [(epoch, epoch[metric.name]) for epoch in last if epoch.get(metric.name) is not None]
+    note = f"validation {metric.title}"
+    return [Tile(f"{epoch['stage']}, epoch {epoch['epoch']}", metric.text(value), note) for epoch, value in known]
+
+
+def _costs(summary: Summary, total: CostRow) -> list[Tile]:
+    """Costs of the network that was trained last, where there is one, else of what the search has left so far."""
+    before, after = asdict(total.before), asdict(total.after) if total.after else {}
+    found = {name.removesuffix(".found"): figure.mean for name, figure in summary.figures.items()}
+    left = [_cost(m.unit, before[m.name], found.get(m.name, after.get(m.name))) for m in MEASURES]
+    return [*left, _cost("edges", total.edges, total.kept_edges)]
+
+
+def _cost(name: str, full: float, found: float | None) -> Tile:
+    if found is None:
+        return Tile(name, counted(full), "full space")
+    return Tile(name, f"{counted(full)} → {counted(found)}", f"{found / max(full, 1):.1%} of the full space")

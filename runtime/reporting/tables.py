@@ -1,4 +1,4 @@
-"""Tables and figures of the report: costs against the full space, timings, settings, commands."""
+"""Tables of the report: costs against the full space, timings, settings, commands, seeds, exported files."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from compiler.analysis.costs import CostTable, Row, cost_table
+from compiler.analysis.costs import Row, cost_table
 from compiler.ir.graph import Graph
 from compiler.language.config import Configuration
 from compiler.language.overrides import changes
 from compiler.ops import Cost
-from runtime.reporting.record import Record, RunRecord
+from runtime.reporting.record import Record, RunRecord, at, by_stage
+from runtime.rundir.study import summary_table
+
+PERCENT = "{:.2%}"
+NOTHING = Row("", "", 0, 0, 0, Cost())
 
 
 @dataclass(frozen=True)
@@ -32,29 +36,23 @@ class CostRow:
 
 def cost_rows(graph: Graph, kept: Graph | None) -> list[CostRow]:
     """Stages with their blocks, then the total. A block of which nothing is left costs nothing."""
-    full = cost_table(graph)
-    left = cost_table(kept) if kept is not None else None
-    rows = []
+    full, left = cost_table(graph), None if kept is None else cost_table(kept)
+    found = {row.name: row for row in (*left.stages, *left.blocks)} if left else None
     stage_of = {block.id: block.stage for block in graph.blocks}
+    rows = []
     for stage in full.stages:
         blocks = [row for row in full.blocks if stage_of[row.name] == stage.name]
         if [row.name for row in blocks] != [stage.name]:
-            rows.append(_cost_row(stage, "stage", _by_name(left, "stages")))
-        rows += [_cost_row(row, "block", _by_name(left, "blocks")) for row in blocks]
-    total = {full.total.name: left.total} if left is not None else None
-    return [*rows, _cost_row(full.total, "total", total)]
+            rows.append(_cost_row("stage", stage, found))
+        rows += [_cost_row("block", row, found) for row in blocks]
+    return [*rows, _cost_row("total", full.total, {full.total.name: left.total} if left else None)]
 
 
-def _by_name(table: CostTable | None, part: str) -> dict[str, Row] | None:
-    return None if table is None else {row.name: row for row in getattr(table, part)}
-
-
-def _cost_row(row: Row, kind: str, left: Mapping[str, Row] | None) -> CostRow:
+def _cost_row(kind: str, row: Row, left: Mapping[str, Row] | None) -> CostRow:
     if left is None:
         return CostRow(row.name, kind, row.edges, None, row.cost, None)
-    found = left.get(row.name)
-    after = (found.edges, found.cost) if found else (0, Cost())
-    return CostRow(row.name, kind, row.edges, after[0], row.cost, after[1])
+    found = left.get(row.name, NOTHING)
+    return CostRow(row.name, kind, row.edges, found.edges, row.cost, found.cost)
 
 
 @dataclass(frozen=True)
@@ -75,11 +73,8 @@ class TimingRow:
 
 def timing_rows(timings: Sequence[Record]) -> list[TimingRow]:
     """One row a stage, in the order they ran; medians over tenths keep one slow epoch from deciding."""
-    stages: dict[str, list[Record]] = {}
-    for record in timings:
-        stages.setdefault(str(record["stage"]), []).append(record)
     rows = []
-    for stage, records in stages.items():
+    for stage, records in by_stage(timings).items():
         tenth = max(1, len(records) // 10)
         rates = [float(record["images_per_second"]) for record in records]
         seconds = sum(float(record["seconds"]) for record in records)
@@ -149,23 +144,24 @@ class Grid:
 
 def grids(value: Any, title: str = "") -> list[Grid]:
     """Any JSON as tables: maps as key and value, lists of maps as rows, deeper maps as tables of their own."""
-    if isinstance(value, list):
-        if value and all(isinstance(item, Mapping) for item in value):
-            heads = tuple(dict.fromkeys(key for item in value for key in item))
-            return [Grid(title, heads, tuple(tuple(cell(item.get(head)) for head in heads) for item in value))]
-        return [Grid(title, (), ((cell(value),),))]
+    if _is_table(value):
+        return [_grid(title, value)]
     if not isinstance(value, Mapping):
         return [Grid(title, (), ((cell(value),),))]
     deep = {k: v for k, v in value.items() if isinstance(v, Mapping) or _is_table(v)}
     plain = tuple((str(k), cell(v)) for k, v in value.items() if k not in deep)
     found = [Grid(title, (), plain)] if plain else []
     if _are_rows(list(deep.values())):
-        heads = tuple(dict.fromkeys(key for item in deep.values() for key in item))
-        rows = tuple((str(k), *(cell(item.get(head)) for head in heads)) for k, item in deep.items())
-        return [*found, Grid(title if not found else "", ("", *heads), rows)]
+        return [*found, _grid(title if not found else "", [{"": key, **item} for key, item in deep.items()])]
     for key, item in deep.items():
         found += grids(item, f"{title} / {key}" if title else str(key))
     return found
+
+
+def _grid(title: str, items: Sequence[Record]) -> Grid:
+    """A row for each item, a column for each key."""
+    heads = tuple(dict.fromkeys(key for item in items for key in item))
+    return Grid(title, heads, tuple(tuple(cell(item.get(head)) for head in heads) for item in items))
 
 
 def _are_rows(values: list[Any]) -> bool:
@@ -176,6 +172,7 @@ def _are_rows(values: list[Any]) -> bool:
 
 
 def _is_table(value: Any) -> bool:
+    """Whether this is a list of maps."""
     return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
 
 
@@ -194,7 +191,63 @@ def cell(value: Any) -> str:
     return str(value)
 
 
-__all__ = [
-    "CostRow", "Grid", "Setting", "TimingRow", "cell", "commands", "cost_rows", "flat", "grids", "settings",
-    "timing_rows",
-]  # fmt: skip
+# -- several seeds --------------------------------------------------------------------------------------------------
+
+
+def seed_tables(record: RunRecord) -> list[Grid]:
+    """For each job a row for every seed that finished it, then mean and sample standard deviation."""
+    found = []
+    for name, job in record.jobs.items():
+        results = {seed: one.jobs[name].result for seed, one in record.seeds.items()}
+        finished = {seed: result for seed, result in results.items() if result is not None}
+        if finished and not job.started:
+            heads, *rows = summary_table(name, record.task, finished)
+            found.append(Grid(name, heads, tuple(rows)))
+    return found
+
+
+# -- the exported model: how far it is from torch, its files, how long a run takes -----------------------------------
+
+FILE = ("kind", "path", "bytes", "nodes")
+COMPARED = ("images", "network", "threads", "batch", "max_abs", "max_rel", "agreement")
+TIMES = ("median_ms", "p90_ms", "p99_ms", "images_per_second", "runs")
+HEADS = {
+    "kind": "form",
+    "path": "file",
+    "max_abs": "absolute error",
+    "max_rel": "relative error",
+    "median_ms": "median, ms",
+    "p90_ms": "90%, ms",
+    "p99_ms": "99%, ms",
+    "images_per_second": "images/s",
+}
+"""Of the keys in the files that `graphspec export` writes; the task has more."""
+
+
+def parity_tables(record: RunRecord) -> list[Grid]:
+    """The files with their metrics, then every comparison of outputs; empty before the export."""
+    parts = {"Files": ("files",), "Outputs beside those of torch": ("parity", "cases")}
+    return [grid for title, keys in parts.items() for grid in _exported(record, title, at(record.parity, *keys))]
+
+
+def latency_tables(record: RunRecord) -> list[Grid]:
+    """Times of torch and of every file; empty where none were measured."""
+    device = at(record.latency, "device")
+    return _exported(record, f"Latency, {device}" if device else "Latency", at(record.latency, "latencies"))
+
+
+def _exported(record: RunRecord, title: str, rows: Any) -> list[Grid]:
+    """A table of JSON rows, known keys in their order; none if there are no such rows."""
+    if not _is_table(rows):
+        return []
+    metrics = record.task.metrics
+    heads = {**HEADS, "agreement": f"{record.task.same} as torch", **{m.name: f"test {m.title}" for m in metrics}}
+    forms = {"agreement": PERCENT, **{m.name: m.form for m in metrics}}
+    known = (*FILE, *(m.name for m in metrics), *COMPARED, *TIMES)
+    keys = [key for key in known if all(key in row for row in rows)]
+    body = tuple(tuple(_shown(row[key], forms.get(key)) for key in keys) for row in rows)
+    return [Grid(title, tuple(heads.get(key, key) for key in keys), body)]
+
+
+def _shown(value: Any, form: str | None) -> str:
+    return form.format(value) if form and isinstance(value, int | float) else cell(value)

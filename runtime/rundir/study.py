@@ -221,9 +221,11 @@ def summary_table(job: str, task: type[Task], results: Mapping[int, Mapping[str,
     return rows
 
 
-def rendered(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as aligned lines, for a terminal."""
+def rendered(rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
+    """Rows as aligned lines, for a terminal; with `numbers` all columns but the first end together."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    sides = "<" + (">" if numbers else "<") * (len(widths) - 1)
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)).rstrip()
+        for row in rows
     )

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from compiler.errors import RunError
-from runtime.export.onnx_bench import (
+from runtime.export.bench import (
     LEAST_RUNS,
     WARM_UP,
     Latency,

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compiler.errors import RunError
-from runtime.export.onnx_bench import OnnxNetwork
+from runtime.export.bench import OnnxNetwork
 from runtime.export.quantise import half, int8
 
 RNG = np.random.default_rng(0)
