@@ -17,7 +17,8 @@ from onnx import TensorProto, helper
 
 from compiler.errors import GraphspecError
 from compiler.ir.graph import INPUT, OUTPUT, Graph, Model, Node
-from compiler.lowering.onnx.nodes import Writer, row_of
+from compiler.lowering.custom import imported_row
+from compiler.lowering.onnx.nodes import ONNX, Writer
 from compiler.ops import read_attrs
 from compiler.passes.normalise_input import normalise_input
 from compiler.passes.pipeline import TO_EXPORT
@@ -112,8 +113,9 @@ def _emit_nodes(
     for node in writer.graph.nodes():
         if node.op in (INPUT, OUTPUT):
             continue
+        row = ONNX.get(node.op) or imported_row(node.op, "onnx")
         sources = [values[edge.src] for edge in writer.graph.inputs(node.id)]
-        values[node.id] = row_of(node.op)(writer, node, read_attrs(node.op, node.attrs), sources)
+        values[node.id] = row(writer, node, read_attrs(node.op, node.attrs), sources)
     final = {input_name}  # names that no longer change
     for name, node in _named_outputs(writer.graph, output_name).items():
         source = writer.graph.inputs(node.id)[0].src

@@ -6,7 +6,6 @@ name of its own value. Values are named by node ids, weights `<node id>.<param>`
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,9 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from compiler.errors import GraphspecError
 from compiler.ir.graph import Graph, Node
-from compiler.ops import Shape, op
+from compiler.ops import Shape
 
 
 class Writer:
@@ -39,6 +37,10 @@ class Writer:
     def weight(self, node: Node, param: str) -> str:
         """The name of a node's parameter or buffer, taken into the file as float32."""
         return self.constant(f"{node.id}.{param}", self.array(node, param))
+
+    def weight_and_bias(self, node: Node, a: Any) -> list[str]:
+        """The names of a node's weight and, where it has one, its bias."""
+        return [self.weight(node, name) for name in ("weight", *(["bias"] if a.bias is not False else []))]
 
     def array(self, node: Node, param: str) -> NDArray[np.float32]:
         """A node's parameter or buffer."""
@@ -83,20 +85,10 @@ def _window(a: Any) -> dict[str, Any]:
     return attrs
 
 
-def _conv_of(w: Writer, node: Node, a: Any, value: str, groups: int) -> str:
-    inputs = [value, w.weight(node, "weight")]
-    if a.bias is not False:
-        inputs.append(w.weight(node, "bias"))
-    attrs = _window(a) | ({"group": groups} if groups != 1 else {})
-    return w.emit("Conv", inputs, node.id, **attrs)
-
-
 def _conv(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
-    return _conv_of(w, node, a, ins[0], a.groups)
-
-
-def _depthwise_conv(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
-    return _conv_of(w, node, a, ins[0], node.shape[0])
+    groups = w.input_shape(node)[0] // w.array(node, "weight").shape[1]
+    attrs = _window(a) | ({"group": groups} if groups != 1 else {})
+    return w.emit("Conv", [*ins, *w.weight_and_bias(node, a)], node.id, **attrs)
 
 
 def _max_pool(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
@@ -163,10 +155,7 @@ def _scale(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
 
 def _linear(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
     value = ins[0] if len(w.input_shape(node)) == 1 else w.emit("Flatten", ins, f"{node.id}.flat", axis=1)
-    inputs = [value, w.weight(node, "weight")]
-    if a.bias is not False:
-        inputs.append(w.weight(node, "bias"))
-    return w.emit("Gemm", inputs, node.id, transB=1)
+    return w.emit("Gemm", [value, *w.weight_and_bias(node, a)], node.id, transB=1)
 
 
 def _global_avg_pool(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
@@ -251,7 +240,7 @@ def _squeeze_excite(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
 
 ONNX: dict[str, Row] = {
     "conv": _conv,
-    "depthwise_conv": _depthwise_conv,
+    "depthwise_conv": _conv,
     "max_pool": _max_pool,
     "avg_pool": _avg_pool,
     "identity": _same_value,
@@ -275,26 +264,3 @@ ONNX: dict[str, Row] = {
     "squeeze_excite": _squeeze_excite,
     "mean": _mean,
 }
-
-
-def row_of(name: str) -> Row:
-    """The row of a primitive op, a custom op's imported now; GraphspecError if there is none."""
-    if name in ONNX:
-        return ONNX[name]
-    target = op(name).onnx
-    if target is None:
-        raise GraphspecError(
-            f'the op {name!r} has no ONNX row\n  try: give its compiler.ops.Op an `onnx="module:function"`'
-        )
-    module, _, function = target.partition(":")
-    try:
-        row: Row = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise GraphspecError(
-            f"the ONNX row {target!r} of the op {name!r} cannot be imported: {error}\n"
-            f"  try: mend or uninstall the package that offers it"
-        ) from error
-    return row
-
-
-__all__ = ["ONNX", "Row", "Writer", "row_of"]

@@ -19,7 +19,7 @@ from compiler.analysis.weights import GATES
 from compiler.ir.graph import INPUT, OUTPUT, Block, Edge, Graph, Node, gate_scope
 from compiler.lowering.groups import exits
 from compiler.lowering.torch.batch_parts import frozen_statistics
-from compiler.lowering.torch.modules import Builder, torch_module
+from compiler.lowering.torch.modules import TORCH, Builder, torch_module
 from compiler.ops import Reads, input_shapes, op
 
 Vectors = Mapping[str, nn.Parameter]
@@ -32,13 +32,9 @@ def python_name(node_id: str) -> str:
 
 def recomputed(block: nn.Module, *values: Tensor) -> Tensor:
     """The block's value, of which only the inputs are kept for the backward pass."""
-    value: Tensor
-    if not torch.is_grad_enabled():
-        value = block(*values)
-    elif torch.compiler.is_compiling():  # compiled code updates statistics outside of what it recomputes
-        value = checkpoint(block, *values, use_reentrant=False)
-    else:
-        value = checkpoint(block, *values, use_reentrant=False, context_fn=_pass_contexts)
+    # compiled code updates statistics outside of what it recomputes
+    settings: dict[str, Any] = {} if torch.compiler.is_compiling() else {"context_fn": _pass_contexts}
+    value: Tensor = checkpoint(block, *values, use_reentrant=False, **settings)
     return value
 
 
@@ -53,7 +49,7 @@ class Emitter:
     their dotted names; within a block these count from the block's id on.
     """
 
-    table: Mapping[str, Builder] = {}
+    table: Mapping[str, Builder] = TORCH
 
     def __init__(self, graph: Graph, vectors: Vectors, nodes: Sequence[Node], block: Block | None = None) -> None:
         self.graph = graph

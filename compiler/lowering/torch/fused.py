@@ -8,10 +8,11 @@ without gates) is lowered as in the reference. Values are kept channels last.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from compiler.ir.graph import Block, Edge, Graph, Node, gate_scope
 from compiler.lowering.groups import Stack, kept_apart, leaves_relu, regions, stacks
@@ -72,7 +73,7 @@ class FusedEmitter(Emitter):
         if not leaves_relu(self.graph, node, self.stack_of):
             return super().apply(node, values)
         modules = list(torch_steps(node, input_shapes(self.graph, node), self.table).items())[:-1]
-        value = self.call_module(node.id, _chain(modules), values)
+        value = self.call_module(node.id, Chain(OrderedDict(modules)), values)
         self.before_relu[node.id] = value
         return value
 
@@ -159,10 +160,3 @@ class FusedEmitter(Emitter):
 
 def _name(stack: Stack) -> str:
     return f"{python_name(stack.readers[0].id)}_stack"
-
-
-def _chain(modules: list[tuple[str, nn.Module]]) -> Chain:
-    chain = Chain()
-    for name, module in modules:
-        chain.add_module(name, module)
-    return chain

@@ -77,18 +77,13 @@ class _MaxPool(Function):
         return aten.max_pool2d_with_indices_backward(grad, like, *window, False, positions.long()), None
 
 
-class MaxPool(nn.Module):
+class MaxPool(nn.MaxPool2d):
     """Max pooling over `(N, C, H, W)`."""
-
-    def __init__(self, kernel: int, stride: int, padding: int, dilation: int) -> None:
-        super().__init__()
-        self.window = (kernel, stride, padding, dilation)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, C, H', W')`."""
-        if torch.compiler.is_compiling():
-            return F.max_pool2d(x, *self.window)
-        y: Tensor = _MaxPool.apply(x, self.window)
+        window = (self.kernel_size, self.stride, self.padding, self.dilation)
+        y: Tensor = super().forward(x) if torch.compiler.is_compiling() else _MaxPool.apply(x, window)
         return y
 
 
@@ -108,27 +103,24 @@ class _AvgPool(Function):
         return aten.avg_pool2d_backward(grad, like, *([size, size] for size in ctx.window), False, False, None), None
 
 
-class AvgPool(nn.Module):
+class AvgPool(nn.AvgPool2d):
     """Average pooling over `(N, C, H, W)`, padding not counted."""
-
-    def __init__(self, kernel: int, stride: int, padding: int) -> None:
-        super().__init__()
-        self.window = (kernel, stride, padding)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, C, H', W')`."""
-        if torch.compiler.is_compiling():
-            return F.avg_pool2d(x, *self.window, count_include_pad=False)
-        y: Tensor = _AvgPool.apply(x, self.window)
+        window = (self.kernel_size, self.stride, self.padding)
+        y: Tensor = super().forward(x) if torch.compiler.is_compiling() else _AvgPool.apply(x, window)
         return y
 
 
-LEAN: dict[str, Builder] = {
+LEAN: dict[str, Builder] = TORCH | {
     "conv": lambda a, ins, out: LeanConv(ins[0][0], out[0], a, a.groups, a.bias is not False),
     "depthwise_conv": lambda a, ins, out: LeanConv(ins[0][0], out[0], a, out[0], a.bias is not False),
     "max_pool": lambda a, ins, out: MaxPool(a.kernel, a.stride, a.pad, a.dilation),
     "avg_pool": lambda a, ins, out: (
-        AvgPool(a.kernel, a.stride, a.pad) if a.dilation == 1 else TORCH["avg_pool"](a, ins, out)
+        AvgPool(a.kernel, a.stride, a.pad, count_include_pad=False)
+        if a.dilation == 1
+        else TORCH["avg_pool"](a, ins, out)
     ),
 }
-"""Rows that go before those of `TORCH` in the fused lowering."""
+"""The rows of the fused lowering."""

@@ -7,19 +7,20 @@ type and under autocast.
 
 from __future__ import annotations
 
-import importlib
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compiler.errors import GraphspecError
-from compiler.ir.graph import Node, TensorType
+from compiler.ir.graph import Node
+from compiler.lowering.custom import imported_row
 from compiler.lowering.torch.batch_parts import BatchNorm, Dropout, DropPath
-from compiler.ops import Affine, Shape, infer, op, read_attrs, steps, traits_of
+from compiler.ops import Affine, Shape, traits_of, walk
 
 Builder = Callable[[Any, tuple[Shape, ...], Shape], nn.Module]
 
@@ -67,20 +68,6 @@ class Conv(nn.Conv2d):
         return F.conv2d(x, self.weight, self.bias, *self.window, self.groups)
 
 
-class LayerNorm(nn.Module):
-    """Normalise over all dimensions but the batch; scale and shift per channel."""
-
-    def __init__(self, channels: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """A group norm with a single group."""
-        return F.group_norm(x, 1, self.weight, self.bias, self.eps)
-
-
 class Linear(nn.Linear):
     """A linear layer that takes an image of 1x1 as a vector: `(N, C)` or `(N, C, 1, 1)`."""
 
@@ -89,70 +76,38 @@ class Linear(nn.Linear):
         return super().forward(x.flatten(1))
 
 
-class Concat(nn.Module):
-    """Join several values along the channels."""
+class Formula(nn.Module):
+    """A function of its values that has no tensors."""
+
+    def __init__(self, function: Callable[..., Tensor], **settings: Any) -> None:
+        super().__init__()
+        self.function = partial(function, **settings)
 
     def forward(self, *values: Tensor) -> Tensor:
-        """`(N, sum of C, H, W)`."""
-        return torch.cat(values, 1)
+        """The function's value."""
+        return self.function(*values)
 
 
-class Zero(nn.Module):
-    """Zeros of its input's size, through which no gradient flows."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.channels = channels
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Zeros `(N, channels, H, W)` in the type of `x`."""
-        return x.new_zeros((x.shape[0], self.channels, *x.shape[2:]))
+def _join(*values: Tensor) -> Tensor:
+    return torch.cat(values, 1)
 
 
-class Scale(nn.Module):
-    """Its input times a constant."""
-
-    def __init__(self, factor: float) -> None:
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`factor * x`."""
-        return x * self.factor
+def _zeros(x: Tensor, channels: int) -> Tensor:
+    """Zeros `(N, channels, H, W)` in the type of `x`, through which no gradient flows."""
+    return x.new_zeros((x.shape[0], channels, *x.shape[2:]))
 
 
-class Mean(nn.Module):
-    """Mean over dimensions; a mean over everything gives `(N, 1)`."""
-
-    def __init__(self, dims: tuple[int, ...], keep: bool) -> None:
-        super().__init__()
-        self.dims = dims
-        self.keep = keep
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The mean over `dims`."""
-        mean = x.mean(self.dims, keepdim=self.keep)
-        return mean if mean.dim() > 1 else mean.unsqueeze(1)
+def _mean(x: Tensor, dims: tuple[int, ...], keep: bool) -> Tensor:
+    """The mean over `dims`; over everything it is `(N, 1)`."""
+    mean = x.mean(dims, keepdim=keep)
+    return mean if mean.dim() > 1 else mean.unsqueeze(1)
 
 
-class DilatedAvgPool(nn.Module):
+def _dilated_avg_pool(x: Tensor, kernel: int, window: tuple[int, int, int]) -> Tensor:
     """Average over a window with gaps, padding not counted: a depthwise convolution with ones over that of ones."""
-
-    def __init__(self, kernel: int, stride: int, padding: int, dilation: int) -> None:
-        super().__init__()
-        self.kernel = kernel
-        self.stride = stride
-        self.padding = padding
-        self.dilation = dilation
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(N, C, H', W')`."""
-        taps = x.new_ones(1, 1, self.kernel, self.kernel)
-        sums = self._slide(x, taps.expand(x.shape[1], -1, -1, -1))
-        return sums / self._slide(x.new_ones(1, 1, *x.shape[2:]), taps)
-
-    def _slide(self, x: Tensor, taps: Tensor) -> Tensor:
-        return F.conv2d(x, taps, None, self.stride, self.padding, self.dilation, groups=len(taps))
+    taps = x.new_ones(1, 1, kernel, kernel)
+    sums = F.conv2d(x, taps.expand(x.shape[1], -1, -1, -1), None, *window, groups=x.shape[1])
+    return sums / F.conv2d(x.new_ones(1, 1, *x.shape[2:]), taps, None, *window)
 
 
 class SqueezeExcite(nn.Module):
@@ -184,90 +139,54 @@ class Chain(nn.Sequential):
 # -- the rows: (attributes, input shapes, output shape) -> module -----------------------------------------------------
 
 
-def _max_pool(a: Any, ins: tuple[Shape, ...], out: Shape) -> nn.Module:
-    return nn.MaxPool2d(a.kernel, a.stride, a.pad, a.dilation)
-
-
 def _avg_pool(a: Any, ins: tuple[Shape, ...], out: Shape) -> nn.Module:
     if a.dilation > 1:
-        return DilatedAvgPool(a.kernel, a.stride, a.pad, a.dilation)
+        return Formula(_dilated_avg_pool, kernel=a.kernel, window=(a.stride, a.pad, a.dilation))
     return nn.AvgPool2d(a.kernel, a.stride, a.pad, count_include_pad=False)
-
-
-def _linear(a: Any, ins: tuple[Shape, ...], out: Shape) -> nn.Module:
-    return Linear(math.prod(ins[0]), out[0], bias=a.bias is not False)
-
-
-def _squeeze_excite(a: Any, ins: tuple[Shape, ...], out: Shape) -> nn.Module:
-    return SqueezeExcite(out[0], max(1, out[0] // a.reduction))
 
 
 TORCH: dict[str, Builder] = {
     "conv": lambda a, ins, out: Conv(ins[0][0], out[0], a, a.groups, a.bias is not False),
     "depthwise_conv": lambda a, ins, out: Conv(ins[0][0], out[0], a, out[0], a.bias is not False),
-    "max_pool": _max_pool,
+    "max_pool": lambda a, ins, out: nn.MaxPool2d(a.kernel, a.stride, a.pad, a.dilation),
     "avg_pool": _avg_pool,
     "identity": lambda a, ins, out: nn.Identity(),
-    "zero": lambda a, ins, out: Zero(out[0]),
-    "scale": lambda a, ins, out: Scale(a.factor),
-    "linear": _linear,
-    "global_avg_pool": lambda a, ins, out: Mean((2, 3), keep=False),
+    "zero": lambda a, ins, out: Formula(_zeros, channels=out[0]),
+    "scale": lambda a, ins, out: Formula(torch.mul, other=a.factor),
+    "linear": lambda a, ins, out: Linear(math.prod(ins[0]), out[0], bias=a.bias is not False),
+    "global_avg_pool": lambda a, ins, out: Formula(_mean, dims=(2, 3), keep=False),
     "flatten": lambda a, ins, out: nn.Flatten(),
     "add": lambda a, ins, out: nn.Identity(),  # reading sums already
-    "concat": lambda a, ins, out: Concat(),
+    "concat": lambda a, ins, out: Formula(_join),
     "batch_norm": lambda a, ins, out: BatchNorm(out[0], a.eps, a.momentum),
-    "layer_norm": lambda a, ins, out: LayerNorm(out[0], a.eps),
+    "layer_norm": lambda a, ins, out: nn.GroupNorm(1, out[0], a.eps),
     "relu": lambda a, ins, out: nn.ReLU(),
     "relu6": lambda a, ins, out: nn.ReLU6(),
     "hard_swish": lambda a, ins, out: nn.Hardswish(),
     "silu": lambda a, ins, out: nn.SiLU(),
     "gelu": lambda a, ins, out: nn.GELU(),
     "sigmoid": lambda a, ins, out: nn.Sigmoid(),
-    "squeeze_excite": _squeeze_excite,
+    "squeeze_excite": lambda a, ins, out: SqueezeExcite(out[0], max(1, out[0] // a.reduction)),
     "dropout": lambda a, ins, out: Dropout(a.p),
     "drop_path": lambda a, ins, out: DropPath(a.p),
-    "mean": lambda a, ins, out: Mean(a.dims, a.keep),
+    "mean": lambda a, ins, out: Formula(_mean, dims=a.dims, keep=a.keep),
 }
-
-
-def _custom_builder(name: str) -> Builder:
-    """The builder a custom op names as `module:function`."""
-    target = op(name).torch
-    if target is None:
-        raise GraphspecError(
-            f'the op {name!r} has no torch row\n  try: give its compiler.ops.Op a `torch="module:function"`'
-        )
-    module, _, function = target.partition(":")
-    try:
-        builder: Builder = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise GraphspecError(
-            f"the torch row {target!r} of the op {name!r} cannot be imported: {error}\n"
-            f"  try: mend or uninstall the package that offers it"
-        ) from error
-    return builder
-
-
-def builder_of(name: str, table: Mapping[str, Builder] = TORCH) -> Builder:
-    """The row of a primitive op; GraphspecError if a custom op has none or it cannot be imported."""
-    return table.get(name) or TORCH.get(name) or _custom_builder(name)
 
 
 def torch_steps(node: Node, inputs: tuple[Shape, ...], table: Mapping[str, Builder] = TORCH) -> dict[str, nn.Module]:
     """A module for every step of a node, by step name (the empty name where the node is primitive).
 
-    `inputs` are the shapes its first step reads (`compiler.ops.input_shapes`), without the batch. Rows of `table` go
-    before those of `TORCH`. A ReLU after an affine step works in place: that step's gradient does not read its value.
+    `inputs` are the shapes its first step reads (`compiler.ops.input_shapes`), without the batch; `table` are the rows
+    of ops that are built in. A ReLU after an affine step works in place: that step's gradient does not read its value.
+    GraphspecError if a custom op has no row or it cannot be imported.
     """
     modules: dict[str, nn.Module] = {}
-    shapes, before = inputs, Affine.NO
-    for step in steps(node.op, node.attrs):
-        out = infer(step.op, step.attrs, [TensorType(s) for s in shapes]).shape
-        module = builder_of(step.op, table)(read_attrs(step.op, step.attrs), shapes, out)
-        if step.op == "relu" and before is not Affine.NO:
-            module = nn.ReLU(inplace=True)
-        modules[step.name] = module
-        shapes, before = (out,), traits_of(step.op, step.attrs).affine
+    before = Affine.NO
+    for step, _, attrs, shapes, out in walk(node.op, node.attrs, inputs):
+        builder = table.get(step.op) or imported_row(step.op, "torch")
+        in_place = step.op == "relu" and before is not Affine.NO
+        modules[step.name] = nn.ReLU(inplace=True) if in_place else builder(attrs, tuple(shapes), out)
+        before = traits_of(step.op, step.attrs).affine
     return modules
 
 
@@ -277,12 +196,4 @@ def torch_module(node: Node, inputs: tuple[Shape, ...], table: Mapping[str, Buil
     Its tensors are named `<step>.<param>`, or `<param>` where the node is primitive. Arguments as in `torch_steps`.
     """
     modules = torch_steps(node, inputs, table)
-    if "" in modules:
-        return modules[""]
-    chain = Chain()
-    for name, module in modules.items():
-        chain.add_module(name, module)
-    return chain
-
-
-__all__ = ["TORCH", "Builder", "Chain", "Conv", "builder_of", "torch_module", "torch_steps"]
+    return modules[""] if "" in modules else Chain(OrderedDict(modules))
