@@ -26,6 +26,8 @@ from graphspec.api import load
 from runtime.training.allocated import OnCpu
 from tests.tiny import environment, write_spec
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 FAKE = ("data.name=fake", "data.fake_size=512")
 DOCUMENT = ROOT / "docs" / "benchmarks.md"

@@ -12,6 +12,8 @@ import pytest
 
 from tests.tiny import environment
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 OPS = '''
 from compiler.ops import Op, OpAttrs, Step, TypeMismatchError, attrs_of

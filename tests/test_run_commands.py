@@ -68,9 +68,9 @@ def test_init_lists_what_there_is(shell: Shell) -> None:
 
 def test_init_copies_what_then_compiles(shell: Shell) -> None:
     for name in starters():
-        shell("init", name, "--into", "mine")
-        assert Path("mine/graphspec.schema.json").is_file()
-        assert load(f"mine/{name}.yaml")[1].nodes()
+        shell("init", name, "--into", f"of_{name}")
+        assert Path(f"of_{name}/graphspec.schema.json").is_file()
+        assert load(f"of_{name}/{name}.yaml")[1].nodes()
 
 
 def test_init_overwrites_nothing_and_knows_its_names(shell: Shell) -> None:

@@ -316,6 +316,7 @@ def test_fused_autocast_is_as_exact_as_the_reference() -> None:
     assert errors["fused"] <= 1.2 * errors["reference"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recompute", [False, True])
 def test_torch_compile_gives_the_same(lowering: Lowering, recompute: bool) -> None:
     torch.compiler.reset()

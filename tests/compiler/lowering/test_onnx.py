@@ -147,6 +147,7 @@ def supernet(graph: Graph, seed: int) -> tuple[Model, set[Any]]:
     return Model(graph, gates, random_weights(graph, seed, np.float32)), surviving_edges(graph, closed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [random_graph, random_joins])
 def test_random_networks_from_supernet_to_onnxruntime(make: Any) -> None:
     ran = 0

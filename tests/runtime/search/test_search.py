@@ -29,7 +29,7 @@ from runtime.training.step import Feed
 from tests.runtime.data.test_data_sets import make_folder
 from tests.tiny import TINY, command, environment, graphspec, write_spec
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 FINAL = ("arch.yaml", "graph.json", "graph.txt", "weights.safetensors", "metrics.jsonl", "result.json", "split.json")
 SHORT = ("search.pretrain_epochs=1", "search.epochs=1")

@@ -120,6 +120,7 @@ def test_the_environment_has_the_last_word(settings: dict[str, str]) -> None:
     assert run(**settings)["held"] < 10
 
 
+@pytest.mark.slow
 def test_all_training_is_done_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events, train = [], Loop.run
 
