@@ -14,7 +14,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from compiler.errors import RunError
-from runtime.jobs.logs import Bar, Console, MetricsLog
+from runtime.jobs.logs import Console, MetricsLog
 
 
 class Log(MetricsLog):
@@ -205,7 +205,3 @@ def test_a_terminal_shows_a_bar_with_the_time_left_and_its_cursor_afterwards(mon
 
 def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert on_a_terminal(monkeypatch, "dumb").splitlines()[1:] == ["warning: careful"]
-
-
-def test_a_bar_that_nothing_shows_can_be_advanced() -> None:
-    Bar().advance()
