@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # made again for another Python, so that `make PYTHON=python3.12 test` tests with that one
 READY := $(VENV)/.ready-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint types unit format clean
+.PHONY: help env demo quick test lint types unit format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -29,6 +30,9 @@ demo: $(READY) ## Compile, search, retrain and export specs/digits.yaml, then re
 	$(BIN)/graphspec export
 	$(BIN)/graphspec report
 
+quick: lint types ## Run linters, type checks and the tests that are not slow (under 3 minutes on 2 cores)
+	$(PYTEST) -m 'not slow'
+
 test: lint types unit ## Run linters, type checks and all tests
 
 lint: $(READY) ## Check style
@@ -39,7 +43,7 @@ types: $(READY) ## Check types (mypy strict)
 	$(BIN)/mypy
 
 unit: $(READY) ## Run the tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
 
 format: $(READY) ## Format the code
 	$(BIN)/ruff format .

@@ -78,6 +78,16 @@ def stacks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(groups, "EDGES_PER_VALUE", 0)
 
 
+@pytest.fixture(
+    params=[("reference", 0), ("fused", 0), ("fused", groups.EDGES_PER_VALUE)], ids=["reference", "stacks", "apart"]
+)
+def lowering(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """The reference, which has no stacks, and the fused lowering with and without them."""
+    name, edges_per_value = request.param
+    monkeypatch.setattr(groups, "EDGES_PER_VALUE", edges_per_value)
+    return str(name)
+
+
 @pytest.fixture(params=[0, groups.EDGES_PER_VALUE], ids=["stacks", "apart"])
 def stacks_or_not(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Once with stacks always, once where they pay."""

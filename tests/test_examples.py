@@ -12,6 +12,8 @@ import pytest
 
 from tests.tiny import TINY, environment
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 

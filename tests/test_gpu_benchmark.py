@@ -13,6 +13,8 @@ import torch
 from benchmarks import gpu
 from benchmarks.gpu_checks import Check
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 

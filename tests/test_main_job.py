@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.tiny import graphspec
+
+pytestmark = pytest.mark.slow
 
 SPEC = Path(__file__).parent.parent / "specs" / "digits.yaml"
 

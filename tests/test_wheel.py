@@ -14,6 +14,8 @@ import pytest
 
 from tests.tiny import environment, write_spec
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("graphspec", "compiler", "runtime")
 BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"

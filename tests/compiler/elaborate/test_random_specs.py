@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+import pytest
 
 from compiler.elaborate.builder import load
 from compiler.ir.graph import Model
@@ -18,6 +19,8 @@ from compiler.passes.pipeline import TO_INHERIT
 from tests.compiler.passes.test_prune import close_by_hand
 from tests.graphs import random_gates
 from tests.interpreter import evaluate, random_input, random_weights
+
+pytestmark = pytest.mark.slow
 
 Entry = dict[str, Any]
 SPECS, FEWEST = 260, 200

@@ -31,10 +31,6 @@ def test_bad_file_gives_the_messages_beside_it(name: str, monkeypatch: pytest.Mo
     assert f"{caught.value}\n" == expected.read_text()
 
 
-def test_there_are_enough_bad_files() -> None:
-    assert len(FILES) >= 40
-
-
 def test_a_file_that_is_no_spec_is_never_quoted() -> None:
     text = (BAD / "extends_secret.txt").read_text()
     assert "dont-quote-me" not in text

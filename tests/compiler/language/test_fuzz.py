@@ -15,6 +15,8 @@ from compiler.elaborate.builder import load
 from compiler.errors import Diagnostic, SpecError
 from compiler.language.overrides import overrides_of
 
+pytestmark = pytest.mark.slow
+
 SPECS = Path(__file__).parents[3] / "specs"
 PIECES = [
     b"", b" ", b"\n", b"\t", b"\r", b":", b": ", b"- ", b"[", b"]", b"{", b"}", b",", b"&a ", b"*a",

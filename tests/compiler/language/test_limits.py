@@ -67,6 +67,7 @@ def test_a_100_mb_file_is_refused_unread(tmp_path: Path) -> None:
     assert "the file has 100.0 MB; a spec may have at most 8 MB" in guarded(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [

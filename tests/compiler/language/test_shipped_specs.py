@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from compiler.elaborate.builder import load
+from compiler.ir.graph import OUTPUT
+from compiler.ir.verify import verify
 from compiler.language.overrides import overrides_of
 
 SPECS = Path(__file__).parents[3] / "specs"
@@ -21,6 +23,8 @@ def test_shipped_specs_elaborate_and_explain_themselves(path: Path) -> None:
     spec, graph = load(path)
     assert spec.name == path.stem.replace("_", "-")
     assert graph.gates()
+    verify(graph)
+    assert graph.node(OUTPUT).shape in ((spec.classes,), (spec.classes, 1, 1))
     assert path.read_text().count("#") >= 4
 
 
@@ -38,6 +42,7 @@ def test_shipped_specs_elaborate_and_explain_themselves(path: Path) -> None:
 def test_numbers_of_gates(name: str, overrides: list[str], gates: int) -> None:
     _, graph = load(SPECS / f"{name}.yaml", overrides_of(overrides))
     assert len(graph.gates()) == gates
+    assert sum(block.kind == "normal" for block in graph.blocks) == (23 if "imagenet" in name else 24)
 
 
 def test_the_imagenet_stem_quarters_the_image() -> None:

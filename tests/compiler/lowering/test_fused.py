@@ -102,12 +102,14 @@ def check_against_formula(graph: Graph, seed: int) -> None:
         assert max(found.error_against(right)) < 1e-10, way
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=140, derandomize=True)
 @given(st.integers(0, 10**6), st.integers(1, 9), st.sampled_from((0.3, 0.7, 1.0)))
 def test_random_graphs_follow_the_formula(seed: int, nodes: int, gated: float) -> None:
     check_against_formula(random_graph(seed, nodes=nodes, gated=gated), seed)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60, derandomize=True)
 @given(st.integers(0, 10**6), st.integers(1, 3))
 def test_random_levels_follow_the_formula(seed: int, levels: int) -> None:
@@ -123,6 +125,7 @@ def test_pruned_graphs_follow_the_formula(seed: int) -> None:
         check_against_formula(prune(graph, closed), seed)
 
 
+@pytest.mark.slow
 def test_float32_is_as_exact_as_edge_by_edge() -> None:
     """Errors against float64, added up over graphs, are at most those of the reference and 20 %."""
     totals = {way: torch.zeros(4) for way in WAYS}

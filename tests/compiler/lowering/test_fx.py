@@ -236,8 +236,6 @@ def test_norm_scales_are_fixed_and_biases_free(lowering: Lowering) -> None:
 # -- recompute --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("stacks_or_not")
-@both
 def test_recompute_changes_nothing_but_what_is_kept(lowering: Lowering) -> None:
     graph = level_graph(8)
     found = []
@@ -305,8 +303,6 @@ def test_recompute_without_gradients_just_runs() -> None:
 # -- modes ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("stacks_or_not")
-@both
 def test_evaluation_uses_the_statistics(lowering: Lowering) -> None:
     graph = level_graph(9)
     module = lower(graph, lowering=lowering)
@@ -318,8 +314,6 @@ def test_evaluation_uses_the_statistics(lowering: Lowering) -> None:
     assert (alone - together).abs().max() < 1e-6
 
 
-@pytest.mark.usefixtures("stacks_or_not")
-@both
 def test_autocast_keeps_gates_and_their_gradients_in_float32(lowering: Lowering) -> None:
     graph = level_graph(10, channels=8)
     right = gradients(lower(graph, lowering="reference"), images(graph))
@@ -348,12 +342,11 @@ def test_fused_autocast_is_as_exact_as_the_reference() -> None:
     assert errors["fused"] <= 1.2 * errors["reference"]
 
 
-@pytest.mark.usefixtures("stacks_or_not")
-@both
+@pytest.mark.slow
 @pytest.mark.parametrize("recompute", [False, True])
 def test_torch_compile_gives_the_same(lowering: Lowering, recompute: bool) -> None:
     torch.compiler.reset()
-    graph = level_graph(2)
+    graph = level_graph(2, levels=2)
     plain, compiled = (lower(graph, lowering=lowering, recompute=recompute) for _ in range(2))
     call = torch.compile(compiled, backend="aot_eager")
     right = gradients(plain, images(graph))
@@ -366,8 +359,6 @@ def test_torch_compile_gives_the_same(lowering: Lowering, recompute: bool) -> No
         assert (compiled.get_buffer(name) - value).abs().max() < 1e-5, name
 
 
-@pytest.mark.usefixtures("stacks_or_not")
-@both
 def test_any_batch_size_and_layout(lowering: Lowering) -> None:
     graph = level_graph(12)
     module = lower(graph, lowering=lowering).eval()

@@ -447,6 +447,7 @@ def closed_supernet(seed: int) -> tuple[Model, Callable[[Any], Any]] | None:
     return model, lambda x: evaluate(graph, model.weights, x, gates, edges)
 
 
+@pytest.mark.slow
 def test_pruned_and_folded_graphs_equal_the_closed_supernet() -> None:
     cases = [case for seed in range(120) if (case := closed_supernet(seed)) is not None]
     assert len(cases) >= 90

@@ -293,6 +293,7 @@ def test_streaming_gives_the_batches_of_the_set_in_memory(tmp_path: Path) -> Non
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 def test_worker_processes_give_the_same_batches_and_can_be_left_early(tmp_path: Path) -> None:
     root = make_folder(tmp_path)
     config = DataConfig(name="imagenet", root=str(root), workers=2, mean=(0.5,) * 3, std=(0.2,) * 3)

@@ -1,5 +1,6 @@
 """Worker processes of a stream: they outlive Ctrl-C and do not outlive a parent that is killed."""
 
+import pytest
 import os
 import select
 import signal
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+pytestmark = pytest.mark.slow
 
 PARENT = """
 import signal, sys

@@ -24,6 +24,8 @@ from runtime.processes.world import World
 from runtime.training.loop import Loop
 from tests.tiny import environment, write_spec
 
+pytestmark = pytest.mark.slow
+
 # Rates are low, so that rounding does not grow from step to step, and after the first pruning gates rest, so that none
 # is near its threshold. Every kind of random draw is on.
 SETTINGS = (

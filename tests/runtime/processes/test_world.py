@@ -22,6 +22,8 @@ from compiler.lowering.torch.batch_parts import BatchNorm, Dropout, DropPath, sh
 from runtime.processes.world import ALONE, ToldError, World, fingerprint
 from tests.tiny import free_port
 
+pytestmark = pytest.mark.slow
+
 SIZE = 2
 CPU = torch.device("cpu")
 

@@ -17,7 +17,10 @@ from tests.chromium import Chromium, find_chromium
 from tests.runtime.reporting.report_runs import SEARCH, finished_run, finished_study, new_run, search_for, values_at
 
 PROGRAM = find_chromium()
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium: install one, or name it in GRAPHSPEC_CHROMIUM")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(PROGRAM is None, reason="no Chromium: install one, or name it in GRAPHSPEC_CHROMIUM"),
+]
 TIP = "(() => { const t = document.querySelector('.gs-tip'); return t.hidden ? null : t.textContent; })()"
 CELL = "document.querySelector(\".hm-cell[data-gate='1']\")"
 SLIDER = "document.getElementById('epoch')"

@@ -304,11 +304,13 @@ def killed(scenario: str, folder: Path) -> object:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_a_kill_inside_any_call_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     """Two files of five calls each, of which the eighth commits; then the removal of two files; then nothing dies."""
     assert killed("at", tmp_path) == [2] * 8 + [3] * 5
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     """15 random moments of a process that writes without pause."""
     assert isinstance(last := killed("after", tmp_path), int)

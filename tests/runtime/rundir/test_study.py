@@ -19,7 +19,7 @@ from runtime.rundir.study import Figure, checked_seeds, found_sizes, parse_seeds
 from tests.test_run_commands import Shell
 from tests.tiny import TINY, command, environment, write_spec
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 FAST = TINY.replace("{name: digits}", "{name: fake, fake_size: 96}").replace("batch_size: 32", "batch_size: 8")
 FAST = FAST.replace("pretrain_epochs: 2\n  epochs: 4", "pretrain_epochs: 1\n  epochs: 2") + "seed: 7\n"

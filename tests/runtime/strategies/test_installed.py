@@ -21,6 +21,8 @@ from graphspec import api
 from runtime.rundir.directory import RunDir
 from tests.tiny import TINY, command, environment, write_spec
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 TOYS = Path(__file__).parent / "installed"
 ENTRY_POINTS = """\

@@ -15,6 +15,8 @@ import pytest
 from runtime.rundir.directory import RunDir
 from tests.tiny import TINY, command, environment
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 TOYS = Path(__file__).parent / "installed"
 SPEC = (

@@ -27,7 +27,7 @@ from tests.tasks import class_task
 from tests.tiny import TINY, write_spec
 
 # torch's tracer itself looks at the gradients of what a block reads
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")]
 
 CPU = torch.device("cpu")
 TASK = class_task()

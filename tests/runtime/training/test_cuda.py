@@ -32,8 +32,6 @@ def supernet(graph: Graph, module: fx.GraphModule, mode: FakeTensorMode, patch: 
         return Supernet(graph, class_task(), SearchConfig(), CUDA, module, ALONE)
 
 
-@pytest.mark.usefixtures("stacks_or_not")
-@pytest.mark.parametrize("lowering", ["reference", "fused"])
 @pytest.mark.parametrize("pruned", [0.0, 0.5])
 def test_steps_on_cuda_mix_no_devices(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lowering: Lowering, pruned: float

@@ -59,14 +59,17 @@ def run(program: str = PROGRAM, **settings: str) -> Any:
     return json.loads(done.stdout)
 
 
-def test_freed_memory_is_used_again_without_the_kernel() -> None:
-    found = run()
+@pytest.fixture(scope="module")
+def found() -> Any:
+    return run()
+
+
+def test_freed_memory_is_used_again_without_the_kernel(found: Any) -> None:
     assert found["within"] < PAGES / 10
     assert found["held"] > 50
 
 
-def test_it_is_given_back_when_asked_for_and_at_the_end() -> None:
-    found = run()
+def test_it_is_given_back_when_asked_for_and_at_the_end(found: Any) -> None:
     assert found["given back"] < 10
     assert found["after"] < 10
 
@@ -117,6 +120,7 @@ def test_the_environment_has_the_last_word(settings: dict[str, str]) -> None:
     assert run(**settings)["held"] < 10
 
 
+@pytest.mark.slow
 def test_all_training_is_done_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events, train = [], Loop.run
 

@@ -104,6 +104,7 @@ def test_everything_is_put_back_to_the_bit(graph: Graph, steps: int) -> None:
     assert all(torch.equal(tensor, found[name]) for name, tensor in other.tensors().items())
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_whether_it_was_measured_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Drop path and dropout draw random numbers in a retraining."""
     short = [
@@ -292,6 +293,7 @@ def test_a_job_that_goes_on_is_not_asked_again(require: Callable[..., None], tmp
     require(1, SearchConfig())
 
 
+@pytest.mark.slow
 def test_search_and_retrain_ask_before_they_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     short = ["search.pretrain_epochs=0", "search.epochs=1", "retrain.epochs=1", "budget.params=null"]

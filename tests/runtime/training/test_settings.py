@@ -20,6 +20,8 @@ from runtime.training.stages import Position
 from tests.tasks import class_task
 from tests.tiny import TINY, write_spec
 
+pytestmark = pytest.mark.slow
+
 BASE = (
     "data.fake_size=96", "search.batch_size=16", "search.pretrain_epochs=2", "search.epochs=2",
     "search.gates.clip=null", "search.gates.lr=0.5", "search.gates.gamma=0.5",
