@@ -280,6 +280,3 @@ def _substituted(total: WidthSum, derived: Mapping[int, WidthSum]) -> WidthSum:
         for part, n in derived.get(width, {width: 1}).items():
             found[part] = found.get(part, 0) + factor * n
     return {width: factor for width, factor in found.items() if factor}
-
-
-__all__ = ["NAME", "WidthPlan", "plan_widths"]

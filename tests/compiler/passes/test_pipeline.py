@@ -11,9 +11,8 @@ from compiler.ir.graph import Graph, Model, Node, Phase
 from compiler.ir.verify import violations
 from compiler.passes.base import Pass
 from compiler.passes.drop_gates import DropGates
-from compiler.passes.pipeline import TO_COMPACT, TO_EXPORT, Pipeline, Printer, parse_pipeline
+from compiler.passes.pipeline import PASSES, TO_COMPACT, TO_EXPORT, Pipeline, Printer, parse_pipeline
 from compiler.passes.prune_zero_edges import PruneZeroEdges
-from compiler.passes.registry import PASSES
 from tests.graphs import model_of, random_gates, random_graph
 from tests.interpreter import random_weights
 
