@@ -16,13 +16,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from compiler.errors import PassError
-from compiler.ir.graph import INPUT, Attrs, Graph, Node, attrs_of
+from compiler.ir.graph import INPUT, Graph, Node, attrs_of
 from compiler.ops import Channels, Reads, chain_of, input_shapes, op, read_attrs
 from compiler.passes.infer_types import infer_types
 
 NAME = "widen"
+Key = TypeVar("Key", str, int)
 CONSTANT = ""  # the key of a sum's constant part; the others are ids of nodes that write their channels
 Sum = dict[str, int]  # coefficients by key, none of them zero
 WidthSum = dict[int, int]  # coefficients by width of the given graph; the constant's key is 0
@@ -37,17 +39,6 @@ class Equation:
     right: Sum
 
 
-@dataclass
-class _Relations:
-    """What the graph says about channels, before anything is solved."""
-
-    written: dict[str, int] = field(default_factory=dict)  # channels of the nodes that write them
-    equations: list[Equation] = field(default_factory=list)
-    groups: dict[str, Sum] = field(default_factory=dict)  # groups that follow the channels a conv reads
-    divided: list[tuple[str, int, Sum]] = field(default_factory=list)  # node, groups, channels that these must divide
-    logits: set[str] = field(default_factory=set)  # what the outputs have their channels of
-
-
 @dataclass(frozen=True)
 class WidthPlan:
     """The free widths of a graph and what follows from them."""
@@ -60,34 +51,22 @@ class WidthPlan:
     def apply(self, widths: Mapping[int, int]) -> Graph:
         """The typed graph in which every free width has become `widths[width]`."""
         graph = self.graph.copy()
-        for node_id in {**self.channels, **self.groups}:
-            node = graph.node(node_id)
-            graph.replace(replace(node, attrs=self._attrs(node, widths)))
+        for attr, totals in (("channels", self.channels), ("groups", self.groups)):
+            for node_id, total in totals.items():
+                node = graph.node(node_id)
+                value = sum(factor * (widths[width] if width else 1) for width, factor in total.items())
+                graph.replace(replace(node, attrs=attrs_of({**dict(node.attrs), attr: value})))
         return infer_types(graph)
-
-    def _attrs(self, node: Node, widths: Mapping[int, int]) -> Attrs:
-        if node.id not in self.channels and node.id not in self.groups:
-            return node.attrs
-        attrs = dict(node.attrs)
-        if node.id in self.channels:
-            attrs["channels"] = _value(self.channels[node.id], widths)
-        if node.id in self.groups:
-            attrs["groups"] = _value(self.groups[node.id], widths)
-        return attrs_of(attrs)
-
-
-def _value(total: WidthSum, widths: Mapping[int, int]) -> int:
-    return sum(factor * (widths[width] if width else 1) for width, factor in total.items())
 
 
 def plan_widths(graph: Graph, round_to: int) -> WidthPlan:
     """The plan of a typed graph; PassError where its widths are bound in a way that no rounding can keep."""
     relations = _relations(graph)
-    unknowns = _solve_constants(relations)
-    derived = _derive(relations, unknowns)
+    relations.solve_constants()
+    derived = _derive(relations)
 
     def rewritten(total: Sum) -> WidthSum:
-        return _substituted(unknowns.in_widths(total), derived)
+        return _substituted(relations.in_widths(total), derived)
 
     channels = {node_id: rewritten({node_id: 1}) for node_id in relations.written}
     free = sorted({width for total in channels.values() for width in total if width})
@@ -100,6 +79,65 @@ def plan_widths(graph: Graph, round_to: int) -> WidthPlan:
             steps[width] = math.lcm(steps[width], divisor)
     groups = {node_id: rewritten(total) for node_id, total in relations.groups.items()}
     return WidthPlan(graph, steps, {n: t for n, t in channels.items() if set(t) != {0}}, groups)
+
+
+# -- relations --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Relations:
+    """What the graph says about channels; written ones are unknowns, some of them the same one, some constants."""
+
+    written: dict[str, int] = field(default_factory=dict)  # channels of the nodes that write them
+    equations: list[Equation] = field(default_factory=list)
+    groups: dict[str, Sum] = field(default_factory=dict)  # groups that follow the channels a conv reads
+    divided: list[tuple[str, int, Sum]] = field(default_factory=list)  # node, groups, channels that these must divide
+    same_as: dict[str, str] = field(default_factory=dict)
+    constants: set[str] = field(default_factory=set)  # of unknowns that stand for themselves
+
+    def solve_constants(self) -> None:
+        """Work in all equalities between two unknowns, and between some and a constant."""
+        changed = True
+        while changed:
+            changed = False
+            for equation in self.equations:
+                difference = self.difference(equation)
+                constant = difference.pop(CONSTANT, 0)
+                if len({factor > 0 for factor in difference.values()}) == 1:  # positive numbers with a constant sum
+                    self.constants.update(difference)
+                    changed = True
+                elif constant == 0 and sorted(difference.values()) == [-1, 1]:
+                    a, b = difference
+                    self.same_as[b] = a
+                    changed = True
+
+    def difference(self, equation: Equation) -> Sum:
+        """Left side minus right side over the unknowns that are left; it must be zero."""
+        sides = (*equation.left.items(), *_times(equation.right, -1).items())
+        return _collected(self._unknown(key, factor) for key, factor in sides)
+
+    def in_widths(self, total: Sum) -> WidthSum:
+        """The sum over the widths that the unknowns have in the given graph."""
+        terms = (self._unknown(key, factor) for key, factor in total.items())
+        return _collected((self.written[name] if name else 0, factor) for name, factor in terms)
+
+    def _unknown(self, key: str, factor: int) -> tuple[str, int]:
+        """The unknown that stands for all that equal this one, or the constant that it is."""
+        while key in self.same_as:
+            key = self.same_as[key]
+        return (CONSTANT, factor * self.written[key]) if key in self.constants else (key, factor)
+
+
+def _collected(terms: Iterable[tuple[Key, int]]) -> dict[Key, int]:
+    """The sum of these terms, each key once and no coefficient zero."""
+    found: dict[Key, int] = {}
+    for key, factor in terms:
+        found[key] = found.get(key, 0) + factor
+    return {key: factor for key, factor in found.items() if factor}
+
+
+def _times(total: Sum, factor: int) -> Sum:
+    return {key: factor * n for key, n in total.items()}
 
 
 # -- reading the graph ------------------------------------------------------------------------------------------------
@@ -116,8 +154,9 @@ def _relations(graph: Graph) -> _Relations:
         if op(node.op).reads is Reads.SUM:
             found.equations += [Equation(node.id, reads[0], other) for other in reads[1:]]
             reads = reads[:1]
-        sums[node.id] = _channels(graph, node, _added(reads), found)
-    found.logits = set().union(*(sums[node.id] for node in graph.outputs().values()))
+        read = _collected(term for total in reads for term in total.items())
+        sums[node.id] = _channels(graph, node, read, found)
+    found.constants = set().union(*(sums[node.id] for node in graph.outputs().values())) - {CONSTANT}
     return found
 
 
@@ -162,86 +201,13 @@ def _passed_on(graph: Graph, node: Node, read: Sum) -> Sum:
     return _times(read, factor)
 
 
-def _added(sums: Iterable[Sum]) -> Sum:
-    total: Sum = {}
-    for one in sums:
-        for key, factor in one.items():
-            total[key] = total.get(key, 0) + factor
-    return total
-
-
-def _times(total: Sum, factor: int) -> Sum:
-    return {key: factor * n for key, n in total.items()}
-
-
 # -- solving ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Unknowns:
-    """Written channels as unknowns: which are the same one, and which are constants."""
-
-    channels: Mapping[str, int]
-    same_as: dict[str, str] = field(default_factory=dict)
-    constants: set[str] = field(default_factory=set)  # of unknowns that stand for themselves
-
-    def name(self, node_id: str) -> str:
-        """The unknown that stands for all that equal this one."""
-        while node_id in self.same_as:
-            node_id = self.same_as[node_id]
-        return node_id
-
-    def unite(self, a: str, b: str) -> None:
-        """Make two unknowns one."""
-        self.same_as[self.name(b)] = self.name(a)
-
-    def in_unknowns(self, total: Sum) -> Sum:
-        """The sum over the unknowns that are left."""
-        found: Sum = {}
-        for key, factor in total.items():
-            name = self.name(key)
-            if name in self.constants:
-                name, factor = CONSTANT, factor * self.channels[name]
-            found[name] = found.get(name, 0) + factor
-        return {key: factor for key, factor in found.items() if factor}
-
-    def in_widths(self, total: Sum) -> WidthSum:
-        """The sum over the widths that the unknowns have in the given graph."""
-        found: WidthSum = {}
-        for name, factor in self.in_unknowns(total).items():
-            width = self.channels[name] if name else 0
-            found[width] = found.get(width, 0) + factor
-        return {width: factor for width, factor in found.items() if factor}
-
-    def difference(self, equation: Equation) -> Sum:
-        """Left side minus right side, which must be zero."""
-        return self.in_unknowns(_added([equation.left, _times(equation.right, -1)]))
-
-
-def _solve_constants(relations: _Relations) -> _Unknowns:
-    """Unknowns with all equalities between two of them, and between some and a constant, worked in."""
-    unknowns = _Unknowns(relations.written)
-    unknowns.constants.update(key for key in relations.logits if key)
-    changed = True
-    while changed:
-        changed = False
-        for equation in relations.equations:
-            difference = unknowns.difference(equation)
-            constant = difference.pop(CONSTANT, 0)
-            signs = {factor > 0 for factor in difference.values()}
-            if len(signs) == 1:  # a sum of positive numbers that is constant: every one of them stays
-                unknowns.constants.update(difference)
-                changed = True
-            elif constant == 0 and sorted(difference.values()) == [-1, 1]:
-                unknowns.unite(*difference)
-                changed = True
-    return unknowns
-
-
-def _derive(relations: _Relations, unknowns: _Unknowns) -> dict[int, WidthSum]:
+def _derive(relations: _Relations) -> dict[int, WidthSum]:
     """Widths that are sums of others, over widths that are not."""
     derived: dict[int, WidthSum] = {}
-    left = {e: unknowns.in_widths(unknowns.difference(e)) for e in relations.equations}
+    left = {e: relations.in_widths(relations.difference(e)) for e in relations.equations}
     for equation in sorted(left, key=lambda e: max(left[e], default=0)):
         difference = _substituted(left[equation], derived)
         if not difference:
@@ -275,11 +241,6 @@ def _undividable(node_id: str, groups: int, constant: int) -> PassError:
 
 
 def _substituted(total: WidthSum, derived: Mapping[int, WidthSum]) -> WidthSum:
-    found: WidthSum = {}
-    for width, factor in total.items():
-        for part, n in derived.get(width, {width: 1}).items():
-            found[part] = found.get(part, 0) + factor * n
-    return {width: factor for width, factor in found.items() if factor}
-
-
-__all__ = ["NAME", "WidthPlan", "plan_widths"]
+    return _collected(
+        (part, factor * n) for width, factor in total.items() for part, n in derived.get(width, {width: 1}).items()
+    )

@@ -147,6 +147,3 @@ def _names(blocks: tuple[BlockDiff, ...]) -> list[str]:
         lines += [f"  - edge {src} -> {dst}" for src, dst in block.gone_edges]
         lines += [f"  + edge {src} -> {dst}" for src, dst in block.new_edges]
     return lines
-
-
-__all__ = ["OUTSIDE", "BlockDiff", "Diff", "diff"]

@@ -121,6 +121,3 @@ def _origin(architecture: Architecture, spec_hash: str) -> dict[str, Any]:
 def _with_costs(derived: Architecture, target: Graph) -> Architecture:
     found = total_cost(TO_COMPACT.run(derived.model(target)).graph)
     return replace(derived, costs={"full": asdict(total_cost(target)), "found": asdict(found)})
-
-
-__all__ = ["derive"]

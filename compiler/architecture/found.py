@@ -257,6 +257,3 @@ def _read_document(text: str, where: str) -> _Document:
 
 def _damaged(where: str, what: str) -> ArchitectureError:
     return ArchitectureError(f"{where}: the architecture is damaged: {what}\n  try: mend it, or search again")
-
-
-__all__ = ["VERSION", "Architecture", "ArchitectureError", "Scope"]

@@ -229,6 +229,3 @@ def rule_records() -> list[tuple[str, list[Phase], str]]:
         rule: [phase for phase, rules in RULES.items() if rule in rules] for rules in RULES.values() for rule in rules
     }
     return [(rule.__name__, held, " ".join((rule.__doc__ or "").split())) for rule, held in phases.items()]
-
-
-__all__ = ["RULES", "STRUCTURE", "Rule", "rule_records", "verify", "violations"]

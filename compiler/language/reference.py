@@ -20,7 +20,7 @@ from compiler.language.grammar import BLOCK, ENTRY, LEVELS, NODE
 from compiler.language.parse import GATES, SPEC
 from compiler.language.reader import Construct, Key
 from compiler.ops import Op, Reads, known_ops
-from compiler.passes.registry import PASSES
+from compiler.passes.pipeline import PASSES
 
 _GENERATED = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 SETTING = ("key", "value", "default", "meaning")

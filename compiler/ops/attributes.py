@@ -5,12 +5,12 @@ Sizes of windowed ops follow torch: `floor((size + 2 * padding - dilation * (ker
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from compiler.ir.graph import AttrValue, attrs_of
-from compiler.ops.definition import OpAttrs, Shape, Step, TypeMismatchError
+from compiler.ops.definition import OpAttrs, PartsRule, Shape, Step, TypeMismatchError
 from compiler.ops.traits import Pixels
 
 Positive = Annotated[int, Field(gt=0)]
@@ -95,7 +95,19 @@ def finish(norm: str, act: str) -> tuple[Step, ...]:
     return (*norms, Step("act", act)) if act != "none" else norms
 
 
-def finished(first: Step, norm: str, act: str) -> tuple[Step, ...]:
-    """A part and those that follow it; none at all where nothing follows, because the op is primitive then."""
-    follow = finish(norm, act)
-    return (first, *follow) if follow else ()
+def alone_then_finish(name: str, op: str, **off: AttrValue) -> PartsRule:
+    """The parts rule of an op that norm and activation may follow: the op alone as the step `name`, then those.
+
+    None at all where nothing follows, because the op is primitive then. `off` are attributes of the op alone.
+    """
+
+    def rule(a: Any) -> tuple[Step, ...]:
+        follow = finish(getattr(a, "norm", "none"), a.act)
+        own: dict[str, AttrValue] = {key: value for key, value in a if key not in ("norm", "act")} | off
+        if isinstance(a, Window):
+            own["padding"] = a.pad
+        if own.get("bias", True) is None:
+            own["bias"] = a.norm == "none"
+        return (step(name, op, **own), *follow) if follow else ()
+
+    return rule

@@ -7,13 +7,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from compiler.ir.graph import AttrValue
 from compiler.ops.attributes import (
     Activation,
     Finish,
     Positive,
     Window,
+    alone_then_finish,
     finish,
-    finished,
     image,
     same,
     step,
@@ -168,43 +169,20 @@ def _se_params(a: SqueezeExciteAttrs, ins: list[Shape], out: Shape) -> dict[str,
 
 # -- parts ----------------------------------------------------------------------------------------------------------
 
-
-def _bias(a: DepthwiseAttrs | LinearAttrs) -> bool:
-    return a.norm == "none" if a.bias is None else a.bias
-
-
-def _conv_parts(a: ConvAttrs) -> tuple[Step, ...]:
-    own = {"channels": a.channels, "groups": a.groups, "bias": _bias(a), "norm": "none", "act": "none"}
-    return finished(step("conv", "conv", **own, **window_attrs(a)), a.norm, a.act)
-
-
-def _depthwise_parts(a: DepthwiseAttrs) -> tuple[Step, ...]:
-    first = step("depthwise", "depthwise_conv", bias=_bias(a), norm="none", act="none", **window_attrs(a))
-    return finished(first, a.norm, a.act)
+ALONE: dict[str, AttrValue] = {"norm": "none", "act": "none"}  # turns the defaults of a convolution off
 
 
 def _sep_conv_parts(a: SepConvAttrs) -> tuple[Step, ...]:
-    return (
-        step("depthwise", "depthwise_conv", bias=False, norm="none", act="none", **window_attrs(a)),
-        step("pointwise", "conv", channels=a.channels, kernel=1, bias=a.norm == "none", norm="none", act="none"),
-        *finish(a.norm, a.act),
-    )
+    return step("depthwise", "depthwise_conv", bias=False, **window_attrs(a), **ALONE), *_pointwise("pointwise", a)
 
 
 def _project_parts(a: ProjectAttrs) -> tuple[Step, ...]:
-    return (
-        step("concat", "concat"),
-        step("conv", "conv", channels=a.channels, kernel=1, bias=a.norm == "none", norm="none", act="none"),
-        *finish(a.norm, a.act),
-    )
+    return step("concat", "concat"), *_pointwise("conv", a)
 
 
-def _linear_parts(a: LinearAttrs) -> tuple[Step, ...]:
-    return finished(step("linear", "linear", channels=a.channels, bias=_bias(a)), a.norm, a.act)
-
-
-def _batch_norm_parts(a: BatchNormAttrs) -> tuple[Step, ...]:
-    return finished(step("norm", "batch_norm", eps=a.eps, momentum=a.momentum), "none", a.act)
+def _pointwise(name: str, a: SepConvAttrs | ProjectAttrs) -> tuple[Step, ...]:
+    own = step(name, "conv", channels=a.channels, kernel=1, bias=a.norm == "none", **ALONE)
+    return own, *finish(a.norm, a.act)
 
 
 # -- traits ---------------------------------------------------------------------------------------------------------
@@ -235,12 +213,12 @@ def _linear_traits(a: LinearAttrs) -> Traits:
 LAYERS = (
     Op(
         "conv", "convolution", ConvAttrs, infer=_conv_shape, params=_conv_params, flops=_conv_flops,
-        parts=_conv_parts, traits=_conv_traits, sets_channels=True,
+        parts=alone_then_finish("conv", "conv", **ALONE), traits=_conv_traits, sets_channels=True,
     ),
     Op(
         "depthwise_conv", "convolution with one filter a channel", DepthwiseAttrs, infer=_depthwise_shape,
-        params=_depthwise_params, flops=lambda a, ins, out: math.prod(out) * a.kernel**2, parts=_depthwise_parts,
-        traits=_depthwise_traits,
+        params=_depthwise_params, flops=lambda a, ins, out: math.prod(out) * a.kernel**2,
+        parts=alone_then_finish("depthwise", "depthwise_conv", **ALONE), traits=_depthwise_traits,
     ),
     Op("sep_conv", "depthwise, then pointwise convolution", SepConvAttrs, parts=_sep_conv_parts, sets_channels=True),
     Op(
@@ -249,12 +227,12 @@ LAYERS = (
     ),
     Op(
         "linear", "fully connected layer", LinearAttrs, infer=_linear_shape, params=_linear_params,
-        flops=lambda a, ins, out: out[0] * math.prod(ins[0]), parts=_linear_parts, traits=_linear_traits,
-        sets_channels=True,
+        flops=lambda a, ins, out: out[0] * math.prod(ins[0]), parts=alone_then_finish("linear", "linear"),
+        traits=_linear_traits, sets_channels=True,
     ),
     Op(
         "batch_norm", "batch normalisation", BatchNormAttrs, infer=same, params=_norm_params, buffers=_norm_buffers,
-        parts=_batch_norm_parts,
+        parts=alone_then_finish("norm", "batch_norm"),
         traits=Traits(affine=Affine.STATISTICS, channels=Channels.KEPT, pixels=Pixels.KEPT, normalises=True),
     ),
     Op(

@@ -30,16 +30,7 @@ def _common_type(name: str, inputs: list[TensorType]) -> TensorType:
 
 @functools.lru_cache(maxsize=65536)
 def _infer_chain(name: str, attrs: Attrs, inputs: tuple[TensorType, ...]) -> TensorType:
-    shapes = [t.shape for t in inputs]
-    for step in steps(name, attrs):
-        row = op(step.op)
-        assert row.infer is not None
-        shapes = [row.infer(read_attrs(step.op, step.attrs), shapes)]
-        if min(shapes[0], default=1) < 1:
-            raise TypeMismatchError(
-                f"{name} would give {TensorType(shapes[0])} from {inputs[0]}: every size must be at least 1"
-            )
-    return TensorType(shapes[0])
+    return TensorType(walk(name, attrs, tuple(t.shape for t in inputs))[-1][-1])
 
 
 @dataclass(frozen=True)
@@ -73,13 +64,16 @@ Walked = tuple[Step, Op, Any, list[Shape], Shape]
 
 
 def walk(name: str, attrs: Attrs, inputs: tuple[Shape, ...]) -> list[Walked]:
-    """Every step of a node with its row, attributes, input shapes and output shape."""
+    """Every step of a node; TypeMismatchError where one does not fit what it reads."""
     rows = []
     shapes = list(inputs)
     for step in steps(name, attrs):
         row, model = op(step.op), read_attrs(step.op, step.attrs)
         assert row.infer is not None
         out = row.infer(model, shapes)
+        if min(out, default=1) < 1:
+            found, given = TensorType(out), TensorType(inputs[0])
+            raise TypeMismatchError(f"{name} would give {found} from {given}: every size must be at least 1")
         rows.append((step, row, model, shapes, out))
         shapes = [out]
     return rows

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated
 
 from pydantic import Field
 
-from compiler.ops.attributes import Finish, Positive, Window, finished, image, same, step, window_attrs, windowed
-from compiler.ops.definition import Op, OpAttrs, Reads, Shape, Step, TypeMismatchError
+from compiler.ops.attributes import Finish, Positive, Window, alone_then_finish, image, same, windowed
+from compiler.ops.definition import Op, OpAttrs, Reads, Shape, TypeMismatchError
 from compiler.ops.traits import IDENTITY, Channels, Numbers, Pixels, Traits, Values
 
 # -- attributes -----------------------------------------------------------------------------------------------------
@@ -95,14 +94,6 @@ def _mean_shape(a: MeanAttrs, ins: list[Shape]) -> Shape:
     return tuple(kept) or (1,)
 
 
-def _pool_parts(op: str) -> Callable[[PoolAttrs], tuple[Step, ...]]:
-    return lambda a: finished(step("pool", op, **window_attrs(a)), a.norm, a.act)
-
-
-def _finished_parts(op: str, name: str) -> Callable[[Finish], tuple[Step, ...]]:
-    return lambda a: finished(Step(name, op), a.norm, a.act)
-
-
 # -- traits ---------------------------------------------------------------------------------------------------------
 
 AVERAGE = replace(IDENTITY, unchanged=Numbers.NONE, pixels=Pixels.WINDOW)
@@ -164,12 +155,12 @@ PLAIN = (
     Op("input", "the image", infer=same, traits=IDENTITY),
     Op("output", "the logits", OutputAttrs, infer=same, traits=IDENTITY),
     Op(
-        "max_pool", "largest value of a window", PoolAttrs, infer=_pool_shape, parts=_pool_parts("max_pool"),
-        traits=_max_pool_traits,
+        "max_pool", "largest value of a window", PoolAttrs, infer=_pool_shape,
+        parts=alone_then_finish("pool", "max_pool"), traits=_max_pool_traits,
     ),
     Op(
         "avg_pool", "mean of a window, padding not counted", PoolAttrs, infer=_pool_shape,
-        parts=_pool_parts("avg_pool"), traits=_avg_pool_traits,
+        parts=alone_then_finish("pool", "avg_pool"), traits=_avg_pool_traits,
     ),
     Op(
         "global_avg_pool", "mean over rows and columns",
@@ -181,10 +172,10 @@ PLAIN = (
         traits=replace(IDENTITY, averages=Numbers.NONE, channels=Channels.FLATTENED, pixels=Pixels.UNKNOWN),
     ),
     Op("identity", "its input", infer=same, traits=IDENTITY),
-    Op("add", "sum of its inputs", Finish, infer=same, parts=_finished_parts("add", "sum"), traits=IDENTITY),
+    Op("add", "sum of its inputs", Finish, infer=same, parts=alone_then_finish("sum", "add"), traits=IDENTITY),
     Op(
         "concat", "inputs joined along the channels", Finish, reads=Reads.APART, infer=_concat_shape,
-        parts=_finished_parts("concat", "concat"), traits=replace(IDENTITY, channels=Channels.JOINED),
+        parts=alone_then_finish("concat", "concat"), traits=replace(IDENTITY, channels=Channels.JOINED),
     ),
     *(Op(name, f"activation {name}", infer=same, traits=traits) for name, traits in ACTIVATIONS.items()),
     Op("scale", "its input times a constant", ScaleAttrs, infer=same, traits=_scale_traits),

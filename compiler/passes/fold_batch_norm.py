@@ -50,11 +50,12 @@ class FoldBatchNorm(Pass):
         renamed: dict[str, str] = {}
         for norm in norms:
             scale, shift = _affine_form(norm, weights)
-            if not (
-                _fold_backward(draft, users, weights, norm, scale, shift)
-                or _fold_forward(draft, users, weights, norm, scale, shift)
-            ):
+            maker = _maker(draft, users, norm, scale)
+            layer = maker or _reader(draft, users, norm)
+            if layer is None:
                 continue
+            _take_up(layer, weights, scale, shift, of_output=maker is not None)
+            draft.nodes[layer.id] = _with_bias(layer)
             source = draft.reads[norm.id][0][0]
             draft.redirect(norm.id, source, users)
             renamed[norm.id] = source
@@ -73,58 +74,53 @@ def _affine_form(norm: Node, weights: Weights) -> tuple[Array, Array]:
     return scale, bias - scale * mean
 
 
-def _fold_backward(
-    draft: Draft, users: dict[str, list[str]], weights: Weights, norm: Node, scale: Array, shift: Array
-) -> bool:
-    """Into what makes the value that is normalised; False if that cannot be done."""
+def _maker(draft: Draft, users: dict[str, list[str]], norm: Node, scale: Array) -> Node | None:
+    """The layer that makes the value that is normalised; None if it cannot take the norm up."""
     node = norm
     while True:
         sources = draft.reads[node.id]
         if len(sources) != 1 or len(users[sources[0][0]]) != 1:
-            return False
+            return None
         node = draft.nodes[sources[0][0]]
         traits = traits_alone(node.op, node.attrs)
         if traits.affine is Affine.STATISTICS or (traits.affine is Affine.WEIGHT and _may_have_bias(node)):
-            break
+            return node
         if not all(traits.averages.has(a) for a in (scale.min(), scale.max())):
-            return False
-    weight = weights[f"{node.id}.weight"]
-    bias = np.asarray(weights.get(f"{node.id}.bias", 0.0), np.float64)
-    weights[f"{node.id}.weight"] = _like(weight, weight * _along(scale, 0, weight))
-    weights[f"{node.id}.bias"] = _like(weight, bias * scale + shift)
-    draft.nodes[node.id] = _with_bias(node)
-    return True
+            return None
 
 
-def _fold_forward(
-    draft: Draft, users: dict[str, list[str]], weights: Weights, norm: Node, scale: Array, shift: Array
-) -> bool:
-    """Into what alone reads the normalised value; False if that cannot be done."""
+def _reader(draft: Draft, users: dict[str, list[str]], norm: Node) -> Node | None:
+    """The layer that alone reads the normalised value; None if it cannot take the norm up."""
     node = norm
-    while True:
-        if len(users[node.id]) != 1:
-            return False
+    while len(users[node.id]) == 1:
         node = draft.nodes[users[node.id][0]]
         traits = traits_alone(node.op, node.attrs)
         if len(draft.reads[node.id]) != 1:
-            return False
+            return None
         if _takes_an_affine_input(traits) and _may_have_bias(node):
-            break
+            return node
         if traits.averages is not Numbers.ALL:
-            return False
-    weight = weights[f"{node.id}.weight"]
-    bias = np.asarray(weights.get(f"{node.id}.bias", 0.0), np.float64)
-    dim = 0 if traits.channels is Channels.KEPT else 1
-    moved = (weight * _along(shift, dim, weight)).sum(axis=tuple(range(1, weight.ndim)))
-    weights[f"{node.id}.weight"] = _like(weight, weight * _along(scale, dim, weight))
-    weights[f"{node.id}.bias"] = _like(weight, bias + moved)
-    draft.nodes[node.id] = _with_bias(node)
-    return True
+            return None
+    return None
 
 
 def _takes_an_affine_input(traits: Traits) -> bool:
     whole = traits.pixels in (Pixels.KEPT, Pixels.WINDOW) and traits.channels in (Channels.KEPT, Channels.MIXED)
     return whole and traits.affine is Affine.WEIGHT
+
+
+def _take_up(layer: Node, weights: Weights, scale: Array, shift: Array, *, of_output: bool) -> None:
+    """Put `a x + c` of the layer's output, or else of its input, into its weight and bias."""
+    weight = weights[f"{layer.id}.weight"]
+    bias = np.asarray(weights.get(f"{layer.id}.bias", 0.0), np.float64)
+    kept = traits_alone(layer.op, layer.attrs).channels is Channels.KEPT
+    dim = 0 if of_output or kept else 1
+    if of_output:
+        bias = bias * scale + shift
+    else:
+        bias = bias + (weight * _along(shift, dim, weight)).sum(axis=tuple(range(1, weight.ndim)))
+    weights[f"{layer.id}.weight"] = (weight * _along(scale, dim, weight)).astype(weight.dtype)
+    weights[f"{layer.id}.bias"] = bias.astype(weight.dtype)
 
 
 def _may_have_bias(node: Node) -> bool:
@@ -138,7 +134,3 @@ def _with_bias(node: Node) -> Node:
 def _along(values: Array, dim: int, weight: Array) -> Array:
     """One value per index of `dim`, shaped to multiply `weight`."""
     return values.reshape([-1 if d == dim else 1 for d in range(weight.ndim)])
-
-
-def _like(weight: Array, value: Array) -> Array:
-    return value.astype(weight.dtype)

@@ -10,7 +10,9 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, get_type_hints
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from compiler.analysis.limits import MEASURES, limits_of
 from compiler.errors import GraphspecError, PassError, did_you_mean
@@ -24,31 +26,25 @@ from compiler.passes.drop_gates import DropGates
 from compiler.passes.expand_parts import ExpandParts
 from compiler.passes.fold_batch_norm import FoldBatchNorm
 from compiler.passes.fold_gates import FoldGates
+from compiler.passes.infer_types import InferTypes
 from compiler.passes.prune_zero_edges import PruneZeroEdges
-from compiler.passes.registry import PASSES
 from compiler.passes.reuse_sums import ReuseSums
 from compiler.passes.share_equal_nodes import ShareEqualNodes
 from compiler.passes.split_sums import SplitSums
+from compiler.passes.training_parts import AddTrainingParts
 from compiler.passes.widen import Widen, solve_width
 
-
-class Trace(Protocol):
-    """Told about every pass that ran."""
-
-    def after(self, step: Pass, before: Model, after: Model, seconds: float) -> None:
-        """`step` made `after` of `before`."""
-
-
-class Quiet:
-    """A trace that keeps nothing."""
-
-    def after(self, step: Pass, before: Model, after: Model, seconds: float) -> None:
-        """Ignore it."""
+PASSES: dict[str, type[Pass]] = {
+    kind.name: kind for kind in (
+        InferTypes, PruneZeroEdges, DropGates, FoldGates, ExpandParts, SplitSums, FoldBatchNorm, CollapseIdentities,
+        ShareEqualNodes, ReuseSums, Widen, AddTrainingParts,
+    )
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Printer:
-    """A trace that writes one line of differences per pass and, if asked, the graph after it."""
+    """Writes one line of differences per pass and, if asked, the graph after it."""
 
     write: Callable[[str], object]
     graphs: bool = False
@@ -82,9 +78,8 @@ class Pipeline:
     before: Phase | None = None
     after: Phase | None = None
 
-    def run(self, model: Model, trace: Trace | None = None) -> Model:
+    def run(self, model: Model, trace: Printer | None = None) -> Model:
         """The transformed model; the error of a pass or of a broken rule carries a note naming the pass."""
-        trace = trace or Quiet()
         verify(model.graph, self.before)
         for number, step in enumerate(self.passes, start=1):
             started = time.perf_counter()
@@ -94,7 +89,8 @@ class Pipeline:
             except GraphspecError as error:
                 error.add_note(f"while running {step.name!r}, pass {number} of {len(self.passes)}")
                 raise
-            trace.after(step, model, result, time.perf_counter() - started)
+            if trace is not None:
+                trace.after(step, model, result, time.perf_counter() - started)
             model = result
         verify(model.graph, self.after)
         return model
@@ -173,16 +169,9 @@ def _option_value(kind: type[Pass], option: str, value: str) -> Any:
         has = f"it takes {', '.join(known)}" if known else "it takes no options"
         raise PassError("pipeline", kind.name, f"no option {option!r}{did_you_mean(option, known)}", has)
     wanted = get_type_hints(kind)[option]
-    readers: dict[Any, Callable[[str], Any]] = {int: int, float: float, str: str, bool: _read_bool}
     try:
-        return readers[wanted](value)
-    except ValueError as error:
+        return value if wanted is str else TypeAdapter(wanted).validate_json(value, strict=True)
+    except ValidationError as error:
         raise PassError(
             "pipeline", kind.name, f"{option}: {value!r} is no {wanted.__name__}", f"write {option}=<{wanted.__name__}>"
         ) from error
-
-
-def _read_bool(value: str) -> bool:
-    if value not in ("true", "false"):
-        raise ValueError(value)
-    return value == "true"

@@ -21,7 +21,7 @@ from compiler.errors import PassError
 from compiler.ir.graph import INPUT, Edge, Graph, Model, Node, attrs_of
 from compiler.ops import Reads, gives_zeros, infer, op
 from compiler.passes.base import Pass
-from compiler.passes.carry import Cut, can_lose_channels, carried_tensors, take
+from compiler.passes.carry import can_lose_channels, carried_tensors, take
 from compiler.passes.draft import Draft, Source, living_blocks, sources_of
 
 NAME = "prune-zero-edges"
@@ -133,6 +133,3 @@ class PruneZeroEdges(Pass):
             return Model(graph, gates)
         plan = carried_tensors(model.graph, graph)
         return Model(graph, gates, {name: take(model.weights[name], cut) for name, cut in plan.items()})
-
-
-__all__ = ["Cut", "PruneZeroEdges", "carried_tensors", "prune", "surviving_edges", "take"]

@@ -197,6 +197,3 @@ def _last_reduction(graph: Graph) -> Node:
 
 def _pixels(shape: tuple[int, ...]) -> int:
     return shape[1] * shape[2]
-
-
-__all__ = ["AddTrainingParts", "with_training_parts"]

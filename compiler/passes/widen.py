@@ -104,6 +104,3 @@ def _out_of_reach(extreme: Graph, budget: BudgetConfig, *, is_narrowest: bool) -
         f"which {verdict} the budget of {asked}; the reachable range goes from there {side}",
         hint,
     )
-
-
-__all__ = ["Widen", "describe_width", "solve_width", "widen"]

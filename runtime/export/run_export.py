@@ -281,7 +281,7 @@ class _Export:
             else "raw uint8 images",
             "mean": self.dataset.normalise.mean,
             "std": self.dataset.normalise.std,
-            "outputs": "probabilities" if self.head else self.task.output_name,
+            "outputs": self.output_name,
             "spec": self.opened.spec.name,
             "spec_hash": hashlib.sha256(self.opened.run.resolved.read_bytes()).hexdigest(),
             "arch_hash": graph_hash(self.trained.model.graph),

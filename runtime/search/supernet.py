@@ -16,7 +16,8 @@ from compiler.ir.graph import Graph
 from compiler.language.config import SearchConfig
 from compiler.lowering.torch.batch_parts import share_batches
 from compiler.lowering.torch.fx import GATES, freeze_norm_scales, gate_parameters, gate_values, initialise, lower
-from compiler.passes.prune_zero_edges import Cut, carried_tensors, prune, take
+from compiler.passes.carry import Cut, carried_tensors, take
+from compiler.passes.prune_zero_edges import prune
 from runtime.processes.world import ALONE, World
 from runtime.rundir.checkpoint import optimizer_state, restore_optimizer_state
 from runtime.tasks.base import Task

@@ -17,7 +17,8 @@ from compiler.analysis.guards import kept_by_strength, smallest_closed
 from compiler.ir.graph import Graph
 from compiler.lowering.torch.fx import GATES
 from compiler.ops import only_merges
-from compiler.passes.prune_zero_edges import surviving_edges, take
+from compiler.passes.carry import take
+from compiler.passes.prune_zero_edges import surviving_edges
 from runtime.rundir.checkpoint import optimizer_state, restore_optimizer_state
 from runtime.search.supernet import Supernet, below, carried
 from runtime.strategies.apgnag import APGNAG

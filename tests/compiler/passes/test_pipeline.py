@@ -10,9 +10,8 @@ from compiler.errors import PassError, RuleError
 from compiler.ir.graph import Graph, Model, Node, Phase
 from compiler.passes.base import Pass
 from compiler.passes.drop_gates import DropGates
-from compiler.passes.pipeline import TO_EXPORT, Pipeline, Printer, parse_pipeline
+from compiler.passes.pipeline import PASSES, TO_EXPORT, Pipeline, Printer, parse_pipeline
 from compiler.passes.prune_zero_edges import PruneZeroEdges
-from compiler.passes.registry import PASSES
 from tests.graphs import model_of, random_graph
 
 

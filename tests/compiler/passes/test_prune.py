@@ -17,7 +17,8 @@ from compiler.ir.graph import INPUT, OUTPUT, Block, Edge, Graph, Model
 from compiler.ir.text import text
 from compiler.ir.verify import verify
 from compiler.lowering.torch.fx import lower
-from compiler.passes.prune_zero_edges import PruneZeroEdges, carried_tensors, prune, surviving_edges, take
+from compiler.passes.carry import carried_tensors, take
+from compiler.passes.prune_zero_edges import PruneZeroEdges, prune, surviving_edges
 from tests.graphs import graph_of, model_of, random_gates, random_graph, with_choices, with_output
 from tests.interpreter import evaluate, random_input, random_weights
 

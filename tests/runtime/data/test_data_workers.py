@@ -1,6 +1,5 @@
 """Worker processes of a stream: they outlive Ctrl-C and do not outlive a parent that is killed."""
 
-import pytest
 import os
 import select
 import signal
@@ -9,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 pytestmark = pytest.mark.slow
