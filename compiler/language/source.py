@@ -12,12 +12,11 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import yaml
-import yaml.composer
 
 from compiler.errors import MAX_PROBLEMS, Diagnostic, Place, SpecError, did_you_mean
 from compiler.language.findings import show
@@ -29,7 +28,6 @@ _CHARS_PER_NODE = 32  # a text counts one node for each of these many characters
 _MAX_NUMBER = 40  # characters of a number
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_COMPOSER: Any = yaml.composer.Composer  # its stubs know no nodes but PyYAML's own
 _LINE_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")  # what YAML counts as line breaks
 _CONTROL = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ufffd\U00010000-\U0010ffff]")
 
@@ -193,7 +191,7 @@ def _decode(path: str, content: bytes) -> str:
 def compose(text: str, origin: SpecText, problems: list[Diagnostic]) -> Tree:
     """Read one YAML document; mistakes that leave the rest readable go to `problems`, others raise SpecError."""
     try:
-        root = _TreeComposer(text, origin, problems).document()
+        root = _Composer(text, origin, problems).document()
     except yaml.MarkedYAMLError as error:
         raise SpecError([*problems, _syntax_error(error, text, origin)]) from error
     except yaml.YAMLError as error:
@@ -217,44 +215,42 @@ def _syntax_error(error: yaml.MarkedYAMLError, text: str, origin: SpecText) -> D
     return Diagnostic(place, f"this is not YAML: {problem}{hint}")
 
 
-class _TreeComposer(_COMPOSER):  # type: ignore[misc]  # see _COMPOSER
-    """PyYAML's composer with our limits and checks, which makes a tree of each of its nodes."""
+class _Composer:
+    """Makes a tree of the events of PyYAML's parser, with our limits and checks."""
 
     def __init__(self, text: str, origin: SpecText, problems: list[Diagnostic]) -> None:
-        super().__init__()
-        parser = _LOADER(text)
-        self.get_event, self.peek_event, self.check_event = parser.get_event, parser.peek_event, parser.check_event
+        parser: Any = _LOADER(text)
+        self.take, self.peek, self.next_is = parser.get_event, parser.peek_event, parser.check_event
         self.origin, self.problems = origin, problems
         self.size = self.depth = 0
-        self.sizes: dict[str, int] = {}  # of what an anchor names
+        self.anchors: dict[str, tuple[Tree, int] | None] = {}  # trees and their sizes, None before their end
 
     def document(self) -> Tree | None:
         """The only document; None if there is none."""
-        self.get_event()
-        if self.check_event(yaml.StreamEndEvent):
+        self.take()
+        if self.next_is(yaml.StreamEndEvent):
             return None
-        root: Tree = self.compose_document()
-        if self.check_event(yaml.DocumentStartEvent):
-            self._stop(self.peek_event(), "a spec is one YAML document; remove what follows the first '---'")
+        self.take()
+        root = self.tree()
+        self.take()
+        if self.next_is(yaml.DocumentStartEvent):
+            self._stop(self.peek(), "a spec is one YAML document; remove what follows the first '---'")
         return root
 
-    def compose_node(self, parent: Any, index: Any) -> Tree:
-        """The tree of the next node; it is a key where `parent` is a map and there is no `index`."""
-        event = self.peek_event()
+    def tree(self, is_key: bool = False) -> Tree:
+        """The tree of the next node."""
+        event = self.take()
         if isinstance(event, yaml.AliasEvent):
             return self._alias(event)
         if event.tag is not None and event.tag != "!":
             self._error(self._place(event), f"tags such as {event.tag!r} are not part of the language")
-        mark, before = event.start_mark, self.size
-        if isinstance(event, yaml.ScalarEvent):
-            self._grow(event, 1 + len(event.value) // _CHARS_PER_NODE)
-            self.get_event()
-            value = self._scalar(event, index is None and isinstance(parent, yaml.MappingNode))
-        else:
-            value = self._collection(event)
-        tree = Tree(value, self.origin, mark.line, mark.column)
+        before = self.size
         if event.anchor:
-            self.anchors[event.anchor], self.sizes[event.anchor] = tree, self.size - before
+            self.anchors[event.anchor] = None
+        value = self._scalar(event, is_key) if isinstance(event, yaml.ScalarEvent) else self._collection(event)
+        tree = Tree(value, self.origin, event.start_mark.line, event.start_mark.column)
+        if event.anchor:
+            self.anchors[event.anchor] = tree, self.size - before
         return tree
 
     def _collection(self, event: Any) -> Value:
@@ -262,16 +258,45 @@ class _TreeComposer(_COMPOSER):  # type: ignore[misc]  # see _COMPOSER
         if self.depth == MAX_DEPTH:
             self._stop(event, f"maps and lists are nested deeper than {MAX_DEPTH} levels")
         self.depth += 1
-        value: Value
-        if isinstance(event, yaml.SequenceStartEvent):
-            value = self.compose_sequence_node(event.anchor).value
-        else:
-            value = self._map(self.compose_mapping_node(event.anchor).value)
+        value: Value = self._list() if isinstance(event, yaml.SequenceStartEvent) else self._map()
+        self.take()
         self.depth -= 1
         return value
 
+    def _list(self) -> list[Tree]:
+        items = []
+        while not self.next_is(yaml.SequenceEndEvent):
+            items.append(self.tree())
+        return items
+
+    def _map(self) -> dict[str, Item]:
+        own: dict[str, Item] = {}
+        merged: dict[str, Item] = {}
+        while not self.next_is(yaml.MappingEndEvent):
+            key = self.tree(is_key=True)
+            is_new = self._is_new(key, own)  # before the value, in which the syntax may break
+            tree = self.tree()
+            if key.value is None:
+                for name, item in self._merged(tree):
+                    merged.setdefault(name, item)
+            elif is_new:
+                own[str(key.value)] = Item(key, tree)
+        return merged | own if merged else own
+
+    def _is_new(self, key: Tree, own: Mapping[Any, Item]) -> bool:
+        """Whether the key may stand in a map that has the keys `own` already; reported if not."""
+        if key.value is not None and not isinstance(key.value, str):
+            self._error(key.place, f"a key must be a name, found {key}")
+        elif key.value in own:
+            first = own[key.value].key.place
+            self._error(key.place, f"duplicate key {key.value!r}, written first at {first}")
+        else:
+            return True
+        return False
+
     def _scalar(self, event: Any, is_key: bool) -> Value:
         text: str = event.value
+        self._grow(event, 1 + len(text) // _CHARS_PER_NODE)
         if not event.implicit[0]:
             return text
         if is_key:
@@ -285,31 +310,14 @@ class _TreeComposer(_COMPOSER):  # type: ignore[misc]  # see _COMPOSER
             return 0
 
     def _alias(self, event: Any) -> Tree:
-        tree = self.anchors.get(event.anchor)
-        if tree is None:
+        if event.anchor not in self.anchors:
             self._stop(event, f"unknown alias '*{event.anchor}'{did_you_mean(event.anchor, self.anchors)}")
-        if isinstance(tree, yaml.Node):  # not a tree yet
+        named = self.anchors[event.anchor]
+        if named is None:
             self._stop(event, f"the alias '*{event.anchor}' stands inside of what it names")
-        self._grow(event, self.sizes[event.anchor])
-        self.get_event()
-        assert isinstance(tree, Tree)
+        tree, size = named
+        self._grow(event, size)
         return tree
-
-    def _map(self, pairs: Iterable[tuple[Tree, Tree]]) -> dict[str, Item]:
-        own: dict[str, Item] = {}
-        merged: dict[str, Item] = {}
-        for key, tree in pairs:
-            if key.value is None:
-                for name, item in self._merged(tree):
-                    merged.setdefault(name, item)
-            elif not isinstance(key.value, str):
-                self._error(key.place, f"a key must be a name, found {key}")
-            elif key.value in own:
-                first = own[key.value].key.place
-                self._error(key.place, f"duplicate key {key.value!r}, written first at {first}")
-            else:
-                own[key.value] = Item(key, tree)
-        return merged | own if merged else own
 
     def _merged(self, tree: Tree) -> Iterable[tuple[str, Item]]:
         """Entries of a map, or of a list of maps, under `<<`."""
@@ -335,10 +343,6 @@ class _TreeComposer(_COMPOSER):  # type: ignore[misc]  # see _COMPOSER
     def _stop(self, event: Any, message: str) -> NoReturn:
         self._error(self._place(event), message)
         raise SpecError(self.problems)
-
-    # What PyYAML asks for the kind of a node, which only its place in a map and its text decide here.
-    def resolve(self, *_: Any) -> str:
-        return ""
 
 
 # -- scalars --------------------------------------------------------------------------------------------------------
