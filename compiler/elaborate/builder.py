@@ -45,18 +45,14 @@ def load(path: str | os.PathLike[str], overrides: Sequence[Override] = ()) -> tu
     return parsed.spec, graph
 
 
+@collector_paused()
 def elaborate(spec: Spec, problems: Iterable[Diagnostic] = ()) -> Graph:
     """The search graph of a spec, typed; SpecError with every mistake found, after those that parsing found."""
-    with collector_paused():
-        return _elaborate(spec, problems)
-
-
-def _elaborate(spec: Spec, problems: Iterable[Diagnostic]) -> Graph:
     report = Reporter(spec)
     report.found += problems
     for shorthand in spec.ops.values():
-        resolve_op(spec, shorthand, report)
-    templates = {name: make_template(spec, block, report) for name, block in spec.blocks.items()}
+        resolve_op(shorthand, report)
+    templates = {name: make_template(block, report) for name, block in spec.blocks.items()}
     builder = _Builder(spec, report, templates)
     builder.run()
     if report.found:
