@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import yaml
 
-from compiler.errors import MAX_PROBLEMS, Diagnostic, Place, SpecError, did_you_mean
+from compiler.errors import MAX_PROBLEMS, Diagnostic, Place, SpecError, did_you_mean, refusal
 from compiler.language.findings import show
 
 MAX_BYTES = 8 * 2**20  # of one file
@@ -57,9 +57,9 @@ class SpecText:
         return Place(self.name, self.override or line + 1, column + 1, self._lines[line])
 
     def place_of(self, index: int) -> Place:
-        """The place of the character at `index`."""
+        """The place of the character at `index`, without an excerpt."""
         before = _LINE_BREAK.split(self.text[:index])
-        return self.place(len(before) - 1, len(before[-1]))
+        return Place(self.name, len(before), len(before[-1]) + 1)
 
 
 @dataclass(slots=True, eq=False)
@@ -141,25 +141,21 @@ Value: TypeAlias = bool | int | float | str | list[Tree] | dict[str, Item] | Non
 
 def read_text(path: str) -> str:
     """The text of a regular file of at most MAX_BYTES in UTF-8; SpecError, which quotes nothing of it, otherwise."""
+    top = Place(path, 1, 1)
     try:
         info = os.stat(path)
         if not stat.S_ISREG(info.st_mode):
             kind = "a folder" if stat.S_ISDIR(info.st_mode) else "not a regular file"
-            raise _unreadable(Place(path, 1, 1), f"{path} is {kind}; a spec is a YAML file")
+            raise refusal(top, f"{path} is {kind}; a spec is a YAML file")
         if info.st_size > MAX_BYTES:
             size = f"the file has {info.st_size / 2**20:.1f} MB; a spec may have at most {MAX_BYTES // 2**20} MB"
-            raise _unreadable(Place(path, 1, 1), size)
+            raise refusal(top, size)
         with open(path, "rb") as file:
             return _decode(path, file.read(MAX_BYTES))
     except OSError as error:
-        message = f"cannot read {path}: {error.strerror}{_near_file(path)}"
-        raise _unreadable(Place(path, 1, 1), message) from error
+        raise refusal(top, f"cannot read {path}: {error.strerror}{_near_file(path)}") from error
     except ValueError as error:  # a zero byte in the path
-        raise _unreadable(Place(path, 1, 1), f"cannot read {path!r}: {error}") from error
-
-
-def _unreadable(place: Place, message: str) -> SpecError:
-    return SpecError([Diagnostic(Place(place.file, place.line, place.column), message)])
+        raise refusal(top, f"cannot read {path!r}: {error}") from error
 
 
 def _near_file(path: str) -> str:
@@ -177,11 +173,11 @@ def _decode(path: str, content: bytes) -> str:
         before = SpecText(path, error.object[: error.start].decode("utf-8", "replace"))
         byte = error.object[error.start]
         message = f"the file is not UTF-8 text: byte 0x{byte:02x}; save it as UTF-8"
-        raise _unreadable(before.place_of(len(before.text)), message) from error
+        raise refusal(before.place_of(len(before.text)), message) from error
     control = _CONTROL.search(text)
     if control:
         message = f"a spec may not hold the control character U+{ord(control[0]):04X}"
-        raise _unreadable(SpecText(path, text).place_of(control.start()), message)
+        raise refusal(SpecText(path, text).place_of(control.start()), message)
     return text
 
 
@@ -195,9 +191,9 @@ def compose(text: str, origin: SpecText, problems: list[Diagnostic]) -> Tree:
     except yaml.MarkedYAMLError as error:
         raise SpecError([*problems, _syntax_error(error, text, origin)]) from error
     except yaml.YAMLError as error:
-        raise SpecError([*problems, Diagnostic(origin.place(0, 0), f"cannot read this as YAML: {error}")]) from error
+        raise refusal(origin.place(0, 0), f"cannot read this as YAML: {error}", problems) from error
     if root is None:
-        raise SpecError([Diagnostic(origin.place(0, 0), "the file is empty; a spec begins with 'graphspec: 1'")])
+        raise refusal(origin.place(0, 0), "the file is empty; a spec begins with 'graphspec: 1'")
     return root
 
 
@@ -285,14 +281,12 @@ class _Composer:
 
     def _is_new(self, key: Tree, own: Mapping[Any, Item]) -> bool:
         """Whether the key may stand in a map that has the keys `own` already; reported if not."""
-        if key.value is not None and not isinstance(key.value, str):
+        before = len(self.problems)
+        if not isinstance(key.value, str | None):
             self._error(key.place, f"a key must be a name, found {key}")
         elif key.value in own:
-            first = own[key.value].key.place
-            self._error(key.place, f"duplicate key {key.value!r}, written first at {first}")
-        else:
-            return True
-        return False
+            self._error(key.place, f"duplicate key {key.value!r}, written first at {own[key.value].key.place}")
+        return len(self.problems) == before
 
     def _scalar(self, event: Any, is_key: bool) -> Value:
         text: str = event.value
@@ -361,20 +355,17 @@ _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF|nan|NaN|NAN)")
 
 def _number(text: str) -> int | float | str:
     """The number a plain scalar stands for, or the text itself; ValueError with what is wrong with the number."""
-    if _INTEGER.fullmatch(text):
-        if len(text) > _MAX_NUMBER:
-            raise ValueError(f"a number of {len(text)} characters; at most {_MAX_NUMBER} are read")
-        if _LEADING_ZERO.fullmatch(text):
-            plain = text.lstrip("+-0") or "0"
-            raise ValueError(f"{text} begins with a zero, which YAML versions read in two ways; write {plain}")
-        return int(text, 0)
-    if _FLOAT.fullmatch(text):
-        if len(text) > _MAX_NUMBER:
-            raise ValueError(f"a number of {len(text)} characters; at most {_MAX_NUMBER} are read")
-        value = float(text)
-        if math.isinf(value):
-            raise ValueError(f"{text} is too large for a number")
-        return value
     if _NOT_FINITE.fullmatch(text):
         raise ValueError(f"{text} is not a finite number")
-    return text
+    is_integer = _INTEGER.fullmatch(text)
+    if not is_integer and not _FLOAT.fullmatch(text):
+        return text
+    if len(text) > _MAX_NUMBER:
+        raise ValueError(f"a number of {len(text)} characters; at most {_MAX_NUMBER} are read")
+    if _LEADING_ZERO.fullmatch(text):
+        plain = text.lstrip("+-0") or "0"
+        raise ValueError(f"{text} begins with a zero, which YAML versions read in two ways; write {plain}")
+    value = int(text, 0) if is_integer else float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text} is too large for a number")
+    return value
