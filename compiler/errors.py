@@ -33,11 +33,10 @@ class Diagnostic:
 
     place: Place
     message: str
-    severity: str = "error"  # or "warning"
 
     def render(self) -> str:
         """The message with its source line and a caret, as a compiler prints it."""
-        head = f"{self.place}: {self.severity}: {self.message}"
+        head = f"{self.place}: error: {self.message}"
         if not self.place.excerpt:
             return head
         gutter = f"{self.place.line:>5} | "
@@ -71,6 +70,11 @@ class SpecError(GraphspecError):
         if hidden > 0:
             shown.append(f"... and {hidden} more errors; mend these first")
         super().__init__("\n".join(shown))
+
+
+def refusal(place: Place, message: str, problems: Iterable[Diagnostic] = ()) -> SpecError:
+    """The error that ends the reading at this place, with the problems found before."""
+    return SpecError([*problems, Diagnostic(place, message)])
 
 
 class RuleError(GraphspecError):

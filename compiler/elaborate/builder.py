@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -45,32 +45,32 @@ def load(path: str | os.PathLike[str], overrides: Sequence[Override] = ()) -> tu
     return parsed.spec, graph
 
 
+@collector_paused()
 def elaborate(spec: Spec, problems: Iterable[Diagnostic] = ()) -> Graph:
     """The search graph of a spec, typed; SpecError with every mistake found, after those that parsing found."""
-    with collector_paused():
-        return _elaborate(spec, problems)
-
-
-def _elaborate(spec: Spec, problems: Iterable[Diagnostic]) -> Graph:
     report = Reporter(spec)
     report.found += problems
     for shorthand in spec.ops.values():
-        resolve_op(spec, shorthand, report)
-    templates = {name: make_template(spec, block, report) for name, block in spec.blocks.items()}
-    builder = _Builder(spec, report, templates)
+        resolve_op(shorthand, report)
+    templates = {name: make_template(block, report) for name, block in spec.blocks.items()}
+    builder = _Builder(report, templates)
     builder.run()
     if report.found:
         raise SpecError(report.found)
     return builder.graph
 
 
-class _Instance(NamedTuple):
+@dataclass
+class _Instance:
     """A block where it stands: its id, the network entry that it belongs to and the nodes whose values it takes."""
 
     block: BlockSpec
     id: str
     entry: NetworkEntry
     sources: tuple[str, ...]
+    symbols: dict[str, int]  # and their sizes here
+    values: dict[str, str] = field(default_factory=dict)  # names in the template -> ids of nodes
+    demands: dict[str, int] = field(default_factory=dict)  # channels that the declared type asks of nodes
 
     @property
     def gate_scope(self) -> str:
@@ -80,25 +80,21 @@ class _Instance(NamedTuple):
         return f"{self.entry.name}.{self.block.name}" if self.block.share == "stage" else self.id
 
 
-@dataclass
 class _Builder:
-    spec: Spec
-    report: Reporter
-    templates: Mapping[str, Template | None]
-    graph: Graph = field(init=False)
-    values: dict[str, list[str]] = field(init=False)  # entry name -> node ids of its values, the last one last
-    choices: dict[str, dict[str, None]] = field(default_factory=dict)  # id of a choice -> its gates, once each
-    failed: set[Path] = field(default_factory=set)  # definitions already reported: instances repeat their mistakes
-
-    def __post_init__(self) -> None:
+    def __init__(self, report: Reporter, templates: Mapping[str, Template | None]) -> None:
+        self.report, self.spec, self.templates = report, report.spec, templates
         self.graph = Graph(self.spec.name, Phase.SEARCH)
         self.graph.add(Node(INPUT, INPUT, type=TensorType(self.spec.input)))
-        self.values = {"in": [INPUT]}
+        self.values = {"in": [INPUT]}  # entry name -> node ids of its values, the last one last
+        self.choices: dict[str, dict[str, None]] = {}  # id of a choice -> its gates, once each
+        self.failed: set[Path] = set()  # definitions already reported: instances repeat their mistakes
 
     def run(self) -> None:
         """Build every entry in order, then the output."""
         entries = {entry.name: entry for entry in self.spec.network}
-        if not self._entries_are_known(entries) or self._sizes_are_broken() or not self._fits():
+        # what sizes and order follow from must not have been left out by the parser
+        is_broken = any(path[0] in ("network", "input", "classes", "symbols") for path in self.spec.broken)
+        if not self._entries_are_known(entries) or is_broken or not self._fits():
             return
         blocks: list[Block] = []
         for entry in self._ordered(entries):
@@ -111,10 +107,6 @@ class _Builder:
         self.graph.blocks = tuple(blocks)
         self.graph.choices = tuple(Choice(choice, tuple(gates)) for choice, gates in self.choices.items())
         self._connect_output(blocks[-1])
-
-    def _sizes_are_broken(self) -> bool:
-        """Whether the parser has left out something that the network's sizes and order follow from."""
-        return any(path[0] in ("network", "input", "classes", "symbols") for path in self.spec.broken)
 
     def _fits(self) -> bool:
         repeats = Counter(dict.fromkeys(self.templates, 0))
@@ -141,7 +133,17 @@ class _Builder:
         unread = [entry for entry in entries.values() if entry.name not in read]
         for entry in unread[:-1]:
             self.report.error(entry.path, f"nothing reads {entry.name!r}; the network's output is {unread[-1].name!r}")
-        return _topological(list(entries.values()), self.report) if len(unread) == 1 else []
+        done: dict[str, NetworkEntry] = {}
+        waiting = list(entries.values()) if len(unread) < 2 else []
+        while waiting:
+            ready = [e for e in waiting if all(s == "in" or s in done for s in e.inputs)]
+            if not ready:
+                names = ", ".join(repr(e.name) for e in waiting)
+                self.report.error(waiting[0].path, f"these network entries read each other in a cycle: {names}")
+                return []
+            done.update((e.name, e) for e in ready)
+            waiting = [e for e in waiting if e.name not in done]
+        return list(done.values())
 
     def _entries_are_known(self, entries: Mapping[str, NetworkEntry]) -> bool:
         before = len(self.report.found)
@@ -151,13 +153,11 @@ class _Builder:
                 if source not in known and ("network", source) not in self.spec.broken:
                     hint = did_you_mean(source, known)
                     self.report.error((*entry.path, "from"), f"unknown network entry {source!r}{hint}")
-            if entry.block not in self.spec.blocks and not self._is_broken_block(entry.block):
+            is_broken = not {("blocks",), ("blocks", entry.block)}.isdisjoint(self.spec.broken)
+            if entry.block not in self.spec.blocks and not is_broken:
                 hint = did_you_mean(entry.block, self.spec.blocks)
                 self.report.error((*entry.path, "block"), f"unknown block {entry.block!r}{hint}")
         return len(self.report.found) == before
-
-    def _is_broken_block(self, name: str) -> bool:
-        return not {("blocks",), ("blocks", name)}.isdisjoint(self.spec.broken)
 
     def _entry(self, entry: NetworkEntry) -> list[Block] | None:
         if entry.block not in self.spec.blocks:
@@ -173,7 +173,7 @@ class _Builder:
         for index in range(entry.repeat or 1):
             block_id = entry.name if entry.repeat is None else f"{entry.name}.block{index}"
             sources = [history[max(len(history) - 1 - i, 0)] for i in range(count)]
-            block = self._instance(_Instance(definition, block_id, entry, tuple(sources)))
+            block = self._instance(_Instance(definition, block_id, entry, tuple(sources), dict(self.spec.symbols)))
             if block is None:
                 return None
             made.append(block)
@@ -197,35 +197,33 @@ class _Builder:
 
     def _instance(self, at: _Instance) -> Block | None:
         block = at.block
-        symbols = self._bind(at)
-        if symbols is None:
+        if not self._bind(at):
             return None
         try:
-            declared = tuple(dim.evaluate(symbols) for dim in block.type.output)
+            declared = tuple(dim.evaluate(at.symbols) for dim in block.type.output)
             if min(declared) < 1:
                 raise DimError(f"{block.type} gives {TensorType(declared)}: every size must be at least 1")
         except DimError as error:
             self._fail((*block.path, "type"), f"block {block.name!r} in {at.id}: {error}")
             return None
-        output = self._fill(at, symbols, declared)
+        output = self._fill(at, declared)
         if output is None:  # reported; the declared type stands in, so that the rest of the network is checked too
             output = f"{at.id}.declared"
             self.graph.add(Node(output, "identity", type=TensorType(declared)))
         stage = at.entry.name if at.entry.repeat is not None else at.id
         return Block(at.id, block.name, stage, at.sources, output)
 
-    def _fill(self, at: _Instance, symbols: Mapping[str, int], declared: tuple[int, ...]) -> str | None:
+    def _fill(self, at: _Instance, declared: tuple[int, ...]) -> str | None:
         """Add the instance's nodes; the id of its output, or None if a node does not fit (reported)."""
         block = at.block
         template = self.templates[block.name]
         if template is None:
             return None
-        values = self._input_values(template, at)
-        demands = _demanded_channels(template, declared[0])
-        for node in template.nodes:
-            if not self._node(node, at, symbols, values, demands):
-                return None
-        found = self.graph.node(values[OUT]).shape
+        self._take_inputs(template, at)
+        at.demands = _demanded_channels(template, declared[0])
+        if not all(self._node(node, at) for node in template.nodes):
+            return None
+        found = self.graph.node(at.values[OUT]).shape
         if found != declared:
             self._fail(
                 (*block.path, "type"),
@@ -233,22 +231,20 @@ class _Builder:
                 f"but {OUT!r} gives {TensorType(found)}",
             )
             return None
-        return values[OUT]
+        return at.values[OUT]
 
-    def _input_values(self, template: Template, at: _Instance) -> dict[str, str]:
-        """Node ids of the block's inputs; a value taken twice passes through an identity, so that edges stay unique."""
-        values: dict[str, str] = {}
+    def _take_inputs(self, template: Template, at: _Instance) -> None:
+        """Note the block's inputs; a value taken twice passes through an identity, so that edges stay unique."""
         for name, source in zip(template.inputs, at.sources, strict=True):
-            if source in values.values():
+            if source in at.values.values():
                 twin = Node(f"{at.id}.{name}", "identity", type=self.graph.node(source).type)
                 self.graph.add(twin)
                 self.graph.connect(source, twin.id)
                 source = twin.id
-            values[name] = source
-        return values
+            at.values[name] = source
 
-    def _bind(self, at: _Instance) -> dict[str, int] | None:
-        symbols = dict(self.spec.symbols)
+    def _bind(self, at: _Instance) -> bool:
+        """Solve the symbols of the block's type; reported where they have no solution."""
         for dims, source in zip(at.block.type.inputs, at.sources, strict=True):
             shape = self.graph.node(source).shape
             wanted = "[" + ", ".join(map(str, dims)) + "]"
@@ -256,24 +252,18 @@ class _Builder:
                 if len(dims) != len(shape):
                     raise DimError(f"expected {len(dims)} dimensions, found {len(shape)}")
                 for dim, size in zip(dims, shape, strict=True):
-                    dim.bind(size, symbols)
+                    dim.bind(size, at.symbols)
             except DimError as error:
                 found = f"{source!r} gives [{', '.join(map(str, shape))}]"
                 self._fail(at.entry.path, f"{at.id}: block {at.block.name!r} takes {wanted}, but {found}: {error}")
-                return None
-        return symbols
+                return False
+        return True
 
-    def _node(
-        self,
-        node: TemplateNode,
-        at: _Instance,
-        symbols: Mapping[str, int],
-        values: dict[str, str],
-        demands: Mapping[str, int],
-    ) -> bool:
-        types = [made for s in node.sources if (made := self.graph.node(values[s.name]).type) is not None]
+    def _node(self, node: TemplateNode, at: _Instance) -> bool:
+        """Add a node and its edges; False if it does not fit what it reads (reported)."""
+        types = [made for s in node.sources if (made := self.graph.node(at.values[s.name]).type) is not None]
         try:
-            attrs = _concrete_attrs(node, symbols, demands, types)
+            attrs = _concrete_attrs(node, at, types)
             made = infer(node.op, attrs, types)
         except DimError as error:
             self._fail(node.path, f"{node.name!r} in {at.id}: {error}")
@@ -290,10 +280,10 @@ class _Builder:
         scope = at.gate_scope
         for source in node.sources:
             gate = f"{scope}/{node.name}<{source.name}" if source.gated else None
-            self.graph.connect(values[source.name], node_id, gate)
+            self.graph.connect(at.values[source.name], node_id, gate)
             if gate and source.choice:
                 self.choices.setdefault(f"{scope}/{node.name}<{source.choice}", {})[gate] = None
-        values[node.name] = node_id
+        at.values[node.name] = node_id
         return True
 
     def _type_error(self, node: TemplateNode, block_id: str, types: list[TensorType], error: TypeMismatchError) -> None:
@@ -322,27 +312,11 @@ def _demanded_channels(template: Template, channels: int) -> dict[str, int]:
     return demands
 
 
-def _concrete_attrs(
-    node: TemplateNode, symbols: Mapping[str, int], demands: Mapping[str, int], types: list[TensorType]
-) -> Attrs:
+def _concrete_attrs(node: TemplateNode, at: _Instance, types: list[TensorType]) -> Attrs:
     """Attributes with sizes evaluated and channels filled in; DimError or ValidationError if they are wrong."""
-    attrs: dict[str, Any] = {k: v.evaluate(symbols) if isinstance(v, Dim) else v for k, v in node.attrs.items()}
+    attrs: dict[str, Any] = {k: v.evaluate(at.symbols) if isinstance(v, Dim) else v for k, v in node.attrs.items()}
     if op(node.op).sets_channels and attrs.get("channels") is None:
-        attrs["channels"] = demands.get(node.name, types[0].shape[0])
+        attrs["channels"] = at.demands.get(node.name, types[0].shape[0])
     made = attrs_of(attrs)
     read_attrs(node.op, made)
     return made
-
-
-def _topological(entries: list[NetworkEntry], report: Reporter) -> list[NetworkEntry]:
-    done: dict[str, NetworkEntry] = {}
-    waiting = list(entries)
-    while waiting:
-        ready = [e for e in waiting if all(s == "in" or s in done for s in e.inputs)]
-        if not ready:
-            names = ", ".join(repr(e.name) for e in waiting)
-            report.error(waiting[0].path, f"these network entries read each other in a cycle: {names}")
-            return []
-        done.update((e.name, e) for e in ready)
-        waiting = [e for e in waiting if e.name not in done]
-    return list(done.values())

@@ -6,7 +6,6 @@ nodes and misplaced gates are found here, once per block and not once per instan
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import re
 import typing
@@ -18,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from compiler.errors import Diagnostic, Place, did_you_mean
-from compiler.ir.graph import attrs_of
+from compiler.ir.graph import Graph, Node, attrs_of
 from compiler.language.dims import Dim, DimError
 from compiler.language.source import Path
 from compiler.language.spec import BlockSpec, LevelsSpec, NodeSpec, OpSpec, Spec
@@ -82,19 +81,15 @@ class Reporter:
         self.found.append(Diagnostic(place, message))
 
 
-def input_names(count: int) -> tuple[str, ...]:
-    """`in`, or `in0`, `in1`, ... for a block that takes several values."""
-    return ("in",) if count == 1 else tuple(f"in{i}" for i in range(count))
-
-
-def make_template(spec: Spec, block: BlockSpec, report: Reporter) -> Template | None:
+def make_template(block: BlockSpec, report: Reporter) -> Template | None:
     """The block's template; None if anything in it is wrong (reported)."""
     before = len(report.found)
-    inputs = input_names(len(block.type.inputs))
+    count = len(block.type.inputs)
+    inputs = ("in",) if count == 1 else tuple(f"in{i}" for i in range(count))
     if block.levels is not None and not _levels_fit(block.levels, report):
         return None
-    nodes = _expand(spec, block, inputs, report)
-    if any(path[: len(block.path)] == block.path for path in spec.broken):
+    nodes = _expand(block, inputs, report)
+    if any(path[: len(block.path)] == block.path for path in report.spec.broken):
         return None  # reported while parsing; what its missing pieces lead to is no news
     if any(node.op not in known_ops() for node in nodes.values()):
         return None  # reported here, or the shorthand was left out
@@ -117,29 +112,23 @@ def make_template(spec: Spec, block: BlockSpec, report: Reporter) -> Template | 
 # -- sugar ----------------------------------------------------------------------------------------------------------
 
 
-def _expand(spec: Spec, block: BlockSpec, inputs: tuple[str, ...], report: Reporter) -> dict[str, TemplateNode]:
+def _expand(block: BlockSpec, inputs: tuple[str, ...], report: Reporter) -> dict[str, TemplateNode]:
     """All nodes by name, levels and choices spelt out; mistakes are reported."""
-    nodes = {node.name: node for node in _level_nodes(spec, block, inputs, report)}
-    names = dict.fromkeys([*nodes, *block.nodes, *_broken_names(spec, (*block.path, "nodes"))])
+    nodes = {node.name: node for node in _level_nodes(block, inputs, report)}
+    broken = [path for path in report.spec.broken if path[:-1] == (*block.path, "nodes")]  # reported already
+    names = dict.fromkeys([*nodes, *block.nodes, *(str(path[-1]) for path in broken)])
     edges = 0
     for name, node in block.nodes.items():
-        sources = _sources(spec, block, node, name, names, inputs, report)
+        sources = _sources(block, node, name, names, inputs, report)
         edges += len(sources) * max(1, len(node.choose))
         if edges > MAX_EDGES:
             report.error(block.path, f"block {block.name!r} has more than {MAX_EDGES} edges")
             break
         if node.choose:
-            for made in _choice_nodes(spec, name, node, sources, report):
-                nodes[made.name] = made
+            nodes |= {made.name: made for made in _choice_nodes(name, node, sources, report)}
         else:
-            resolved = resolve_op(spec, node.op, report)
-            nodes[name] = TemplateNode(name, *resolved, sources, node.path)
+            nodes[name] = TemplateNode(name, *resolve_op(node.op, report), sources, node.path)
     return nodes
-
-
-def _broken_names(spec: Spec, path: Path) -> list[str]:
-    """Names of the pieces below `path` that were left out because of mistakes reported already."""
-    return [str(p[len(path)]) for p in spec.broken if len(p) > len(path) and p[: len(path)] == path]
 
 
 def _levels_fit(levels: LevelsSpec, report: Reporter) -> bool:
@@ -152,15 +141,15 @@ def _levels_fit(levels: LevelsSpec, report: Reporter) -> bool:
     return edges <= MAX_EDGES
 
 
-def _level_nodes(spec: Spec, block: BlockSpec, inputs: tuple[str, ...], report: Reporter) -> Iterable[TemplateNode]:
+def _level_nodes(block: BlockSpec, inputs: tuple[str, ...], report: Reporter) -> Iterable[TemplateNode]:
     levels = block.levels
     if levels is None:
         return
-    is_broken = (*block.path, "nodes", levels.source) in spec.broken
+    is_broken = (*block.path, "nodes", levels.source) in report.spec.broken
     if levels.source not in inputs and levels.source not in block.nodes and not is_broken:
         known = [*inputs, *block.nodes]
         report.error((*levels.path, "from"), f"unknown node {levels.source!r}{did_you_mean(levels.source, known)}")
-    resolved = [resolve_op(spec, written, report) for written in levels.ops]
+    resolved = [resolve_op(written, report) for written in levels.ops]
     earlier: list[str] = []
     for level in range(levels.count):
         first = Source(levels.source, levels.gated and (level > 0 or levels.gate_input), levels.path)
@@ -171,51 +160,38 @@ def _level_nodes(spec: Spec, block: BlockSpec, inputs: tuple[str, ...], report: 
         earlier += made
 
 
-def _choice_nodes(
-    spec: Spec, name: str, node: NodeSpec, sources: tuple[Source, ...], report: Reporter
-) -> Iterable[TemplateNode]:
+def _choice_nodes(name: str, node: NodeSpec, sources: tuple[Source, ...], report: Reporter) -> Iterable[TemplateNode]:
     """One node for every op of the choice on every edge, and the node that merges them through gates."""
-    resolved = [(written, *resolve_op(spec, written, report)) for written in node.choose]
+    resolved = [(written, *resolve_op(written, report)) for written in node.choose]
     merged = []
     for source in sources:
         for written, op_name, attrs in resolved:
             made = f"{name}.{source.name.replace('.', '_')}.{written.label}".replace(".in.", ".from_in.")
             yield TemplateNode(made, op_name, attrs, (source,), written.path)
             merged.append(Source(made, True, node.path, source.name))
-    yield TemplateNode(name, *resolve_op(spec, node.op, report), tuple(merged), node.path)
+    yield TemplateNode(name, *resolve_op(node.op, report), tuple(merged), node.path)
 
 
 def _sources(
-    spec: Spec,
-    block: BlockSpec,
-    node: NodeSpec,
-    name: str,
-    names: Collection[str],
-    inputs: tuple[str, ...],
-    report: Reporter,
+    block: BlockSpec, node: NodeSpec, name: str, names: Collection[str], inputs: tuple[str, ...], report: Reporter
 ) -> tuple[Source, ...]:
     """The node's edges with patterns spelt out (`levels.*` reads every level node)."""
     found: dict[str, Source] = {}
+    levels = (*block.path, "levels")
+    levels_are_broken = any(path[: len(levels)] == levels for path in report.spec.broken)  # their nodes are missing
     for edge in node.inputs:
         matches = _matches(edge.source, name, names, inputs)
         for source in matches:
             if source in found:
                 report.error(edge.path, f"{name!r} reads {source!r} twice")
             found[source] = Source(source, edge.gated, edge.path)
-        if not matches and not _may_be_broken(spec, block, edge.source):
-            known = [*inputs, *names]
+        if not matches and not (levels_are_broken and edge.source.startswith("level")):
             what = "no node matches" if "*" in edge.source else "unknown node"
-            hint = did_you_mean(edge.source, known)
+            hint = did_you_mean(edge.source, [*inputs, *names])
             if edge.source == "in" and len(inputs) > 1:
                 hint = f"; this block takes {len(inputs)} values, called {', '.join(inputs)}"
             report.error(edge.path, f"{what} {edge.source!r}{hint}")
     return tuple(found.values())
-
-
-def _may_be_broken(spec: Spec, block: BlockSpec, source: str) -> bool:
-    """Whether the name may stand for a level node that is missing because the levels have a mistake."""
-    levels_are_broken = any(p[: len(block.path) + 1] == (*block.path, "levels") for p in spec.broken)
-    return levels_are_broken and source.startswith("level")
 
 
 def _matches(pattern: str, name: str, names: Collection[str], inputs: tuple[str, ...]) -> list[str]:
@@ -229,9 +205,9 @@ def _matches(pattern: str, name: str, names: Collection[str], inputs: tuple[str,
 # -- ops and attributes ---------------------------------------------------------------------------------------------
 
 
-def resolve_op(spec: Spec, written: OpSpec, report: Reporter) -> tuple[str, dict[str, Any]]:
+def resolve_op(written: OpSpec, report: Reporter) -> tuple[str, dict[str, Any]]:
     """Catalogue name and attributes of an op as written, shorthands and `_KxK` sizes resolved; mistakes reported."""
-    name, attrs = written.op, dict(written.attrs)
+    spec, name, attrs = report.spec, written.op, dict(written.attrs)
     shorthand = spec.ops.get(name)
     if shorthand is not None:
         name, attrs = shorthand.op, {**shorthand.attrs, **attrs}
@@ -308,40 +284,18 @@ def _in_order(
     nodes: Mapping[str, TemplateNode], inputs: tuple[str, ...], report: Reporter
 ) -> tuple[TemplateNode, ...] | None:
     """Nodes after the nodes they read, ties as written; None (reported) if there is a cycle."""
-    rank = {name: i for i, name in enumerate(nodes)}
-    names = list(rank)
-    missing = {name: sum(s.name not in inputs for s in node.sources) for name, node in nodes.items()}
-    users: dict[str, list[str]] = {name: [] for name in nodes}
+    graph = Graph("template")
+    for name in (*inputs, *nodes):
+        graph.add(Node(name, "add"))
     for name, node in nodes.items():
         for source in node.sources:
-            if source.name not in inputs:
-                users[source.name].append(name)
-    ready = [rank[name] for name, count in missing.items() if count == 0]
-    heapq.heapify(ready)
-    ordered: list[TemplateNode] = []
-    while ready:
-        name = names[heapq.heappop(ready)]
-        ordered.append(nodes[name])
-        for user in users[name]:
-            missing[user] -= 1
-            if missing[user] == 0:
-                heapq.heappush(ready, rank[user])
-    if len(ordered) == len(nodes):
-        return tuple(ordered)
-    cycle = _cycle({n for n, count in missing.items() if count > 0}, nodes)
-    message = f"these nodes read each other in a cycle: {' -> '.join([*cycle, cycle[0]])}"
-    report.error(nodes[cycle[0]].path, message, [nodes[name].path for name in cycle])
-    return None
-
-
-def _cycle(left: set[str], nodes: Mapping[str, TemplateNode]) -> list[str]:
-    """One cycle among nodes that could not be ordered, in the direction of the edges."""
-    walk: list[str] = [next(n for n in nodes if n in left)]
-    while True:
-        previous = next(s.name for s in nodes[walk[-1]].sources if s.name in left)
-        if previous in walk:
-            return list(reversed(walk[walk.index(previous) :]))
-        walk.append(previous)
+            graph.connect(source.name, name)
+    cycle = graph.find_cycle()[1:]  # whose first id is repeated at its end
+    if cycle:
+        message = f"these nodes read each other in a cycle: {' -> '.join([*cycle, cycle[0]])}"
+        report.error(nodes[cycle[0]].path, message, [nodes[name].path for name in cycle])
+        return None
+    return tuple(nodes[node.id] for node in graph.nodes() if node.id in nodes)
 
 
 def _check_reachable(template: Template, report: Reporter) -> None:

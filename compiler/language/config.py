@@ -134,11 +134,6 @@ class CheckpointConfig(Section):
     """Number of checkpoints to keep."""
 
 
-def evaluation_batch(batch: int, parts: int, recompute: bool) -> int:
-    """Images to evaluate at a time: 256 or more, which is faster, but no more than a step where memory is saved."""
-    return -(-batch // parts) if recompute or parts > 1 else max(batch, 256)
-
-
 class TrainingConfig(Section):
     """Settings that search and retrain have in common."""
 
@@ -173,8 +168,9 @@ class TrainingConfig(Section):
 
     @property
     def evaluation_batch(self) -> int:
-        """Images that are evaluated at a time."""
-        return evaluation_batch(self.batch_size, self.accumulate, self.recompute)
+        """Images to evaluate at a time: 256 or more, which is faster, but no more than a step where memory is saved."""
+        saves_memory = self.recompute or self.accumulate > 1
+        return -(-self.batch_size // self.accumulate) if saves_memory else max(self.batch_size, 256)
 
 
 class SearchConfig(TrainingConfig):

@@ -31,7 +31,15 @@ from compiler.language.spec import BlockSpec, EdgeSpec, LevelsSpec, NetworkEntry
 
 _SOURCE = re.compile(r"[a-z*][a-z0-9_*]*(\.[a-z0-9_*]+)*")
 SHARES = get_args(Share)
-SHARE = Kind(lambda reader, at: reader.one_of(at, SHARES), ref("share"))
+
+
+def _read_share(reader: Reader, at: At) -> Any:
+    value = at.tree.value
+    hint = did_you_mean(value, SHARES) if isinstance(value, str) else ""
+    return reader.expect(at, value in SHARES, " or ".join(SHARES), hint)
+
+
+SHARE = Kind(_read_share, ref("share"))
 
 # -- ops ------------------------------------------------------------------------------------------------------------
 
@@ -132,10 +140,8 @@ def _read_edge(reader: Reader, at: At) -> _Edge | None:
 
 
 def _read_edges(reader: Reader, at: At) -> list[_Edge]:
-    items = reader.items(at, "") if isinstance(at.tree.value, list) else [at]
-    if not items:
-        reader.error(at.place, "from is an empty list; a node reads at least one value")
-    return [edge for edge in (_read_edge(reader, item) for item in items) if edge is not None]
+    edges = [_read_edge(reader, item) for item in reader.one_or_more(at, "a node")]
+    return [edge for edge in edges if edge is not None]
 
 
 _EDGES = {"anyOf": [ref("edge"), {"type": "array", "items": ref("edge"), "minItems": 1}]}
@@ -154,13 +160,7 @@ NODE = Construct(
             missing="node {!r} needs an op: op: conv",
             unless="choose",
         ),
-        Key(
-            "from",
-            Kind(_read_edges, _EDGES),
-            "Inputs: one name or a list.",
-            (),
-            "node {!r} needs inputs: from: in",
-        ),
+        Key("from", Kind(_read_edges, _EDGES), "Inputs: one name or a list.", (), "node {!r} needs inputs: from: in"),
         Key("gated", FLAG, "Put a gate on each input edge, unless the edge sets `gated` itself.", default=False),
         Key("choose", _OPS, "Candidate ops for every input edge.", default=()),
     ),
@@ -340,11 +340,8 @@ def _several(value: object) -> str:
 
 def _read_sources(reader: Reader, at: At) -> tuple[str, ...]:
     """Names of the entries whose values an entry reads."""
-    items = reader.items(at, "") if isinstance(at.tree.value, list) else [at]
-    if not items:
-        reader.error(key_place(at), "from is an empty list; an entry reads at least one value")
     what = "the name of an entry" if isinstance(at.tree.value, list) else "the name of an entry, or a list of names"
-    names = [reader.text(item, what) for item in items]
+    names = [reader.text(item, what) for item in reader.one_or_more(at, "an entry")]
     return tuple(name for name in names if name is not None)
 
 
@@ -377,9 +374,7 @@ def _read_entry(reader: Reader, at: At) -> NetworkEntry | None:
 # -- networks: either form --------------------------------------------------------------------------------------------
 
 _MAP = named(
-    "a network: a list of blocks, or a map of entries",
-    "an entry of the network",
-    Kind(_read_entry, ENTRY.schema()),
+    "a network: a list of blocks, or a map of entries", "an entry of the network", Kind(_read_entry, ENTRY.schema())
 )
 _ITEM = {"type": "object", "additionalProperties": ref("size"), "minProperties": 1, "maxProperties": 1}
 _CHAIN = {"type": "array", "items": {"anyOf": [_TEXT | {"description": "A block's name."}, _ITEM]}, "minItems": 1}

@@ -10,10 +10,11 @@ import functools
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
-from compiler.errors import Diagnostic, SpecError, did_you_mean
-from compiler.language.overrides import Override, refusal
-from compiler.language.source import Item, SpecText, Tree, Value, compose, read_text
+from compiler.errors import Diagnostic, SpecError, did_you_mean, refusal
+from compiler.language.overrides import Override
+from compiler.language.source import Item, SpecText, Tree, compose, read_text
 from compiler.language.spec import LANGUAGE_VERSION
 
 MAX_CHAIN = 16  # files in one chain of `extends`
@@ -29,7 +30,7 @@ def load(path: str, overrides: Sequence[Override], problems: list[Diagnostic]) -
     while "extends" in _entries(layers[-1]):
         layers.append(_read_base(layers[-1], seen, problems))
     merged = functools.reduce(_merge, reversed(layers))
-    merged = _with_value(merged, {key: item for key, item in _entries(merged).items() if key != "extends"})
+    merged = replace(merged, value={key: item for key, item in _entries(merged).items() if key != "extends"})
     for override in overrides:
         merged = _override(merged, override, problems)
     return merged, source.text
@@ -45,7 +46,7 @@ def _checked(tree: Tree, problems: list[Diagnostic]) -> Tree:
     message = _version_problem(tree)
     if message:
         version = tree.value.get("graphspec") if isinstance(tree.value, dict) else None
-        raise SpecError([*problems, Diagnostic(version.value.place if version else tree.place, message)])
+        raise refusal(version.value.place if version else tree.place, message, problems)
     return tree
 
 
@@ -107,11 +108,7 @@ def _merge(base: Tree, top: Tree) -> Tree:
     merged = dict(base.value)
     for name, item in top.value.items():
         merged[name] = Item(item.key, _merge(merged[name].value, item.value)) if name in merged else item
-    return _with_value(top, merged)
-
-
-def _with_value(tree: Tree, value: Value) -> Tree:
-    return Tree(value, tree.origin, tree.line, tree.column)
+    return replace(top, value=merged)
 
 
 # -- overrides ------------------------------------------------------------------------------------------------------
@@ -139,7 +136,7 @@ def _set(tree: Tree, keys: list[Tree], depth: int, value: Tree, path: tuple[str,
         if not part.isdecimal() or int(part) >= len(items):
             raise refusal(key.place, f"{'.'.join(path)} is a list; its items are called 0 to {len(items) - 1}")
         items[int(part)] = _set(items[int(part)], keys, depth + 1, value, below)
-        return _with_value(tree, items)
+        return replace(tree, value=items)
     if tree.value is not None and not isinstance(tree.value, dict):
         raise refusal(key.place, f"{'.'.join(path)} is {tree} and has no key {part!r}")
     entries = dict(tree.value or {})
@@ -149,7 +146,7 @@ def _set(tree: Tree, keys: list[Tree], depth: int, value: Tree, path: tuple[str,
     new = _set(old, keys, depth + 1, value, below)
     written_key = entries[part].key if part in entries and depth + 1 < len(keys) else key
     entries[part] = Item(written_key, new)
-    return _with_value(tree, entries)
+    return replace(tree, value=entries)
 
 
 def _names_are_the_users(path: tuple[str, ...]) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from compiler.errors import Diagnostic, Place, SpecError
+from compiler.errors import Diagnostic, Place, SpecError, refusal
 from compiler.language.source import Item, SpecText, Tree, compose
 
 
@@ -103,11 +103,6 @@ def _path(text: SpecText) -> tuple[str, ...]:
         message = f"{name!r} is read before overrides are applied and cannot be overridden"
         raise refusal(text.place(0, 0), message)
     return tuple(name.split("."))
-
-
-def refusal(place: Place, message: str) -> SpecError:
-    """The error that an override is refused with."""
-    return SpecError([Diagnostic(place, message)])
 
 
 def _tree(value: Any, origin: SpecText) -> Tree:

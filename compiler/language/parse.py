@@ -52,15 +52,11 @@ def parse(path: str | os.PathLike[str], overrides: Sequence[Override] = ()) -> P
 def _parse(path: str, overrides: Sequence[Override]) -> Parsed:
     problems: list[Diagnostic] = []
     root, written = load(path, overrides, problems)
-    spoilt = {_position(d) for d in problems}
-    before = len(problems)
+    unreadable = list(problems)
     spec = _read_spec(root, written, problems)
-    found = [d for d in problems[before:] if _position(d) not in spoilt]  # no second mistake in an unreadable value
-    return Parsed(spec, SpecError([*problems[:before], *found]).diagnostics)
-
-
-def _position(diagnostic: Diagnostic) -> tuple[str, int, int]:
-    return diagnostic.place.file, diagnostic.place.line, diagnostic.place.column
+    spoilt = {problem.place for problem in unreadable}  # of which no second mistake is said
+    found = [problem for problem in problems if problem.place not in spoilt]
+    return Parsed(spec, SpecError([*unreadable, *found]).diagnostics)
 
 
 # -- the whole spec ---------------------------------------------------------------------------------------------------
@@ -96,10 +92,11 @@ def _read_symbols(reader: Reader, at: At) -> dict[str, int]:
 
 
 def _read_first_gate(reader: Reader, at: At) -> float | None:
-    value = reader.number(at)
-    if value is not None and value < 0:
-        reader.error(at.place, f"gates.init must be at least 0, found {value:g}")
-    return value
+    value = at.tree.value
+    found = reader.expect(at, type(value) in (int, float), "a number")
+    if found is not None and found < 0:
+        reader.error(at.place, f"gates.init must be at least 0, found {found:g}")
+    return None if found is None else float(found)
 
 
 _SYMBOLS = {
@@ -128,11 +125,7 @@ SPEC = Construct(
     "a spec",
     "A search space: typed blocks, the network they form, and the settings of all commands.",
     (
-        Key(
-            "graphspec",
-            Kind(Reader.size, {"const": LANGUAGE_VERSION}),
-            "Version of the language: `1`. Required.",
-        ),
+        Key("graphspec", Kind(Reader.size, {"const": LANGUAGE_VERSION}), "Version of the language: `1`. Required."),
         Key("extends", text("a path"), "Path of a spec that this one extends, relative to this file."),
         Key("symbols", Kind(_read_symbols, _SYMBOLS), "Constants for types and sizes.", {}),
         Key("ops", SHORTHANDS, "Short names for ops with attributes.", {}),

@@ -7,7 +7,7 @@ the documentation are written from it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -145,7 +145,7 @@ class Reader:
     def _missing(self, at: At, key: Key, construct: Construct) -> None:
         """Note a missing key; where a misspelt one explains it, that one."""
         entries = self.entries(at, "") if construct.may_misspell else {}
-        near = next((name for name in entries if did_you_mean(name, (key.name,))), None)
+        near = next((n for n in entries if n not in construct.names and did_you_mean(n, (key.name,))), None)
         if near is None:
             self.error(at.place, key.missing.format(at.name))
         elif construct.takes_attributes:  # else it is an unknown key, which is noted
@@ -158,6 +158,13 @@ class Reader:
         self.error(at.place, f"expected {what}, found {at.tree}")
         return []
 
+    def one_or_more(self, at: At, what: str) -> list[At]:
+        """The items of a list, or a value by itself; a list without any is noted, `what` says what it is of."""
+        items = self.items(at, "") if isinstance(at.tree.value, list) else [at]
+        if not items:
+            self.error(at.place, f"from is an empty list; {what} reads at least one value")
+        return items
+
     # -- scalars ----------------------------------------------------------------------------------------------------
 
     def text(self, at: At, what: str) -> str | None:
@@ -169,28 +176,18 @@ class Reader:
         self.error(at.place, f"expected {what}, found {at.tree}{quoted}")
         return None
 
-    def boolean(self, at: At) -> bool | None:
-        """`true` or `false`, and no other word."""
-        value = at.tree.value
-        if isinstance(value, bool):
-            return value
-        self._unexpected(at, "true or false")
-        return None
-
-    def number(self, at: At) -> float | None:
-        """A number."""
-        value = at.tree.value
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-        self._unexpected(at, "a number")
+    def expect(self, at: At, fits: bool, expected: str, hint: str = "") -> Any:
+        """The value if it fits; `expected` says what does."""
+        if fits:
+            return at.tree.value
+        self.error(at.place, f"{at.name}: expected {expected}, found {at.tree}{hint}")
         return None
 
     def size(self, at: At) -> int | None:
         """A whole number of at least 1, or arithmetic on symbols that gives one."""
         value = at.tree.value
         if isinstance(value, bool) or not isinstance(value, (int, str)):
-            self._unexpected(at, "a whole number")
-            return None
+            return self.expect(at, False, "a whole number")  # type: ignore[no-any-return]
         try:
             size = Dim.parse(value).evaluate(self.symbols)
         except DimError as error:
@@ -208,20 +205,7 @@ class Reader:
         value = at.tree.value
         if isinstance(value, list) and all(isinstance(item.value, (int, float)) for item in value):
             return tuple(item.value for item in value)
-        if isinstance(value, (dict, list)):
-            self._unexpected(at, "a number, a word or a list of numbers")
-        return value
-
-    def one_of(self, at: At, choices: Collection[str]) -> str | None:
-        """One of a few words."""
-        value = at.tree.value
-        if isinstance(value, str) and value in choices:
-            return value
-        self._unexpected(at, " or ".join(choices), did_you_mean(value, choices) if isinstance(value, str) else "")
-        return None
-
-    def _unexpected(self, at: At, expected: str, hint: str = "") -> None:
-        self.error(at.place, f"{at.name}: expected {expected}, found {at.tree}{hint}")
+        return self.expect(at, not isinstance(value, (dict, list)), "a number, a word or a list of numbers")
 
 
 def key_place(at: At) -> Place:
@@ -271,4 +255,4 @@ def named(what: str, member: str, kind: Kind) -> Kind:
 
 
 SIZE = Kind(Reader.size, ref("size"))
-FLAG = Kind(Reader.boolean, {"type": "boolean"})
+FLAG = Kind(lambda reader, at: reader.expect(at, isinstance(at.tree.value, bool), "true or false"), {"type": "boolean"})

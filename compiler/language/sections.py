@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from collections.abc import Mapping
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from compiler.errors import Diagnostic, did_you_mean
@@ -58,13 +58,7 @@ def _first_path_in(message: str, given: Mapping[str, At]) -> Path:
 
 def _known_keys(loc: Path) -> list[str]:
     """Keys of the model at this place of the configuration."""
-    model: type[BaseModel] = Configuration
+    model: Any = Configuration
     for part in loc:
-        model = next(_models_in(model.model_fields[str(part)].annotation))
+        model = model.model_fields[part].annotation
     return list(model.model_fields)
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    for part in (annotation, *get_args(annotation)):
-        if isinstance(part, type) and issubclass(part, BaseModel):
-            yield part

@@ -12,14 +12,13 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import yaml
-import yaml.composer
 
-from compiler.errors import MAX_PROBLEMS, Diagnostic, Place, SpecError, did_you_mean
+from compiler.errors import MAX_PROBLEMS, Diagnostic, Place, SpecError, did_you_mean, refusal
 from compiler.language.findings import show
 
 MAX_BYTES = 8 * 2**20  # of one file
@@ -29,7 +28,6 @@ _CHARS_PER_NODE = 32  # a text counts one node for each of these many characters
 _MAX_NUMBER = 40  # characters of a number
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_COMPOSER: Any = yaml.composer.Composer  # its stubs know no nodes but PyYAML's own
 _LINE_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")  # what YAML counts as line breaks
 _CONTROL = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ufffd\U00010000-\U0010ffff]")
 
@@ -59,9 +57,9 @@ class SpecText:
         return Place(self.name, self.override or line + 1, column + 1, self._lines[line])
 
     def place_of(self, index: int) -> Place:
-        """The place of the character at `index`."""
+        """The place of the character at `index`, without an excerpt."""
         before = _LINE_BREAK.split(self.text[:index])
-        return self.place(len(before) - 1, len(before[-1]))
+        return Place(self.name, len(before), len(before[-1]) + 1)
 
 
 @dataclass(slots=True, eq=False)
@@ -143,25 +141,21 @@ Value: TypeAlias = bool | int | float | str | list[Tree] | dict[str, Item] | Non
 
 def read_text(path: str) -> str:
     """The text of a regular file of at most MAX_BYTES in UTF-8; SpecError, which quotes nothing of it, otherwise."""
+    top = Place(path, 1, 1)
     try:
         info = os.stat(path)
         if not stat.S_ISREG(info.st_mode):
             kind = "a folder" if stat.S_ISDIR(info.st_mode) else "not a regular file"
-            raise _unreadable(Place(path, 1, 1), f"{path} is {kind}; a spec is a YAML file")
+            raise refusal(top, f"{path} is {kind}; a spec is a YAML file")
         if info.st_size > MAX_BYTES:
             size = f"the file has {info.st_size / 2**20:.1f} MB; a spec may have at most {MAX_BYTES // 2**20} MB"
-            raise _unreadable(Place(path, 1, 1), size)
+            raise refusal(top, size)
         with open(path, "rb") as file:
             return _decode(path, file.read(MAX_BYTES))
     except OSError as error:
-        message = f"cannot read {path}: {error.strerror}{_near_file(path)}"
-        raise _unreadable(Place(path, 1, 1), message) from error
+        raise refusal(top, f"cannot read {path}: {error.strerror}{_near_file(path)}") from error
     except ValueError as error:  # a zero byte in the path
-        raise _unreadable(Place(path, 1, 1), f"cannot read {path!r}: {error}") from error
-
-
-def _unreadable(place: Place, message: str) -> SpecError:
-    return SpecError([Diagnostic(Place(place.file, place.line, place.column), message)])
+        raise refusal(top, f"cannot read {path!r}: {error}") from error
 
 
 def _near_file(path: str) -> str:
@@ -179,11 +173,11 @@ def _decode(path: str, content: bytes) -> str:
         before = SpecText(path, error.object[: error.start].decode("utf-8", "replace"))
         byte = error.object[error.start]
         message = f"the file is not UTF-8 text: byte 0x{byte:02x}; save it as UTF-8"
-        raise _unreadable(before.place_of(len(before.text)), message) from error
+        raise refusal(before.place_of(len(before.text)), message) from error
     control = _CONTROL.search(text)
     if control:
         message = f"a spec may not hold the control character U+{ord(control[0]):04X}"
-        raise _unreadable(SpecText(path, text).place_of(control.start()), message)
+        raise refusal(SpecText(path, text).place_of(control.start()), message)
     return text
 
 
@@ -193,13 +187,13 @@ def _decode(path: str, content: bytes) -> str:
 def compose(text: str, origin: SpecText, problems: list[Diagnostic]) -> Tree:
     """Read one YAML document; mistakes that leave the rest readable go to `problems`, others raise SpecError."""
     try:
-        root = _TreeComposer(text, origin, problems).document()
+        root = _Composer(text, origin, problems).document()
     except yaml.MarkedYAMLError as error:
         raise SpecError([*problems, _syntax_error(error, text, origin)]) from error
     except yaml.YAMLError as error:
-        raise SpecError([*problems, Diagnostic(origin.place(0, 0), f"cannot read this as YAML: {error}")]) from error
+        raise refusal(origin.place(0, 0), f"cannot read this as YAML: {error}", problems) from error
     if root is None:
-        raise SpecError([Diagnostic(origin.place(0, 0), "the file is empty; a spec begins with 'graphspec: 1'")])
+        raise refusal(origin.place(0, 0), "the file is empty; a spec begins with 'graphspec: 1'")
     return root
 
 
@@ -217,44 +211,42 @@ def _syntax_error(error: yaml.MarkedYAMLError, text: str, origin: SpecText) -> D
     return Diagnostic(place, f"this is not YAML: {problem}{hint}")
 
 
-class _TreeComposer(_COMPOSER):  # type: ignore[misc]  # see _COMPOSER
-    """PyYAML's composer with our limits and checks, which makes a tree of each of its nodes."""
+class _Composer:
+    """Makes a tree of the events of PyYAML's parser, with our limits and checks."""
 
     def __init__(self, text: str, origin: SpecText, problems: list[Diagnostic]) -> None:
-        super().__init__()
-        parser = _LOADER(text)
-        self.get_event, self.peek_event, self.check_event = parser.get_event, parser.peek_event, parser.check_event
+        parser: Any = _LOADER(text)
+        self.take, self.peek, self.next_is = parser.get_event, parser.peek_event, parser.check_event
         self.origin, self.problems = origin, problems
         self.size = self.depth = 0
-        self.sizes: dict[str, int] = {}  # of what an anchor names
+        self.anchors: dict[str, tuple[Tree, int] | None] = {}  # trees and their sizes, None before their end
 
     def document(self) -> Tree | None:
         """The only document; None if there is none."""
-        self.get_event()
-        if self.check_event(yaml.StreamEndEvent):
+        self.take()
+        if self.next_is(yaml.StreamEndEvent):
             return None
-        root: Tree = self.compose_document()
-        if self.check_event(yaml.DocumentStartEvent):
-            self._stop(self.peek_event(), "a spec is one YAML document; remove what follows the first '---'")
+        self.take()
+        root = self.tree()
+        self.take()
+        if self.next_is(yaml.DocumentStartEvent):
+            self._stop(self.peek(), "a spec is one YAML document; remove what follows the first '---'")
         return root
 
-    def compose_node(self, parent: Any, index: Any) -> Tree:
-        """The tree of the next node; it is a key where `parent` is a map and there is no `index`."""
-        event = self.peek_event()
+    def tree(self, is_key: bool = False) -> Tree:
+        """The tree of the next node."""
+        event = self.take()
         if isinstance(event, yaml.AliasEvent):
             return self._alias(event)
         if event.tag is not None and event.tag != "!":
             self._error(self._place(event), f"tags such as {event.tag!r} are not part of the language")
-        mark, before = event.start_mark, self.size
-        if isinstance(event, yaml.ScalarEvent):
-            self._grow(event, 1 + len(event.value) // _CHARS_PER_NODE)
-            self.get_event()
-            value = self._scalar(event, index is None and isinstance(parent, yaml.MappingNode))
-        else:
-            value = self._collection(event)
-        tree = Tree(value, self.origin, mark.line, mark.column)
+        before = self.size
         if event.anchor:
-            self.anchors[event.anchor], self.sizes[event.anchor] = tree, self.size - before
+            self.anchors[event.anchor] = None
+        value = self._scalar(event, is_key) if isinstance(event, yaml.ScalarEvent) else self._collection(event)
+        tree = Tree(value, self.origin, event.start_mark.line, event.start_mark.column)
+        if event.anchor:
+            self.anchors[event.anchor] = tree, self.size - before
         return tree
 
     def _collection(self, event: Any) -> Value:
@@ -262,16 +254,43 @@ class _TreeComposer(_COMPOSER):  # type: ignore[misc]  # see _COMPOSER
         if self.depth == MAX_DEPTH:
             self._stop(event, f"maps and lists are nested deeper than {MAX_DEPTH} levels")
         self.depth += 1
-        value: Value
-        if isinstance(event, yaml.SequenceStartEvent):
-            value = self.compose_sequence_node(event.anchor).value
-        else:
-            value = self._map(self.compose_mapping_node(event.anchor).value)
+        value: Value = self._list() if isinstance(event, yaml.SequenceStartEvent) else self._map()
+        self.take()
         self.depth -= 1
         return value
 
+    def _list(self) -> list[Tree]:
+        items = []
+        while not self.next_is(yaml.SequenceEndEvent):
+            items.append(self.tree())
+        return items
+
+    def _map(self) -> dict[str, Item]:
+        own: dict[str, Item] = {}
+        merged: dict[str, Item] = {}
+        while not self.next_is(yaml.MappingEndEvent):
+            key = self.tree(is_key=True)
+            is_new = self._is_new(key, own)  # before the value, in which the syntax may break
+            tree = self.tree()
+            if key.value is None:
+                for name, item in self._merged(tree):
+                    merged.setdefault(name, item)
+            elif is_new:
+                own[str(key.value)] = Item(key, tree)
+        return merged | own if merged else own
+
+    def _is_new(self, key: Tree, own: Mapping[Any, Item]) -> bool:
+        """Whether the key may stand in a map that has the keys `own` already; reported if not."""
+        before = len(self.problems)
+        if not isinstance(key.value, str | None):
+            self._error(key.place, f"a key must be a name, found {key}")
+        elif key.value in own:
+            self._error(key.place, f"duplicate key {key.value!r}, written first at {own[key.value].key.place}")
+        return len(self.problems) == before
+
     def _scalar(self, event: Any, is_key: bool) -> Value:
         text: str = event.value
+        self._grow(event, 1 + len(text) // _CHARS_PER_NODE)
         if not event.implicit[0]:
             return text
         if is_key:
@@ -285,31 +304,14 @@ class _TreeComposer(_COMPOSER):  # type: ignore[misc]  # see _COMPOSER
             return 0
 
     def _alias(self, event: Any) -> Tree:
-        tree = self.anchors.get(event.anchor)
-        if tree is None:
+        if event.anchor not in self.anchors:
             self._stop(event, f"unknown alias '*{event.anchor}'{did_you_mean(event.anchor, self.anchors)}")
-        if isinstance(tree, yaml.Node):  # not a tree yet
+        named = self.anchors[event.anchor]
+        if named is None:
             self._stop(event, f"the alias '*{event.anchor}' stands inside of what it names")
-        self._grow(event, self.sizes[event.anchor])
-        self.get_event()
-        assert isinstance(tree, Tree)
+        tree, size = named
+        self._grow(event, size)
         return tree
-
-    def _map(self, pairs: Iterable[tuple[Tree, Tree]]) -> dict[str, Item]:
-        own: dict[str, Item] = {}
-        merged: dict[str, Item] = {}
-        for key, tree in pairs:
-            if key.value is None:
-                for name, item in self._merged(tree):
-                    merged.setdefault(name, item)
-            elif not isinstance(key.value, str):
-                self._error(key.place, f"a key must be a name, found {key}")
-            elif key.value in own:
-                first = own[key.value].key.place
-                self._error(key.place, f"duplicate key {key.value!r}, written first at {first}")
-            else:
-                own[key.value] = Item(key, tree)
-        return merged | own if merged else own
 
     def _merged(self, tree: Tree) -> Iterable[tuple[str, Item]]:
         """Entries of a map, or of a list of maps, under `<<`."""
@@ -336,10 +338,6 @@ class _TreeComposer(_COMPOSER):  # type: ignore[misc]  # see _COMPOSER
         self._error(self._place(event), message)
         raise SpecError(self.problems)
 
-    # What PyYAML asks for the kind of a node, which only its place in a map and its text decide here.
-    def resolve(self, *_: Any) -> str:
-        return ""
-
 
 # -- scalars --------------------------------------------------------------------------------------------------------
 
@@ -357,20 +355,17 @@ _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF|nan|NaN|NAN)")
 
 def _number(text: str) -> int | float | str:
     """The number a plain scalar stands for, or the text itself; ValueError with what is wrong with the number."""
-    if _INTEGER.fullmatch(text):
-        if len(text) > _MAX_NUMBER:
-            raise ValueError(f"a number of {len(text)} characters; at most {_MAX_NUMBER} are read")
-        if _LEADING_ZERO.fullmatch(text):
-            plain = text.lstrip("+-0") or "0"
-            raise ValueError(f"{text} begins with a zero, which YAML versions read in two ways; write {plain}")
-        return int(text, 0)
-    if _FLOAT.fullmatch(text):
-        if len(text) > _MAX_NUMBER:
-            raise ValueError(f"a number of {len(text)} characters; at most {_MAX_NUMBER} are read")
-        value = float(text)
-        if math.isinf(value):
-            raise ValueError(f"{text} is too large for a number")
-        return value
     if _NOT_FINITE.fullmatch(text):
         raise ValueError(f"{text} is not a finite number")
-    return text
+    is_integer = _INTEGER.fullmatch(text)
+    if not is_integer and not _FLOAT.fullmatch(text):
+        return text
+    if len(text) > _MAX_NUMBER:
+        raise ValueError(f"a number of {len(text)} characters; at most {_MAX_NUMBER} are read")
+    if _LEADING_ZERO.fullmatch(text):
+        plain = text.lstrip("+-0") or "0"
+        raise ValueError(f"{text} begins with a zero, which YAML versions read in two ways; write {plain}")
+    value = int(text, 0) if is_integer else float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text} is too large for a number")
+    return value
