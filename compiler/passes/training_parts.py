@@ -11,6 +11,7 @@ inputs of such a node would lose its image.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from compiler.analysis.costs import block_of
@@ -187,13 +188,11 @@ def _last_reduction(graph: Graph) -> Node:
     for block in reversed(graph.blocks):
         output = graph.node(block.output)
         taken = [graph.node(i).shape for i in block.inputs]
-        if len(output.shape) == 3 and any(len(s) == 3 and _pixels(output.shape) < _pixels(s) for s in taken):
+        if len(output.shape) == 3 and any(
+            len(s) == 3 and math.prod(output.shape[1:]) < math.prod(s[1:]) for s in taken
+        ):
             return output
     raise PassError(
         NAME, graph.name, "no block reduces the size of the image, so an auxiliary head has no place",
         "set retrain.auxiliary_weight to 0",
     )  # fmt: skip
-
-
-def _pixels(shape: tuple[int, ...]) -> int:
-    return shape[1] * shape[2]
