@@ -114,10 +114,8 @@ def _conv_shape(a: ConvAttrs, ins: list[Shape]) -> Shape:
 
 def _linear_shape(a: LinearAttrs, ins: list[Shape]) -> Shape:
     if len(ins[0]) != 1 and ins[0][1:] != (1, 1):
-        raise TypeMismatchError(
-            f"linear takes a vector [C], found [{', '.join(map(str, ins[0]))}]; "
-            f"put global_avg_pool or flatten before it"
-        )
+        found = f"found {list(ins[0])}; put global_avg_pool or flatten before it"
+        raise TypeMismatchError(f"linear takes a vector [C], {found}")
     return (a.channels or ins[0][0],)
 
 
