@@ -5,10 +5,11 @@ The same numbers drive `graphspec compile`'s table, the adaptive penalties, the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from compiler.ir.graph import INPUT, OUTPUT, Block, Edge, Graph
+from compiler.ir.graph import INPUT, OUTPUT, Block, Graph
+from compiler.ir.graph import block_of as block_id_of
 from compiler.ops import BYTES, Cost, node_cost
 
 
@@ -55,15 +56,8 @@ def weight_step_bytes(cost: Cost, images: int) -> int:
 def block_of(graph: Graph) -> dict[str, Block]:
     """The block every node belongs to."""
     by_id = {block.id: block for block in graph.blocks}
-    found = {}
-    for node in graph.nodes():
-        segments = node.id.split(".")
-        for length in range(len(segments) - 1, 0, -1):
-            block = by_id.get(".".join(segments[:length]))
-            if block is not None:
-                found[node.id] = block
-                break
-    return found
+    homes = {node.id: block_id_of(node.id, by_id) for node in graph.nodes()}
+    return {node_id: by_id[block] for node_id, block in homes.items() if block}
 
 
 def cost_table(graph: Graph) -> CostTable:
@@ -84,11 +78,8 @@ def cost_table(graph: Graph) -> CostTable:
     )
 
 
-def _row(
-    graph: Graph, name: str, kind: str, ids: Iterable[str], costs: Mapping[str, Cost], extra_edges: int = 0
-) -> Row:
-    ids = list(ids)
-    edges: list[Edge] = [edge for node_id in ids for edge in graph.inputs(node_id)]
+def _row(graph: Graph, name: str, kind: str, ids: list[str], costs: Mapping[str, Cost], extra_edges: int = 0) -> Row:
+    edges = [edge for node_id in ids for edge in graph.inputs(node_id)]
     gates = {edge.gate for edge in edges if edge.gate is not None}
     total = sum((costs[node_id] for node_id in ids), Cost())
     return Row(name, kind, len(ids), len(edges) + extra_edges, len(gates), total)

@@ -61,8 +61,8 @@ class Diff:
         if self.same:
             return f"{self.names[0]} and {self.names[1]} have the same nodes and edges\n"
         rows: list[tuple[str, ...]] = [("block", "nodes", "edges", "params", "FLOPs")]
-        rows += [_row(b.name, b.nodes, b.edges, b.before, b.after) for b in self.blocks]
-        rows.append(_row("total", self.nodes, self.edges, self.before, self.after))
+        rows += [_row(block.name, block) for block in self.blocks]
+        rows.append(_row("total", self))
         lines = [f"{self.names[0]} -> {self.names[1]}", "", *_aligned(rows)]
         return "\n".join([*lines, *(_names(self.blocks) if listed else [])]) + "\n"
 
@@ -112,14 +112,9 @@ def _block_diff(
     )
 
 
-def _row(name: str, nodes: tuple[int, int], edges: tuple[int, int], before: Cost, after: Cost) -> tuple[str, ...]:
-    return (
-        name,
-        _change(*nodes),
-        _change(*edges),
-        _change(before.params, after.params),
-        _change(before.flops, after.flops),
-    )
+def _row(name: str, part: BlockDiff | Diff) -> tuple[str, ...]:
+    costs = ((part.before.params, part.after.params), (part.before.flops, part.after.flops))
+    return (name, *(_change(*pair) for pair in (part.nodes, part.edges, *costs)))
 
 
 def _change(before: int, after: int) -> str:

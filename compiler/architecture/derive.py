@@ -28,7 +28,8 @@ def derive(architecture: Architecture, target: Graph, block: str | None = None, 
     """
     chosen, notes = _choose(architecture, block)
     kept: dict[str, float] = {}
-    blank = Architecture.of(target, dict.fromkeys(target.gates(), OPEN), **_origin(architecture, spec_hash))
+    origin: dict[str, Any] = {"strategy": architecture.strategy, "seed": architecture.seed, "spec_hash": spec_hash}
+    blank = Architecture.of(target, dict.fromkeys(target.gates(), OPEN), **origin)
     for scope in blank.scopes:
         kept |= {f"{scope.id}/{local}": value for local, value in _carried(chosen.get(scope.kind), scope).items()}
     kinds = dict.fromkeys(scope.kind for scope in blank.scopes)
@@ -36,7 +37,9 @@ def derive(architecture: Architecture, target: Graph, block: str | None = None, 
     if len(untouched) == len(kinds):
         raise _nothing_in_common(architecture, target, untouched)
     notes += [f"blocks of kind {kind!r} keep all edges: {_reason(architecture, kind)}" for kind in untouched]
-    return _with_costs(Architecture.of(target, kept, **_origin(architecture, spec_hash), notes=notes), target)
+    derived = Architecture.of(target, kept, notes=notes, **origin)
+    found = total_cost(TO_COMPACT.run(derived.model(target)).graph)
+    return replace(derived, costs={"full": asdict(total_cost(target)), "found": asdict(found)})
 
 
 def _choose(architecture: Architecture, block: str | None) -> tuple[dict[str, Scope], list[str]]:
@@ -106,18 +109,3 @@ def _nothing_in_common(architecture: Architecture, target: Graph, kinds: list[st
         f"{architecture.name!r} ({', '.join(dict.fromkeys(s.kind for s in architecture.scopes))})\n"
         f"  try: call the block in the spec as the one that was searched, with the same nodes and gates"
     )
-
-
-def _origin(architecture: Architecture, spec_hash: str) -> dict[str, Any]:
-    return {
-        "strategy": architecture.strategy,
-        "seed": architecture.seed,
-        "spec_hash": spec_hash,
-        "metrics": {},
-        "costs": {},
-    }
-
-
-def _with_costs(derived: Architecture, target: Graph) -> Architecture:
-    found = total_cost(TO_COMPACT.run(derived.model(target)).graph)
-    return replace(derived, costs={"full": asdict(total_cost(target)), "found": asdict(found)})

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from compiler.analysis.costs import block_of
 from compiler.errors import GraphspecError, did_you_mean
@@ -28,6 +28,7 @@ from compiler.language.config import StrategyName
 from compiler.language.findings import describe
 
 VERSION = 1
+ORIGIN = ("name", "strategy", "seed", "spec_hash", "graph_hash")
 Number = float | int | None
 
 
@@ -60,29 +61,19 @@ class Architecture:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(
-        cls,
-        graph: Graph,
-        gates: Mapping[str, float],
-        *,
-        strategy: str,
-        seed: int,
-        spec_hash: str,
-        metrics: Mapping[str, Number],
-        costs: Mapping[str, Mapping[str, int]],
-        notes: Iterable[str] = (),
-    ) -> Architecture:
-        """What these gates of a search graph stand for; gates that are missing or zero are closed."""
+    def of(cls, graph: Graph, gates: Mapping[str, float], *, notes: Iterable[str] = (), **origin: Any) -> Architecture:
+        """What these gates of a search graph stand for; gates that are missing or zero are closed.
+
+        `origin` are the fields `strategy`, `seed`, `spec_hash` and, where there are any, `metrics` and `costs`.
+        """
         _check_gates(graph, gates, "these gates")
         kept = {gate: float(f"{value:.6g}") for gate, value in gates.items() if value != 0.0}
         kinds = _kinds(graph)
         scopes = tuple(
-            Scope(scope, kinds[scope], len(ids), {_local(gate): kept[gate] for gate in ids if gate in kept})
+            Scope(scope, kinds[scope], len(ids), {gate.partition("/")[2]: kept[gate] for gate in ids if gate in kept})
             for scope, ids in graph.gate_scopes().items()
         )
-        return cls(
-            graph.name, strategy, seed, spec_hash, graph_hash(graph), scopes, dict(metrics), dict(costs), tuple(notes)
-        )
+        return cls(name=graph.name, graph_hash=graph_hash(graph), scopes=scopes, notes=tuple(notes), **origin)
 
     @property
     def kept(self) -> dict[str, float]:
@@ -120,15 +111,11 @@ class Architecture:
         """The document; equal architectures give equal texts."""
         record = {
             "graphspec_architecture": VERSION,
-            "name": self.name,
-            "strategy": self.strategy,
-            "seed": self.seed,
-            "spec_hash": self.spec_hash,
-            "graph_hash": self.graph_hash,
+            **{name: getattr(self, name) for name in ORIGIN},
             "metrics": dict(self.metrics),
             "costs": {name: dict(cost) for name, cost in self.costs.items()},
             "notes": list(self.notes),
-            "edges": {scope.id: _scope_record(scope) for scope in self.scopes},
+            "edges": {s.id: {"kind": s.kind, "gates": s.gates, "kept": _by_destination(s)} for s in self.scopes},
         }
         written = yaml.safe_dump(record, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
         gates = sum(scope.gates for scope in self.scopes)
@@ -145,14 +132,8 @@ class Architecture:
             if len(kept) > scope.gates:
                 raise _damaged(where, f"edges.{scope_id}: {len(kept)} gates are kept of {scope.gates}")
             scopes.append(Scope(scope_id, scope.kind, scope.gates, kept))
-        values = {name: getattr(document, name) for name in ("name", "strategy", "seed", "spec_hash", "graph_hash")}
-        return cls(
-            **values, scopes=tuple(scopes), metrics=document.metrics, costs=document.costs, notes=tuple(document.notes)
-        )
-
-
-def _local(gate: str) -> str:
-    return gate.partition("/")[2]
+        values = {name: getattr(document, name) for name in (*ORIGIN, "metrics", "costs")}
+        return cls(**values, scopes=tuple(scopes), notes=tuple(document.notes))
 
 
 def _destinations(scope: Scope) -> list[str]:
@@ -165,10 +146,6 @@ def _by_destination(scope: Scope) -> dict[str, dict[str, float]]:
         dst, _, src = local.partition("<")
         found.setdefault(dst, {})[src] = value
     return found
-
-
-def _scope_record(scope: Scope) -> dict[str, Any]:
-    return {"kind": scope.kind, "gates": scope.gates, "kept": _by_destination(scope)}
 
 
 def _kinds(graph: Graph) -> dict[str, str]:
@@ -195,17 +172,13 @@ def _check_gates(graph: Graph, gates: Collection[str], whose: str) -> None:
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class _ScopeDocument(_Part):
+class _ScopeDocument(BaseModel, extra="forbid", frozen=True, strict=True, allow_inf_nan=False):
     kind: str
     gates: Annotated[int, Field(ge=0)]
     kept: dict[str, dict[str, float]]
 
 
-class _Document(_Part):
+class _Document(BaseModel, extra="forbid", frozen=True, strict=True, allow_inf_nan=False):
     graphspec_architecture: Literal[1]
     name: str
     strategy: StrategyName
@@ -248,11 +221,10 @@ def _read_document(text: str, where: str) -> _Document:
             f"  try: the graphspec that has written it, or search again"
         )
     try:
-        document = _Document.model_validate(record)
+        return _Document.model_validate(record)
     except ValidationError as error:
         item = error.errors()[0]
         raise _damaged(where, f"{'.'.join(map(str, item['loc']))}: {describe(item)}") from error
-    return document
 
 
 def _damaged(where: str, what: str) -> ArchitectureError:

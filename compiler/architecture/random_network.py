@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from bisect import bisect_left
 
 from compiler.analysis.costs import total_cost
 from compiler.analysis.guards import kept_by_strength
@@ -21,19 +22,12 @@ def random_closed(graph: Graph, params: int, seed: int) -> set[str]:
     order = graph.gates()
     random.Random(seed).shuffle(order)
     order = _closable(graph, order)
-    low, high = 0, len(order)
     if _params(graph, order) > params:
         raise GraphspecError(
             f"no random network of {params:,} parameters: closing every gate that may be closed leaves "
             f"{_params(graph, order):,}\n  try: a larger search.random_params"
         )
-    while low < high:
-        middle = (low + high) // 2
-        if _params(graph, order[:middle]) <= params:
-            high = middle
-        else:
-            low = middle + 1
-    return set(order[:low])
+    return set(order[: bisect_left(range(len(order)), True, key=lambda n: _params(graph, order[:n]) <= params)])
 
 
 def _closable(graph: Graph, order: list[str]) -> list[str]:

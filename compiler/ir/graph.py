@@ -8,6 +8,7 @@ This is the only file that knows how a graph is stored.
 
 from __future__ import annotations
 
+import copy
 import enum
 import heapq
 import math
@@ -308,12 +309,11 @@ class Graph:
 
     def copy(self, phase: Phase | None = None) -> Graph:
         """An independent copy, optionally in another phase."""
-        twin = Graph(self.name, phase or self.phase, self.blocks)
-        twin.vector_gates, twin.choices = self.vector_gates, self.choices
+        twin = copy.copy(self)
+        twin.phase = phase or self.phase
         twin._nodes = dict(self._nodes)
         twin._into = {node_id: dict(edges) for node_id, edges in self._into.items()}
         twin._out_of = {node_id: dict(edges) for node_id, edges in self._out_of.items()}
-        twin._order, twin._edges, twin._gates = self._order, self._edges, self._gates
         twin._inputs = dict(self._inputs)
         return twin
 

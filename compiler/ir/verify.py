@@ -68,14 +68,6 @@ def ops_are_known(graph: Graph) -> Violations:
             yield node.id, str(error), "`graphspec ops` lists all ops"
 
 
-def slots_are_dense(graph: Graph) -> Violations:
-    """The edges into a node are numbered 0, 1, 2, ... without gaps."""
-    for node in graph.nodes():
-        slots = [edge.slot for edge in graph.inputs(node.id)]
-        if slots != list(range(len(slots))):
-            yield node.id, f"slots {slots}", "renumber the edges (Graph.restricted_to does)"
-
-
 def every_op_has_inputs(graph: Graph) -> Violations:
     """Only the input reads nothing, and an output reads exactly one value."""
     for node in graph.nodes():
@@ -191,7 +183,6 @@ STRUCTURE: tuple[Rule, ...] = (
     outputs_have_names,
     ids_are_module_paths,
     ops_are_known,
-    slots_are_dense,
     every_op_has_inputs,
     output_edge_has_no_gate,
     gates_are_scoped,

@@ -57,7 +57,7 @@ class Window(OpAttrs):
 def image(op: str, shape: Shape) -> Shape:
     """The shape of an image; TypeMismatchError if it is none."""
     if len(shape) != 3:
-        raise TypeMismatchError(f"{op} takes an image [C, H, W], found [{', '.join(map(str, shape))}]")
+        raise TypeMismatchError(f"{op} takes an image [C, H, W], found {list(shape)}")
     return shape
 
 

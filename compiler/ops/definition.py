@@ -49,9 +49,7 @@ class Step:
 
 
 Shape = tuple[int, ...]
-InferRule = Callable[[Any, list[Shape]], Shape]
 ParamRule = Callable[[Any, list[Shape], Shape], dict[str, Shape]]
-FlopRule = Callable[[Any, list[Shape], Shape], int]
 PartsRule = Callable[[Any], tuple[Step, ...]]
 TraitsRule = Callable[[Any], Traits]
 
@@ -70,10 +68,10 @@ class Op:
     doc: str
     attrs: type[OpAttrs] = OpAttrs
     reads: Reads = Reads.SUM
-    infer: InferRule | None = None
+    infer: Callable[[Any, list[Shape]], Shape] | None = None
     params: ParamRule = lambda attrs, ins, out: {}
     buffers: ParamRule = lambda attrs, ins, out: {}
-    flops: FlopRule = lambda attrs, ins, out: 0
+    flops: Callable[[Any, list[Shape], Shape], int] = lambda attrs, ins, out: 0
     parts: PartsRule = lambda attrs: ()
     traits: Traits | TraitsRule = NOTHING
     sets_channels: bool = False  # has an attribute `channels`; otherwise channels follow from the inputs

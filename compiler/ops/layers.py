@@ -112,45 +112,19 @@ def _conv_shape(a: ConvAttrs, ins: list[Shape]) -> Shape:
     return windowed("conv", a, ins[0], channels)
 
 
-def _depthwise_shape(a: DepthwiseAttrs, ins: list[Shape]) -> Shape:
-    return windowed("depthwise_conv", a, ins[0], image("depthwise_conv", ins[0])[0])
-
-
 def _linear_shape(a: LinearAttrs, ins: list[Shape]) -> Shape:
     if len(ins[0]) != 1 and ins[0][1:] != (1, 1):
-        raise TypeMismatchError(
-            f"linear takes a vector [C], found [{', '.join(map(str, ins[0]))}]; "
-            f"put global_avg_pool or flatten before it"
-        )
+        found = f"found {list(ins[0])}; put global_avg_pool or flatten before it"
+        raise TypeMismatchError(f"linear takes a vector [C], {found}")
     return (a.channels or ins[0][0],)
-
-
-def _conv_params(a: ConvAttrs, ins: list[Shape], out: Shape) -> dict[str, Shape]:
-    return _weight_and_bias((out[0], ins[0][0] // a.groups, a.kernel, a.kernel), a)
-
-
-def _depthwise_params(a: DepthwiseAttrs, ins: list[Shape], out: Shape) -> dict[str, Shape]:
-    return _weight_and_bias((out[0], 1, a.kernel, a.kernel), a)
-
-
-def _linear_params(a: LinearAttrs, ins: list[Shape], out: Shape) -> dict[str, Shape]:
-    return _weight_and_bias((out[0], math.prod(ins[0])), a)
 
 
 def _weight_and_bias(weight: Shape, a: DepthwiseAttrs | LinearAttrs) -> dict[str, Shape]:
     return {"weight": weight} | ({"bias": weight[:1]} if a.bias is not False else {})
 
 
-def _conv_flops(a: ConvAttrs, ins: list[Shape], out: Shape) -> int:
-    return math.prod(out) * (ins[0][0] // a.groups) * a.kernel**2
-
-
 def _norm_params(a: OpAttrs, ins: list[Shape], out: Shape) -> dict[str, Shape]:
     return {"weight": (out[0],), "bias": (out[0],)}
-
-
-def _norm_buffers(a: OpAttrs, ins: list[Shape], out: Shape) -> dict[str, Shape]:
-    return {"running_mean": (out[0],), "running_var": (out[0],)}
 
 
 def _se_inner(a: SqueezeExciteAttrs, channels: int) -> int:
@@ -212,12 +186,16 @@ def _linear_traits(a: LinearAttrs) -> Traits:
 
 LAYERS = (
     Op(
-        "conv", "convolution", ConvAttrs, infer=_conv_shape, params=_conv_params, flops=_conv_flops,
+        "conv", "convolution", ConvAttrs, infer=_conv_shape,
+        params=lambda a, ins, out: _weight_and_bias((out[0], ins[0][0] // a.groups, a.kernel, a.kernel), a),
+        flops=lambda a, ins, out: math.prod(out) * (ins[0][0] // a.groups) * a.kernel**2,
         parts=alone_then_finish("conv", "conv", **ALONE), traits=_conv_traits, sets_channels=True,
     ),
     Op(
-        "depthwise_conv", "convolution with one filter a channel", DepthwiseAttrs, infer=_depthwise_shape,
-        params=_depthwise_params, flops=lambda a, ins, out: math.prod(out) * a.kernel**2,
+        "depthwise_conv", "convolution with one filter a channel", DepthwiseAttrs,
+        infer=lambda a, ins: windowed("depthwise_conv", a, ins[0], ins[0][0]),
+        params=lambda a, ins, out: _weight_and_bias((out[0], 1, a.kernel, a.kernel), a),
+        flops=lambda a, ins, out: math.prod(out) * a.kernel**2,
         parts=alone_then_finish("depthwise", "depthwise_conv", **ALONE), traits=_depthwise_traits,
     ),
     Op("sep_conv", "depthwise, then pointwise convolution", SepConvAttrs, parts=_sep_conv_parts, sets_channels=True),
@@ -226,12 +204,14 @@ LAYERS = (
         sets_channels=True,
     ),
     Op(
-        "linear", "fully connected layer", LinearAttrs, infer=_linear_shape, params=_linear_params,
+        "linear", "fully connected layer", LinearAttrs, infer=_linear_shape,
+        params=lambda a, ins, out: _weight_and_bias((out[0], math.prod(ins[0])), a),
         flops=lambda a, ins, out: out[0] * math.prod(ins[0]), parts=alone_then_finish("linear", "linear"),
         traits=_linear_traits, sets_channels=True,
     ),
     Op(
-        "batch_norm", "batch normalisation", BatchNormAttrs, infer=same, params=_norm_params, buffers=_norm_buffers,
+        "batch_norm", "batch normalisation", BatchNormAttrs, infer=same, params=_norm_params,
+        buffers=lambda a, ins, out: {"running_mean": (out[0],), "running_var": (out[0],)},
         parts=alone_then_finish("norm", "batch_norm"),
         traits=Traits(affine=Affine.STATISTICS, channels=Channels.KEPT, pixels=Pixels.KEPT, normalises=True),
     ),

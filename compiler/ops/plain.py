@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from compiler.ir.graph import TensorType
 from compiler.ops.attributes import Finish, Positive, Window, alone_then_finish, image, same, windowed
 from compiler.ops.definition import Op, OpAttrs, Reads, Shape, TypeMismatchError
 from compiler.ops.traits import IDENTITY, Channels, Numbers, Pixels, Traits, Values
@@ -77,10 +78,8 @@ def _pool_shape(a: PoolAttrs, ins: list[Shape]) -> Shape:
 def _concat_shape(a: OpAttrs, ins: list[Shape]) -> Shape:
     for other in ins[1:]:
         if other[1:] != ins[0][1:]:
-            raise TypeMismatchError(
-                "concat joins channels, so all other sizes must agree; found "
-                + " and ".join("x".join(map(str, s)) for s in (ins[0], other))
-            )
+            found = f"{TensorType(ins[0])} and {TensorType(other)}"
+            raise TypeMismatchError(f"concat joins channels, so all other sizes must agree; found {found}")
     return (sum(s[0] for s in ins), *ins[0][1:])
 
 

@@ -30,17 +30,11 @@ class CollapseIdentities(Pass):
         """The model without them, as far as no node would read a value twice."""
         graph = model.graph
         draft = Draft(graph)
-        users = draft.users()
         positive = _never_negative(graph)
-        renamed: dict[str, str] = {}
         for node in graph.nodes():
-            if not gives_back_its_input(graph, node, positive):
-                continue
-            source = draft.reads[node.id][0][0]
-            if not draft.reads_both(users[node.id], source):
-                draft.redirect(node.id, source, users)
-                renamed[node.id] = source
-        return replace(model, graph=draft.graph(renamed=renamed))
+            if gives_back_its_input(graph, node, positive):
+                draft.redirect(node.id, draft.reads[node.id][0][0])
+        return replace(model, graph=draft.graph())
 
 
 def _never_negative(graph: Graph) -> set[str]:

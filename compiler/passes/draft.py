@@ -5,6 +5,7 @@ Passes that remove or rewire nodes edit a `Draft`; `Graph` itself only grows. A 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 
@@ -21,6 +22,7 @@ class Draft:
         self.origin = graph
         self.nodes: dict[str, Node] = {}
         self.reads: dict[str, list[Source]] = {}
+        self.renamed: dict[str, str] = {}  # removed nodes that blocks may know -> what stands for them
         for node in () if empty else graph.nodes():
             self.add(node, sources_of(graph, node.id))
 
@@ -30,29 +32,30 @@ class Draft:
         self.nodes[node.id] = node
         self.reads[node.id] = list(sources)
 
+    @functools.cached_property
     def users(self) -> dict[str, list[str]]:
-        """Ids of the nodes that read each node, as the draft stands."""
+        """Ids of the nodes that read each node; `redirect` keeps them right, other edits do not."""
         found: dict[str, list[str]] = {i: [] for i in self.nodes}
         for dst, sources in self.reads.items():
             for src, _ in sources:
                 found[src].append(dst)
         return found
 
-    def reads_both(self, readers: Iterable[str], source: str) -> bool:
-        """Whether one of these nodes reads `source` as well."""
-        return any(src == source for reader in readers for src, _ in self.reads[reader])
-
-    def redirect(self, old: str, new: str, users: dict[str, list[str]]) -> None:
-        """Let all readers of `old` read `new` instead, and remove `old`; keeps `users` right."""
-        for reader in users[old]:
+    def redirect(self, old: str, new: str) -> bool:
+        """Let all readers of `old` read `new` instead, and remove `old`; False, and no change, if one reads both."""
+        if any(src == new for reader in self.users[old] for src, _ in self.reads[reader]):
+            return False
+        for reader in self.users[old]:
             self.reads[reader] = [(new if src == old else src, gate) for src, gate in self.reads[reader]]
         for src, _ in self.reads[old]:
-            users[src].remove(old)
-        users[new] += users.pop(old)
+            self.users[src].remove(old)
+        self.users[new] += self.users.pop(old)
         del self.nodes[old], self.reads[old]
+        self.renamed[old] = new
+        return True
 
-    def graph(self, phase: Phase | None = None, renamed: dict[str, str] | None = None) -> Graph:
-        """The graph of all nodes that reach an output; `renamed` maps ids that blocks know to what stands for them."""
+    def graph(self, phase: Phase | None = None) -> Graph:
+        """The graph of all nodes that reach an output."""
         alive = self._needed()
         graph = Graph(self.origin.name, phase or self.origin.phase)
         for node in self.nodes.values():
@@ -62,7 +65,7 @@ class Draft:
             if node_id in alive:
                 for src, gate in sources:
                     graph.connect(src, node_id, gate)
-        graph.blocks = living_blocks(self.origin.blocks, graph, renamed or {})
+        graph.blocks = living_blocks(self.origin.blocks, graph, self.renamed)
         graph.take_gates_of(self.origin)
         return graph
 

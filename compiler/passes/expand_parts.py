@@ -26,7 +26,7 @@ class ExpandParts(Pass):
     def run(self, model: Model) -> Model:
         """The model with primitive nodes only."""
         draft = Draft(model.graph, empty=True)
-        last: dict[str, str] = {}  # composite node -> the node of its last step
+        last = draft.renamed  # composite node -> the node of its last step
         for node in model.graph.nodes():
             sources = [(last.get(src, src), gate) for src, gate in sources_of(model.graph, node.id)]
             chain = parts(node.op, node.attrs)
@@ -37,4 +37,4 @@ class ExpandParts(Pass):
                 draft.add(Node(f"{node.id}.{step.name}", step.op, step.attrs), sources)
                 sources = [(f"{node.id}.{step.name}", None)]
             last[node.id] = f"{node.id}.{chain[-1].name}"
-        return replace(model, graph=infer_types(draft.graph(renamed=last)))
+        return replace(model, graph=infer_types(draft.graph()))

@@ -46,22 +46,18 @@ class FoldBatchNorm(Pass):
         if norms and not model.weights:
             raise PassError(self.name, norms[0].id, "there are no weights to fold", "load the run's weights first")
         draft, weights = Draft(model.graph), dict(model.weights)
-        users = draft.users()
-        renamed: dict[str, str] = {}
         for norm in norms:
             scale, shift = _affine_form(norm, weights)
-            maker = _maker(draft, users, norm, scale)
-            layer = maker or _reader(draft, users, norm)
+            maker = _maker(draft, norm, scale)
+            layer = maker or _reader(draft, norm)
             if layer is None:
                 continue
             _take_up(layer, weights, scale, shift, of_output=maker is not None)
             draft.nodes[layer.id] = _with_bias(layer)
-            source = draft.reads[norm.id][0][0]
-            draft.redirect(norm.id, source, users)
-            renamed[norm.id] = source
+            draft.redirect(norm.id, draft.reads[norm.id][0][0])
             for name in ("weight", "bias", "running_mean", "running_var"):
                 del weights[f"{norm.id}.{name}"]
-        return Model(draft.graph(renamed=renamed), model.gates, weights)
+        return Model(draft.graph(), model.gates, weights)
 
 
 def _affine_form(norm: Node, weights: Weights) -> tuple[Array, Array]:
@@ -74,12 +70,12 @@ def _affine_form(norm: Node, weights: Weights) -> tuple[Array, Array]:
     return scale, bias - scale * mean
 
 
-def _maker(draft: Draft, users: dict[str, list[str]], norm: Node, scale: Array) -> Node | None:
+def _maker(draft: Draft, norm: Node, scale: Array) -> Node | None:
     """The layer that makes the value that is normalised; None if it cannot take the norm up."""
     node = norm
     while True:
         sources = draft.reads[node.id]
-        if len(sources) != 1 or len(users[sources[0][0]]) != 1:
+        if len(sources) != 1 or len(draft.users[sources[0][0]]) != 1:
             return None
         node = draft.nodes[sources[0][0]]
         traits = traits_alone(node.op, node.attrs)
@@ -89,11 +85,11 @@ def _maker(draft: Draft, users: dict[str, list[str]], norm: Node, scale: Array) 
             return None
 
 
-def _reader(draft: Draft, users: dict[str, list[str]], norm: Node) -> Node | None:
+def _reader(draft: Draft, norm: Node) -> Node | None:
     """The layer that alone reads the normalised value; None if it cannot take the norm up."""
     node = norm
-    while len(users[node.id]) == 1:
-        node = draft.nodes[users[node.id][0]]
+    while len(draft.users[node.id]) == 1:
+        node = draft.nodes[draft.users[node.id][0]]
         traits = traits_alone(node.op, node.attrs)
         if len(draft.reads[node.id]) != 1:
             return None

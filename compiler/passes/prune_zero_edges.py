@@ -24,8 +24,6 @@ from compiler.passes.base import Pass
 from compiler.passes.carry import can_lose_channels, carried_tensors, take
 from compiler.passes.draft import Draft, Source, living_blocks, sources_of
 
-NAME = "prune-zero-edges"
-
 
 def surviving_edges(graph: Graph, closed: Collection[str]) -> set[Edge]:
     """The edges left after closing these gates, at the fixed point; empty if nothing reaches the output.
@@ -64,7 +62,7 @@ def _nothing_left(graph: Graph, closed: Collection[str]) -> PassError:
             reached.add(edge.dst)
     cut = next((block.id for block in graph.blocks if block.output not in reached), graph.name)
     return PassError(
-        NAME,
+        PruneZeroEdges.name,
         cut,
         f"no path from the input to the output survives: {len(closed)} of {len(graph.gates())} gates are zero",
         "lower the sparsity weight `search.gates.gamma` (or search for fewer epochs): the penalty on the gates is too "
@@ -123,7 +121,7 @@ def _padded(graph: Graph, node: Node, left: list[Source], draft: Draft) -> list[
 class PruneZeroEdges(Pass):
     """Remove every edge that cannot carry a non-zero value to the output."""
 
-    name = NAME
+    name = "prune-zero-edges"
 
     def run(self, model: Model) -> Model:
         """The model without its zero gates and what only they fed; weights of joining ops lose the slices they read."""

@@ -24,9 +24,7 @@ class ShareEqualNodes(Pass):
     def run(self, model: Model) -> Model:
         """The model with each such value computed once."""
         draft = Draft(model.graph)
-        users = draft.users()
         first: dict[object, str] = {}
-        renamed: dict[str, str] = {}
         for node in model.graph.nodes():
             if node_tensors(model.graph, node).params or not draft.reads[node.id]:
                 continue
@@ -34,8 +32,6 @@ class ShareEqualNodes(Pass):
             if op(node.op).reads is Reads.SUM:
                 sources.sort()
             twin = first.setdefault((node.op, node.attrs, tuple(sources)), node.id)
-            if twin == node.id or draft.reads_both(users[node.id], twin):
-                continue
-            draft.redirect(node.id, twin, users)
-            renamed[node.id] = twin
-        return replace(model, graph=draft.graph(renamed=renamed))
+            if twin != node.id:
+                draft.redirect(node.id, twin)
+        return replace(model, graph=draft.graph())

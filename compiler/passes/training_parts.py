@@ -11,6 +11,7 @@ inputs of such a node would lose its image.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from compiler.analysis.costs import block_of
@@ -156,25 +157,23 @@ def _add_auxiliary_head(graph: Graph, draft: Draft, classes: int, weight: float)
         raise PassError(NAME, OUTPUT, f"gives {logits.type}, not {classes} logits", "pass the number of logits")
     source = _last_reduction(graph)
     prefix = free_id(taken_paths(draft.nodes), "auxiliary")
-    previous = source.id
-
-    def add(part: str, op_name: str, **attrs: float | str) -> None:
-        nonlocal previous
-        node = Node(f"{prefix}.{part}", op_name, attrs_of(attrs))
-        draft.add(node, [(previous, None)])
-        previous = node.id
-
     side = min(source.shape[1:])
     kernel = min(POOL_KERNEL, side)
     stride = _pool_stride(side, kernel)
     left = (side - kernel) // stride + 1
-    add("norm", "batch_norm", act="relu")
-    add("pool", "avg_pool", kernel=kernel, stride=stride, padding=0)
-    add("narrow", "conv", kernel=1, channels=NARROW)
-    add("wide", "conv", kernel=min(2, left), padding=0, channels=WIDE)
-    add("mean", "global_avg_pool")
-    add("logits", "linear", channels=classes)
-    add("output", OUTPUT, name=prefix, weight=weight)
+    parts: dict[str, tuple[str, dict[str, float | str]]] = {
+        "norm": ("batch_norm", {"act": "relu"}),
+        "pool": ("avg_pool", {"kernel": kernel, "stride": stride, "padding": 0}),
+        "narrow": ("conv", {"kernel": 1, "channels": NARROW}),
+        "wide": ("conv", {"kernel": min(2, left), "padding": 0, "channels": WIDE}),
+        "mean": ("global_avg_pool", {}),
+        "logits": ("linear", {"channels": classes}),
+        "output": (OUTPUT, {"name": prefix, "weight": weight}),
+    }
+    previous = source.id
+    for part, (op_name, attrs) in parts.items():
+        draft.add(Node(f"{prefix}.{part}", op_name, attrs_of(attrs)), [(previous, None)])
+        previous = f"{prefix}.{part}"
 
 
 def _pool_stride(side: int, kernel: int) -> int:
@@ -187,13 +186,11 @@ def _last_reduction(graph: Graph) -> Node:
     for block in reversed(graph.blocks):
         output = graph.node(block.output)
         taken = [graph.node(i).shape for i in block.inputs]
-        if len(output.shape) == 3 and any(len(s) == 3 and _pixels(output.shape) < _pixels(s) for s in taken):
+        if len(output.shape) == 3 and any(
+            len(s) == 3 and math.prod(output.shape[1:]) < math.prod(s[1:]) for s in taken
+        ):
             return output
     raise PassError(
         NAME, graph.name, "no block reduces the size of the image, so an auxiliary head has no place",
         "set retrain.auxiliary_weight to 0",
     )  # fmt: skip
-
-
-def _pixels(shape: tuple[int, ...]) -> int:
-    return shape[1] * shape[2]
