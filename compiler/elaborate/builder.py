@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
@@ -20,7 +20,7 @@ from compiler.errors import Diagnostic, SpecError, did_you_mean
 from compiler.garbage import collector_paused
 from compiler.ir.graph import INPUT, OUTPUT, Attrs, Block, Choice, Graph, Node, Phase, TensorType, attrs_of
 from compiler.ir.verify import verify
-from compiler.language.dims import Dim, DimError
+from compiler.language.dims import Dim, DimError, show_dims
 from compiler.language.overrides import Override
 from compiler.language.parse import parse
 from compiler.language.source import Path
@@ -80,6 +80,10 @@ class _Instance:
         return f"{self.entry.name}.{self.block.name}" if self.block.share == "stage" else self.id
 
 
+class _UnfitError(Exception):
+    """A block or an entry does not fit where it stands, which has been reported."""
+
+
 class _Builder:
     def __init__(self, report: Reporter, templates: Mapping[str, Template | None]) -> None:
         self.report, self.spec, self.templates = report, report.spec, templates
@@ -96,12 +100,10 @@ class _Builder:
         is_broken = any(path[0] in ("network", "input", "classes", "symbols") for path in self.spec.broken)
         if not self._entries_are_known(entries) or is_broken or not self._fits():
             return
-        blocks: list[Block] = []
-        for entry in self._ordered(entries):
-            made = self._entry(entry)
-            if made is None:
-                return  # nothing can be said about what reads it
-            blocks += made
+        try:
+            blocks = [block for entry in self._ordered(entries) for block in self._entry(entry)]
+        except _UnfitError:
+            return  # nothing can be said about what reads it
         if self.report.found or not blocks:
             return
         self.graph.blocks = tuple(blocks)
@@ -119,10 +121,8 @@ class _Builder:
         fits = max(nodes, instances) <= MAX_NODES and edges <= MAX_EDGES
         if not fits:
             size = f"{instances} blocks, {nodes} nodes and {edges} edges"
-            self.report.error(
-                ("network",),
-                f"the network would have {size}; at most {MAX_NODES} nodes and {MAX_EDGES} edges are allowed",
-            )
+            allowed = f"at most {MAX_NODES} nodes and {MAX_EDGES} edges are allowed"
+            self.report.error(("network",), f"the network would have {size}; {allowed}")
         return fits
 
     # -- entries of the network -------------------------------------------------------------------------------------
@@ -159,23 +159,21 @@ class _Builder:
                 self.report.error((*entry.path, "block"), f"unknown block {entry.block!r}{hint}")
         return len(self.report.found) == before
 
-    def _entry(self, entry: NetworkEntry) -> list[Block] | None:
+    def _entry(self, entry: NetworkEntry) -> list[Block]:
         if entry.block not in self.spec.blocks:
-            return None  # left out because of a mistake reported already
+            raise _UnfitError  # left out because of a mistake reported already
         definition = self.spec.blocks[entry.block]
         history = [self.values[name][-1] for name in reversed(entry.inputs)]
         count = len(definition.type.inputs)
         if not entry.repeat and len(history) != count:
             message = f"block {entry.block!r} takes {count} values, but {entry.name!r} reads {len(history)}"
             self.report.error((*entry.path, "from"), message)
-            return None
+            raise _UnfitError
         made = []
         for index in range(entry.repeat or 1):
             block_id = entry.name if entry.repeat is None else f"{entry.name}.block{index}"
             sources = [history[max(len(history) - 1 - i, 0)] for i in range(count)]
             block = self._instance(_Instance(definition, block_id, entry, tuple(sources), dict(self.spec.symbols)))
-            if block is None:
-                return None
             made.append(block)
             history.append(block.output)
         self.values[entry.name] = history
@@ -195,42 +193,37 @@ class _Builder:
 
     # -- one block --------------------------------------------------------------------------------------------------
 
-    def _instance(self, at: _Instance) -> Block | None:
+    def _instance(self, at: _Instance) -> Block:
         block = at.block
-        if not self._bind(at):
-            return None
+        self._bind(at)
         try:
             declared = tuple(dim.evaluate(at.symbols) for dim in block.type.output)
             if min(declared) < 1:
                 raise DimError(f"{block.type} gives {TensorType(declared)}: every size must be at least 1")
         except DimError as error:
             self._fail((*block.path, "type"), f"block {block.name!r} in {at.id}: {error}")
-            return None
-        output = self._fill(at, declared)
-        if output is None:  # reported; the declared type stands in, so that the rest of the network is checked too
+        try:
+            output = self._fill(at, declared)
+        except _UnfitError:  # the declared type stands in, so that the rest of the network is checked too
             output = f"{at.id}.declared"
             self.graph.add(Node(output, "identity", type=TensorType(declared)))
         stage = at.entry.name if at.entry.repeat is not None else at.id
         return Block(at.id, block.name, stage, at.sources, output)
 
-    def _fill(self, at: _Instance, declared: tuple[int, ...]) -> str | None:
-        """Add the instance's nodes; the id of its output, or None if a node does not fit (reported)."""
+    def _fill(self, at: _Instance, declared: tuple[int, ...]) -> str:
+        """Add the instance's nodes; the id of its output."""
         block = at.block
         template = self.templates[block.name]
         if template is None:
-            return None
+            raise _UnfitError
         self._take_inputs(template, at)
         at.demands = _demanded_channels(template, declared[0])
-        if not all(self._node(node, at) for node in template.nodes):
-            return None
+        for node in template.nodes:
+            self._node(node, at)
         found = self.graph.node(at.values[OUT]).shape
         if found != declared:
-            self._fail(
-                (*block.path, "type"),
-                f"block {block.name!r} in {at.id}: its type says it gives {TensorType(declared)}, "
-                f"but {OUT!r} gives {TensorType(found)}",
-            )
-            return None
+            gives = f"its type says it gives {TensorType(declared)}, but {OUT!r} gives {TensorType(found)}"
+            self._fail((*block.path, "type"), f"block {block.name!r} in {at.id}: {gives}")
         return at.values[OUT]
 
     def _take_inputs(self, template: Template, at: _Instance) -> None:
@@ -243,38 +236,34 @@ class _Builder:
                 source = twin.id
             at.values[name] = source
 
-    def _bind(self, at: _Instance) -> bool:
-        """Solve the symbols of the block's type; reported where they have no solution."""
+    def _bind(self, at: _Instance) -> None:
+        """Solve the symbols of the block's type."""
         for dims, source in zip(at.block.type.inputs, at.sources, strict=True):
             shape = self.graph.node(source).shape
-            wanted = "[" + ", ".join(map(str, dims)) + "]"
             try:
                 if len(dims) != len(shape):
                     raise DimError(f"expected {len(dims)} dimensions, found {len(shape)}")
                 for dim, size in zip(dims, shape, strict=True):
                     dim.bind(size, at.symbols)
             except DimError as error:
-                found = f"{source!r} gives [{', '.join(map(str, shape))}]"
-                self._fail(at.entry.path, f"{at.id}: block {at.block.name!r} takes {wanted}, but {found}: {error}")
-                return False
-        return True
+                found = f"{source!r} gives {show_dims(shape)}"
+                self._fail(
+                    at.entry.path, f"{at.id}: block {at.block.name!r} takes {show_dims(dims)}, but {found}: {error}"
+                )
 
-    def _node(self, node: TemplateNode, at: _Instance) -> bool:
-        """Add a node and its edges; False if it does not fit what it reads (reported)."""
+    def _node(self, node: TemplateNode, at: _Instance) -> None:
         types = [made for s in node.sources if (made := self.graph.node(at.values[s.name]).type) is not None]
         try:
             attrs = _concrete_attrs(node, at, types)
             made = infer(node.op, attrs, types)
         except DimError as error:
             self._fail(node.path, f"{node.name!r} in {at.id}: {error}")
-            return False
         except ValidationError as error:
             for attr, message in explain_attr_errors(node.op, error):
-                self._fail((*node.path, attr), f"{node.name!r} in {at.id}: {message}")
-            return False
+                self._report((*node.path, attr), f"{node.name!r} in {at.id}: {message}")
+            raise _UnfitError from error
         except TypeMismatchError as error:
             self._type_error(node, at.id, types, error)
-            return False
         node_id = f"{at.id}.{node.name}"
         self.graph.add(Node(node_id, node.op, attrs, made))
         scope = at.gate_scope
@@ -284,16 +273,21 @@ class _Builder:
             if gate and source.choice:
                 self.choices.setdefault(f"{scope}/{node.name}<{source.choice}", {})[gate] = None
         at.values[node.name] = node_id
-        return True
 
-    def _type_error(self, node: TemplateNode, block_id: str, types: list[TensorType], error: TypeMismatchError) -> None:
+    def _type_error(
+        self, node: TemplateNode, block_id: str, types: list[TensorType], error: TypeMismatchError
+    ) -> NoReturn:
         """Report at the first edge whose type differs from the first one, naming both ends."""
         odd = next((i for i, t in enumerate(types) if t != types[0]), 0)
         ends = ", ".join(f"{node.sources[i].name!r} gives {types[i]}" for i in dict.fromkeys((0, odd)))
         message = f"edge from {node.sources[odd].name!r} to {node.name!r} in {block_id}: {error} ({ends})"
         self._fail(node.sources[odd].path, message)
 
-    def _fail(self, path: Path, message: str) -> None:
+    def _fail(self, path: Path, message: str) -> NoReturn:
+        self._report(path, message)
+        raise _UnfitError
+
+    def _report(self, path: Path, message: str) -> None:
         if path not in self.failed:
             self.failed.add(path)
             piece = path[:2] if path[0] == "blocks" else path

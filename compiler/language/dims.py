@@ -138,8 +138,8 @@ class BlockType:
     output: tuple[Dim, ...]
 
     def __str__(self) -> str:
-        left = ", ".join(_show(dims) for dims in self.inputs)
-        return f"{left} -> {_show(self.output)}"
+        left = ", ".join(show_dims(dims) for dims in self.inputs)
+        return f"{left} -> {show_dims(self.output)}"
 
     @classmethod
     def parse(cls, text: str) -> BlockType:
@@ -160,5 +160,6 @@ def _dims(text: str, whole: str) -> tuple[Dim, ...]:
     return tuple(Dim.parse(part) for part in text.split(","))
 
 
-def _show(dims: tuple[Dim, ...]) -> str:
+def show_dims(dims: tuple[Dim | int, ...]) -> str:
+    """Sizes as a type spells them: `[C, H, W]`."""
     return "[" + ", ".join(map(str, dims)) + "]"

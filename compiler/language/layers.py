@@ -43,23 +43,17 @@ def _entries(tree: Tree) -> dict[str, Item]:
 
 def _checked(tree: Tree, problems: list[Diagnostic]) -> Tree:
     """The tree, a map that states the language version; SpecError if it is none."""
-    message = _version_problem(tree)
-    if message:
-        version = tree.value.get("graphspec") if isinstance(tree.value, dict) else None
-        raise refusal(version.value.place if version else tree.place, message, problems)
-    return tree
-
-
-def _version_problem(tree: Tree) -> str:
-    if not isinstance(tree.value, dict):
-        return f"a spec is a map that begins with 'graphspec: {LANGUAGE_VERSION}', found {tree}"
-    if "graphspec" not in tree.value:
+    item = tree.value.get("graphspec") if isinstance(tree.value, dict) else None
+    if item and type(item.value.value) is int and item.value.value == LANGUAGE_VERSION:
+        return tree
+    if item:
+        message = f"this program reads language version {LANGUAGE_VERSION}, found {item.value}"
+    elif isinstance(tree.value, dict):
         found = next((f", found {name!r}" for name in tree.value if did_you_mean(name, ("graphspec",))), "")
-        return f"a spec begins with its language version: 'graphspec: {LANGUAGE_VERSION}'{found}"
-    version = tree.value["graphspec"].value
-    if type(version.value) is int and version.value == LANGUAGE_VERSION:
-        return ""
-    return f"this program reads language version {LANGUAGE_VERSION}, found {version}"
+        message = f"a spec begins with its language version: 'graphspec: {LANGUAGE_VERSION}'{found}"
+    else:
+        message = f"a spec is a map that begins with 'graphspec: {LANGUAGE_VERSION}', found {tree}"
+    raise refusal(item.value.place if item else tree.place, message, problems)
 
 
 # -- extends --------------------------------------------------------------------------------------------------------
@@ -68,10 +62,7 @@ def _version_problem(tree: Tree) -> str:
 def _read_base(layer: Tree, seen: set[str], problems: list[Diagnostic]) -> Tree:
     """The tree of the file that `layer` extends; SpecError pointing at the `extends` value if there is none."""
     target = _entries(layer)["extends"].value
-
-    def refuse(message: str) -> SpecError:
-        return SpecError([*problems, Diagnostic(target.place, message)])
-
+    refuse = functools.partial(refusal, target.place, problems=tuple(problems))
     if not isinstance(target.value, str) or not target.value:
         raise refuse(f"extends takes the path of a spec file, found {target}")
     path = os.path.join(os.path.dirname(target.place.file), target.value)

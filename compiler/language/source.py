@@ -281,12 +281,13 @@ class _Composer:
 
     def _is_new(self, key: Tree, own: Mapping[Any, Item]) -> bool:
         """Whether the key may stand in a map that has the keys `own` already; reported if not."""
-        before = len(self.problems)
-        if not isinstance(key.value, str | None):
+        if key.value is not None and not isinstance(key.value, str):
             self._error(key.place, f"a key must be a name, found {key}")
         elif key.value in own:
             self._error(key.place, f"duplicate key {key.value!r}, written first at {own[key.value].key.place}")
-        return len(self.problems) == before
+        else:
+            return True
+        return False
 
     def _scalar(self, event: Any, is_key: bool) -> Value:
         text: str = event.value
