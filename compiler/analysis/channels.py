@@ -30,15 +30,6 @@ Sum = dict[str, int]  # coefficients by key, none of them zero
 WidthSum = dict[int, int]  # coefficients by width of the given graph; the constant's key is 0
 
 
-@dataclass(frozen=True, eq=False)
-class Equation:
-    """Two sums that must be equal because `where` reads (or is) both."""
-
-    where: str
-    left: Sum
-    right: Sum
-
-
 @dataclass(frozen=True)
 class WidthPlan:
     """The free widths of a graph and what follows from them."""
@@ -74,7 +65,13 @@ def plan_widths(graph: Graph, round_to: int) -> WidthPlan:
     for node_id, divisor, read in relations.divided:
         total = rewritten(read)
         if total.get(0, 0) % divisor:
-            raise _undividable(node_id, divisor, total[0])
+            raise PassError(
+                NAME,
+                node_id,
+                f"{total[0]} of the channels stay (of the image or the logits), and {divisor} groups do not divide "
+                f"them",
+                "leave the budget out for this network, or let another layer come between",
+            )
         for width in total.keys() & steps.keys():
             steps[width] = math.lcm(steps[width], divisor)
     groups = {node_id: rewritten(total) for node_id, total in relations.groups.items()}
@@ -89,7 +86,7 @@ class _Relations:
     """What the graph says about channels; written ones are unknowns, some of them the same one, some constants."""
 
     written: dict[str, int] = field(default_factory=dict)  # channels of the nodes that write them
-    equations: list[Equation] = field(default_factory=list)
+    zeros: list[tuple[str, Sum]] = field(default_factory=list)  # node, left minus right of what must be equal in it
     groups: dict[str, Sum] = field(default_factory=dict)  # groups that follow the channels a conv reads
     divided: list[tuple[str, int, Sum]] = field(default_factory=list)  # node, groups, channels that these must divide
     same_as: dict[str, str] = field(default_factory=dict)
@@ -100,8 +97,8 @@ class _Relations:
         changed = True
         while changed:
             changed = False
-            for equation in self.equations:
-                difference = self.difference(equation)
+            for _, zero in self.zeros:
+                difference = self.reduced(zero)
                 constant = difference.pop(CONSTANT, 0)
                 if len({factor > 0 for factor in difference.values()}) == 1:  # positive numbers with a constant sum
                     self.constants.update(difference)
@@ -111,15 +108,13 @@ class _Relations:
                     self.same_as[b] = a
                     changed = True
 
-    def difference(self, equation: Equation) -> Sum:
-        """Left side minus right side over the unknowns that are left; it must be zero."""
-        sides = (*equation.left.items(), *_times(equation.right, -1).items())
-        return _collected(self._unknown(key, factor) for key, factor in sides)
+    def reduced(self, total: Sum) -> Sum:
+        """The sum over the unknowns that are left."""
+        return _collected(self._unknown(key, factor) for key, factor in total.items())
 
     def in_widths(self, total: Sum) -> WidthSum:
         """The sum over the widths that the unknowns have in the given graph."""
-        terms = (self._unknown(key, factor) for key, factor in total.items())
-        return _collected((self.written[name] if name else 0, factor) for name, factor in terms)
+        return _collected((self.written[name] if name else 0, factor) for name, factor in self.reduced(total).items())
 
     def _unknown(self, key: str, factor: int) -> tuple[str, int]:
         """The unknown that stands for all that equal this one, or the constant that it is."""
@@ -134,6 +129,10 @@ def _collected(terms: Iterable[tuple[Key, int]]) -> dict[Key, int]:
     for key, factor in terms:
         found[key] = found.get(key, 0) + factor
     return {key: factor for key, factor in found.items() if factor}
+
+
+def _minus(left: Sum, right: Sum) -> Sum:
+    return _collected([*left.items(), *_times(right, -1).items()])
 
 
 def _times(total: Sum, factor: int) -> Sum:
@@ -152,7 +151,7 @@ def _relations(graph: Graph) -> _Relations:
             continue
         reads = [sums[edge.src] for edge in graph.inputs(node.id)]
         if op(node.op).reads is Reads.SUM:
-            found.equations += [Equation(node.id, reads[0], other) for other in reads[1:]]
+            found.zeros += [(node.id, _minus(reads[0], other)) for other in reads[1:]]
             reads = reads[:1]
         read = _collected(term for total in reads for term in total.items())
         sums[node.id] = _channels(graph, node, read, found)
@@ -182,7 +181,7 @@ def _bind_groups(graph: Graph, node: Node, groups: int, read: Sum, made: Sum, fo
     channels = input_shapes(graph, node)[0][0]
     if groups == channels:
         found.groups[node.id] = read
-        found.equations.append(Equation(node.id, made, _times(read, node.shape[0] // channels)))
+        found.zeros.append((node.id, _minus(made, _times(read, node.shape[0] // channels))))
     else:
         found.divided += [(node.id, groups, read), (node.id, groups, made)]
 
@@ -207,37 +206,24 @@ def _passed_on(graph: Graph, node: Node, read: Sum) -> Sum:
 def _derive(relations: _Relations) -> dict[int, WidthSum]:
     """Widths that are sums of others, over widths that are not."""
     derived: dict[int, WidthSum] = {}
-    left = {e: relations.in_widths(relations.difference(e)) for e in relations.equations}
-    for equation in sorted(left, key=lambda e: max(left[e], default=0)):
-        difference = _substituted(left[equation], derived)
-        if not difference:
+    left = [(where, relations.in_widths(zero)) for where, zero in relations.zeros]
+    for where, zero in sorted(left, key=lambda pair: max(pair[1], default=0)):
+        parts = _substituted(zero, derived)
+        if not parts:
             continue
-        width = max(difference)
-        factor = difference.pop(width)
-        parts = {other: -factor * n for other, n in difference.items()}
+        width = max(parts)
+        factor = parts.pop(width)
+        parts = {other: -factor * n for other, n in parts.items()}
         if abs(factor) != 1 or min(parts.values()) < 0:
-            raise _bound(equation, width)
+            raise PassError(
+                NAME,
+                where,
+                f"reads values of {width} and more channels that are sums of several widths; no single width follows "
+                f"from the others, so they cannot be scaled together",
+                "leave the budget out for this network, or add values of the same width only",
+            )
         derived = {known: _substituted(total, {width: parts}) for known, total in derived.items()} | {width: parts}
     return derived
-
-
-def _bound(equation: Equation, width: int) -> PassError:
-    return PassError(
-        NAME,
-        equation.where,
-        f"reads values of {width} and more channels that are sums of several widths; no single width follows from "
-        f"the others, so they cannot be scaled together",
-        "leave the budget out for this network, or add values of the same width only",
-    )
-
-
-def _undividable(node_id: str, groups: int, constant: int) -> PassError:
-    return PassError(
-        NAME,
-        node_id,
-        f"{constant} of the channels stay (of the image or the logits), and {groups} groups do not divide them",
-        "leave the budget out for this network, or let another layer come between",
-    )
 
 
 def _substituted(total: WidthSum, derived: Mapping[int, WidthSum]) -> WidthSum:

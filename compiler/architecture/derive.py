@@ -36,7 +36,10 @@ def derive(architecture: Architecture, target: Graph, block: str | None = None, 
     untouched = [kind for kind in kinds if kind not in chosen]
     if len(untouched) == len(kinds):
         raise _nothing_in_common(architecture, target, untouched)
-    notes += [f"blocks of kind {kind!r} keep all edges: {_reason(architecture, kind)}" for kind in untouched]
+    searched = [scope.kind for scope in architecture.scopes]
+    for kind in untouched:
+        reason = f"{n} different ones were found" if (n := searched.count(kind)) else "none was searched"
+        notes.append(f"blocks of kind {kind!r} keep all edges: {reason}")
     derived = Architecture.of(target, kept, notes=notes, **origin)
     found = total_cost(TO_COMPACT.run(derived.model(target)).graph)
     return replace(derived, costs={"full": asdict(total_cost(target)), "found": asdict(found)})
@@ -96,11 +99,6 @@ def _carried(source: Scope | None, target: Scope) -> dict[str, float]:
             f"  try: the same definition of the block in both (`extends` takes it from the other file)"
         )
     return dict(source.kept)
-
-
-def _reason(architecture: Architecture, kind: str) -> str:
-    count = sum(scope.kind == kind for scope in architecture.scopes)
-    return f"{count} different ones were found" if count else "none was searched"
 
 
 def _nothing_in_common(architecture: Architecture, target: Graph, kinds: list[str]) -> ArchitectureError:

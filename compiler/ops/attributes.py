@@ -69,14 +69,11 @@ def same(attrs: OpAttrs, ins: list[Shape]) -> Shape:
 def windowed(op: str, a: Window, shape: Shape, channels: int) -> Shape:
     """The shape after sliding a window over an image; TypeMismatchError if it does not fit."""
     _, height, width = image(op, shape)
-    out = (channels, _slid(height, a), _slid(width, a))
+    reach = a.dilation * (a.kernel - 1) + 1 - 2 * a.pad
+    out = (channels, (height - reach) // a.stride + 1, (width - reach) // a.stride + 1)
     if min(out) < 1:
         raise TypeMismatchError(f"{op} with kernel {a.kernel} does not fit into {height}x{width} with padding {a.pad}")
     return out
-
-
-def _slid(size: int, a: Window) -> int:
-    return (size + 2 * a.pad - a.dilation * (a.kernel - 1) - 1) // a.stride + 1
 
 
 def window_attrs(a: Window) -> dict[str, AttrValue]:

@@ -1,4 +1,4 @@
-"""What a pass is: a small frozen dataclass with a kebab-case name, its options as fields and one method.
+"""What a pass is: a small frozen dataclass, its options as fields and one method.
 
 Passes are functional: they take a `Model` and return one; the graphs have at most some ten thousand nodes, so a copy is
 cheap and nothing needs undoing. The runner (`compiler.passes.pipeline`) verifies after every pass, a pass never has to.
@@ -6,6 +6,7 @@ cheap and nothing needs undoing. The runner (`compiler.passes.pipeline`) verifie
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,9 +16,13 @@ from compiler.ir.graph import Model
 
 @dataclass(frozen=True)
 class Pass(ABC):
-    """Base of all passes; the first line of the docstring is the help text."""
+    """Base of all passes, called after their classes (`FoldGates`: `fold-gates`); the docstring is the help text."""
 
     name: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        if "name" not in vars(cls):
+            cls.name = re.sub(r"(?<=.)(?=[A-Z])", "-", cls.__name__).lower()
 
     @abstractmethod
     def run(self, model: Model) -> Model:

@@ -24,8 +24,6 @@ from compiler.passes.draft import Draft
 class CollapseIdentities(Pass):
     """Remove nodes that give back what they read."""
 
-    name = "collapse-identities"
-
     def run(self, model: Model) -> Model:
         """The model without them, as far as no node would read a value twice."""
         graph = model.graph

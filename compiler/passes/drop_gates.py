@@ -14,8 +14,6 @@ from compiler.passes.draft import Draft
 class DropGates(Pass):
     """Take the gates off every edge: the compact graph, to be trained from scratch."""
 
-    name = "drop-gates"
-
     def run(self, model: Model) -> Model:
         """The model in the compact phase, without gates; PassError if a gate is zero, since dropping it revives it."""
         zeros = [gate for gate in model.graph.gates() if model.gates.get(gate) == 0.0]

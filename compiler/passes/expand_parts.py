@@ -21,8 +21,6 @@ from compiler.passes.infer_types import infer_types
 class ExpandParts(Pass):
     """Put the primitive ops of every composite node in its place; weights keep their names."""
 
-    name = "expand-parts"
-
     def run(self, model: Model) -> Model:
         """The model with primitive nodes only."""
         draft = Draft(model.graph, empty=True)

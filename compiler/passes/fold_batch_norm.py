@@ -38,8 +38,6 @@ Weights = dict[str, Array]
 class FoldBatchNorm(Pass):
     """Fold batch norm into the convolution or linear layer before it, or after it where nothing is padded."""
 
-    name = "fold-batch-norm"
-
     def run(self, model: Model) -> Model:
         """The model with fewer batch norms; the folded layers have a bias. PassError without weights."""
         norms = [n for n in model.graph.nodes() if traits_alone(n.op, n.attrs).affine is Affine.STATISTICS]

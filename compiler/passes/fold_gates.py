@@ -40,8 +40,6 @@ Factors = dict[tuple[str, str], float]  # (source, destination) -> what is still
 class FoldGates(Pass):
     """Multiply the gates into weights; what cannot be folded exactly becomes a multiplication by a constant."""
 
-    name = "fold-gates"
-
     def run(self, model: Model) -> Model:
         """The compact model that computes what the gated one does; PassError without weights or with a zero gate."""
         graph, weights = model.graph, dict(model.weights)

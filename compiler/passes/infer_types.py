@@ -30,8 +30,6 @@ def infer_types(graph: Graph, phase: Phase | None = None) -> Graph:
 class InferTypes(Pass):
     """Give every node the type its op makes of the types it reads."""
 
-    name = "infer-types"
-
     def run(self, model: Model) -> Model:
         """The model with a typed graph."""
         return replace(model, graph=infer_types(model.graph))

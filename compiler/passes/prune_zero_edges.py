@@ -121,8 +121,6 @@ def _padded(graph: Graph, node: Node, left: list[Source], draft: Draft) -> list[
 class PruneZeroEdges(Pass):
     """Remove every edge that cannot carry a non-zero value to the output."""
 
-    name = "prune-zero-edges"
-
     def run(self, model: Model) -> Model:
         """The model without its zero gates and what only they fed; weights of joining ops lose the slices they read."""
         graph = prune(model.graph, {gate for gate, value in model.gates.items() if value == 0.0})

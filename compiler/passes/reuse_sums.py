@@ -27,8 +27,6 @@ Sums = dict[str, list[str]]  # sum -> what it adds up
 class ReuseSums(Pass):
     """Add up once what several sums have in common."""
 
-    name = "reuse-sums"
-
     def run(self, model: Model) -> Model:
         """The model with fewer additions; only `add` nodes without gates and activation take part."""
         graph = model.graph

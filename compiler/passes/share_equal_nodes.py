@@ -19,8 +19,6 @@ from compiler.passes.draft import Draft
 class ShareEqualNodes(Pass):
     """Compute a value once that several nodes without weights compute alike."""
 
-    name = "share-equal-nodes"
-
     def run(self, model: Model) -> Model:
         """The model with each such value computed once."""
         draft = Draft(model.graph)

@@ -21,8 +21,6 @@ from compiler.passes.draft import Draft, sources_of
 class SplitSums(Pass):
     """Give every sum that an op takes of its inputs a node of its own."""
 
-    name = "split-sums"
-
     def run(self, model: Model) -> Model:
         """The model in which only `add`, `concat` and custom ops that read apart have several inputs."""
         if model.graph.gates():

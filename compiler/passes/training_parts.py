@@ -52,7 +52,6 @@ def with_training_parts(graph: Graph, *, drop_path: float, dropout: float, auxil
 class AddTrainingParts(Pass):
     """Add drop path, dropout and an auxiliary head, for training only."""
 
-    name = NAME
     drop_path: float = 0.0
     dropout: float = 0.0
     auxiliary: float = 0.0

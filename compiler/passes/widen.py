@@ -45,7 +45,6 @@ def _multiplied(plan: WidthPlan, multiplier: float) -> Graph:
 class Widen(Pass):
     """Multiply all widths; channels are rounded to a multiple of `round_to`."""
 
-    name = NAME
     multiplier: float = 1.0
     round_to: int = 8
 
