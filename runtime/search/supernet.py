@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
+from compiler.analysis.weights import GATES
 from compiler.ir.graph import Graph
 from compiler.language.config import SearchConfig
 from compiler.lowering.torch.batch_parts import share_batches
-from compiler.lowering.torch.fx import GATES, freeze_norm_scales, gate_parameters, gate_values, initialise, lower
+from compiler.lowering.torch.fx import freeze_norm_scales, gate_parameters, gate_values, initialise, lower
 from compiler.passes.prune_zero_edges import Cut, carried_tensors, prune, take
 from runtime.processes.world import ALONE, World
 from runtime.rundir.checkpoint import optimizer_state, restore_optimizer_state
