@@ -77,6 +77,3 @@ def _bundle(wires: Sequence[Wire]) -> Wire:
         value=max(values) if values else None,
         pruned=not open_wires and any(wire.pruned for wire in wires),
     )  # fmt: skip
-
-
-__all__ = ["with_choices"]

@@ -42,6 +42,3 @@ def _wire(wire: Wire, figure: int) -> str:
         looks["label"] = _quoted(wire.label)
     attrs = f" [{', '.join(f'{key}={value}' for key, value in looks.items())}]" if looks else ""
     return f"{_id(wire.src, figure)} -> {_id(wire.dst, figure)}{attrs};"
-
-
-__all__ = ["dot"]

@@ -51,6 +51,3 @@ def paint_all(shown: list[Figure]) -> list[Picture]:
     """Every figure drawn, choices as one card, gate values to one scale."""
     largest = max((wire.value or 0.0 for figure in shown for wire in figure.wires), default=0.0)
     return [paint(with_choices(figure), largest) for figure in shown]
-
-
-__all__ = ["FORMATS", "Format", "draw", "paint_all"]

@@ -49,6 +49,3 @@ def page(title: str, pictures: Sequence[Picture]) -> str:
 </body>
 </html>
 """
-
-
-__all__ = ["figure_element", "page", "page_style", "script"]

@@ -309,6 +309,3 @@ def _unit_card(view: View, unit: str, nodes: list[Node]) -> Card:
     costs = (f"{params} params", f"{flops} FLOPs")
     lines = (unit, what, *costs) if what != unit else (unit, *costs)
     return Card(unit, lines, "\n".join(tip), "plain", pile=len(blocks) > 1)
-
-
-__all__ = ["Card", "Figure", "Option", "View", "Wire", "counted", "figures", "number_of", "op_text", "view_of"]

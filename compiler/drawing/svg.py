@@ -231,6 +231,3 @@ def _samples(wires: Sequence[Wire]) -> list[tuple[Wire, str]]:
         text = "pruned" if any(wire.pruned for wire in wires) else "closed (gate 0)"
         found.append((Wire("", "", "", gated=True, pruned=True), text))
     return found
-
-
-__all__ = ["Picture", "document", "element", "paint", "stylesheet"]

@@ -97,6 +97,3 @@ def _key(wires: Sequence[Wire], largest: float) -> str:
     signs = {_sign(wire, largest) for wire in wires}
     signs = {"1..9" if sign.isdigit() else sign for sign in signs}
     return "reads: " + ", ".join(f"{sign} {meaning}" for sign, meaning in KEY.items() if sign in signs)
-
-
-__all__ = ["listing"]

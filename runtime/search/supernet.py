@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx, nn
 
+from compiler.analysis.weights import GATES
 from compiler.ir.graph import Graph
 from compiler.language.config import SearchConfig
 from compiler.lowering.torch.batch_parts import share_batches
-from compiler.lowering.torch.fx import GATES, freeze_norm_scales, gate_parameters, gate_values, initialise, lower
+from compiler.lowering.torch.fx import freeze_norm_scales, gate_parameters, gate_values, initialise, lower
 from compiler.passes.carry import Cut, carried_tensors, take
 from compiler.passes.prune_zero_edges import prune
 from runtime.processes.world import ALONE, World

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from compiler.analysis.costs import total_cost
 from compiler.analysis.guards import kept_by_strength, smallest_closed
+from compiler.analysis.weights import GATES
 from compiler.ir.graph import Graph
-from compiler.lowering.torch.fx import GATES
 from compiler.ops import only_merges
 from compiler.passes.carry import take
 from compiler.passes.prune_zero_edges import surviving_edges

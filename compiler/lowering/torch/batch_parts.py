@@ -86,9 +86,10 @@ class BatchNorm(_OfBatch):
         if self.training and _statistics.held:
             mean, var = mean.clone(), var.clone()
         if self.training and self.ranks > 1:
-            together: Tensor = self._together(x, mean, var)
-            return together
-        return F.batch_norm(x, mean, var, self.weight, self.bias, self.training, self.momentum, self.eps)
+            y: Tensor = self._together(x, mean, var)
+        else:
+            y = F.batch_norm(x, mean, var, self.weight, self.bias, self.training, self.momentum, self.eps)
+        return y
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it unannotated
     def _together(self, x: Tensor, running_mean: Tensor, running_var: Tensor) -> Tensor:
@@ -153,17 +154,13 @@ class _NormTogether(Function):
 # -- random draws -----------------------------------------------------------------------------------------------------
 
 
-class Dropout(_OfBatch):
+class Dropout(_OfBatch, nn.Dropout):
     """In training, zero every value with probability `p` and scale the others up."""
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` times a mask of its shape."""
         if not self.training or self.ranks == 1:
-            return F.dropout(x, self.p, self.training)
+            return super().forward(x)
         whole = x.new_ones((self.ranks * len(x), *x.shape[1:]))
         return x * F.dropout(whole, self.p)[self.own(x)]
 
@@ -198,6 +195,3 @@ class DropPath(_OfBatch):
         whole = torch.rand((self.ranks * len(x), *[1] * (x.dim() - 1)), device=x.device)
         mask = whole[self.own(x)] < keep
         return x * (mask / keep).to(x.dtype)
-
-
-__all__ = ["BatchNorm", "DropPath", "Dropout", "frozen_statistics", "share_batches"]

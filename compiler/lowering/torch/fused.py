@@ -82,11 +82,8 @@ class FusedEmitter(Emitter):
     def gated_total(self, node: Node) -> fx.Node:
         """The gated sum that a node reads."""
         if node.id not in self.stack_of:
-            edges = self.graph.inputs(node.id)
-            sources = [edge.src for edge in edges]
-            _, coefs = self.coefficients(python_name(node.id), [edges], {s: k for k, s in enumerate(sources)})
-            values = [self.values[source] for source in sources]
-            return self.call(gated_sum, (coefs, *values), f"{python_name(node.id)}_sum")
+            values = [self.values[edge.src] for edge in self.graph.inputs(node.id)]
+            return self.call(gated_sum, (self.own_gates(node), *values), f"{python_name(node.id)}_sum")
         if node.id not in self.sums:
             self.sum_all_ready(self.stack_of[node.id])
         return self.sums[node.id]
@@ -128,6 +125,11 @@ class FusedEmitter(Emitter):
         vectors = (self.vector(scope) for scope in scopes)
         return rows, self.call(coefficients, (rows, *vectors), f"{name}_coefs")
 
+    def own_gates(self, node: Node) -> fx.Node:
+        """The matrix of one row: the gates of a node's inputs."""
+        edges = self.graph.inputs(node.id)
+        return self.coefficients(python_name(node.id), [edges], {edge.src: k for k, edge in enumerate(edges)})[1]
+
     # -- projections ------------------------------------------------------------------------------------------------
 
     def projected(self, node: Node) -> fx.Node:
@@ -135,12 +137,12 @@ class FusedEmitter(Emitter):
         name, edges = python_name(node.id), self.graph.inputs(node.id)
         modules = torch_steps(node, input_shapes(self.graph, node), self.table)
         _, step, *others = modules
-        _, coefs = self.coefficients(name, [edges], {edge.src: k for k, edge in enumerate(edges)})
+        coefs = self.own_gates(node)
         channels = tuple(self.graph.node(edge.src).shape[0] for edge in edges)
-        weight = self.attribute(f"{node.id}.{step}.weight", modules[step].get_parameter("weight"))
+        path, parameters = f"{node.id}.{step}", dict(modules[step].named_parameters())
+        weight = self.attribute(f"{path}.weight", parameters["weight"])
         weight = self.call(scaled, (weight, coefs, channels), f"{name}_weight")
-        biased = "bias" in dict(modules[step].named_parameters())
-        bias = self.attribute(f"{node.id}.{step}.bias", modules[step].get_parameter("bias")) if biased else None
+        bias = self.attribute(f"{path}.bias", parameters["bias"]) if "bias" in parameters else None
         value = self._convolved(node, edges, weight, bias)
         for other in others:
             value = self.call_module(f"{node.id}.{other}", modules[other], [value])

@@ -2,8 +2,8 @@
 
 The code of a lowered network can be printed and read (`print(module.code)`), is the same for the same graph, and
 takes a batch of images `(N, C, H, W)` to logits `(N, classes)`, or to a dict of outputs by name where there are
-several. Its `state_dict` keys are `<node id>.<param>`, and
-`<scope>.gates` for the gates: one float32 vector per share scope, ordered as `graph.gate_scopes()[scope]`.
+several. Its `state_dict` keys are `<node id>.<param>`, and `<scope>.gates` for the gates: one float32 vector per share
+scope, ordered as `graph.gate_scopes()[scope]`.
 """
 
 from __future__ import annotations
@@ -39,15 +39,14 @@ def lower(
     """The network of a typed graph, all gates at `gate_init`; weights as `initialise(module, 0)` sets them.
 
     `fused` sums gated inputs together and folds output gates into weights, `reference` multiplies and adds edge by
-    edge. With `recompute`, the inner activations of all blocks but the last one are computed
-    again in the backward pass instead of kept. These blocks and, with `apart`, all that have a single exit are each a
-    `GraphModule` of their own, called `<block id>`.
+    edge. With `recompute`, the inner activations of all blocks but the last one are computed again in the backward pass
+    instead of kept. These blocks and, with `apart`, all that have a single exit are each a `GraphModule` of their own,
+    called `<block id>`.
     """
+    _check(graph)
     vectors = {
         scope: nn.Parameter(torch.full((len(gates),), gate_init)) for scope, gates in graph.gate_scopes().items()
     }
-    _check_gates(graph)
-    _check_names(graph)
     emitter = (FusedEmitter if lowering == "fused" else Emitter)(graph, vectors, graph.nodes())
     emitter.emit_network(recomputed_blocks(graph) if recompute else (), apart)
     emitter.code.lint()
@@ -61,15 +60,12 @@ def _class_name(name: str) -> str:
     return "".join(word.capitalize() for word in words) or "Network"
 
 
-def _check_gates(graph: Graph) -> None:
+def _check(graph: Graph) -> None:
     for gate in graph.vector_gates:
         raise GraphspecError(
             f"the gate {gate.id!r} closes {gate.subject.value}, and only gates of edges can be lowered to torch\n"
             f"  try: a graph without it"
         )
-
-
-def _check_names(graph: Graph) -> None:
     for scope in graph.gate_scopes():
         if f"{scope}{GATES}" in graph:
             raise GraphspecError(
@@ -166,9 +162,3 @@ def _starting_value(name: str, shape: torch.Size, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     deviation = 0.01 if len(shape) == 2 else math.sqrt(2.0 / (shape[0] * math.prod(shape[2:])))
     return torch.randn(shape, generator=generator) * deviation
-
-
-__all__ = [
-    "GATES", "Lowering", "freeze_norm_scales", "gate_parameters", "gate_values", "initialise", "load_gates",
-    "load_weights", "lower", "lower_model", "outputs_by_name", "weights_of",
-]  # fmt: skip

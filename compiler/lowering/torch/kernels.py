@@ -49,9 +49,8 @@ def coefficients(rows: Rows, *gates: Tensor) -> Tensor:
     one = gates[0].new_ones(1)
     values = torch.cat([torch.zeros_like(one), one, *gates])  # at ABSENT, OPEN, 0 and on
     index = _index(rows, one.device, ABSENT)
-    return values.index_select(0, index.flatten()).view_as(
-        index
-    )  # its gradient takes fewer kernels than `values[index]`
+    # the gradient of `index_select` takes fewer kernels than that of `values[index]`
+    return values.index_select(0, index.flatten()).view_as(index)
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------
@@ -83,8 +82,8 @@ def _matrix(slots: Tensor) -> Tensor:
 
 
 def _pixels(x: Tensor) -> Tensor:
-    """`(N, C, H, W)` as `(N * H * W, C)`, without copying if it is kept channels last."""
-    return x.permute(0, 2, 3, 1).flatten(0, 2)
+    """`(..., N, C, H, W)` as `(..., N * H * W, C)`, without copying if it is kept channels last."""
+    return x.movedim(-3, -1).flatten(-4, -2)
 
 
 def _no_autocast(x: Tensor) -> torch.autocast:
@@ -140,13 +139,9 @@ def push(stack: Stack | int, relu: tuple[bool, ...], *values: Tensor) -> Stack:
 # -- gated sums over a stack ------------------------------------------------------------------------------------------
 
 
-def _edges(rows: Rows) -> list[tuple[int, int]]:
-    return [(n, k) for n, row in enumerate(rows) for k, position in enumerate(row) if position != ABSENT]
-
-
 def _span(rows: Rows) -> slice:
     """The slots from the first to the last that is read."""
-    slots = [k for _, k in _edges(rows)]
+    slots = [k for row in rows for k, position in enumerate(row) if position != ABSENT]
     return slice(min(slots), max(slots) + 1)
 
 
@@ -217,8 +212,9 @@ def gated_sums(stack: Stack, coefs: Tensor, rows: Rows, apart: tuple[bool, ...])
     """
     if torch.compiler.is_compiling():
         factors = coefs.to(stack.filled.dtype)
-        rests = [[stack.filled[k] * factors[n, k] for m, k in _edges(rows) if m == n] for n in range(len(rows))]
-        return stack, *(functools.reduce(torch.add, terms) for terms in rests)
+        reads = [[k for k, position in enumerate(row) if position != ABSENT] for row in rows]
+        terms = ([stack.filled[k] * factors[n, k] for k in slots] for n, slots in enumerate(reads))
+        return stack, *(functools.reduce(torch.add, each) for each in terms)
     filled, *sums = _GatedSums.apply(stack.filled, coefs, rows, apart)
     return Stack(stack.buffer, filled), *sums
 
@@ -273,11 +269,13 @@ class _Projection(Function):
         ctx.positions = positions
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(filled, weight)
-        matrices = weight.to(filled.dtype)
-        _, n, _, h, w = filled.shape
+        matrices, values = weight.to(filled.dtype), [filled[k] for k in positions]
         with _no_autocast(filled):
-            y = _project(filled, matrices, positions)
-        return filled.data, y.view(n, h, w, -1).permute(0, 3, 1, 2).data
+            if _in_a_chain(filled):
+                y = _products(values, matrices.permute(1, 2, 0).unbind())
+            else:
+                y = _image(torch.cat([_pixels(x) for x in values], 1) @ matrices.flatten(1).t(), filled[0])
+        return filled.data, y.data
 
     @staticmethod
     @once_differentiable
@@ -289,7 +287,7 @@ class _Projection(Function):
         weight_grad = None
         if ctx.needs_input_grad[1]:
             low, high = min(ctx.positions), max(ctx.positions)
-            slots = _pixel_rows(filled)[low : high + 1]  # those in between, too: copying the others would take longer
+            slots = _pixels(filled)[low : high + 1]  # those in between, too: copying the others would take longer
             weight_grads = torch.bmm(given.t().expand(len(slots), -1, -1), slots)
             weight_grad = weight_grads[_index((ctx.positions,), given.device, low)[0]].transpose(0, 1)
         if not ctx.needs_input_grad[0]:
@@ -307,11 +305,6 @@ class _Projection(Function):
         return total, weight_grad, None
 
 
-def _pixel_rows(slots: Tensor) -> Tensor:
-    """`(K, N, C, H, W)` as matrices `(K, N * H * W, C)`, without copying."""
-    return slots.permute(0, 1, 3, 4, 2).flatten(1, 3)
-
-
 def _in_a_chain(x: Tensor) -> bool:
     """Whether to project by a chain of products, each added to the last, which spares joining what is projected.
 
@@ -320,15 +313,19 @@ def _in_a_chain(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
 
 
-def _project(filled: Tensor, matrices: Tensor, positions: tuple[int, ...]) -> Tensor:
-    """`(N * H * W, outputs)`."""
-    if not _in_a_chain(filled):
-        joined = torch.cat([_pixels(filled[k]) for k in positions], 1)
-        return joined @ matrices.flatten(1).t()
-    y = torch.mm(_pixels(filled[positions[0]]), matrices[:, 0].t())
-    for index, k in enumerate(positions[1:], 1):
-        y.addmm_(_pixels(filled[k]), matrices[:, index].t())
-    return y
+def _products(values: Sequence[Tensor], matrices: Sequence[Tensor], bias: Tensor | None = None) -> Tensor:
+    """The sum over values `(N, C, H, W)` of pixels times matrix `(C, outputs)`, plus the bias: `(N, outputs, H, W)`."""
+    first = _pixels(values[0])
+    y = torch.mm(first, matrices[0]) if bias is None else torch.addmm(bias, first, matrices[0])
+    for value, matrix in zip(values[1:], matrices[1:], strict=True):
+        y.addmm_(_pixels(value), matrix)
+    return _image(y, values[0])
+
+
+def _image(pixels: Tensor, like: Tensor) -> Tensor:
+    """`(N * H * W, outputs)` as `(N, outputs, H, W)`, for a value `(N, C, H, W)`."""
+    n, _, h, w = like.shape
+    return pixels.view(n, h, w, -1).permute(0, 3, 1, 2)
 
 
 def scaled(weight: Tensor, coefs: Tensor, channels: tuple[int, ...]) -> Tensor:
@@ -353,10 +350,5 @@ def joint_projection(weight: Tensor, bias: Tensor | None, *values: Tensor) -> Te
     """The 1x1 convolution `(N, outputs, H, W)` over values `(N, C, H, W)` of any channels, joined in this order."""
     if torch.compiler.is_compiling() or not all(map(_in_a_chain, values)):
         return F.conv2d(torch.cat(values, 1), weight, bias)
-    first, *others = torch.split(weight.flatten(1), [value.shape[1] for value in values], 1)
-    x = _pixels(values[0])
-    y = torch.mm(x, first.t()) if bias is None else torch.addmm(bias, x, first.t())
-    for value, matrix in zip(values[1:], others, strict=True):
-        y.addmm_(_pixels(value), matrix.t())
-    n, _, h, w = values[0].shape
-    return y.view(n, h, w, -1).permute(0, 3, 1, 2)
+    matrices = torch.split(weight.flatten(1), [value.shape[1] for value in values], 1)
+    return _products(values, [matrix.t() for matrix in matrices], bias)

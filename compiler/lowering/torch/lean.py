@@ -113,7 +113,7 @@ class AvgPool(nn.AvgPool2d):
         return y
 
 
-LEAN: dict[str, Builder] = TORCH | {
+LEAN: dict[str, Builder] = {
     "conv": lambda a, ins, out: LeanConv(ins[0][0], out[0], a, a.groups, a.bias is not False),
     "depthwise_conv": lambda a, ins, out: LeanConv(ins[0][0], out[0], a, out[0], a.bias is not False),
     "max_pool": lambda a, ins, out: MaxPool(a.kernel, a.stride, a.pad, a.dilation),
@@ -123,4 +123,4 @@ LEAN: dict[str, Builder] = TORCH | {
         else TORCH["avg_pool"](a, ins, out)
     ),
 }
-"""The rows of the fused lowering."""
+"""Rows that go before those of `TORCH` in the fused lowering."""

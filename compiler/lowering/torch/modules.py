@@ -176,14 +176,14 @@ TORCH: dict[str, Builder] = {
 def torch_steps(node: Node, inputs: tuple[Shape, ...], table: Mapping[str, Builder] = TORCH) -> dict[str, nn.Module]:
     """A module for every step of a node, by step name (the empty name where the node is primitive).
 
-    `inputs` are the shapes its first step reads (`compiler.ops.input_shapes`), without the batch; `table` are the rows
-    of ops that are built in. A ReLU after an affine step works in place: that step's gradient does not read its value.
+    `inputs` are the shapes its first step reads (`compiler.ops.input_shapes`), without the batch. Rows of `table` go
+    before those of `TORCH`. A ReLU after an affine step works in place: that step's gradient does not read its value.
     GraphspecError if a custom op has no row or it cannot be imported.
     """
     modules: dict[str, nn.Module] = {}
     before = Affine.NO
     for step, _, attrs, shapes, out in walk(node.op, node.attrs, inputs):
-        builder = table.get(step.op) or imported_row(step.op, "torch")
+        builder = table.get(step.op) or TORCH.get(step.op) or imported_row(step.op, "torch")
         in_place = step.op == "relu" and before is not Affine.NO
         modules[step.name] = nn.ReLU(inplace=True) if in_place else builder(attrs, tuple(shapes), out)
         before = traits_of(step.op, step.attrs).affine
