@@ -221,8 +221,7 @@ class Dso(TrainingStrategy):
 
     def doubt(self, found: Graph) -> str:
         """Warns where nothing or everything was pruned."""
-        full, left = self.context.graph, len(found.gates())
-        every = len(full.gates())
+        full, left, every = self.context.graph, len(found.gates()), len(self.context.graph.gates())
         if left == every:
             return (
                 "no gate became zero, so nothing was pruned; raise search.gates.gamma, search.gates.lr or search.epochs"
