@@ -116,7 +116,7 @@ def _finish(place: Workplace, job: SearchJob) -> dict[str, Any]:
         if found.net is not None:
             write_network(place.folder, found.net.graph, below(found.net.tensors(), MODEL))
         result = _write(place.opened, place.folder, job.strategy, found, scores)
-        for doubt in job.strategy.doubts(_graph_of(place.opened, found)):
+        if doubt := job.strategy.doubt(_graph_of(place.opened, found)):
             place.console.warn(doubt)
         _tell(result, place.dataset.task.decides, place.console)
         return as_record(result)

@@ -151,7 +151,7 @@ class _Attempt:
 
 @contextmanager
 def _full_memory_explained(name: str) -> Iterator[None]:
-    """RunError where a device has no memory left, in spite of what was predicted."""
+    """RunError where a device has no memory left, in spite of what was measured before."""
     try:
         yield
     except RuntimeError as error:

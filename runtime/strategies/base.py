@@ -121,9 +121,9 @@ class Strategy(ABC):
     def found(self) -> Found:
         """The decisions; asked for once, at the end. GraphspecError if there are none."""
 
-    def doubts(self, found: Graph) -> list[str]:
-        """Warnings about what was found."""
-        return []
+    def doubt(self, found: Graph) -> str:
+        """A warning about what was found; the empty string if there is none."""
+        return ""
 
     def report(self) -> ReportSection:
         """Its section of the report of the finished search."""

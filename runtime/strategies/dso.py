@@ -224,19 +224,20 @@ class Dso(TrainingStrategy):
         """What is left of the net."""
         return Found(self.net.gate_values(), self.net, {self.full_key: self.full_score})
 
-    def doubts(self, found: Graph) -> list[str]:
+    def doubt(self, found: Graph) -> str:
         """Warns where nothing or everything was pruned."""
         full, left = self.context.graph, len(found.gates())
-        if left == len(full.gates()):
-            return [
+        every = len(full.gates())
+        if left == every:
+            return (
                 "no gate became zero, so nothing was pruned; raise search.gates.gamma, search.gates.lr or search.epochs"
-            ]
-        if left <= len(full.gates()) - len(smallest_closed(full)):
-            return [
-                f"every edge that may go was pruned, {left} of {len(full.gates())} gates are left; "
+            )
+        if left <= every - len(smallest_closed(full)):
+            return (
+                f"every edge that may go was pruned, {left} of {every} gates are left; "
                 f"lower search.gates.gamma, search.gates.lr or search.epochs"
-            ]
-        return []
+            )
+        return ""
 
     def report(self) -> ReportSection:
         """Which settings have pushed the gates."""

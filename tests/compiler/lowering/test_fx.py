@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from compiler.elaborate.builder import load
 from compiler.errors import GraphspecError
 from compiler.ir.graph import INPUT, Block, Gate, Graph, Phase, Subject
-from compiler.lowering.groups import exits
+from compiler.lowering.groups import exits, recomputed_blocks
 from compiler.lowering.torch.batch_parts import BatchNorm
 from compiler.lowering.torch.fx import (
     Lowering,
@@ -266,6 +266,32 @@ def test_recompute_keeps_only_what_crosses_blocks(monkeypatch: pytest.MonkeyPatc
             module(images(graph, 8))
         kept.append(sum(sizes))
     assert kept[1] < 0.4 * kept[0]
+
+
+@pytest.mark.usefixtures("stacks_or_not")
+@both
+def test_all_blocks_but_the_last_are_recomputed(lowering: Lowering) -> None:
+    """Also where only the first block's gated sums read the stem, whose ReLU may be left to a stack."""
+    nodes: dict[str, Any] = {"stem": ("conv", {"kernel": 3, "channels": 8}, [INPUT])}
+    blocks, before = [], "stem"
+    for index in range(4):
+        b = f"b{index}"
+        nodes |= {
+            f"{b}.p": ("conv", {"kernel": 3}, [(before, f"{b}/p<in")]),
+            f"{b}.q": ("avg_pool", {"kernel": 3, "norm": "batch"}, [(before, f"{b}/q<in")]),
+            f"{b}.out": ("conv", {"kernel": 3}, [(f"{b}.p", f"{b}/out<p"), (f"{b}.q", f"{b}/out<q")]),
+        }
+        blocks.append(Block(b, "b", b, (before,), f"{b}.out"))
+        before = f"{b}.out"
+    nodes |= {"pool": ("global_avg_pool", {}, [before]), "logits": ("linear", {"channels": 3}, ["pool"])}
+    graph = graph_of(nodes, shape=(3, 8, 8), blocks=tuple(blocks))
+    assert recomputed_blocks(graph) == ["b0.out", "b1.out", "b2.out"]
+    plain, again = (lower(graph, lowering=lowering, recompute=on) for on in (False, True))
+    assert [name for name, part in again.named_modules() if name and isinstance(part, fx.GraphModule)] == [
+        "b0", "b1", "b2",
+    ]  # fmt: skip
+    x = images(graph)
+    torch.testing.assert_close(plain(x), again(x), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.usefixtures("stacks_or_not")

@@ -238,7 +238,7 @@ def test_raw_images_in_probabilities_out(layout: Any) -> None:
     proto = emit(
         model,
         preprocessing=Preprocessing(layout, mean, std),
-        probabilities=True,
+        head="softmax",
         output_name="probabilities",
         metadata={"labels": '["a", "b", "c"]', "accuracy": "0.98"},
     )
@@ -269,8 +269,8 @@ def test_names_that_are_taken() -> None:
             emit(Model(graph), output_name=name)
 
 
-@pytest.mark.parametrize("probabilities", [False, True])
-def test_every_output_is_emitted_under_its_name(probabilities: bool) -> None:
+@pytest.mark.parametrize("head", [None, "softmax"])
+def test_every_output_is_emitted_under_its_name(head: str | None) -> None:
     nodes: dict[str, Any] = {
         "a": ("conv", {"kernel": 3, "channels": 4}, ["input"]),
         "pool": ("global_avg_pool", {}, ["a"]),
@@ -281,7 +281,7 @@ def test_every_output_is_emitted_under_its_name(probabilities: bool) -> None:
         graph = with_output(graph, source, name)
     verify(graph)
     weights = random_weights(graph, 0, np.float32)
-    proto = emit(Model(graph, {}, weights), probabilities=probabilities)
+    proto = emit(Model(graph, {}, weights), head=head)
     check(proto)
     x = random_input(graph, 0, 2, np.float32)
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -290,7 +290,7 @@ def test_every_output_is_emitted_under_its_name(probabilities: bool) -> None:
     for name, value in found.items():
         output = "output" if name == "logits" else name
         expected = evaluate(only_output(graph, output), weights, x)
-        if name == "logits" and probabilities:
+        if name == "logits" and head:
             expected = np.exp(expected) / np.exp(expected).sum(1, keepdims=True)
         np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-5, err_msg=name)
 

@@ -12,7 +12,6 @@ from compiler.analysis.limits import budget_share
 from compiler.architecture.derive import derive
 from compiler.architecture.found import Architecture
 from compiler.architecture.random_network import random_closed
-from compiler.elaborate.builder import load
 from compiler.errors import PassError
 from compiler.ir.graph import Graph, Model, Phase
 from compiler.ir.text import text
@@ -21,6 +20,7 @@ from compiler.language.config import BudgetConfig
 from compiler.lowering.torch.fx import lower, weights_of
 from compiler.passes.draft import Draft
 from compiler.passes.pipeline import PRUNED, compacted
+from graphspec.api import load
 from tests.graphs import random_gates, random_graph
 
 NO_BUDGET = BudgetConfig()

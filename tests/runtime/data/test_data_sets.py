@@ -153,7 +153,7 @@ def test_of_several_processes_one_fetches(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr(torchvision.datasets.MNIST, "resources", digests)
         for count in (1, 3):
             config = DataConfig(name="mnist", root=str(tmp_path / str(count)), download=True)
-            opened = [processes.submit(load_dataset, config, (1, 28, 28), 10, seed=0) for _ in range(count)]
+            opened = [processes.submit(load_dataset, config, (1, 28, 28), class_task(10), seed=0) for _ in range(count)]
             assert [len(one.result().train.targets) for one in opened] == [20] * count
         server.shutdown()
     assert asked[: len(asked) // 2] == asked[len(asked) // 2 :], "three ask for no more than one does"
@@ -429,7 +429,7 @@ def test_the_users_function_runs_only_when_code_is_trusted(own_module: str) -> N
     ("function", "message"),
     [
         ("floats", r"images are \(5, 3, 4, 4\) torch.float64"),
-        ("short", r"5 images come with labels \(4,\)"),
+        ("short", r"5 images come with targets \(4,\)"),
         ("nothing", r"must return"),
         ("broken", r"raised KeyError: 'lost'"),
         ("missing", r"cannot be imported.*PYTHONPATH"),
