@@ -221,7 +221,7 @@ def test_match_without_use_is_refused_before_anything_is_made(searched: RunDir, 
     write_spec(tmp_path, FAST)
     with chdir(tmp_path):
         for seeds in ({}, {"seeds": [0, 1]}):
-            with pytest.raises(RunError, match=r"drawn at a size, and search\.strategy is apg"):
+            with pytest.raises(RunError, match=r"drawn at a size, and search\.strategy is dso"):
                 api.search("tiny.yaml", match=searched.path, **seeds)  # type: ignore[call-overload]  # both forms
         with pytest.raises(RunError, match=r"holds the runs of several seeds\n  try: --seeds, or --match .*seeds/0"):
             api.search("tiny.yaml", match=searched.path, overrides=RANDOM)
