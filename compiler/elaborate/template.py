@@ -98,11 +98,9 @@ def make_template(block: BlockSpec, report: Reporter) -> Template | None:
         report.error(block.path, f"block {block.name!r} has no node {OUT!r}, which is its output{hint}")
     if len(report.found) > before:
         return None
-    ordered = _in_order(nodes, inputs, report)
-    if ordered is None:
-        return None
-    template = Template(block, inputs, ordered)
-    _check_reachable(template, report)
+    template = Template(block, inputs, _in_order(nodes, inputs, report))
+    if len(report.found) == before:
+        _check_reachable(template, report)
     if len(report.found) == before:
         _check_gates(template, report)
         _check_zeros(template, report)
@@ -280,10 +278,8 @@ def _check_attrs(
 # -- the whole block ------------------------------------------------------------------------------------------------
 
 
-def _in_order(
-    nodes: Mapping[str, TemplateNode], inputs: tuple[str, ...], report: Reporter
-) -> tuple[TemplateNode, ...] | None:
-    """Nodes after the nodes they read, ties as written; None (reported) if there is a cycle."""
+def _in_order(nodes: Mapping[str, TemplateNode], inputs: tuple[str, ...], report: Reporter) -> tuple[TemplateNode, ...]:
+    """Nodes after the nodes they read, ties as written; none (reported) if there is a cycle."""
     graph = Graph("template")
     for name in (*inputs, *nodes):
         graph.add(Node(name, "add"))
@@ -294,7 +290,7 @@ def _in_order(
     if cycle:
         message = f"these nodes read each other in a cycle: {' -> '.join([*cycle, cycle[0]])}"
         report.error(nodes[cycle[0]].path, message, [nodes[name].path for name in cycle])
-        return None
+        return ()
     return tuple(nodes[node.id] for node in graph.nodes() if node.id in nodes)
 
 

@@ -102,15 +102,11 @@ _Edge = tuple[str, bool | None, Path]  # source, whether it is gated where that 
 
 
 def _read_source(reader: Reader, at: At) -> _Edge | None:
-    tree = at.tree
-    if not isinstance(tree.value, str) or not tree.value:
-        quoted = "; put it in quotes" if isinstance(tree.value, (bool, int, float)) else ""
-        reader.error(tree.place, f"expected the name of a node, found {tree}{quoted}")
-    elif not _SOURCE.fullmatch(tree.value) or (keyword.iskeyword(tree.value) and tree.value != "in"):
-        reader.error(tree.place, f"{tree.value!r} cannot be the name of a node")
-    else:
-        return tree.value, None, at.path
-    return None
+    source = reader.text(At(at.tree, at.path), "the name of a node")
+    if source and (not _SOURCE.fullmatch(source) or (keyword.iskeyword(source) and source != "in")):
+        reader.error(at.tree.place, f"{source!r} cannot be the name of a node")
+        return None
+    return (source, None, at.path) if source else None
 
 
 _EDGE_NEEDS_NODE = "an edge needs the key 'node', the name of what it reads"
@@ -323,16 +319,12 @@ def _read_chain_item(reader: Reader, at: At) -> tuple[str, int | None] | None:
     if isinstance(value, str) and value:
         return value, None
     if not isinstance(value, dict) or len(value) != 1:
-        expected = "a block's name, or {name: repeat}"
-        reader.error(at.place, f"expected {expected}, found {at.tree}{_several(value)}")
+        keys = f" with {len(value)} keys" if isinstance(value, dict) else ""
+        reader.error(at.place, f"expected a block's name, or {{name: repeat}}, found {at.tree}{keys}")
         return None
     ((name, entry),) = reader.entries(at, "").items()
     repeat = reader.size(entry)
     return None if repeat is None else (name, repeat)
-
-
-def _several(value: object) -> str:
-    return f" with {len(value)} keys" if isinstance(value, dict) else ""
 
 
 # -- networks: a map --------------------------------------------------------------------------------------------------

@@ -74,8 +74,6 @@ def _cell(text: str) -> str:
 
 # -- keys -------------------------------------------------------------------------------------------------------------
 
-CONSTRUCTS = {"spec": SPEC, "gates": GATES, "block": BLOCK, "node": NODE, "levels": LEVELS, "entry": ENTRY}
-
 
 def keys(construct: Construct) -> str:
     """The keys of a map of the language."""
@@ -131,20 +129,15 @@ def _description(section: Section, name: str) -> str:
 def ops() -> str:
     """The built-in catalogue: a table of ops, then the attributes of each."""
     rows = [row for row in known_ops().values() if row.name not in ("input", "output") and row.torch is None]
-    listed = [[f"`{row.name}`", row.doc, _reads(row), _attribute_names(row)] for row in rows]
+    listed = []
+    for row in rows:
+        names = ", ".join(f"`{name}`" for name in row.attrs.model_fields) or "none"
+        listed.append([f"`{row.name}`", row.doc, "kept apart" if row.reads is Reads.APART else "added first", names])
     parts = [_table(["op", "computes", "several inputs", "attributes"], listed)]
     for row in rows:
         if row.attrs.model_fields:
             parts.append(f"#### `{row.name}`\n\n{_attributes(row)}")
     return "\n".join(parts)
-
-
-def _reads(row: Op) -> str:
-    return "kept apart" if row.reads is Reads.APART else "added first"
-
-
-def _attribute_names(row: Op) -> str:
-    return ", ".join(f"`{name}`" for name in row.attrs.model_fields) or "none"
 
 
 def _attributes(row: Op) -> str:
@@ -170,18 +163,12 @@ def rules() -> str:
 
 def passes() -> str:
     """The passes with the first line of their docstring."""
-    return _table(
-        ["pass", "does"], [[f"`{name}`", (kind.__doc__ or "").split("\n")[0]] for name, kind in PASSES.items()]
-    )
+    rows = [[f"`{name}`", (kind.__doc__ or "").split("\n")[0]] for name, kind in PASSES.items()]
+    return _table(["pass", "does"], rows)
 
 
-PARTS: dict[str, Callable[[], str]] = {
-    "settings": settings,
-    "ops": ops,
-    "traits": traits,
-    "rules": rules,
-    "passes": passes,
-}
+CONSTRUCTS = {"spec": SPEC, "gates": GATES, "block": BLOCK, "node": NODE, "levels": LEVELS, "entry": ENTRY}
+PARTS: dict[str, Callable[[], str]] = {part.__name__: part for part in (settings, ops, traits, rules, passes)}
 PARTS |= {f"keys-of-{name}": partial(keys, construct) for name, construct in CONSTRUCTS.items()}
 
 
