@@ -171,9 +171,7 @@ def _channels(graph: Graph, node: Node, read: Sum, found: _Relations) -> Sum:
         return {CONSTANT: node.shape[0]}
     if carried[0] is Channels.GROUPED:
         _bind_groups(graph, node, attrs.groups, read, made, found)
-    if made is read:
-        return _passed_on(graph, node, read)
-    return made
+    return _passed_on(graph, node, read) if made is read else made
 
 
 def _bind_groups(graph: Graph, node: Node, groups: int, read: Sum, made: Sum, found: _Relations) -> None:

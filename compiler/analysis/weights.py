@@ -26,11 +26,9 @@ def weight_shapes(graph: Graph) -> Shapes:
 def fitting(weights: Mapping[str, Any], shapes: Shapes) -> dict[str, Any]:
     """The arrays asked for; others are left aside. GraphspecError if one is missing or has another shape."""
     for name, shape in shapes.items():
-        if name not in weights:
-            raise GraphspecError(f"no weight called {name!r}\n  try: weights that were saved for this graph")
-        if tuple(weights[name].shape) != shape:
-            raise GraphspecError(
-                f"the weight {name!r} has shape {tuple(weights[name].shape)}, the graph asks for {shape}\n"
-                f"  try: weights that were saved for this graph"
-            )
+        found = tuple(weights[name].shape) if name in weights else None
+        if found != shape:
+            wrong = f"the weight {name!r} has shape {found}, the graph asks for {shape}"
+            what = f"no weight called {name!r}" if found is None else wrong
+            raise GraphspecError(f"{what}\n  try: weights that were saved for this graph")
     return {name: weights[name] for name in shapes}

@@ -22,8 +22,7 @@ SEGMENT = re.compile(r"[a-z][a-z0-9_]*")
 
 def graph_is_acyclic(graph: Graph) -> Violations:
     """No node reads its own value, directly or through others."""
-    cycle = graph.find_cycle()
-    if cycle:
+    if cycle := graph.find_cycle():
         yield cycle[0], f"cycle {' -> '.join(cycle)}", "remove one of these edges"
 
 
@@ -199,13 +198,11 @@ RULES: dict[Phase, tuple[Rule, ...]] = {
 
 
 def violations(graph: Graph, phase: Phase | None = None) -> list[RuleError]:
-    """Every violation of the phase's rules (the graph's own phase by default), in the order of the table."""
-    found: list[RuleError] = []
+    """Every violation of the first broken rule of the phase (the graph's own by default), in the order of the table."""
     for rule in RULES[phase or graph.phase]:
-        found += [RuleError(rule.__name__, *violation) for violation in rule(graph)]
-        if found:  # later rules may rely on earlier ones
-            break
-    return found
+        if found := [RuleError(rule.__name__, *violation) for violation in rule(graph)]:
+            return found  # later rules may rely on earlier ones
+    return []
 
 
 def verify(graph: Graph, phase: Phase | None = None) -> None:

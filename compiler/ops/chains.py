@@ -23,11 +23,8 @@ def chain_of(name: str, attrs: Attrs) -> tuple[Traits, ...]:
 def only_merges(name: str, attrs: Attrs) -> bool:
     """Whether the op only brings its inputs together (a sum, a join), apart from what works on single numbers after."""
     first, *others = chain_of(name, attrs)
-    merges = first.unchanged is Numbers.ALL and not first.training_only and first.channels in _IN_PLACE
-    return merges and all(t.is_elementwise for t in others)
-
-
-_IN_PLACE = (Channels.KEPT, Channels.JOINED)
+    in_place = first.channels in (Channels.KEPT, Channels.JOINED) and not first.training_only
+    return first.unchanged is Numbers.ALL and in_place and all(t.is_elementwise for t in others)
 
 
 @functools.lru_cache(maxsize=65536)

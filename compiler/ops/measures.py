@@ -16,16 +16,13 @@ BYTES = 4  # float32
 
 def infer(name: str, attrs: Attrs, inputs: list[TensorType]) -> TensorType:
     """The type a node gives for the types it reads; TypeMismatchError with what was found and expected."""
-    if op(name).reads is Reads.SUM and inputs:
-        inputs = [_common_type(name, inputs)]
+    if op(name).reads is Reads.SUM:
+        for other in inputs[1:]:
+            if other is not inputs[0] and other != inputs[0]:
+                found = f"found {inputs[0]} and {other}"
+                raise TypeMismatchError(f"{name} adds its inputs, which must have one type; {found}")
+        inputs = inputs[:1]
     return _infer_chain(name, attrs, tuple(inputs))
-
-
-def _common_type(name: str, inputs: list[TensorType]) -> TensorType:
-    for other in inputs[1:]:
-        if other is not inputs[0] and other != inputs[0]:
-            raise TypeMismatchError(f"{name} adds its inputs, which must have one type; found {inputs[0]} and {other}")
-    return inputs[0]
 
 
 @functools.lru_cache(maxsize=65536)
@@ -59,12 +56,11 @@ class NodeTensors:
     buffers: dict[str, Shape] = field(default_factory=dict)
 
 
-Walked = tuple[Step, Op, Any, list[Shape], Shape]
-"""A step with its row, attributes, input shapes and output shape."""
+def walk(name: str, attrs: Attrs, inputs: tuple[Shape, ...]) -> list[tuple[Step, Op, Any, list[Shape], Shape]]:
+    """Every step of a node with its row, attributes, input shapes and output shape.
 
-
-def walk(name: str, attrs: Attrs, inputs: tuple[Shape, ...]) -> list[Walked]:
-    """Every step of a node; TypeMismatchError where one does not fit what it reads."""
+    TypeMismatchError where a step does not fit what it reads.
+    """
     rows = []
     shapes = list(inputs)
     for step in steps(name, attrs):

@@ -91,7 +91,8 @@ class Traits:
     @property
     def keeps_zero(self) -> bool:
         """Whether channels of zeros give channels of zeros, however many other channels there are."""
-        return self.channels in _APART and self.homogeneous >= Numbers.ZERO
+        apart = self.channels in (Channels.KEPT, Channels.JOINED, Channels.FLATTENED)
+        return apart and self.homogeneous >= Numbers.ZERO
 
     @property
     def is_elementwise(self) -> bool:
@@ -109,8 +110,6 @@ class Traits:
         words = (name if value is True else f"{name}: {value.name}" for name, value in stated.items())
         return "; ".join(words).lower().replace("_", " ") or "none stated"
 
-
-_APART = (Channels.KEPT, Channels.JOINED, Channels.FLATTENED)
 
 NOTHING = Traits()
 """Of an op about which nothing is stated."""

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from compiler.errors import PassError
 from compiler.ir.graph import Model, Node, attrs_of
-from compiler.ops import Affine, Channels, Numbers, Pixels, Traits, op, read_attrs, traits_alone
+from compiler.ops import Affine, Channels, Numbers, Pixels, op, read_attrs, traits_alone
 from compiler.passes.base import Pass
 from compiler.passes.draft import Draft
 
@@ -91,16 +91,12 @@ def _reader(draft: Draft, norm: Node) -> Node | None:
         traits = traits_alone(node.op, node.attrs)
         if len(draft.reads[node.id]) != 1:
             return None
-        if _takes_an_affine_input(traits) and _may_have_bias(node):
+        whole = traits.pixels in (Pixels.KEPT, Pixels.WINDOW) and traits.channels in (Channels.KEPT, Channels.MIXED)
+        if whole and traits.affine is Affine.WEIGHT and _may_have_bias(node):
             return node
         if traits.averages is not Numbers.ALL:
             return None
     return None
-
-
-def _takes_an_affine_input(traits: Traits) -> bool:
-    whole = traits.pixels in (Pixels.KEPT, Pixels.WINDOW) and traits.channels in (Channels.KEPT, Channels.MIXED)
-    return whole and traits.affine is Affine.WEIGHT
 
 
 def _take_up(layer: Node, weights: Weights, scale: Array, shift: Array, *, of_output: bool) -> None:

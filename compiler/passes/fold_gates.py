@@ -44,7 +44,8 @@ class FoldGates(Pass):
         """The compact model that computes what the gated one does; PassError without weights or with a zero gate."""
         graph, weights = model.graph, dict(model.weights)
         factors = {(e.src, e.dst): 1.0 if e.gate is None else model.gates[e.gate] for e in graph.edges()}
-        if any(f != 1.0 for f in factors.values()) and _lacks_weights(model):
+        weightless = not weights and any(node_tensors(graph, node).params for node in graph.nodes())
+        if weightless and any(f != 1.0 for f in factors.values()):
             raise PassError(self.name, graph.name, "there are no weights to fold the gates into", "use drop-gates")
         if 0.0 in factors.values():
             raise PassError(self.name, graph.name, "a gate is zero", "run prune-zero-edges first")
@@ -53,10 +54,6 @@ class FoldGates(Pass):
         for node in graph.nodes():
             _fold_backward(graph, node, factors, weights)
         return Model(infer_types(_with_scales(graph, factors), Phase.COMPACT), {}, weights)
-
-
-def _lacks_weights(model: Model) -> bool:
-    return not model.weights and any(node_tensors(model.graph, node).params for node in model.graph.nodes())
 
 
 def _fold_forward(graph: Graph, node: Node, factors: Factors, weights: Weights) -> None:
@@ -79,13 +76,13 @@ def _fold_forward(graph: Graph, node: Node, factors: Factors, weights: Weights) 
 def _scale_first_affine(node: Node, factor: float, weights: Weights) -> bool:
     for step in steps(node.op, node.attrs):
         prefix = _prefix(node, step)
-        affine = traits_of(step.op, step.attrs).affine
-        if affine is Affine.WEIGHT:
+        traits = traits_of(step.op, step.attrs)
+        if traits.affine is Affine.WEIGHT:
             weights[f"{prefix}weight"] = weights[f"{prefix}weight"] * factor
             return True
-        if affine is Affine.STATISTICS:
+        if traits.affine is Affine.STATISTICS:
             return _scale_input_of_batch_norm(prefix, read_attrs(step.op, step.attrs).eps, factor, weights)
-        if not _commutes(step, factor):
+        if not traits.homogeneous.has(factor):
             return False
     return False
 
@@ -110,18 +107,15 @@ def _fold_backward(graph: Graph, node: Node, factors: Factors, weights: Weights)
 def _scale_last_affine(node: Node, factor: float, weights: Weights) -> bool:
     for step in reversed(steps(node.op, node.attrs)):
         prefix = _prefix(node, step)
-        if traits_of(step.op, step.attrs).affine is not Affine.NO:
+        traits = traits_of(step.op, step.attrs)
+        if traits.affine is not Affine.NO:
             for name in (f"{prefix}weight", f"{prefix}bias"):
                 if name in weights:
                     weights[name] = weights[name] * factor
             return True
-        if not _commutes(step, factor):
+        if not traits.homogeneous.has(factor):
             return False
     return False
-
-
-def _commutes(step: Step, factor: float) -> bool:
-    return traits_of(step.op, step.attrs).homogeneous.has(factor)
 
 
 def _prefix(node: Node, step: Step) -> str:

@@ -13,8 +13,7 @@ from compiler.passes.base import Pass
 def infer_types(graph: Graph, phase: Phase | None = None) -> Graph:
     """A copy with all types inferred from the input's type on; PassError naming the node whose inputs do not fit."""
     typed = graph.copy(phase)
-    order = graph.nodes()
-    for node in order:
+    for node in graph.nodes():
         if node.op == INPUT:
             continue
         types = [t for edge in graph.inputs(node.id) if (t := typed.node(edge.src).type) is not None]

@@ -158,7 +158,8 @@ def _add_auxiliary_head(graph: Graph, draft: Draft, classes: int, weight: float)
     prefix = free_id(taken_paths(draft.nodes), "auxiliary")
     side = min(source.shape[1:])
     kernel = min(POOL_KERNEL, side)
-    stride = _pool_stride(side, kernel)
+    fitting = (s for s in range(POOL_STRIDE, 1, -1) if (side - kernel) // s >= 1)
+    stride = next(fitting, 1)  # the largest that leaves windows for the 2x2 convolution, if one does
     left = (side - kernel) // stride + 1
     parts: dict[str, tuple[str, dict[str, float | str]]] = {
         "norm": ("batch_norm", {"act": "relu"}),
@@ -173,11 +174,6 @@ def _add_auxiliary_head(graph: Graph, draft: Draft, classes: int, weight: float)
     for part, (op_name, attrs) in parts.items():
         draft.add(Node(f"{prefix}.{part}", op_name, attrs_of(attrs)), [(previous, None)])
         previous = f"{prefix}.{part}"
-
-
-def _pool_stride(side: int, kernel: int) -> int:
-    """3, or the largest smaller stride that leaves 2x2 windows for the 2x2 convolution; 1 if none does."""
-    return next((s for s in range(POOL_STRIDE, 1, -1) if (side - kernel) // s >= 1), 1)
 
 
 def _last_reduction(graph: Graph) -> Node:
