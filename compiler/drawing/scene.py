@@ -6,7 +6,7 @@ structure, gate values and kept edges are drawn once, with their number.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from compiler.analysis.costs import block_of, node_costs
@@ -88,7 +88,8 @@ class View:
     def wire(self, edge: Edge) -> Wire:
         """How an edge is drawn."""
         value = None if edge.gate is None or self.gates is None else self.gates.get(edge.gate)
-        pruned = self.kept is not None and not has_edge(self.kept, edge)
+        kept = self.kept
+        pruned = kept is not None and (edge.dst not in kept or all(e.src != edge.src for e in kept.inputs(edge.dst)))
         tip = [f"{edge.src} → {edge.dst}", f"type {self.graph.node(edge.src).type}"]
         if edge.gate is not None:
             tip.append(f"gate {edge.gate}" + ("" if value is None else f" = {value:.4g}"))
@@ -99,11 +100,6 @@ class View:
 def view_of(graph: Graph, gates: Mapping[str, float] | None, kept: Graph | None) -> View:
     """A view of a typed graph."""
     return View(graph, gates, kept, node_costs(graph), block_of(graph), {} if kept is None else node_costs(kept))
-
-
-def has_edge(graph: Graph, edge: Edge) -> bool:
-    """Whether the graph connects the same pair of nodes."""
-    return edge.dst in graph and any(e.src == edge.src for e in graph.inputs(edge.dst))
 
 
 def figures(view: View, scope: str | None) -> list[Figure]:
@@ -273,27 +269,17 @@ def _overview(view: View) -> Figure:
             wires[src, dst] = Wire(src, dst, f"{src} → {dst}\ntype {carried}", label=carried)
     cards = tuple(_unit_card(view, unit, nodes) for unit, nodes in units.items())
     graph = view.graph
-    parts = [
-        number_of(len(graph), "node"),
-        number_of(graph.edge_count(), "edge"),
-        number_of(len(graph.gates()), "gate"),
-    ]
-    params, flops = _costs(view, view.costs)
-    parts += [f"{params} params", f"{flops} FLOPs"]
+    counts = {"node": len(graph), "edge": graph.edge_count(), "gate": len(graph.gates())}
+    parts = [*(number_of(count, what) for what, count in counts.items()), *_costs(view, view.costs)]
     return Figure(graph.name, graph.name, " · ".join(parts), cards, tuple(wires.values()))
 
 
-def _cost(before: int, after: int, view: View) -> str:
-    """A cost, or both where a kept graph is given and has less (or more)."""
-    return counted(before) + ("" if view.kept is None or after == before else f" → {counted(after)}")
-
-
-def _costs(view: View, ids: Iterable[str]) -> tuple[str, str]:
-    """Parameters and FLOPs of these nodes."""
-    ids = list(ids)
-    before = sum((view.costs[i] for i in ids), Cost())
-    after = sum((view.kept_costs[i] for i in ids if i in view.kept_costs), Cost())
-    return _cost(before.params, after.params, view), _cost(before.flops, after.flops, view)
+def _costs(view: View, ids: Collection[str]) -> list[str]:
+    """Parameters and FLOPs of these nodes, each before and after where a kept graph is given and has others."""
+    before, after = (sum((costs[i] for i in ids if i in costs), Cost()) for costs in (view.costs, view.kept_costs))
+    pairs = ((before.params, after.params, "params"), (before.flops, after.flops, "FLOPs"))
+    differs = view.kept is not None
+    return [counted(a) + (f" → {counted(b)}" if differs and a != b else "") + f" {unit}" for a, b, unit in pairs]
 
 
 def _unit_card(view: View, unit: str, nodes: list[Node]) -> Card:
@@ -305,7 +291,5 @@ def _unit_card(view: View, unit: str, nodes: list[Node]) -> Card:
         return Card(unit, (unit, str(nodes[0].type)), "\n".join(tip), family(view, nodes[0]))
     kinds = list(dict.fromkeys(b.kind for b in blocks))
     what = " + ".join(f"{k} {TIMES} {n}" if (n := sum(b.kind == k for b in blocks)) > 1 else k for k in kinds)
-    params, flops = _costs(view, ids)
-    costs = (f"{params} params", f"{flops} FLOPs")
-    lines = (unit, what, *costs) if what != unit else (unit, *costs)
-    return Card(unit, lines, "\n".join(tip), "plain", pile=len(blocks) > 1)
+    lines = (unit, *([what] if what != unit else []), *_costs(view, ids))
+    return Card(unit, lines, "\n".join(tip), pile=len(blocks) > 1)

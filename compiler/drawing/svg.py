@@ -11,7 +11,7 @@ from html import escape
 from importlib.resources import files
 from itertools import accumulate
 
-from compiler.drawing.layout import Box, Layout, Point, lay_out, port_height, svg_path
+from compiler.drawing.layout import PORT, Box, Layout, Point, lay_out, svg_path
 from compiler.drawing.scene import Card, Figure, Option, Wire
 
 MARGIN = 24.0
@@ -35,9 +35,9 @@ class Picture:
     layout: Layout
 
 
-def stylesheet() -> str:
-    """The style all drawings share."""
-    return (files("compiler.drawing") / "figure.css").read_text(encoding="utf-8")
+def asset(name: str) -> str:
+    """A style or script of this folder."""
+    return (files("compiler.drawing") / name).read_text(encoding="utf-8")
 
 
 def paint(figure: Figure, largest: float | None = None) -> Picture:
@@ -79,7 +79,7 @@ def document(pictures: Sequence[Picture]) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" class="gs" width="{width:.0f}" height="{tops[-1]:.0f}" '
         f'viewBox="0 0 {width:.0f} {tops[-1]:.0f}">',
-        f"<style>\n{stylesheet()}</style>",
+        f"<style>\n{asset('figure.css')}</style>",
         '<rect class="gs-back" width="100%" height="100%"/>',
     ]
     for picture, top in zip(pictures, tops, strict=False):
@@ -102,7 +102,7 @@ def _size(card: Card, arrivals: int) -> tuple[float, float]:
         return round(max(len(card.lines[0]) * NAME_WIDTH + 22, names)), len(card.options) * LINE_HEIGHT + 28
     more = max((len(line) for line in card.lines[1:]), default=0)
     width = max(len(card.lines[0]) * NAME_WIDTH, more * MORE_WIDTH) + 22
-    return round(max(width, 46.0)), max(len(card.lines) * LINE_HEIGHT + 10, port_height(arrivals))
+    return round(max(width, 46.0)), max(len(card.lines) * LINE_HEIGHT + 10, arrivals * PORT + 14.0)
 
 
 def _headings(figure: Figure, layout: Layout) -> list[str]:

@@ -85,12 +85,9 @@ def _table(levels: list[list[str]], order: list[Card], heads: list[str], cells: 
     more = ["  ".join(card.lines[1:]) for card in order]
     wide, wider = max(map(len, [*names, "node"])), max(map(len, more))
     rank = {name: i for i, level in enumerate(levels) for name in level}
-    rows = [f"{'':>3}  {'':5}  {'':{wide}}  {'':{wider}}  {head}".rstrip() for head in heads[:-1]]
-    rows.append(f"{'#':>3}  {'level':5}  {'node':{wide}}  {'':{wider}}  {heads[-1]}".rstrip())
-    for index, card in enumerate(order):
-        row = f"{index:>3}  {rank[card.id]:<5}  {names[index]:{wide}}  {more[index]:{wider}}  {cells[card.id]}"
-        rows.append(row.rstrip())
-    return rows
+    rows = [("", "", "", "", head) for head in heads[:-1]] + [("#", "level", "node", "", heads[-1])]
+    rows += [(str(i), str(rank[c.id]), names[i], more[i], cells[c.id]) for i, c in enumerate(order)]
+    return [f"{i:>3}  {level:5}  {name:{wide}}  {rest:{wider}}  {cell}".rstrip() for i, level, name, rest, cell in rows]
 
 
 def _key(wires: Sequence[Wire], largest: float) -> str:

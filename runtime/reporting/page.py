@@ -17,9 +17,9 @@ from markupsafe import Markup
 
 from compiler.analysis.limits import MEASURES
 from compiler.drawing.formats import paint_all
-from compiler.drawing.html import figure_element, page_style, script
+from compiler.drawing.html import figure_element
 from compiler.drawing.scene import counted, figures, view_of
-from compiler.drawing.svg import Picture, stylesheet
+from compiler.drawing.svg import Picture, asset
 from compiler.ops import Cost
 from runtime.reporting.charts import Chart, Series, draw_chart
 from runtime.reporting.exported import latency_tables, parity_tables
@@ -54,8 +54,8 @@ def render(record: RunRecord, spec: Path) -> str:
     timings = timing_rows([*record.search.timings, *record.retrain.timings])
     return template.render(
         record=record,
-        style=Markup(stylesheet() + page_style() + _resource("report.css")),
-        script=Markup(script() + _resource("report.js")),
+        style=Markup(asset("figure.css") + asset("page.css") + _resource("report.css")),
+        script=Markup(asset("figure.js") + _resource("report.js")),
         tiles=tiles(record, summary, costs[-1]),
         status_of=status_of,
         seed_tables=seed_tables(record),

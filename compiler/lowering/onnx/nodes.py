@@ -75,14 +75,10 @@ Row = Callable[[Writer, Node, Any, list[str]], str]
 
 
 def _window(a: Any) -> dict[str, Any]:
-    attrs: dict[str, Any] = {"kernel_shape": [a.kernel] * 2}
-    if a.stride != 1:
-        attrs["strides"] = [a.stride] * 2
-    if a.pad:
-        attrs["pads"] = [a.pad] * 4
-    if a.dilation != 1:
-        attrs["dilations"] = [a.dilation] * 2
-    return attrs
+    """What differs from ONNX's defaults; the kernel always."""
+    sizes = (("kernel_shape", a.kernel, 2, 0), ("strides", a.stride, 2, 1), ("pads", a.pad, 4, 0))
+    found = (*sizes, ("dilations", a.dilation, 2, 1))
+    return {name: [value] * count for name, value, count, default in found if value != default}
 
 
 def _conv(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
