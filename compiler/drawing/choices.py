@@ -47,17 +47,13 @@ def _id(key: Group) -> str:
 
 
 def _choice(key: Group, groups: dict[Group, list[Card]], out: dict[str, Wire]) -> Card:
-    members = groups[key]
-    options = tuple(
-        Option(card.id, card.lines[0], f"{card.tip}\n{_gate(out[card.id])}", out[card.id]) for card in members
-    )
+    options = []
+    for card in groups[key]:
+        wire = out[card.id]
+        gate = "\n".join(wire.tip.splitlines()[2:]) or "no gate"  # as the wire's tip tells it
+        options.append(Option(card.id, card.lines[0], f"{card.tip}\n{gate}", wire))
     closed = all(option.wire.closed for option in options)
-    return Card(_id(key), (key[0],), f"{key[0]}: one of {len(members)} ops", faint=closed, options=options)
-
-
-def _gate(wire: Wire) -> str:
-    """The lines of a wire's tip that tell of its gate."""
-    return "\n".join(wire.tip.splitlines()[2:]) or "no gate"
+    return Card(_id(key), (key[0],), f"{key[0]}: one of {len(options)} ops", faint=closed, options=tuple(options))
 
 
 def _bundle(wires: Sequence[Wire]) -> Wire:

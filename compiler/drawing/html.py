@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from compiler.drawing.svg import Picture, asset, element
+from compiler.drawing.svg import Picture, asset
 
 HINT = "+ / - zoom, arrows pan, 0 resets, n / p step through nodes, Esc lets go"
 
 
 def figure_element(picture: Picture) -> str:
     """A figure that can be zoomed and walked through; its page carries figure.css, page.css and figure.js."""
-    label = escape(f"{picture.figure.title}. {HINT}")
-    return f'<figure class="gs-view" tabindex="0" aria-label="{label}">\n{element(picture)}\n</figure>'
+    figure, width, height = picture.figure, f"{picture.width:.0f}", f"{picture.height:.0f}"
+    svg = f'role="img" aria-label="{escape(f"{figure.title}: {figure.subtitle}")}" width="{width}" height="{height}"'
+    return (
+        f'<figure class="gs-view" tabindex="0" aria-label="{escape(f"{figure.title}. {HINT}")}">\n'
+        f'<svg class="gs" {svg} viewBox="0 0 {width} {height}">\n{picture.body}\n</svg>\n</figure>'
+    )
 
 
 def page(title: str, pictures: Sequence[Picture]) -> str:

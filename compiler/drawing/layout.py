@@ -137,10 +137,9 @@ def _pitch(columns: list[list[str]], lanes: list[list[list[str]]], sizes: Mappin
     """Height of a row: the tallest node of a shared column and the lanes beside it."""
     needed = [0.0]
     for column, gaps in zip(columns, lanes, strict=True):
-        if len(column) > 1:
-            lanes_between = max(1, *(len(gap) for gap in gaps[1:-1]))
+        for between in gaps[1:-1]:
             tallest = max(sizes[name][1] for name in column)
-            needed.append(tallest + (2 * CLEARANCE + (lanes_between - 1) * LANE))
+            needed.append(tallest + (2 * CLEARANCE + max(0, len(between) - 1) * LANE))
     return max(needed)
 
 

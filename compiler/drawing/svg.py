@@ -53,12 +53,13 @@ def paint(figure: Figure, largest: float | None = None) -> Picture:
     top = MARGIN + 46 + (22 if headings else 0)
     legend = _legend(figure.wires)
     largest = largest or max((wire.value or 0.0 for wire in figure.wires), default=0.0)
+    faint_first = sorted(figure.wires, key=lambda wire: (not wire.closed, wire.value or 0.0))
     body = [
         f'<text class="gs-title" x="{MARGIN}" y="{MARGIN + 12}">{escape(figure.title)}</text>',
         f'<text class="gs-subtitle" x="{MARGIN}" y="{MARGIN + 31}">{escape(figure.subtitle)}</text>',
         f'<g transform="translate({MARGIN},{top})">',
         *headings,
-        *(_wire(wire, layout.routes[wire.src, wire.dst], largest) for wire in _faint_first(figure.wires)),
+        *(_wire(wire, layout.routes[wire.src, wire.dst], largest) for wire in faint_first),
         *(_card(card, layout.boxes[card.id], largest) for card in figure.cards),
         *_labels(figure, layout),
         "</g>",
@@ -88,14 +89,6 @@ def document(pictures: Sequence[Picture]) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
-def element(picture: Picture) -> str:
-    """One picture as an `<svg>` element for a page that carries the stylesheet."""
-    label = escape(f"{picture.figure.title}: {picture.figure.subtitle}")
-    size = f'width="{picture.width:.0f}" height="{picture.height:.0f}"'
-    box = f'viewBox="0 0 {picture.width:.0f} {picture.height:.0f}"'
-    return f'<svg class="gs" role="img" aria-label="{label}" {size} {box}>\n{picture.body}\n</svg>'
-
-
 def _size(card: Card, arrivals: int) -> tuple[float, float]:
     if card.options:
         names = max(len(option.name) for option in card.options) * MORE_WIDTH + BAR + 34
@@ -116,11 +109,6 @@ def _headings(figure: Figure, layout: Layout) -> list[str]:
             x = (min(box.x for box in boxes) + max(box.right for box in boxes)) / 2
             found.append(f'<text class="gs-heading" x="{x:.1f}" y="-16">{escape(name)}</text>')
     return found
-
-
-def _faint_first(wires: Sequence[Wire]) -> list[Wire]:
-    """Closed wires lie under open ones, thin ones under thick ones."""
-    return sorted(wires, key=lambda wire: (not wire.closed, wire.value or 0.0))
 
 
 def _wire(wire: Wire, route: Sequence[Point], largest: float) -> str:
@@ -220,14 +208,15 @@ def _legend(wires: Sequence[Wire]) -> str:
 
 
 def _samples(wires: Sequence[Wire]) -> list[tuple[Wire, str]]:
+    open_wires, closed = ([wire for wire in wires if wire.closed is is_closed] for is_closed in (False, True))
     found = []
-    if any(not wire.gated and not wire.closed for wire in wires):
+    if not all(wire.gated for wire in open_wires):
         found.append((Wire("", "", ""), "plain edge"))
-    if any(wire.gated and not wire.closed for wire in wires):
+    if any(wire.gated for wire in open_wires):
         valued = any(wire.value is not None for wire in wires)
         text = "gated edge, width by gate value" if valued else "gated edge"
         found.append((Wire("", "", "", gated=True, value=1.0 if valued else None), text))
-    if any(wire.closed for wire in wires):
-        text = "pruned" if any(wire.pruned for wire in wires) else "closed (gate 0)"
+    if closed:
+        text = "pruned" if any(wire.pruned for wire in closed) else "closed (gate 0)"
         found.append((Wire("", "", "", gated=True, pruned=True), text))
     return found

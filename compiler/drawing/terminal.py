@@ -67,16 +67,16 @@ def _matrix(levels: list[list[str]], reads: dict[str, list[Wire]], largest: floa
     """Header lines and one line a node: a column for every node that is read, a space between levels."""
     number = {name: i for i, name in enumerate(name for level in levels for name in level)}
     read = {wire.src for wires in reads.values() for wire in wires}
-    shown = [[name for name in level if name in read] for level in levels]
+    shown = [kept for level in levels if (kept := [name for name in level if name in read])]
     if sum(map(len, shown)) > WIDEST_MATRIX:
         return ["reads"], {
             dst: " ".join(f"{number[w.src]}{_sign(w, largest)}" for w in wires) for dst, wires in reads.items()
         }
-    heads = [" ".join("".join(f"{number[n]:2}"[digit] for n in level) for level in shown if level) for digit in (0, 1)]
+    heads = [" ".join("".join(f"{number[n]:2}"[digit] for n in level) for level in shown) for digit in (0, 1)]
     cells = {}
     for dst, wires in reads.items():
         by_source = {wire.src: wire for wire in wires}
-        cells[dst] = " ".join("".join(_sign(by_source.get(n), largest) for n in level) for level in shown if level)
+        cells[dst] = " ".join("".join(_sign(by_source.get(n), largest) for n in level) for level in shown)
     return [head for head in heads if head.strip()], cells
 
 

@@ -87,10 +87,6 @@ def _conv(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
     return w.emit("Conv", [*ins, *w.weight_and_bias(node, a)], node.id, **attrs)
 
 
-def _max_pool(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
-    return w.emit("MaxPool", ins, node.id, **_window(a))
-
-
 def _avg_pool(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
     """AveragePool leaves the padding out of the count by default; it has dilations since opset 19."""
     if a.dilation == 1 or w.opset >= 19:
@@ -145,17 +141,9 @@ def _zero(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
     return w.emit("ConstantOfShape", [w.emit("Concat", [batch, rest], f"{node.id}.shape", axis=0)], node.id)
 
 
-def _scale(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
-    return w.emit("Mul", [ins[0], w.scalar(node, "factor", a.factor)], node.id)
-
-
 def _linear(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
     value = ins[0] if len(w.input_shape(node)) == 1 else w.emit("Flatten", ins, f"{node.id}.flat", axis=1)
     return w.emit("Gemm", [value, *w.weight_and_bias(node, a)], node.id, transB=1)
-
-
-def _global_avg_pool(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
-    return w.mean(node, ins[0], node.id, (2, 3), keep=False)
 
 
 def _mean(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
@@ -207,10 +195,6 @@ def _hard_swish(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
     return w.emit("Mul", [ins[0], gate], node.id)
 
 
-def _silu(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
-    return w.emit("Mul", [ins[0], w.emit("Sigmoid", ins, f"{node.id}.gate")], node.id)
-
-
 def _gelu(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
     """One operation since opset 20; before, x / 2 (1 + erf(x / sqrt 2))."""
     if w.opset >= 20:
@@ -237,15 +221,15 @@ def _squeeze_excite(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
 ONNX: dict[str, Row] = {
     "conv": _conv,
     "depthwise_conv": _conv,
-    "max_pool": _max_pool,
+    "max_pool": lambda w, node, a, ins: w.emit("MaxPool", ins, node.id, **_window(a)),
     "avg_pool": _avg_pool,
     "identity": _same_value,
     "dropout": _same_value,
     "drop_path": _same_value,
     "zero": _zero,
-    "scale": _scale,
+    "scale": lambda w, node, a, ins: w.emit("Mul", [ins[0], w.scalar(node, "factor", a.factor)], node.id),
     "linear": _linear,
-    "global_avg_pool": _global_avg_pool,
+    "global_avg_pool": lambda w, node, a, ins: w.mean(node, ins[0], node.id, (2, 3), keep=False),
     "flatten": _flatten,
     "add": _add,
     "concat": _concat,
@@ -254,7 +238,7 @@ ONNX: dict[str, Row] = {
     "relu": _plain("Relu"),
     "relu6": _relu6,
     "hard_swish": _hard_swish,
-    "silu": _silu,
+    "silu": lambda w, node, a, ins: w.emit("Mul", [ins[0], w.emit("Sigmoid", ins, f"{node.id}.gate")], node.id),
     "gelu": _gelu,
     "sigmoid": _plain("Sigmoid"),
     "squeeze_excite": _squeeze_excite,
