@@ -6,6 +6,7 @@ for the op and the edge behind it, with the gate's value as a bar.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,11 +17,11 @@ Group = tuple[str, str, str]  # (name of the siblings' group, what they read, wh
 
 def with_choices(figure: Figure) -> Figure:
     """The figure with every choice as one card; figures without choices come back as they are."""
-    groups = {key: cards for key, cards in _groups(figure).items() if len(cards) > 1}
+    into = {wire.dst: wire for wire in figure.wires}
+    out = {wire.src: wire for wire in figure.wires}
+    groups = _groups(figure, into, out)
     if not groups:
         return figure
-    into: dict[str, Wire] = {wire.dst: wire for wire in figure.wires}
-    out: dict[str, Wire] = {wire.src: wire for wire in figure.wires}
     choice_of = {card.id: key for key, cards in groups.items() for card in cards}
     cards = [_choice(choice_of[c.id], groups, out) if c.id in choice_of else c for c in figure.cards]
     wires = [wire for wire in figure.wires if wire.src not in choice_of and wire.dst not in choice_of]
@@ -31,19 +32,14 @@ def with_choices(figure: Figure) -> Figure:
     return replace(figure, cards=tuple(dict.fromkeys(cards)), wires=tuple(wires))
 
 
-def _groups(figure: Figure) -> dict[Group, list[Card]]:
+def _groups(figure: Figure, into: dict[str, Wire], out: dict[str, Wire]) -> dict[Group, list[Card]]:
     """Named siblings with one input and one user, by what these are."""
-    reads: dict[str, list[str]] = {}
-    feeds: dict[str, list[str]] = {}
-    for wire in figure.wires:
-        reads.setdefault(wire.dst, []).append(wire.src)
-        feeds.setdefault(wire.src, []).append(wire.dst)
+    reads, users = Counter(wire.dst for wire in figure.wires), Counter(wire.src for wire in figure.wires)
     found: dict[Group, list[Card]] = {}
     for card in figure.cards:
-        sources, users = reads.get(card.id, []), feeds.get(card.id, [])
-        if card.group and len(sources) == len(users) == 1:
-            found.setdefault((card.group, sources[0], users[0]), []).append(card)
-    return found
+        if card.group and reads[card.id] == users[card.id] == 1:
+            found.setdefault((card.group, into[card.id].src, out[card.id].dst), []).append(card)
+    return {key: cards for key, cards in found.items() if len(cards) > 1}
 
 
 def _id(key: Group) -> str:
@@ -51,28 +47,22 @@ def _id(key: Group) -> str:
 
 
 def _choice(key: Group, groups: dict[Group, list[Card]], out: dict[str, Wire]) -> Card:
-    members = groups[key]
-    options = tuple(
-        Option(card.id, card.lines[0], f"{card.tip}\n{_gate(out[card.id])}", out[card.id]) for card in members
-    )
+    options = []
+    for card in groups[key]:
+        wire = out[card.id]
+        gate = "\n".join(wire.tip.splitlines()[2:]) or "no gate"  # as the wire's tip tells it
+        options.append(Option(card.id, card.lines[0], f"{card.tip}\n{gate}", wire))
     closed = all(option.wire.closed for option in options)
-    return Card(_id(key), (key[0],), f"{key[0]}: one of {len(members)} ops", faint=closed, options=options)
-
-
-def _gate(wire: Wire) -> str:
-    """The lines of a wire's tip that tell of its gate."""
-    return "\n".join(wire.tip.splitlines()[2:]) or "no gate"
+    return Card(_id(key), (key[0],), f"{key[0]}: one of {len(options)} ops", faint=closed, options=tuple(options))
 
 
 def _bundle(wires: Sequence[Wire]) -> Wire:
     """One wire for several: as strong as the strongest."""
     open_wires = [wire for wire in wires if not wire.closed]
     values = [wire.value for wire in wires if wire.value is not None]
-    tip = (
-        wires[0].tip if len({wire.tip for wire in wires}) == 1 else "\n\n".join(w.tip for w in open_wires or wires[:1])
-    )
+    told = wires[:1] if len({wire.tip for wire in wires}) == 1 else open_wires or wires[:1]
     return Wire(
-        "", "", tip,
+        "", "", "\n\n".join(wire.tip for wire in told),
         gated=any(wire.gated for wire in wires),
         value=max(values) if values else None,
         pruned=not open_wires and any(wire.pruned for wire in wires),

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 
-from compiler.drawing.svg import Picture, element, stylesheet
+from compiler.drawing.svg import Picture, asset
 
 HINT = "+ / - zoom, arrows pan, 0 resets, n / p step through nodes, Esc lets go"
 
 
-def script() -> str:
-    """The behaviour all drawings share."""
-    return (files("compiler.drawing") / "figure.js").read_text(encoding="utf-8")
-
-
-def page_style() -> str:
-    """The style of figures on a page, on top of that of the drawings themselves."""
-    return (files("compiler.drawing") / "page.css").read_text(encoding="utf-8")
-
-
 def figure_element(picture: Picture) -> str:
-    """A figure that can be zoomed and walked through; needs `stylesheet`, `page_style` and `script` on its page."""
-    label = escape(f"{picture.figure.title}. {HINT}")
-    return f'<figure class="gs-view" tabindex="0" aria-label="{label}">\n{element(picture)}\n</figure>'
+    """A figure that can be zoomed and walked through; its page carries figure.css, page.css and figure.js."""
+    figure, width, height = picture.figure, f"{picture.width:.0f}", f"{picture.height:.0f}"
+    svg = f'role="img" aria-label="{escape(f"{figure.title}: {figure.subtitle}")}" width="{width}" height="{height}"'
+    return (
+        f'<figure class="gs-view" tabindex="0" aria-label="{escape(f"{figure.title}. {HINT}")}">\n'
+        f'<svg class="gs" {svg} viewBox="0 0 {width} {height}">\n{picture.body}\n</svg>\n</figure>'
+    )
 
 
 def page(title: str, pictures: Sequence[Picture]) -> str:
@@ -37,7 +30,7 @@ def page(title: str, pictures: Sequence[Picture]) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title>
 <style>
-{stylesheet()}{page_style()}</style>
+{asset("figure.css")}{asset("page.css")}</style>
 </head>
 <body>
 <main>
@@ -45,7 +38,7 @@ def page(title: str, pictures: Sequence[Picture]) -> str:
 {figures}
 </main>
 <script>
-{script()}</script>
+{asset("figure.js")}</script>
 </body>
 </html>
 """

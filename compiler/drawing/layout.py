@@ -48,10 +48,6 @@ class Box:
         """y half-way down."""
         return self.y + self.height / 2
 
-    def overlaps(self, other: Box) -> bool:
-        """Whether the two share an area."""
-        return self.x < other.right and other.x < self.right and self.y < other.bottom and other.y < self.bottom
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -77,21 +73,16 @@ def lay_out(sizes: Mapping[str, Size], edges: Sequence[Pair], gap: float = 90.0)
     return _framed(columns, boxes, _routes(columns, boxes, tracks, edges))
 
 
-def port_height(arrivals: int) -> float:
-    """Height a node needs so that this many edges arrive apart."""
-    return arrivals * PORT + 14.0
-
-
 def ranked(names: Sequence[str], edges: Sequence[Pair]) -> list[list[str]]:
     """Nodes by the length of the longest path that leads to them."""
     sources: dict[str, list[str]] = {name: [] for name in names}
     for src, dst in edges:
         sources[dst].append(src)
     rank: dict[str, int] = {}
+    columns: list[list[str]] = []
     for name in names:
         rank[name] = 1 + max((rank[src] for src in sources[name]), default=-1)
-    columns: list[list[str]] = [[] for _ in range(1 + max(rank.values(), default=-1))]
-    for name in names:
+        columns += [[]] if rank[name] == len(columns) else []
         columns[rank[name]].append(name)
     return columns
 
@@ -146,14 +137,10 @@ def _pitch(columns: list[list[str]], lanes: list[list[list[str]]], sizes: Mappin
     """Height of a row: the tallest node of a shared column and the lanes beside it."""
     needed = [0.0]
     for column, gaps in zip(columns, lanes, strict=True):
-        if len(column) > 1:
-            between = max(len(gap) for gap in gaps[1:-1])
-            needed.append(max(sizes[name][1] for name in column) + _space(between))
+        for between in gaps[1:-1]:
+            tallest = max(sizes[name][1] for name in column)
+            needed.append(tallest + (2 * CLEARANCE + max(0, len(between) - 1) * LANE))
     return max(needed)
-
-
-def _space(lanes: int) -> float:
-    return 2 * CLEARANCE + max(0, lanes - 1) * LANE
 
 
 def _boxes(columns: list[list[str]], sizes: Mapping[str, Size], pitch: float, gap: float) -> dict[str, Box]:

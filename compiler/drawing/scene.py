@@ -6,7 +6,7 @@ structure, gate values and kept edges are drawn once, with their number.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from compiler.analysis.costs import block_of, node_costs
@@ -88,7 +88,8 @@ class View:
     def wire(self, edge: Edge) -> Wire:
         """How an edge is drawn."""
         value = None if edge.gate is None or self.gates is None else self.gates.get(edge.gate)
-        pruned = self.kept is not None and not has_edge(self.kept, edge)
+        kept = self.kept
+        pruned = kept is not None and (edge.dst not in kept or all(e.src != edge.src for e in kept.inputs(edge.dst)))
         tip = [f"{edge.src} → {edge.dst}", f"type {self.graph.node(edge.src).type}"]
         if edge.gate is not None:
             tip.append(f"gate {edge.gate}" + ("" if value is None else f" = {value:.4g}"))
@@ -99,11 +100,6 @@ class View:
 def view_of(graph: Graph, gates: Mapping[str, float] | None, kept: Graph | None) -> View:
     """A view of a typed graph."""
     return View(graph, gates, kept, node_costs(graph), block_of(graph), {} if kept is None else node_costs(kept))
-
-
-def has_edge(graph: Graph, edge: Edge) -> bool:
-    """Whether the graph connects the same pair of nodes."""
-    return edge.dst in graph and any(e.src == edge.src for e in graph.inputs(edge.dst))
 
 
 def figures(view: View, scope: str | None) -> list[Figure]:
@@ -194,19 +190,20 @@ def _block_subtitle(view: View, block: Block, members: list[Node], wires: list[W
     types = " and ".join(str(graph.node(i).type) for i in block.inputs if i in graph)
     arrow = f"{types} → {graph.node(block.output).type}" if block.output in graph else types
     gated = sum(wire.gated for wire in wires)
-    gates = f" ({gated} gated)" if gated else ""
-    before = sum((view.costs[n.id] for n in members), Cost())
-    parts = [arrow, number_of(len(members), "node"), number_of(len(wires), "edge") + gates]
-    parts += [f"{counted(before.params)} params", f"{counted(before.flops)} FLOPs"]
+    nodes, edges, *costs = _tally(view.costs, [n.id for n in members], len(wires))
+    parts = [arrow, nodes, edges + (f" ({gated} gated)" if gated else ""), *costs]
     if view.kept is not None:
-        after = sum((view.kept_costs.get(n.id, Cost()) for n in members), Cost())
-        kept_edges = sum(not wire.pruned for wire in wires)
-        kept_nodes = sum(not view.lost(n.id) for n in members)
-        parts.append(
-            f"kept: {number_of(kept_nodes, 'node')}, {number_of(kept_edges, 'edge')}, {counted(after.params)} params, "
-            f"{counted(after.flops)} FLOPs"
-        )
+        left = [n.id for n in members if not view.lost(n.id)]
+        kept = _tally(view.kept_costs, left, sum(not wire.pruned for wire in wires))
+        parts.append("kept: " + ", ".join(kept))
     return " · ".join(parts)
+
+
+def _tally(costs: Mapping[str, Cost], nodes: Sequence[str], edges: int) -> tuple[str, ...]:
+    """What a block consists of, in words."""
+    cost = sum((costs[node_id] for node_id in nodes), Cost())
+    counts = number_of(len(nodes), "node"), number_of(edges, "edge")
+    return *counts, f"{counted(cost.params)} params", f"{counted(cost.flops)} FLOPs"
 
 
 def _port(view: View, block: Block, node_id: str) -> Card:
@@ -245,15 +242,13 @@ def _node_tip(view: View, node: Node) -> str:
     cost = view.costs[node.id]
     attrs = " ".join(f"{key}={value}" for key, value in node.attrs)
     wires = [view.wire(edge) for edge in view.graph.inputs(node.id)]
-    lines = [
-        node.id,
-        f"{node.op} {attrs}".rstrip(),
-        f"type {node.type}",
-        f"{cost.params:,} params, {counted(cost.flops)} FLOPs, {counted(cost.mac_bytes, 'B')} moved",
-        f"reads {sum(not w.closed for w in wires)} of {len(wires)}" if any(w.closed for w in wires) else "",
-        "pruned" if view.lost(node.id) else "",
-    ]
-    return "\n".join(line for line in lines if line)
+    lines = [node.id, f"{node.op} {attrs}".rstrip(), f"type {node.type}", _cost_line(cost)]
+    lines += [f"reads {sum(not w.closed for w in wires)} of {len(wires)}"] if any(w.closed for w in wires) else []
+    return "\n".join(lines + ["pruned"] * view.lost(node.id))
+
+
+def _cost_line(cost: Cost) -> str:
+    return f"{cost.params:,} params, {counted(cost.flops)} FLOPs, {counted(cost.mac_bytes, 'B')} moved"
 
 
 # -- the overview ---------------------------------------------------------------------------------------------------
@@ -273,39 +268,27 @@ def _overview(view: View) -> Figure:
             wires[src, dst] = Wire(src, dst, f"{src} → {dst}\ntype {carried}", label=carried)
     cards = tuple(_unit_card(view, unit, nodes) for unit, nodes in units.items())
     graph = view.graph
-    parts = [
-        number_of(len(graph), "node"),
-        number_of(graph.edge_count(), "edge"),
-        number_of(len(graph.gates()), "gate"),
-    ]
-    params, flops = _costs(view, view.costs)
-    parts += [f"{params} params", f"{flops} FLOPs"]
+    counts = {"node": len(graph), "edge": graph.edge_count(), "gate": len(graph.gates())}
+    parts = [*(number_of(count, what) for what, count in counts.items()), *_costs(view, view.costs)]
     return Figure(graph.name, graph.name, " · ".join(parts), cards, tuple(wires.values()))
 
 
-def _cost(before: int, after: int, view: View) -> str:
-    """A cost, or both where a kept graph is given and has less (or more)."""
-    return counted(before) + ("" if view.kept is None or after == before else f" → {counted(after)}")
-
-
-def _costs(view: View, ids: Iterable[str]) -> tuple[str, str]:
-    """Parameters and FLOPs of these nodes."""
-    ids = list(ids)
-    before = sum((view.costs[i] for i in ids), Cost())
-    after = sum((view.kept_costs[i] for i in ids if i in view.kept_costs), Cost())
-    return _cost(before.params, after.params, view), _cost(before.flops, after.flops, view)
+def _costs(view: View, ids: Collection[str]) -> list[str]:
+    """Parameters and FLOPs of these nodes, each before and after where a kept graph is given and has others."""
+    before, after = (sum((costs[i] for i in ids if i in costs), Cost()) for costs in (view.costs, view.kept_costs))
+    pairs = ((before.params, after.params, "params"), (before.flops, after.flops, "FLOPs"))
+    differs = view.kept is not None
+    return [counted(a) + (f" → {counted(b)}" if differs and a != b else "") + f" {unit}" for a, b, unit in pairs]
 
 
 def _unit_card(view: View, unit: str, nodes: list[Node]) -> Card:
     blocks = list(dict.fromkeys(view.home[n.id] for n in nodes if n.id in view.home))
     ids = [n.id for n in nodes]
     cost = sum((view.costs[i] for i in ids), Cost())
-    tip = [unit, f"{cost.params:,} params, {counted(cost.flops)} FLOPs, {counted(cost.mac_bytes, 'B')} moved"]
+    tip = f"{unit}\n{_cost_line(cost)}"
     if not blocks:
-        return Card(unit, (unit, str(nodes[0].type)), "\n".join(tip), family(view, nodes[0]))
+        return Card(unit, (unit, str(nodes[0].type)), tip, family(view, nodes[0]))
     kinds = list(dict.fromkeys(b.kind for b in blocks))
     what = " + ".join(f"{k} {TIMES} {n}" if (n := sum(b.kind == k for b in blocks)) > 1 else k for k in kinds)
-    params, flops = _costs(view, ids)
-    costs = (f"{params} params", f"{flops} FLOPs")
-    lines = (unit, what, *costs) if what != unit else (unit, *costs)
-    return Card(unit, lines, "\n".join(tip), "plain", pile=len(blocks) > 1)
+    lines = (unit, *([what] if what != unit else []), *_costs(view, ids))
+    return Card(unit, lines, tip, pile=len(blocks) > 1)

@@ -11,7 +11,7 @@ from html import escape
 from importlib.resources import files
 from itertools import accumulate
 
-from compiler.drawing.layout import Box, Layout, Point, lay_out, port_height, svg_path
+from compiler.drawing.layout import PORT, Box, Layout, Point, lay_out, svg_path
 from compiler.drawing.scene import Card, Figure, Option, Wire
 
 MARGIN = 24.0
@@ -35,9 +35,9 @@ class Picture:
     layout: Layout
 
 
-def stylesheet() -> str:
-    """The style all drawings share."""
-    return (files("compiler.drawing") / "figure.css").read_text(encoding="utf-8")
+def asset(name: str) -> str:
+    """A style or script of this folder."""
+    return (files("compiler.drawing") / name).read_text(encoding="utf-8")
 
 
 def paint(figure: Figure, largest: float | None = None) -> Picture:
@@ -53,12 +53,13 @@ def paint(figure: Figure, largest: float | None = None) -> Picture:
     top = MARGIN + 46 + (22 if headings else 0)
     legend = _legend(figure.wires)
     largest = largest or max((wire.value or 0.0 for wire in figure.wires), default=0.0)
+    faint_first = sorted(figure.wires, key=lambda wire: (not wire.closed, wire.value or 0.0))
     body = [
         f'<text class="gs-title" x="{MARGIN}" y="{MARGIN + 12}">{escape(figure.title)}</text>',
         f'<text class="gs-subtitle" x="{MARGIN}" y="{MARGIN + 31}">{escape(figure.subtitle)}</text>',
         f'<g transform="translate({MARGIN},{top})">',
         *headings,
-        *(_wire(wire, layout.routes[wire.src, wire.dst], largest) for wire in _faint_first(figure.wires)),
+        *(_wire(wire, layout.routes[wire.src, wire.dst], largest) for wire in faint_first),
         *(_card(card, layout.boxes[card.id], largest) for card in figure.cards),
         *_labels(figure, layout),
         "</g>",
@@ -79,7 +80,7 @@ def document(pictures: Sequence[Picture]) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" class="gs" width="{width:.0f}" height="{tops[-1]:.0f}" '
         f'viewBox="0 0 {width:.0f} {tops[-1]:.0f}">',
-        f"<style>\n{stylesheet()}</style>",
+        f"<style>\n{asset('figure.css')}</style>",
         '<rect class="gs-back" width="100%" height="100%"/>',
     ]
     for picture, top in zip(pictures, tops, strict=False):
@@ -88,21 +89,13 @@ def document(pictures: Sequence[Picture]) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
-def element(picture: Picture) -> str:
-    """One picture as an `<svg>` element for a page that carries the stylesheet."""
-    label = escape(f"{picture.figure.title}: {picture.figure.subtitle}")
-    size = f'width="{picture.width:.0f}" height="{picture.height:.0f}"'
-    box = f'viewBox="0 0 {picture.width:.0f} {picture.height:.0f}"'
-    return f'<svg class="gs" role="img" aria-label="{label}" {size} {box}>\n{picture.body}\n</svg>'
-
-
 def _size(card: Card, arrivals: int) -> tuple[float, float]:
     if card.options:
         names = max(len(option.name) for option in card.options) * MORE_WIDTH + BAR + 34
         return round(max(len(card.lines[0]) * NAME_WIDTH + 22, names)), len(card.options) * LINE_HEIGHT + 28
     more = max((len(line) for line in card.lines[1:]), default=0)
     width = max(len(card.lines[0]) * NAME_WIDTH, more * MORE_WIDTH) + 22
-    return round(max(width, 46.0)), max(len(card.lines) * LINE_HEIGHT + 10, port_height(arrivals))
+    return round(max(width, 46.0)), max(len(card.lines) * LINE_HEIGHT + 10, arrivals * PORT + 14.0)
 
 
 def _headings(figure: Figure, layout: Layout) -> list[str]:
@@ -116,11 +109,6 @@ def _headings(figure: Figure, layout: Layout) -> list[str]:
             x = (min(box.x for box in boxes) + max(box.right for box in boxes)) / 2
             found.append(f'<text class="gs-heading" x="{x:.1f}" y="-16">{escape(name)}</text>')
     return found
-
-
-def _faint_first(wires: Sequence[Wire]) -> list[Wire]:
-    """Closed wires lie under open ones, thin ones under thick ones."""
-    return sorted(wires, key=lambda wire: (not wire.closed, wire.value or 0.0))
 
 
 def _wire(wire: Wire, route: Sequence[Point], largest: float) -> str:
@@ -220,14 +208,15 @@ def _legend(wires: Sequence[Wire]) -> str:
 
 
 def _samples(wires: Sequence[Wire]) -> list[tuple[Wire, str]]:
+    open_wires, closed = ([wire for wire in wires if wire.closed is is_closed] for is_closed in (False, True))
     found = []
-    if any(not wire.gated and not wire.closed for wire in wires):
+    if not all(wire.gated for wire in open_wires):
         found.append((Wire("", "", ""), "plain edge"))
-    if any(wire.gated and not wire.closed for wire in wires):
+    if any(wire.gated for wire in open_wires):
         valued = any(wire.value is not None for wire in wires)
         text = "gated edge, width by gate value" if valued else "gated edge"
         found.append((Wire("", "", "", gated=True, value=1.0 if valued else None), text))
-    if any(wire.closed for wire in wires):
-        text = "pruned" if any(wire.pruned for wire in wires) else "closed (gate 0)"
+    if closed:
+        text = "pruned" if any(wire.pruned for wire in closed) else "closed (gate 0)"
         found.append((Wire("", "", "", gated=True, pruned=True), text))
     return found

@@ -67,16 +67,16 @@ def _matrix(levels: list[list[str]], reads: dict[str, list[Wire]], largest: floa
     """Header lines and one line a node: a column for every node that is read, a space between levels."""
     number = {name: i for i, name in enumerate(name for level in levels for name in level)}
     read = {wire.src for wires in reads.values() for wire in wires}
-    shown = [[name for name in level if name in read] for level in levels]
+    shown = [kept for level in levels if (kept := [name for name in level if name in read])]
     if sum(map(len, shown)) > WIDEST_MATRIX:
         return ["reads"], {
             dst: " ".join(f"{number[w.src]}{_sign(w, largest)}" for w in wires) for dst, wires in reads.items()
         }
-    heads = [" ".join("".join(f"{number[n]:2}"[digit] for n in level) for level in shown if level) for digit in (0, 1)]
+    heads = [" ".join("".join(f"{number[n]:2}"[digit] for n in level) for level in shown) for digit in (0, 1)]
     cells = {}
     for dst, wires in reads.items():
         by_source = {wire.src: wire for wire in wires}
-        cells[dst] = " ".join("".join(_sign(by_source.get(n), largest) for n in level) for level in shown if level)
+        cells[dst] = " ".join("".join(_sign(by_source.get(n), largest) for n in level) for level in shown)
     return [head for head in heads if head.strip()], cells
 
 
@@ -85,12 +85,9 @@ def _table(levels: list[list[str]], order: list[Card], heads: list[str], cells: 
     more = ["  ".join(card.lines[1:]) for card in order]
     wide, wider = max(map(len, [*names, "node"])), max(map(len, more))
     rank = {name: i for i, level in enumerate(levels) for name in level}
-    rows = [f"{'':>3}  {'':5}  {'':{wide}}  {'':{wider}}  {head}".rstrip() for head in heads[:-1]]
-    rows.append(f"{'#':>3}  {'level':5}  {'node':{wide}}  {'':{wider}}  {heads[-1]}".rstrip())
-    for index, card in enumerate(order):
-        row = f"{index:>3}  {rank[card.id]:<5}  {names[index]:{wide}}  {more[index]:{wider}}  {cells[card.id]}"
-        rows.append(row.rstrip())
-    return rows
+    rows = [("", "", "", "", head) for head in heads[:-1]] + [("#", "level", "node", "", heads[-1])]
+    rows += [(str(i), str(rank[c.id]), names[i], more[i], cells[c.id]) for i, c in enumerate(order)]
+    return [f"{i:>3}  {level:5}  {name:{wide}}  {rest:{wider}}  {cell}".rstrip() for i, level, name, rest, cell in rows]
 
 
 def _key(wires: Sequence[Wire], largest: float) -> str:

@@ -124,9 +124,7 @@ def kept_apart(graph: Graph, readers: Sequence[Node]) -> tuple[bool, ...]:
 
 def _keeps_sum(graph: Graph, node: Node) -> bool:
     """Whether the backward pass needs what the node reads: it does where the first thing done to it has weights."""
-    rows = walk(node.op, node.attrs, input_shapes(graph, node))
-    first = next((row for row in rows if row[0].op not in ("add", "identity")), None)
-    if first is None:
-        return False
-    _, row, attrs, shapes, out = first
-    return bool(row.params(attrs, shapes, out))
+    for step, row, attrs, shapes, out in walk(node.op, node.attrs, input_shapes(graph, node)):
+        if step.op not in ("add", "identity"):
+            return bool(row.params(attrs, shapes, out))
+    return False

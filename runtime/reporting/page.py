@@ -18,9 +18,9 @@ from markupsafe import Markup
 
 from compiler.analysis.limits import MEASURES
 from compiler.drawing.formats import paint_all
-from compiler.drawing.html import figure_element, page_style, script
+from compiler.drawing.html import figure_element
 from compiler.drawing.scene import counted, figures, view_of
-from compiler.drawing.svg import stylesheet
+from compiler.drawing.svg import asset
 from compiler.ops import Cost
 from runtime.reporting import tables
 from runtime.reporting.charts import Chart, Series, draw_chart
@@ -54,8 +54,8 @@ def render(record: RunRecord, spec: Path) -> str:
     timings = tables.timing_rows(record.timings)
     return template.render(
         record=record,
-        style=Markup(stylesheet() + page_style() + _resource("report.css")),
-        script=Markup(script() + _resource("report.js")),
+        style=Markup(asset("figure.css") + asset("page.css") + _resource("report.css")),
+        script=Markup(asset("figure.js") + _resource("report.js")),
         tiles=tiles(record, summary, costs[-1]),
         seed_tables=tables.seed_tables(record),
         seed_charts=_drawn(_seed_charts(record)),

@@ -75,24 +75,16 @@ Row = Callable[[Writer, Node, Any, list[str]], str]
 
 
 def _window(a: Any) -> dict[str, Any]:
-    attrs: dict[str, Any] = {"kernel_shape": [a.kernel] * 2}
-    if a.stride != 1:
-        attrs["strides"] = [a.stride] * 2
-    if a.pad:
-        attrs["pads"] = [a.pad] * 4
-    if a.dilation != 1:
-        attrs["dilations"] = [a.dilation] * 2
-    return attrs
+    """What differs from ONNX's defaults; the kernel always."""
+    sizes = (("kernel_shape", a.kernel, 2, 0), ("strides", a.stride, 2, 1), ("pads", a.pad, 4, 0))
+    found = (*sizes, ("dilations", a.dilation, 2, 1))
+    return {name: [value] * count for name, value, count, default in found if value != default}
 
 
 def _conv(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
     groups = w.input_shape(node)[0] // w.array(node, "weight").shape[1]
     attrs = _window(a) | ({"group": groups} if groups != 1 else {})
     return w.emit("Conv", [*ins, *w.weight_and_bias(node, a)], node.id, **attrs)
-
-
-def _max_pool(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
-    return w.emit("MaxPool", ins, node.id, **_window(a))
 
 
 def _avg_pool(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
@@ -149,17 +141,9 @@ def _zero(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
     return w.emit("ConstantOfShape", [w.emit("Concat", [batch, rest], f"{node.id}.shape", axis=0)], node.id)
 
 
-def _scale(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
-    return w.emit("Mul", [ins[0], w.scalar(node, "factor", a.factor)], node.id)
-
-
 def _linear(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
     value = ins[0] if len(w.input_shape(node)) == 1 else w.emit("Flatten", ins, f"{node.id}.flat", axis=1)
     return w.emit("Gemm", [value, *w.weight_and_bias(node, a)], node.id, transB=1)
-
-
-def _global_avg_pool(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
-    return w.mean(node, ins[0], node.id, (2, 3), keep=False)
 
 
 def _mean(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
@@ -211,10 +195,6 @@ def _hard_swish(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
     return w.emit("Mul", [ins[0], gate], node.id)
 
 
-def _silu(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
-    return w.emit("Mul", [ins[0], w.emit("Sigmoid", ins, f"{node.id}.gate")], node.id)
-
-
 def _gelu(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
     """One operation since opset 20; before, x / 2 (1 + erf(x / sqrt 2))."""
     if w.opset >= 20:
@@ -241,15 +221,15 @@ def _squeeze_excite(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
 ONNX: dict[str, Row] = {
     "conv": _conv,
     "depthwise_conv": _conv,
-    "max_pool": _max_pool,
+    "max_pool": lambda w, node, a, ins: w.emit("MaxPool", ins, node.id, **_window(a)),
     "avg_pool": _avg_pool,
     "identity": _same_value,
     "dropout": _same_value,
     "drop_path": _same_value,
     "zero": _zero,
-    "scale": _scale,
+    "scale": lambda w, node, a, ins: w.emit("Mul", [ins[0], w.scalar(node, "factor", a.factor)], node.id),
     "linear": _linear,
-    "global_avg_pool": _global_avg_pool,
+    "global_avg_pool": lambda w, node, a, ins: w.mean(node, ins[0], node.id, (2, 3), keep=False),
     "flatten": _flatten,
     "add": _add,
     "concat": _concat,
@@ -258,7 +238,7 @@ ONNX: dict[str, Row] = {
     "relu": _plain("Relu"),
     "relu6": _relu6,
     "hard_swish": _hard_swish,
-    "silu": _silu,
+    "silu": lambda w, node, a, ins: w.emit("Mul", [ins[0], w.emit("Sigmoid", ins, f"{node.id}.gate")], node.id),
     "gelu": _gelu,
     "sigmoid": _plain("Sigmoid"),
     "squeeze_excite": _squeeze_excite,

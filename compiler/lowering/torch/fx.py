@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -56,8 +57,7 @@ def lower(
 
 
 def _class_name(name: str) -> str:
-    words = "".join(c if c.isalnum() else " " for c in name).split()
-    return "".join(word.capitalize() for word in words) or "Network"
+    return "".join(word.capitalize() for word in re.findall(r"[^\W_]+", name)) or "Network"
 
 
 def _check(graph: Graph) -> None:
