@@ -132,7 +132,7 @@ def test_everything_is_reached_by_keyboard(page: Chromium) -> None:
         assert page.run(TIP), element
     page.run("document.querySelector('nav a').focus()")
     page.press("Tab")
-    assert page.run("document.activeElement.textContent") == "Gates"
+    assert page.run("document.activeElement.textContent") == "Strategy"
 
 
 def test_light_and_dark_follow_the_reader(page: Chromium) -> None:
