@@ -27,8 +27,8 @@ def with_choices(figure: Figure) -> Figure:
     wires = [wire for wire in figure.wires if wire.src not in choice_of and wire.dst not in choice_of]
     for key, members in groups.items():
         name = _id(key)
-        wires.append(replace(_bundle([into[c.id] for c in members]), src=key[1], dst=name))
-        wires.append(replace(_bundle([out[c.id] for c in members]), src=name, dst=key[2]))
+        wires.append(_bundle(key[1], name, [into[c.id] for c in members]))
+        wires.append(_bundle(name, key[2], [out[c.id] for c in members]))
     return replace(figure, cards=tuple(dict.fromkeys(cards)), wires=tuple(wires))
 
 
@@ -56,13 +56,13 @@ def _choice(key: Group, groups: dict[Group, list[Card]], out: dict[str, Wire]) -
     return Card(_id(key), (key[0],), f"{key[0]}: one of {len(options)} ops", faint=closed, options=tuple(options))
 
 
-def _bundle(wires: Sequence[Wire]) -> Wire:
+def _bundle(src: str, dst: str, wires: Sequence[Wire]) -> Wire:
     """One wire for several: as strong as the strongest."""
     open_wires = [wire for wire in wires if not wire.closed]
     values = [wire.value for wire in wires if wire.value is not None]
     told = wires[:1] if len({wire.tip for wire in wires}) == 1 else open_wires or wires[:1]
     return Wire(
-        "", "", "\n\n".join(wire.tip for wire in told),
+        src, dst, "\n\n".join(wire.tip for wire in told),
         gated=any(wire.gated for wire in wires),
         value=max(values) if values else None,
         pruned=not open_wires and any(wire.pruned for wire in wires),

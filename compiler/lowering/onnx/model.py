@@ -58,12 +58,13 @@ def emit(
     model = TO_EXPORT.run(model)
     writer = Writer(model.graph, model.weights, opset)
     _check_names(model.graph, input_name, output_name)
-    _emit_nodes(writer, input_name, output_name, preprocessing, head)
+    image, value = _emit_image(writer, input_name, preprocessing)
+    _emit_nodes(writer, {INPUT: value}, {input_name}, output_name, head)
     shapes = {name: node.shape for name, node in _named_outputs(model.graph, output_name).items()}
     graph = helper.make_graph(
         writer.nodes,
         model.graph.name,
-        [_image_info(model.graph, input_name, preprocessing)],
+        [image],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, [BATCH, *shape]) for name, shape in shapes.items()],
         list(writer.initializers.values()),
     )
@@ -98,25 +99,14 @@ def _named_outputs(graph: Graph, output_name: str) -> dict[str, Node]:
     return {output_name if node.id == OUTPUT else name: node for name, node in graph.outputs().items()}
 
 
-def _image_info(graph: Graph, name: str, preprocessing: Preprocessing | None) -> onnx.ValueInfoProto:
-    shape = graph.node(INPUT).shape
-    if preprocessing is None:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, [BATCH, *shape])
-    sizes = shape if preprocessing.layout == "nchw" else (*shape[1:], shape[0])
-    return helper.make_tensor_value_info(name, TensorProto.UINT8, [BATCH, *sizes])
-
-
-def _emit_nodes(
-    writer: Writer, input_name: str, output_name: str, preprocessing: Preprocessing | None, head: str | None
-) -> None:
-    values = {INPUT: _emit_image(writer, input_name, preprocessing)}
+def _emit_nodes(writer: Writer, values: dict[str, str], final: set[str], output_name: str, head: str | None) -> None:
+    """Emit all nodes and outputs; `values` are those that stand, by node id, `final` the names that do not change."""
     for node in writer.graph.nodes():
         if node.op in (INPUT, OUTPUT):
             continue
         row = ONNX.get(node.op) or imported_row(node.op, "onnx")
         sources = [values[edge.src] for edge in writer.graph.inputs(node.id)]
         values[node.id] = row(writer, node, read_attrs(node.op, node.attrs), sources)
-    final = {input_name}  # names that no longer change
     for name, node in _named_outputs(writer.graph, output_name).items():
         source = writer.graph.inputs(node.id)[0].src
         value = values[source]
@@ -131,13 +121,16 @@ def _emit_nodes(
         final.add(name)
 
 
-def _emit_image(writer: Writer, name: str, preprocessing: Preprocessing | None) -> str:
-    """The value the network reads: the image itself, or raw bytes put in order and cast."""
-    if preprocessing is None:
-        return name
-    if preprocessing.layout == "nhwc":
-        name = writer.emit("Transpose", [name], "image.planes", perm=[0, 3, 1, 2])
-    return writer.emit("Cast", [name], "image.float", to=TensorProto.FLOAT)
+def _emit_image(writer: Writer, name: str, preprocessing: Preprocessing | None) -> tuple[onnx.ValueInfoProto, str]:
+    """The model's input, and the value the network reads: the same, or raw bytes put in order and cast."""
+    shape, kind, value = writer.graph.node(INPUT).shape, TensorProto.FLOAT, name
+    if preprocessing is not None:
+        kind = TensorProto.UINT8
+        if preprocessing.layout == "nhwc":
+            shape = (*shape[1:], shape[0])
+            value = writer.emit("Transpose", [value], "image.planes", perm=[0, 3, 1, 2])
+        value = writer.emit("Cast", [value], "image.float", to=TensorProto.FLOAT)
+    return helper.make_tensor_value_info(name, kind, [BATCH, *shape]), value
 
 
 def _rename(writer: Writer, old: str, new: str) -> None:

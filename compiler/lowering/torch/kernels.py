@@ -130,8 +130,7 @@ def push(stack: Stack | int, relu: tuple[bool, ...], *values: Tensor) -> Stack:
     if torch.compiler.is_compiling():
         fresh = torch.stack([F.relu(v) if r else v for v, r in zip(values, relu, strict=True)])
         return Stack(fresh, fresh if isinstance(stack, int) else torch.cat([stack.filled, fresh]))
-    buffer = _new_slots(stack, values[0].detach()) if isinstance(stack, int) else stack.buffer
-    filled = None if isinstance(stack, int) else stack.filled
+    buffer, filled = (_new_slots(stack, values[0].detach()), None) if isinstance(stack, int) else stack
     alike = (value.to(buffer.dtype) for value in values)  # autocast leaves pools in float32 and convolutions in bf16
     return Stack(buffer, _Push.apply(buffer, filled, relu, *alike))
 
