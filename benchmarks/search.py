@@ -57,7 +57,7 @@ class Search:
         store = CheckpointStore(folder / "checkpoints", keep.keep, console.warn)
         log = MetricsLog(folder, console.warn)
         loop = Loop(job, ALONE, store, log, console, StopFlag(), config.seed, keep, "", _end_turn)
-        return cls(loop, folder, len(job.split.validation))
+        return cls(loop, folder, len(job.context.split.validation))
 
     def advance(self) -> bool:
         """Another epoch; False if there is none left."""
