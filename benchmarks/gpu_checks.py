@@ -20,7 +20,7 @@ from benchmarks.jobs import TASK, halves
 from benchmarks.supernet import Variant, start, thinned
 from compiler.ir.graph import Graph
 from compiler.language.config import DataConfig, SearchConfig
-from runtime.data.dataset import Place, load_dataset
+from runtime.data.dataset import Share, load_dataset
 from runtime.search.supernet import Supernet
 from runtime.strategies.apgnag import APGNAG
 from runtime.strategies.dso import gate_optimizer, gate_tensors, restored_gates
@@ -202,7 +202,7 @@ def _data(device: torch.device) -> Iterator[Check]:
     found = []
     for where in (CPU, device):
         dataset = load_dataset(config, (3, 32, 32), TASK, seed=0)
-        loader = dataset.training_loader(torch.arange(64), 32, "weights", Place(where), cutout=8)
+        loader = dataset.training_loader(torch.arange(64), 32, "weights", Share(where), cutout=8)
         found.append(next(loader.batches(1)))
     yield Check("a training batch: pixels", relative(found[1][0], found[0][0]), 1e-6)
     yield Check("a training batch: labels", relative(found[1][1], found[0][1]), 0.0)

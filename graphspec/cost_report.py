@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from compiler.analysis.costs import CostTable, Row, cost_table, total_cost, weight_step_bytes
+from compiler.analysis.costs import CostLine, CostTable, cost_table, total_cost, weight_step_bytes
 from compiler.analysis.guards import smallest_closed
 from compiler.analysis.limits import listed
 from compiler.ir.graph import Graph
@@ -76,13 +76,13 @@ def cost_report(graph: Graph, search: SearchConfig, graph_hash: str) -> CostRepo
     return CostReport(table, len(graph.gates()), smallest, memory, images, graph_hash)
 
 
-def _row_json(row: Row) -> dict[str, Any]:
+def _row_json(row: CostLine) -> dict[str, Any]:
     record = asdict(row)
     cost = record.pop("cost")
     return {**record, **cost}
 
 
-def _cells(row: Row, indent: str, name: str | None = None) -> tuple[str, ...]:
+def _cells(row: CostLine, indent: str, name: str | None = None) -> tuple[str, ...]:
     label = indent + (name or row.name) + (f" ({row.kind})" if row.kind and row.kind != row.name else "")
     numbers = (row.nodes, row.edges, row.gates, row.cost.params, row.cost.flops, row.cost.mac_bytes)
     return (label, *(f"{n:,}" for n in numbers))

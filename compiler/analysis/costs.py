@@ -14,7 +14,7 @@ from compiler.ops import BYTES, Cost, node_cost
 
 
 @dataclass(frozen=True)
-class Row:
+class CostLine:
     """One line of the cost table."""
 
     name: str
@@ -29,9 +29,9 @@ class Row:
 class CostTable:
     """Rows per block and per stage, and the whole network."""
 
-    blocks: tuple[Row, ...]
-    stages: tuple[Row, ...]
-    total: Row
+    blocks: tuple[CostLine, ...]
+    stages: tuple[CostLine, ...]
+    total: CostLine
 
 
 def node_costs(graph: Graph) -> dict[str, Cost]:
@@ -78,8 +78,10 @@ def cost_table(graph: Graph) -> CostTable:
     )
 
 
-def _row(graph: Graph, name: str, kind: str, ids: list[str], costs: Mapping[str, Cost], extra_edges: int = 0) -> Row:
+def _row(
+    graph: Graph, name: str, kind: str, ids: list[str], costs: Mapping[str, Cost], extra_edges: int = 0
+) -> CostLine:
     edges = [edge for node_id in ids for edge in graph.inputs(node_id)]
     gates = {edge.gate for edge in edges if edge.gate is not None}
     total = sum((costs[node_id] for node_id in ids), Cost())
-    return Row(name, kind, len(ids), len(edges) + extra_edges, len(gates), total)
+    return CostLine(name, kind, len(ids), len(edges) + extra_edges, len(gates), total)

@@ -1,7 +1,7 @@
 """Ops: what one is, the rows of the built-in ones, and what follows from a row.
 
-`definition` and `traits` know no op; `layers` and `plain` are rows; `registry` reads them; `measures` and `chains` say
-what follows for a node. Other packages, those of custom ops too, import all of it from here.
+`definition` and `traits` know no op; `weighted` and `weightless` are rows; `registry` reads them; `measures` and
+`chains` say what follows for a node. Other packages, those of custom ops too, import all of it from here.
 """
 
 from compiler.ir.graph import attrs_of

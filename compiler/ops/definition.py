@@ -3,7 +3,7 @@
 An op is either *primitive* (its row says shapes, parameters, multiply-adds and traits, and each backend table has a row
 for it) or *made of parts*: a chain of primitive ops, from which everything else follows. `sep_conv` is depthwise conv,
 pointwise conv, batch norm, relu; its weights are called `<node>.depthwise.weight`, ..., exactly as the nodes that the
-`expand-parts` pass puts in its place. Knows no op; the rows are in `layers` and `plain`. No torch, no onnx here.
+`expand-parts` pass puts in its place. Knows no op; the rows are in `weighted` and `weightless`. No torch, no onnx here.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ from compiler.errors import GraphspecError, did_you_mean
 from compiler.ir.graph import Attrs
 from compiler.language.findings import describe
 from compiler.ops.definition import Op, Step
-from compiler.ops.layers import LAYERS
-from compiler.ops.plain import PLAIN
 from compiler.ops.traits import Traits
+from compiler.ops.weighted import LAYERS
+from compiler.ops.weightless import PLAIN
 
 
 class UnknownOpError(GraphspecError):

@@ -23,7 +23,7 @@ from runtime.tasks.base import Task
 
 
 @dataclass(frozen=True)
-class Place:
+class Share:
     """Where batches go: a device, and which of how many processes that share each of them."""
 
     device: torch.device = torch.device("cpu")  # noqa: RUF009  a device is a value
@@ -31,7 +31,7 @@ class Place:
     world_size: int = 1
 
 
-HERE = Place()
+HERE = Share()
 NO_AUGMENTATION = Augment()
 
 _STATISTICS_SAMPLE = 4096  # images of a streamed set that mean and standard deviation are computed on
@@ -55,7 +55,7 @@ class Loader:
     purpose: str = "evaluation"  # loaders of one seed with different purposes shuffle and augment differently
     seed: int = 0
     augment: Augment = NO_AUGMENTATION
-    place: Place = HERE
+    place: Share = HERE
 
     def __post_init__(self) -> None:
         if len(self.rows) == 0:
@@ -146,7 +146,7 @@ class Dataset:
         return split_images(targets, self.task.strata(targets), weight_part, self.validation_share, self.seed)
 
     def training_loader(
-        self, rows: Tensor, batch_size: int, purpose: str, place: Place = HERE, *, cutout: int = 0
+        self, rows: Tensor, batch_size: int, purpose: str, place: Share = HERE, *, cutout: int = 0
     ) -> Loader:
         """Shuffled, augmented batches of these training images; see `Loader`."""
         return Loader(
@@ -161,7 +161,7 @@ class Dataset:
             place=place,
         )
 
-    def evaluation_loader(self, rows: Tensor | None, batch_size: int, place: Place = HERE) -> Loader:
+    def evaluation_loader(self, rows: Tensor | None, batch_size: int, place: Share = HERE) -> Loader:
         """Unchanged batches of these training images (the validation part), or of the test images where None."""
         images = self.train if rows is not None else self.test
         chosen = rows if rows is not None else torch.arange(len(self.test.targets))

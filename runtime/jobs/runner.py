@@ -22,7 +22,7 @@ from compiler.language.config import Configuration
 from compiler.language.overrides import changes
 from runtime.data.dataset import Dataset, load_dataset
 from runtime.jobs.logs import Console, MetricsLog
-from runtime.jobs.signals import StopFlag
+from runtime.jobs.signals import Interrupted, StopFlag
 from runtime.processes.launch import Launch, refuse_processes
 from runtime.processes.world import ALONE, World
 from runtime.reporting.page import write_report
@@ -78,7 +78,11 @@ def run_job(name: str, opened: Opened, options: JobOptions, make: MakeJob[J], fi
     device = choose_device(options.device)
     world = World.join(device)
     attempt = _Attempt(name, opened, options, world)
-    result = attempt.run(lambda: attempt.train(device, make, finish))
+    try:
+        result = attempt.run(lambda: attempt.train(device, make, finish))
+    except Interrupted:  # all stop together
+        world.leave()
+        raise
     world.leave()
     return result
 

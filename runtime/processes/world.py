@@ -68,10 +68,13 @@ class World:
                 f"  try: the same torchrun command on every machine, and an address that all of them can reach "
                 f"(GLOO_SOCKET_IFNAME names the network device to use)"
             ) from error
-        return cls(launch.rank, launch.size, device)
+        world = cls(launch.rank, launch.size, device)
+        if not on_gpu:
+            world.leave()  # a program that ends while gloo's threads run is aborted
+        return world
 
     def leave(self) -> None:
-        """Leave the others when this program ends. After a failure torchrun ends them, and nccl would wait for them."""
+        """Leave the others when this program ends. With nccl it waits for them, so not after a failure of one alone."""
         if self.size > 1:
             atexit.unregister(dist.destroy_process_group)
             atexit.register(dist.destroy_process_group)

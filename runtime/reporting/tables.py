@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from compiler.analysis.costs import Row, cost_table
+from compiler.analysis.costs import CostLine, cost_table
 from compiler.ir.graph import Graph
 from compiler.language.config import Configuration
 from compiler.language.overrides import changes
@@ -19,7 +19,7 @@ from runtime.reporting.record import Record, RunRecord, at, by_stage
 from runtime.rundir.study import summary_table
 
 PERCENT = "{:.2%}"
-NOTHING = Row("", "", 0, 0, 0, Cost())
+NOTHING = CostLine("", "", 0, 0, 0, Cost())
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def cost_rows(graph: Graph, kept: Graph | None) -> list[CostRow]:
     return [*rows, _cost_row("total", full.total, {full.total.name: left.total} if left else None)]
 
 
-def _cost_row(kind: str, row: Row, left: Mapping[str, Row] | None) -> CostRow:
+def _cost_row(kind: str, row: CostLine, left: Mapping[str, CostLine] | None) -> CostRow:
     if left is None:
         return CostRow(row.name, kind, row.edges, None, row.cost, None)
     found = left.get(row.name, NOTHING)

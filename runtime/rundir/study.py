@@ -26,10 +26,10 @@ from runtime.tasks.base import Task
 R = TypeVar("R")
 JOBS = ("search", "retrain")
 COSTS = {measure.name: (f"found.{measure.name}", measure.unit, "{:,.0f}") for measure in MEASURES}
-Row = tuple[str, str, str]  # key in a result, what people call it, and how it is written for them
+Column = tuple[str, str, str]  # key in a result, what people call it, and how it is written for them
 
 
-def figures_of(job: str, task: type[Task]) -> dict[str, Row]:
+def figures_of(job: str, task: type[Task]) -> dict[str, Column]:
     """What is summed up of each job, by name."""
     first = task.metrics[0]
     if job == "search":

@@ -21,7 +21,7 @@ from compiler.analysis.costs import total_cost
 from compiler.ir.graph import Graph
 from compiler.language.config import Configuration, Section
 from compiler.passes.prune_zero_edges import surviving_edges
-from runtime.data.dataset import Dataset, Place
+from runtime.data.dataset import Dataset, Share
 from runtime.jobs.logs import Console
 from runtime.processes.world import ALONE, World
 from runtime.search.supernet import Supernet
@@ -59,7 +59,7 @@ class Context(Space):
         world: World = ALONE,
     ) -> None:
         super().__init__(graph, config, console)
-        search, place = config.search, Place(device, world.rank, world.size)
+        search, place = config.search, Share(device, world.rank, world.size)
         set_precision(search, device)
         self.search, self.device, self.gate_init, self.folder, self.world = search, device, gate_init, folder, world
         self.task = dataset.task

@@ -17,7 +17,7 @@ from compiler.language.config import Configuration
 from compiler.lowering.torch.batch_parts import DropPath, share_batches
 from compiler.lowering.torch.fx import initialise, load_weights, lower, weights_of
 from compiler.passes.training_parts import with_training_parts
-from runtime.data.dataset import Dataset, Place
+from runtime.data.dataset import Dataset, Share
 from runtime.processes.world import ALONE, World
 from runtime.rundir.checkpoint import optimizer_state, restore_optimizer_state
 from runtime.training.loop import Job
@@ -72,7 +72,7 @@ class RetrainJob(Job):
         self.loss = training_loss(self.task, trained, self.network, self.config, device)
         self.optimizer = weight_optimizer(self.module, self.config)
         split, batch = dataset.split(config.search.weight_part), self.config.batch_size
-        place = Place(device, world.rank, world.size)
+        place = Share(device, world.rank, world.size)
         loader = dataset.training_loader(split.training, batch, RETRAIN, place, cutout=self.config.cutout)
         self.feed = Feed(loader)
         self.validation = dataset.evaluation_loader(split.validation, self.config.evaluation_batch, place)

@@ -68,7 +68,7 @@ class Writer:
         return self.emit("ReduceMean", [value, constant], output, keepdims=int(keep))
 
 
-Row = Callable[[Writer, Node, Any, list[str]], str]
+Builder = Callable[[Writer, Node, Any, list[str]], str]
 
 
 # -- windows --------------------------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ def _layer_norm(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
 # -- activations ----------------------------------------------------------------------------------------------------
 
 
-def _plain(op_type: str) -> Row:
+def _plain(op_type: str) -> Builder:
     return lambda w, node, a, ins: w.emit(op_type, ins, node.id)
 
 
@@ -218,7 +218,7 @@ def _squeeze_excite(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
     return w.emit("Mul", [ins[0], w.emit("Sigmoid", [expanded], f"{node.id}.gate")], node.id)
 
 
-ONNX: dict[str, Row] = {
+ONNX: dict[str, Builder] = {
     "conv": _conv,
     "depthwise_conv": _conv,
     "max_pool": lambda w, node, a, ins: w.emit("MaxPool", ins, node.id, **_window(a)),

@@ -13,7 +13,7 @@ from torch import Tensor
 from compiler.errors import RunError
 from compiler.language.config import DataConfig
 from runtime.data.augment import Augment, Normalise
-from runtime.data.dataset import Dataset, Loader, Place, channel_statistics, load_dataset
+from runtime.data.dataset import Dataset, Loader, Share, channel_statistics, load_dataset
 from runtime.data.sources import MemoryImages
 from runtime.data.split import Split, split_images
 from tests.tasks import class_task
@@ -207,7 +207,7 @@ def test_epochs_and_purposes_shuffle_and_augment_differently_and_the_runs_random
 def test_the_slices_of_all_ranks_make_the_global_batch(world_size: int, training: bool, epoch: int) -> None:
     images = noise(50)
     single = list(loader(images, 50, 12, training=training, augment=RICH).batches(epoch))
-    places = [Place(rank=rank, world_size=world_size) for rank in range(world_size)]
+    places = [Share(rank=rank, world_size=world_size) for rank in range(world_size)]
     ranks = [list(loader(images, 50, 12, training=training, augment=RICH, place=p).batches(epoch)) for p in places]
     for batch, (x, y) in enumerate(single):
         slices = [rank[batch] for rank in ranks if batch < len(rank)]
@@ -219,9 +219,9 @@ def test_the_slices_of_all_ranks_make_the_global_batch(world_size: int, training
 
 def test_a_batch_that_cannot_be_shared_evenly_is_an_error() -> None:
     with pytest.raises(RunError, match=r"batch of 10 images cannot be shared evenly by 4 processes.*multiple of 4"):
-        loader(noise(50), 50, 10, place=Place(world_size=4))
+        loader(noise(50), 50, 10, place=Share(world_size=4))
     with pytest.raises(RunError, match=r"batch of 5 images cannot be shared evenly by 2 .*there are 5 images"):
-        loader(noise(5), 5, 10, place=Place(world_size=2))
+        loader(noise(5), 5, 10, place=Share(world_size=2))
 
 
 def test_no_images_is_an_error() -> None:

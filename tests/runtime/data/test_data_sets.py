@@ -21,7 +21,7 @@ from scipy.io import savemat
 
 from compiler.errors import RunError
 from compiler.language.config import DataConfig
-from runtime.data.dataset import Dataset, Place, load_dataset
+from runtime.data.dataset import Dataset, Share, load_dataset
 from runtime.data.sources import FileImages, MemoryImages
 from tests.tasks import class_task
 
@@ -322,7 +322,7 @@ def test_imagenet_augments_training_batches_by_place_and_never_the_test_images(t
     single = list(dataset.training_loader(rows, 8, "weights").batches(1))
     resumed = list(dataset.training_loader(rows, 8, "weights").batches(1, start=2))
     assert torch.equal(resumed[0][0], single[2][0])
-    places = [Place(rank=rank, world_size=2) for rank in (0, 1)]
+    places = [Share(rank=rank, world_size=2) for rank in (0, 1)]
     halves = [list(dataset.training_loader(rows, 8, "weights", place).batches(1)) for place in places]
     for (x, _), first, second in zip(single, *halves, strict=True):
         assert torch.equal(torch.cat((first[0], second[0])), x)
