@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from compiler.ir.graph import Block, Graph, Node, block_of
-from compiler.ops import Reads, input_shapes, is_projection, op, steps, walk
+from compiler.ops import Numbers, Reads, input_shapes, is_projection, op, steps, traits_of, walk
 
 EDGES_PER_VALUE = 1.25
 """A stack pays with more edges than this for every source and every sum. Measured on two cores (Intel Xeon), with the
@@ -125,6 +125,6 @@ def kept_apart(graph: Graph, readers: Sequence[Node]) -> tuple[bool, ...]:
 def _keeps_sum(graph: Graph, node: Node) -> bool:
     """Whether the backward pass needs what the node reads: it does where the first thing done to it has weights."""
     for step, row, attrs, shapes, out in walk(node.op, node.attrs, input_shapes(graph, node)):
-        if step.op not in ("add", "identity"):
+        if row.reads is Reads.APART or traits_of(step.op, step.attrs).unchanged is not Numbers.ALL:
             return bool(row.params(attrs, shapes, out))
     return False

@@ -65,7 +65,7 @@ def retrain(
     quiet: QuietOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
-    """Train the found network within its budget and report its test accuracy."""
+    """Train the found network within its budget and measure it on the test images."""
     overrides = overrides_of(settings, ("--seed", "seed", seed), ("--inherit", "retrain.inherit", inherit or None))
     options = {"resume": resume, "overwrite": overwrite, "device": device, "trust_code": trust_code, "quiet": quiet}
     _run("retrain", target, smoke, seeds, as_json, overrides=overrides, **options)
