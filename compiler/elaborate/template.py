@@ -26,7 +26,7 @@ from compiler.ops import OpAttrs, Traits, UnknownOpError, Values, chain_of, expl
 OUT = "out"
 MAX_EDGES = 300_000  # of one block, and of the elaborated network
 _ANY_SIZE = Dim("1")  # stands in for a size that cannot be read
-_SIZED = re.compile(r"(?P<op>.+)_(?P<kernel>\d+)x(?P=kernel)")
+_SIZED = re.compile(r"(?P<op>.+)_(?P<rows>\d+)x(?P<columns>\d+)")
 
 
 @dataclass(frozen=True)
@@ -204,14 +204,15 @@ def _matches(pattern: str, name: str, names: Collection[str], inputs: tuple[str,
 
 
 def resolve_op(written: OpSpec, report: Reporter) -> tuple[str, dict[str, Any]]:
-    """Catalogue name and attributes of an op as written, shorthands and `_KxK` sizes resolved; mistakes reported."""
+    """Catalogue name and attributes of an op as written, shorthands and `_HxW` sizes resolved; mistakes reported."""
     spec, name, attrs = report.spec, written.op, dict(written.attrs)
     shorthand = spec.ops.get(name)
     if shorthand is not None:
         name, attrs = shorthand.op, {**shorthand.attrs, **attrs}
     sized = _SIZED.fullmatch(name)
     if sized and name not in known_ops() and sized["op"] in known_ops():
-        name, attrs = sized["op"], {"kernel": int(sized["kernel"]), **attrs}
+        sides = int(sized["rows"]), int(sized["columns"])
+        name, attrs = sized["op"], {"kernel": sides[0] if sides[0] == sides[1] else list(sides), **attrs}
     try:
         row = op(name)
     except UnknownOpError:

@@ -46,7 +46,8 @@ def _kind(schema: Mapping[str, Any]) -> str:
     if "enum" in schema:
         return ", ".join(f"`{word}`" for word in schema["enum"])
     if schema["type"] == "array":
-        return f"list of {_KINDS[schema['items']['type']]}s"
+        item = schema["items"]
+        return f"list of {_kind(item) if 'anyOf' in item else _KINDS[item['type']] + 's'}"
     if "pattern" in schema:
         return "text such as `60k`, `3.0M`"
     return _KINDS[schema["type"]] + "".join(

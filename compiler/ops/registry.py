@@ -12,6 +12,7 @@ from compiler.errors import GraphspecError, did_you_mean
 from compiler.ir.graph import Attrs
 from compiler.language.findings import describe
 from compiler.ops.definition import Op, Step
+from compiler.ops.pools import POOLS
 from compiler.ops.traits import Traits
 from compiler.ops.weighted import LAYERS
 from compiler.ops.weightless import PLAIN
@@ -21,7 +22,7 @@ class UnknownOpError(GraphspecError):
     """No op of that name is in the catalogue or offered by an installed package."""
 
 
-_ROWS: dict[str, Op] = {row.name: row for row in (*LAYERS, *PLAIN)}
+_ROWS: dict[str, Op] = {row.name: row for row in (*LAYERS, *POOLS, *PLAIN)}
 
 
 def register(*rows: Op) -> None:

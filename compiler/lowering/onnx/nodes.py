@@ -1,111 +1,19 @@
-"""Ops as ONNX nodes: one row per primitive op, and the writer that rows put their nodes into.
+"""Ops as ONNX nodes: one row per primitive op.
 
 A row takes a node and the names of the values it reads (one, but for `add` and ops that read apart) and gives back the
-name of its own value. Values are named by node ids, weights `<node id>.<param>`, so a file reads like the graph.
+name of its own value.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import onnx
-from numpy.typing import NDArray
-from onnx import helper, numpy_helper
 
-from compiler.ir.graph import Graph, Node
-from compiler.ops import Shape
-
-
-class Writer:
-    """Collects the nodes and initializers of one ONNX graph."""
-
-    def __init__(self, graph: Graph, weights: Mapping[str, Any], opset: int) -> None:
-        self.graph = graph
-        self.weights = weights
-        self.opset = opset
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: dict[str, onnx.TensorProto] = {}
-
-    def emit(self, op_type: str, inputs: list[str], output: str, **attrs: Any) -> str:
-        """Append an ONNX node called like its one output; returns that name."""
-        self.nodes.append(helper.make_node(op_type, inputs, [output], name=output, **attrs))
-        return output
-
-    def weight(self, node: Node, param: str) -> str:
-        """The name of a node's parameter or buffer, taken into the file as float32."""
-        return self.constant(f"{node.id}.{param}", self.array(node, param))
-
-    def weight_and_bias(self, node: Node, a: Any) -> list[str]:
-        """The names of a node's weight and, where it has one, its bias."""
-        return [self.weight(node, name) for name in ("weight", *(["bias"] if a.bias is not False else []))]
-
-    def array(self, node: Node, param: str) -> NDArray[np.float32]:
-        """A node's parameter or buffer."""
-        return np.asarray(self.weights[f"{node.id}.{param}"], np.float32)
-
-    def constant(self, name: str, value: NDArray[Any]) -> str:
-        """Take an array into the file under this name."""
-        if name not in self.initializers:
-            self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
-        return name
-
-    def scalar(self, node: Node, name: str, value: float) -> str:
-        """A float32 constant of a node."""
-        return self.constant(f"{node.id}.{name}", np.array(value, np.float32))
-
-    def input_shape(self, node: Node) -> Shape:
-        """Shape of the first value the node reads, without the batch."""
-        return self.graph.node(self.graph.inputs(node.id)[0].src).shape
-
-    def mean(self, node: Node, value: str, output: str, axes: tuple[int, ...], *, keep: bool) -> str:
-        """A mean over axes: an attribute before opset 18, an input since."""
-        if self.opset < 18:
-            return self.emit("ReduceMean", [value], output, axes=list(axes), keepdims=int(keep))
-        constant = self.constant(f"{node.id}.axes", np.array(axes, np.int64))
-        return self.emit("ReduceMean", [value, constant], output, keepdims=int(keep))
-
-
-Builder = Callable[[Writer, Node, Any, list[str]], str]
-
-
-# -- windows --------------------------------------------------------------------------------------------------------
-
-
-def _window(a: Any) -> dict[str, Any]:
-    """What differs from ONNX's defaults; the kernel always."""
-    sizes = (("kernel_shape", a.kernel, 2, 0), ("strides", a.stride, 2, 1), ("pads", a.pad, 4, 0))
-    found = (*sizes, ("dilations", a.dilation, 2, 1))
-    return {name: [value] * count for name, value, count, default in found if value != default}
-
-
-def _conv(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
-    groups = w.input_shape(node)[0] // w.array(node, "weight").shape[1]
-    attrs = _window(a) | ({"group": groups} if groups != 1 else {})
-    return w.emit("Conv", [*ins, *w.weight_and_bias(node, a)], node.id, **attrs)
-
-
-def _avg_pool(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
-    """AveragePool leaves the padding out of the count by default; it has dilations since opset 19."""
-    if a.dilation == 1 or w.opset >= 19:
-        return w.emit("AveragePool", ins, node.id, **_window(a))
-    channels, height, width = w.input_shape(node)
-    taps = w.constant(f"{node.id}.taps", np.ones((channels, 1, a.kernel, a.kernel), np.float32))
-    total = w.emit("Conv", [ins[0], taps], f"{node.id}.total", group=channels, **_window(a))
-    rows, columns = _tap_counts(a, height), _tap_counts(a, width)
-    share = w.constant(f"{node.id}.share", (1.0 / np.outer(rows, columns)).astype(np.float32))
-    return w.emit("Mul", [total, share], node.id)
-
-
-def _tap_counts(a: Any, size: int) -> NDArray[Any]:
-    """For every window along one side of this size: how many taps lie on the image, not on the padding."""
-    count = (size + 2 * a.pad - a.dilation * (a.kernel - 1) - 1) // a.stride + 1
-    taps = np.arange(count)[:, None] * a.stride - a.pad + np.arange(a.kernel) * a.dilation
-    counts: NDArray[Any] = ((taps >= 0) & (taps < size)).sum(1)
-    return counts
-
+from compiler.ir.graph import Node
+from compiler.lowering.onnx import windows
+from compiler.lowering.onnx.writer import Builder, Writer
 
 # -- sums, joins, shapes --------------------------------------------------------------------------------------------
 
@@ -219,17 +127,20 @@ def _squeeze_excite(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
 
 
 ONNX: dict[str, Builder] = {
-    "conv": _conv,
-    "depthwise_conv": _conv,
-    "max_pool": lambda w, node, a, ins: w.emit("MaxPool", ins, node.id, **_window(a)),
-    "avg_pool": _avg_pool,
+    "conv": windows.conv,
+    "depthwise_conv": windows.conv,
+    "conv_transpose": windows.conv_transpose,
+    "max_pool": windows.max_pool,
+    "avg_pool": windows.avg_pool,
+    "adaptive_avg_pool": windows.adaptive_avg_pool,
+    "global_max_pool": lambda w, node, a, ins: w.reduce("ReduceMax", node, ins[0], node.id, w.axes(node), keep=False),
     "identity": _same_value,
     "dropout": _same_value,
     "drop_path": _same_value,
     "zero": _zero,
     "scale": lambda w, node, a, ins: w.emit("Mul", [ins[0], w.scalar(node, "factor", a.factor)], node.id),
     "linear": _linear,
-    "global_avg_pool": lambda w, node, a, ins: w.mean(node, ins[0], node.id, (2, 3), keep=False),
+    "global_avg_pool": lambda w, node, a, ins: w.mean(node, ins[0], node.id, w.axes(node), keep=False),
     "flatten": _flatten,
     "add": _add,
     "concat": _concat,

@@ -21,7 +21,7 @@ from compiler.errors import GraphspecError
 from compiler.ir.graph import Block, Graph, Model, Node, Phase
 from compiler.ir.verify import verify
 from compiler.lowering.onnx.model import NEWEST_OPSET, OLDEST_OPSET, Preprocessing, check, emit, save
-from compiler.lowering.onnx.nodes import Writer
+from compiler.lowering.onnx.writer import Writer
 from compiler.ops import Op, Reads, known_ops
 from compiler.passes.pipeline import TO_INHERIT
 from compiler.passes.prune_zero_edges import surviving_edges
@@ -59,6 +59,9 @@ ALONE: dict[str, Cases] = {
     "silu": [{}],
     "gelu": [{}],
     "sigmoid": [{}],
+    "conv_transpose": [{"kernel": 3, "stride": 2, "groups": 2}, {"kernel": 2, "padding": [[0, 1], 0]}],
+    "adaptive_avg_pool": [{"size": 3}, {"size": [4, 6]}],
+    "global_max_pool": [{}],
     "squeeze_excite": [{}, {"reduction": 2}],
     "dropout": [{}],
     "drop_path": [{}],

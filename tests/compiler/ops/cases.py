@@ -34,7 +34,7 @@ from compiler.ops import (
 from compiler.ops.attributes import step
 from tests import interpreter
 
-IMAGE, OTHER, VECTOR, DOT = (4, 6, 5), (2, 6, 5), (8,), (4, 1, 1)
+IMAGE, OTHER, VECTOR, DOT, SIGNAL = (4, 6, 5), (2, 6, 5), (8,), (4, 1, 1), (4, 9)
 ACTIVATIONS = ("relu", "relu6", "hard_swish", "silu", "gelu", "sigmoid")
 BARE = {"norm": "none", "act": "none"}
 
@@ -225,12 +225,20 @@ PRIMITIVE = (
     case("depthwise_conv", kernel=3, bias=False, **BARE),
     case("depthwise_conv", kernel=2, padding=0, **BARE),
     case("depthwise_conv", kernel=1, bias=False, **BARE),
+    case("conv", kernel=[1, 3], padding=[0, [2, 1]], **BARE),
+    case("conv", SIGNAL, kernel=3, channels=6, **BARE),
+    case("depthwise_conv", kernel=[3, 1], **BARE),
+    case("depthwise_conv", SIGNAL, kernel=3, padding=0, bias=False, **BARE),
+    case("conv_transpose", kernel=2, stride=2, channels=6, **BARE),
+    case("conv_transpose", kernel=3, groups=2, bias=False, **BARE),
+    case("conv_transpose", SIGNAL, kernel=3, stride=2, output_padding=1, **BARE),
     case("linear", VECTOR, channels=3),
     case("linear", DOT, channels=8, bias=False),
     case("batch_norm"),
     case("batch_norm", VECTOR),
     case("layer_norm"),
     case("squeeze_excite", reduction=2),
+    case("squeeze_excite", SIGNAL, reduction=2),
     case("max_pool", kernel=3),
     case("max_pool", kernel=1),
     case("max_pool", kernel=1, stride=2),
@@ -239,7 +247,18 @@ PRIMITIVE = (
     case("avg_pool", kernel=1),
     case("avg_pool", kernel=1, stride=2),
     case("avg_pool", kernel=2, stride=2),
+    case("max_pool", SIGNAL, kernel=3, stride=2, padding=[[0, 1]]),
+    case("max_pool", kernel=3, stride=2, padding=0, ceil_mode=True),
+    case("avg_pool", SIGNAL, kernel=3),
+    case("avg_pool", kernel=[3, 1], ceil_mode=True, stride=2),
+    case("avg_pool", kernel=3, count_include_pad=True),
+    case("avg_pool", kernel=3, padding=0, count_include_pad=True),
+    case("adaptive_avg_pool", size=2),
+    case("adaptive_avg_pool", SIGNAL, size=4),
     case("global_avg_pool"),
+    case("global_avg_pool", SIGNAL),
+    case("global_max_pool", (4, 2, 1)),
+    case("global_max_pool", (4, 2)),
     case("mean", dims=(2, 3)),
     case("mean", DOT, dims=(2, 3), keep=True),
     case("mean", dims=(3,), keep=True),
@@ -288,6 +307,7 @@ IN_NETWORKS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("batch_norm", {"act": "relu"}),
     ("linear", {"channels": 5}),
     ("linear", {"channels": 5, "norm": "batch", "act": "relu"}),
+    ("global_max_pool", {}),
     ("silent", {}),
     ("gather", {"channels": 4}),
     ("conv_then", {"then": "absolute"}),
