@@ -76,7 +76,8 @@ class Loader:
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches number `start` and on of this epoch, both counted from 0.
 
-        Yields x: (N, C, H, W) or (N, C, T) float32, normalised, channels-last, and the targets y: (N, ...), both on the device.
+        Yields x: (N, C, H, W) or (N, C, T) float32, normalised, channels-last, and the targets y: (N, ...), both on
+        the device.
         """
         order = self._order(epoch)
         mine = ((batch, *self._slice(batch)) for batch in range(start, len(self)))
@@ -174,9 +175,9 @@ class Dataset:
 def load_dataset(config: DataConfig, input_shape: Shape, task: Task, *, seed: int, trust_code: bool = False) -> Dataset:
     """Open the data set, check it against the spec and compute what normalisation needs.
 
-    `input_shape` is (C, H, W) or (C, T). Mean and deviation are those of the training images outside the validation part (of a
-    seeded sample where images are streamed), unless the configuration gives them. Raises RunError when the set is
-    missing, damaged or does not fit, or when it is code and `trust_code` is false.
+    `input_shape` is (C, H, W) or (C, T). Mean and deviation are those of the training images outside the validation
+    part (of a seeded sample where images are streamed), unless the configuration gives them. Raises RunError when the
+    set is missing, damaged or does not fit, or when it is code and `trust_code` is false.
     """
     for name, given in (("mean", config.mean), ("std", config.std)):
         if given is not None and len(given) != input_shape[0]:

@@ -44,7 +44,7 @@ class ImageForm:
         return x, raw.contiguous().numpy()
 
     def random(self, count: int, shape: tuple[int, ...], seed: int) -> tuple[Tensor, Array]:
-        """As `both`, of random images of `shape` (C, H, W) or (C, T): normal where the model takes floats, else any bytes."""
+        """As `both`, of random images of this shape (C, ...): normal where the model takes floats, else any bytes."""
         random = generator(seed, "parity images", count)
         if self.layout == "none":
             x = torch.randn(count, *shape, generator=random)
