@@ -70,7 +70,7 @@ def _inputs(
         for e in incoming
         if edges is None or e in edges
     }
-    if not gated:
+    if not gated or (op(node.op).reads is Reads.TOGETHER and len(gated) < len(incoming)):
         return []
     if op(node.op).reads is Reads.SUM:
         return [torch.stack(list(gated.values())).sum(0)]
@@ -175,7 +175,7 @@ def _batch_norm(a: Any, ins: list[Tensor], p: Tensors) -> Tensor:
 
 
 def _layer_norm(a: Any, ins: list[Tensor], p: Tensors) -> Tensor:
-    dims = tuple(range(1, ins[0].dim()))
+    dims = (1,) if a.over == "channels" else tuple(range(1, ins[0].dim()))
     var, mean = torch.var_mean(ins[0], dims, correction=0, keepdim=True)
     return _norm(ins[0], mean, var, p, a.eps)
 
@@ -184,6 +184,64 @@ def _squeeze_excite(a: Any, ins: list[Tensor], p: Tensors) -> Tensor:
     inner = F.relu(F.linear(ins[0].flatten(2).mean(-1), p["reduce_weight"].flatten(1), p["reduce_bias"]))
     gate = F.linear(inner, p["expand_weight"].flatten(1), p["expand_bias"]).sigmoid()
     return ins[0] * gate.view(*gate.shape, *[1] * (ins[0].dim() - 2))
+
+
+def _group_norm(groups: int, a: Any, ins: list[Tensor], p: Tensors) -> Tensor:
+    rows = ins[0].reshape(len(ins[0]), groups, -1)
+    var, mean = torch.var_mean(rows, 2, correction=0, keepdim=True)
+    normed = ((rows - mean) / (var + a.eps).sqrt()).reshape(ins[0].shape)
+    zero, one = torch.zeros(1, dtype=rows.dtype), torch.ones(1, dtype=rows.dtype)
+    return _norm(normed, zero, one, p, 0.0)
+
+
+def _lrn(a: Any, ins: list[Tensor], p: Tensors) -> Tensor:
+    x = ins[0]
+    near = [(max(0, c - a.size // 2), min(x.shape[1], c + a.size // 2 + 1)) for c in range(x.shape[1])]
+    sums = torch.stack([x[:, low:high].square().sum(1) for low, high in near], 1)
+    return x / (a.k + a.alpha * sums / a.size) ** a.beta
+
+
+def _multiply(a: Any, ins: list[Tensor], p: Tensors) -> Tensor:
+    total = max(ins, key=lambda x: x.dim()) * 0 + 1
+    for x in ins:
+        total = total * x.reshape(*x.shape, *[1] * (total.dim() - x.dim()))
+    return total
+
+
+def _shuffle(a: Any, ins: list[Tensor], p: Tensors) -> Tensor:
+    count = ins[0].shape[1] // a.groups
+    return torch.stack([ins[0][:, row * count + column] for column in range(count) for row in range(a.groups)], 1)
+
+
+def _border(a: Any, ins: list[Tensor], p: Tensors) -> Tensor:
+    x = ins[0]
+    for axis, side in enumerate(_each(a.padding, x.dim() - 2), 2):
+        (before, after), size = _each(side, 2), x.shape[axis]
+        places = torch.arange(-before, size + after)
+        inside = places.clamp(0, size - 1)
+        if a.mode == "reflect":
+            inside = size - 1 - (size - 1 - places.abs()).abs()
+        x = x.index_select(axis, inside)
+        if a.mode == "zeros":
+            kept = ((places >= 0) & (places < size)).to(x.dtype)
+            x = x * kept.reshape(-1, *[1] * (x.dim() - 1 - axis))
+    return x
+
+
+def _resize(a: Any, ins: list[Tensor], p: Tensors) -> Tensor:
+    x = ins[0]
+    axes = x.dim() - 2
+    sizes = _each(a.size, axes) if a.size else [s * n for s, n in zip(_each(a.scale, axes), x.shape[2:], strict=True)]
+    for axis, count in enumerate(sizes, 2):
+        size, places = x.shape[axis], torch.arange(count, dtype=torch.float64)
+        if a.mode == "nearest":
+            x = x.index_select(axis, torch.arange(count) * size // count)
+            continue
+        at = ((places + 0.5) * size / count - 0.5).clamp(0, size - 1)
+        low = at.floor().long()
+        share = (at - low).reshape(-1, *[1] * (x.dim() - 1 - axis))
+        x = x.index_select(axis, low) * (1 - share) + x.index_select(axis, (low + 1).clamp(max=size - 1)) * share
+    return x
 
 
 def _mean(a: Any, ins: list[Tensor], p: Tensors) -> Tensor:
@@ -217,6 +275,22 @@ MEANING: dict[str, Callable[[Any, list[Tensor], Tensors], Tensor]] = {
     "gelu": lambda a, ins, p: ins[0] * 0.5 * (1 + torch.erf(ins[0] / 2**0.5)),
     "sigmoid": lambda a, ins, p: ins[0].sigmoid(),
     "squeeze_excite": _squeeze_excite,
+    "group_norm": lambda a, ins, p: _group_norm(a.groups, a, ins, p),
+    "instance_norm": lambda a, ins, p: _group_norm(ins[0].shape[1], a, ins, p),
+    "lrn": _lrn,
+    "multiply": _multiply,
+    "channel_shuffle": _shuffle,
+    "slice": lambda a, ins, p: ins[0][:, a.start : a.stop],
+    "pad": _border,
+    "resize": _resize,
+    "hard_sigmoid": lambda a, ins, p: (ins[0] / 6 + 0.5).clamp(0, 1),
+    "tanh": lambda a, ins, p: 1 - 2 / ((2 * ins[0]).exp() + 1),
+    "leaky_relu": lambda a, ins, p: torch.where(ins[0] > 0, ins[0], a.slope * ins[0]),
+    "elu": lambda a, ins, p: torch.where(ins[0] > 0, ins[0], a.alpha * (ins[0].clamp(max=0).exp() - 1)),
+    "prelu": lambda a, ins, p: (
+        ins[0].clamp(min=0) + p["slope"].view(-1, *[1] * (ins[0].dim() - 2)) * ins[0].clamp(max=0)
+    ),
+    "softmax": lambda a, ins, p: ins[0].exp() / ins[0].exp().sum(1, keepdim=True),
     "dropout": lambda a, ins, p: ins[0],
     "drop_path": lambda a, ins, p: ins[0],
     "mean": _mean,

@@ -235,7 +235,7 @@ def family(view: View, node: Node) -> str:
     if node.id in (INPUT, OUTPUT):
         return "port"
     sums = only_merges(node.op, node.attrs) and len(view.graph.inputs(node.id)) > 1
-    if sums or op(node.op).reads is Reads.APART:
+    if sums or op(node.op).reads is not Reads.SUM:
         return "merge"
     first = chain_of(node.op, node.attrs)[0]
     if first.pixels is Pixels.WINDOW and first.affine is Affine.NO:

@@ -36,6 +36,7 @@ _KINDS = {
     "null": "`null`",
     "object": "map",
 }
+READ = {Reads.SUM: "added first", Reads.APART: "kept apart", Reads.TOGETHER: "multiplied"}
 _SIGNS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
 
 
@@ -133,7 +134,7 @@ def ops() -> str:
     listed = []
     for row in rows:
         names = ", ".join(f"`{name}`" for name in row.attrs.model_fields) or "none"
-        listed.append([f"`{row.name}`", row.doc, "kept apart" if row.reads is Reads.APART else "added first", names])
+        listed.append([f"`{row.name}`", row.doc, READ[row.reads], names])
     parts = [_table(["op", "computes", "several inputs", "attributes"], listed)]
     for row in rows:
         if row.attrs.model_fields:

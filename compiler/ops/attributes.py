@@ -11,7 +11,10 @@ from compiler.ops.definition import OpAttrs, PartsRule, Shape, Step
 from compiler.ops.windows import Window
 
 Positive = Annotated[int, Field(gt=0)]
-Activation = Literal["none", "relu", "relu6", "hard_swish", "silu", "gelu", "sigmoid"]
+Activation = Literal[
+    "none", "relu", "relu6", "hard_swish", "silu", "gelu", "sigmoid", "hard_sigmoid", "tanh", "leaky_relu", "elu",
+    "prelu",
+]  # fmt: skip
 
 
 class Finish(OpAttrs):

@@ -10,7 +10,7 @@ from pydantic import Field
 from compiler.ops.attributes import Finish, alone_then_finish
 from compiler.ops.definition import Op, OpAttrs, Shape, TypeMismatchError
 from compiler.ops.traits import IDENTITY, Channels, Numbers, Pixels, Traits
-from compiler.ops.windows import Axis, PerAxis, Window, spatial, windowed
+from compiler.ops.windows import Axis, PerAxis, Window, each_axis, spatial, windowed
 
 # -- attributes -----------------------------------------------------------------------------------------------------
 
@@ -68,11 +68,7 @@ def _pool_shape(a: PoolAttrs, ins: list[Shape]) -> Shape:
 
 
 def _adaptive_shape(a: AdaptiveAttrs, ins: list[Shape]) -> Shape:
-    sizes = spatial("adaptive_avg_pool", ins[0])[1:]
-    wanted = a.size if isinstance(a.size, tuple) else (a.size,) * len(sizes)
-    if len(wanted) != len(sizes):
-        raise TypeMismatchError(f"adaptive_avg_pool with {len(wanted)} sizes reads a value of {len(sizes)} axes")
-    return (ins[0][0], *wanted)
+    return (ins[0][0], *each_axis(a.size, len(spatial("adaptive_avg_pool", ins[0])) - 1))
 
 
 def _mean_shape(a: MeanAttrs, ins: list[Shape]) -> Shape:

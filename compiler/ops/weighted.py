@@ -1,11 +1,9 @@
-"""Ops with weights: convolutions, the fully connected layer, norms, squeeze-excite. One row each, which is data."""
+"""Ops with weights: convolutions, the fully connected layer, squeeze-excite. One row each, which is data."""
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from compiler.ir.graph import AttrValue
 from compiler.ops.attributes import (
@@ -14,12 +12,11 @@ from compiler.ops.attributes import (
     Positive,
     alone_then_finish,
     finish,
-    same,
     step,
 )
 from compiler.ops.definition import Op, OpAttrs, Reads, Shape, Step, TypeMismatchError
 from compiler.ops.traits import Affine, Channels, Numbers, Pixels, Traits, Values
-from compiler.ops.windows import Axis, NotNegative, Window, spatial, window_attrs, windowed
+from compiler.ops.windows import Axis, NotNegative, Window, each_axis, spatial, window_attrs, windowed
 
 # -- attributes -----------------------------------------------------------------------------------------------------
 
@@ -58,7 +55,7 @@ class ConvTransposeAttrs(ConvAttrs):
 
     def margins(self, rank: int) -> tuple[int, ...]:
         """The output padding of each axis."""
-        return self._along(self.output_padding, rank)
+        return each_axis(self.output_padding, rank)
 
 
 class SepConvAttrs(NormAndRelu, Window):
@@ -82,24 +79,6 @@ class LinearAttrs(Finish):
     """Outputs; default: what the block's type asks for."""
     bias: bool | None = None
     """Add a bias; default: only where no norm follows."""
-
-
-class BatchNormAttrs(OpAttrs):
-    """Batch normalisation over every channel."""
-
-    eps: Annotated[float, Field(gt=0)] = 2e-5
-    """Added to the variance."""
-    momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Share of the newest batch in the running statistics."""
-    act: Activation = "none"
-    """Activation that comes last."""
-
-
-class LayerNormAttrs(OpAttrs):
-    """Layer normalisation over all dimensions but the batch, scale and shift per channel."""
-
-    eps: Annotated[float, Field(gt=0)] = 1e-5
-    """Added to the variance."""
 
 
 class SqueezeExciteAttrs(OpAttrs):
@@ -150,10 +129,6 @@ def _linear_shape(a: LinearAttrs, ins: list[Shape]) -> Shape:
 
 def _weight_and_bias(weight: Shape, a: DepthwiseAttrs | LinearAttrs) -> dict[str, Shape]:
     return {"weight": weight} | ({"bias": weight[:1]} if a.bias is not False else {})
-
-
-def _norm_params(a: OpAttrs, ins: list[Shape], out: Shape) -> dict[str, Shape]:
-    return {"weight": (out[0],), "bias": (out[0],)}
 
 
 def _se_inner(a: SqueezeExciteAttrs, channels: int) -> int:
@@ -248,16 +223,6 @@ LAYERS = (
         params=lambda a, ins, out: _weight_and_bias((out[0], math.prod(ins[0])), a),
         flops=lambda a, ins, out: out[0] * math.prod(ins[0]), parts=alone_then_finish("linear", "linear"),
         traits=_linear_traits, sets_channels=True,
-    ),
-    Op(
-        "batch_norm", "batch normalisation", BatchNormAttrs, infer=same, params=_norm_params,
-        buffers=lambda a, ins, out: {"running_mean": (out[0],), "running_var": (out[0],)},
-        parts=alone_then_finish("norm", "batch_norm"),
-        traits=Traits(affine=Affine.STATISTICS, channels=Channels.KEPT, pixels=Pixels.KEPT, normalises=True),
-    ),
-    Op(
-        "layer_norm", "normalisation over each image", LayerNormAttrs, infer=same, params=_norm_params,
-        traits=Traits(channels=Channels.MIXED, normalises=True),
     ),
     Op(
         "squeeze_excite", "channels scaled by a gate from their means", SqueezeExciteAttrs,

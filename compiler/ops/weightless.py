@@ -1,4 +1,4 @@
-"""Ops without weights that keep the pixels: sums and joins, activations, constants. One row each, which is data."""
+"""Ops without weights: sums, joins and products, constants, dropout. One row each, which is data."""
 
 from __future__ import annotations
 
@@ -64,6 +64,16 @@ def _concat_shape(a: OpAttrs, ins: list[Shape]) -> Shape:
     return (sum(s[0] for s in ins), *ins[0][1:])
 
 
+def _product_shape(a: OpAttrs, ins: list[Shape]) -> Shape:
+    """That of the largest input; the others are alike, vectors of its channels, or of one pixel."""
+    out = max(ins, key=lambda shape: (len(shape), math.prod(shape)))
+    for other in ins:
+        if other != out and (other[0] != out[0] or (math.prod(other[1:]) != 1 or len(other) not in (1, len(out)))):
+            message = "multiply takes values of one type, or of one pixel or none with as many channels"
+            raise TypeMismatchError(f"{message}; found {TensorType(out)} and {TensorType(other)}")
+    return out
+
+
 # -- traits ---------------------------------------------------------------------------------------------------------
 
 
@@ -82,35 +92,19 @@ def _scale_traits(a: ScaleAttrs) -> Traits:
     return replace(IDENTITY, averages=Numbers.NONE, unchanged=Numbers.NONE, values=values)
 
 
-def _activation(homogeneous: Numbers, values: Values, unchanged: Numbers = Numbers.NONE) -> Traits:
-    return Traits(
-        homogeneous=homogeneous, values=values, unchanged=unchanged, channels=Channels.KEPT, pixels=Pixels.KEPT
-    )
-
-
-ACTIVATIONS = {
-    "relu": _activation(Numbers.NONNEGATIVE, Values.NONNEGATIVE, unchanged=Numbers.NONNEGATIVE),
-    "relu6": _activation(Numbers.ZERO, Values.NONNEGATIVE),
-    "hard_swish": _activation(Numbers.ZERO, Values.SIGN_KEPT),
-    "silu": _activation(Numbers.ZERO, Values.SIGN_KEPT),
-    "gelu": _activation(Numbers.ZERO, Values.SIGN_KEPT),
-    "sigmoid": _activation(Numbers.NONE, Values.NONNEGATIVE),
-}
-
 PLAIN = (
     Op("input", "the image", infer=same, traits=IDENTITY),
     Op("output", "the logits", OutputAttrs, infer=same, traits=IDENTITY),
-    Op(
-        "flatten", "all values as one vector", infer=lambda a, ins: (math.prod(ins[0]),),
-        traits=replace(IDENTITY, averages=Numbers.NONE, channels=Channels.FLATTENED, pixels=Pixels.UNKNOWN),
-    ),
     Op("identity", "its input", infer=same, traits=IDENTITY),
     Op("add", "sum of its inputs", Finish, infer=same, parts=alone_then_finish("sum", "add"), traits=IDENTITY),
     Op(
         "concat", "inputs joined along the channels", Finish, reads=Reads.APART, infer=_concat_shape,
         parts=alone_then_finish("concat", "concat"), traits=replace(IDENTITY, channels=Channels.JOINED),
     ),
-    *(Op(name, f"activation {name}", infer=same, traits=traits) for name, traits in ACTIVATIONS.items()),
+    Op(
+        "multiply", "product of its inputs; vectors and single pixels count for every pixel", reads=Reads.TOGETHER,
+        infer=_product_shape, traits=Traits(homogeneous=Numbers.ZERO, values=Values.SIGN_KEPT, channels=Channels.KEPT),
+    ),
     Op("scale", "its input times a constant", ScaleAttrs, infer=same, traits=_scale_traits),
     Op(
         "zero", "zeros of its input's size", ZeroAttrs,

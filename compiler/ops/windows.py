@@ -56,6 +56,20 @@ NotNegative = Annotated[int | tuple[int, ...], *_attribute(0)]
 Padding = Annotated[int | tuple[int | tuple[int, int], ...], *_attribute(0, pairs=True)]
 
 
+def each_axis(value: Any, rank: int) -> tuple[Any, ...]:
+    """What an attribute says of each of `rank` axes; TypeMismatchError if it names another number of axes."""
+    if not isinstance(value, tuple):
+        return (value,) * rank
+    if len(value) != rank:
+        raise TypeMismatchError(f"found {len(value)} sizes for a value of {rank} {'axis' if rank == 1 else 'axes'}")
+    return value
+
+
+def sides(padding: Any, rank: int) -> tuple[tuple[int, int], ...]:
+    """Padding before and after each axis."""
+    return tuple(side if isinstance(side, tuple) else (side, side) for side in each_axis(padding, rank))
+
+
 @dataclass(frozen=True, slots=True)
 class Axis:
     """A window along one axis of what it slides over; all in pixels."""
@@ -129,24 +143,15 @@ class Window(OpAttrs):
 
     def axes(self, rank: int) -> tuple[Axis, ...]:
         """The window along each of `rank` axes; TypeMismatchError if the attributes name another number of axes."""
-        kernels, strides, dilations, paddings = (self._along(v, rank) for v in self._attributes)
-        found = []
-        for kernel, stride, dilation, padding in zip(kernels, strides, dilations, paddings, strict=True):
-            padding = dilation * (kernel - 1) // 2 if padding is None else padding
-            before, after = padding if isinstance(padding, tuple) else (padding, padding)
-            found.append(Axis(kernel, stride, dilation, before, after))
-        return tuple(found)
-
-    def _along(self, value: Any, rank: int) -> tuple[Any, ...]:
-        if not isinstance(value, tuple):
-            return (value,) * rank
-        if len(value) != rank:
-            raise TypeMismatchError(f"a window of {len(value)} axes slides over a value of {rank}")
-        return value
+        kernels, strides, dilations = (each_axis(v, rank) for v in (self.kernel, self.stride, self.dilation))
+        kept = tuple(dilation * (kernel - 1) // 2 for kernel, dilation in zip(kernels, dilations, strict=True))
+        borders = sides(kept if self.padding is None else self.padding, rank)
+        each = zip(kernels, strides, dilations, borders, strict=True)
+        return tuple(Axis(kernel, stride, dilation, *border) for kernel, stride, dilation, border in each)
 
     def kernels(self, shape: Shape) -> tuple[int, ...]:
         """The sides of the window over a value of this shape."""
-        return self._along(self.kernel, len(shape) - 1)
+        return each_axis(self.kernel, len(shape) - 1)
 
     @property
     def is_one_pixel(self) -> bool:

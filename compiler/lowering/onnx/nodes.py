@@ -9,10 +9,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
 from compiler.ir.graph import Node
-from compiler.lowering.onnx import windows
+from compiler.lowering.onnx import norms, reshapes, windows
 from compiler.lowering.onnx.writer import Builder, Writer
 
 # -- sums, joins, shapes --------------------------------------------------------------------------------------------
@@ -32,21 +30,16 @@ def _concat(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
     return ins[0] if len(ins) == 1 else w.emit("Concat", ins, node.id, axis=1)
 
 
-def _flatten(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
-    return ins[0] if len(w.input_shape(node)) == 1 else w.emit("Flatten", ins, node.id, axis=1)
-
-
-def _zero(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
-    """Zeros for as many images as come in: ConstantOfShape fills with float32 zero by default."""
-    if w.input_shape(node) == node.shape:
-        return w.emit("ConstantOfShape", [w.emit("Shape", ins, f"{node.id}.shape")], node.id)
-    if w.opset >= 15:
-        batch = w.emit("Shape", ins, f"{node.id}.batch", start=0, end=1)
-    else:
-        first = w.constant(f"{node.id}.first", np.array([0], np.int64))
-        batch = w.emit("Gather", [w.emit("Shape", ins, f"{node.id}.sizes"), first], f"{node.id}.batch", axis=0)
-    rest = w.constant(f"{node.id}.rest", np.array(node.shape, np.int64))
-    return w.emit("ConstantOfShape", [w.emit("Concat", [batch, rest], f"{node.id}.shape", axis=0)], node.id)
+def _multiply(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
+    """One by one; of a vector among larger values the channels stand first, as ONNX broadcasts from the end."""
+    value, axes = "", len(node.shape)
+    for slot, (name, edge) in enumerate(zip(ins, w.graph.inputs(node.id), strict=True)):
+        rank = len(w.graph.node(edge.src).shape)
+        if rank < axes:
+            name = w.unsqueezed(node, name, f"{node.id}.wide{slot}", tuple(range(rank + 1, axes + 1)))
+        last = slot == len(ins) - 1
+        value = w.emit("Mul", [value, name], node.id if last else f"{node.id}.product{slot}") if value else name
+    return value
 
 
 def _linear(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
@@ -60,29 +53,6 @@ def _mean(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
         return w.mean(node, ins[0], node.id, a.dims, keep=a.keep)
     kept = w.mean(node, ins[0], f"{node.id}.kept", a.dims, keep=True)
     return w.emit("Flatten", [kept], node.id, axis=1)
-
-
-# -- norms ----------------------------------------------------------------------------------------------------------
-
-
-def _batch_norm(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
-    tensors = [w.weight(node, name) for name in ("weight", "bias", "running_mean", "running_var")]
-    return w.emit("BatchNormalization", [ins[0], *tensors], node.id, epsilon=a.eps)
-
-
-def _layer_norm(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
-    """One operation since opset 17, its formula before."""
-    wide = (-1, *[1] * (len(node.shape) - 1))
-    weight, bias = (w.constant(f"{node.id}.{name}", w.array(node, name).reshape(wide)) for name in ("weight", "bias"))
-    if w.opset >= 17:
-        return w.emit("LayerNormalization", [ins[0], weight, bias], node.id, axis=1, epsilon=a.eps)
-    axes = tuple(range(1, len(node.shape) + 1))
-    centred = w.emit("Sub", [ins[0], w.mean(node, ins[0], f"{node.id}.mean", axes, keep=True)], f"{node.id}.centred")
-    squared = w.emit("Mul", [centred, centred], f"{node.id}.squared")
-    variance = w.mean(node, squared, f"{node.id}.variance", axes, keep=True)
-    shifted = w.emit("Add", [variance, w.scalar(node, "eps", a.eps)], f"{node.id}.shifted")
-    normed = w.emit("Div", [centred, w.emit("Sqrt", [shifted], f"{node.id}.deviation")], f"{node.id}.normed")
-    return w.emit("Add", [w.emit("Mul", [normed, weight], f"{node.id}.scaled"), bias], node.id)
 
 
 # -- activations ----------------------------------------------------------------------------------------------------
@@ -137,21 +107,35 @@ ONNX: dict[str, Builder] = {
     "identity": _same_value,
     "dropout": _same_value,
     "drop_path": _same_value,
-    "zero": _zero,
+    "zero": reshapes.zero,
     "scale": lambda w, node, a, ins: w.emit("Mul", [ins[0], w.scalar(node, "factor", a.factor)], node.id),
     "linear": _linear,
     "global_avg_pool": lambda w, node, a, ins: w.mean(node, ins[0], node.id, w.axes(node), keep=False),
-    "flatten": _flatten,
+    "flatten": reshapes.flatten,
+    "channel_shuffle": reshapes.channel_shuffle,
+    "slice": reshapes.slice_channels,
+    "pad": reshapes.pad,
+    "resize": reshapes.resize,
+    "multiply": _multiply,
     "add": _add,
     "concat": _concat,
-    "batch_norm": _batch_norm,
-    "layer_norm": _layer_norm,
+    "batch_norm": norms.batch_norm,
+    "layer_norm": norms.layer_norm,
+    "group_norm": norms.group_norm,
+    "instance_norm": norms.instance_norm,
+    "lrn": norms.lrn,
     "relu": _plain("Relu"),
     "relu6": _relu6,
     "hard_swish": _hard_swish,
     "silu": lambda w, node, a, ins: w.emit("Mul", [ins[0], w.emit("Sigmoid", ins, f"{node.id}.gate")], node.id),
     "gelu": _gelu,
     "sigmoid": _plain("Sigmoid"),
+    "hard_sigmoid": lambda w, node, a, ins: w.emit("HardSigmoid", ins, node.id, alpha=1 / 6, beta=0.5),
+    "tanh": _plain("Tanh"),
+    "leaky_relu": lambda w, node, a, ins: w.emit("LeakyRelu", ins, node.id, alpha=a.slope),
+    "elu": lambda w, node, a, ins: w.emit("Elu", ins, node.id, alpha=a.alpha),
+    "prelu": lambda w, node, a, ins: w.emit("PRelu", [*ins, w.wide_weight(node, "slope")], node.id),
+    "softmax": lambda w, node, a, ins: w.emit("Softmax", ins, node.id, axis=1),
     "squeeze_excite": _squeeze_excite,
     "mean": _mean,
 }

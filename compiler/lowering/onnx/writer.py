@@ -40,6 +40,10 @@ class Writer:
         """The names of a node's weight and, where it has one, its bias."""
         return [self.weight(node, name) for name in ("weight", *(["bias"] if a.bias is not False else []))]
 
+    def wide_weight(self, node: Node, param: str) -> str:
+        """The name of a vector with one number a channel, shaped to multiply the node's value."""
+        return self.constant(f"{node.id}.{param}", self.array(node, param).reshape(-1, *[1] * (len(node.shape) - 1)))
+
     def array(self, node: Node, param: str) -> NDArray[np.float32]:
         """A node's parameter or buffer."""
         return np.asarray(self.weights[f"{node.id}.{param}"], np.float32)
@@ -57,6 +61,27 @@ class Writer:
     def input_shape(self, node: Node) -> Shape:
         """Shape of the first value the node reads, without the batch."""
         return self.graph.node(self.graph.inputs(node.id)[0].src).shape
+
+    def shaped(self, node: Node, value: str, output: str, shape: tuple[int, ...]) -> str:
+        """A value with other sizes behind the batch."""
+        name = self.constant(f"{output}.shape", np.array([0, *shape], np.int64))  # 0: as many as come in
+        return self.emit("Reshape", [value, name], output)
+
+    def unsqueezed(self, node: Node, value: str, output: str, axes: tuple[int, ...]) -> str:
+        """A value with further axes of size 1."""
+        return self.emit("Unsqueeze", [value, self.constant(f"{output}.axes", np.array(axes, np.int64))], output)
+
+    def sizes(self, node: Node, value: str, rest: tuple[int, ...]) -> str:
+        """The sizes (N, ...rest), N being as many as the value has."""
+        if self.opset >= 15:
+            batch = self.emit("Shape", [value], f"{node.id}.batch", start=0, end=1)
+        else:
+            first = self.constant(f"{node.id}.first", np.array([0], np.int64))
+            batch = self.emit(
+                "Gather", [self.emit("Shape", [value], f"{node.id}.sizes"), first], f"{node.id}.batch", axis=0
+            )
+        given = self.constant(f"{node.id}.rest", np.array(rest, np.int64))
+        return self.emit("Concat", [batch, given], f"{node.id}.shape", axis=0)
 
     def axes(self, node: Node) -> tuple[int, ...]:
         """The axes of the pixels of the first value the node reads."""

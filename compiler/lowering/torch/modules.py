@@ -10,17 +10,28 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compiler.ir.graph import Node
 from compiler.lowering.custom import imported_row
 from compiler.lowering.torch.batch_parts import BatchNorm, Dropout, DropPath
-from compiler.lowering.torch.windows import Conv, ConvTranspose, MaxPool, SqueezeExcite, adaptive_avg_pool, avg_pool
+from compiler.lowering.torch.windows import (
+    Conv,
+    ConvTranspose,
+    MaxPool,
+    SqueezeExcite,
+    adaptive_avg_pool,
+    avg_pool,
+    borders,
+    resized,
+)
 from compiler.ops import Affine, Shape, traits_of, walk
+from compiler.ops.windows import sides
 
 Builder = Callable[[Any, tuple[Shape, ...], Shape], nn.Module]
 
@@ -63,6 +74,47 @@ def _mean(x: Tensor, dims: tuple[int, ...], keep: bool) -> Tensor:
     return mean if mean.dim() > 1 else mean.unsqueeze(1)
 
 
+class ChannelNorm(nn.Module):
+    """Layer normalisation over the channels of each pixel."""
+
+    def __init__(self, channels: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x: (N, C, ...)`, normalised."""
+        return F.layer_norm(x.movedim(1, -1), self.weight.shape, self.weight, self.bias, self.eps).movedim(-1, 1)
+
+
+class PRelu(nn.Module):
+    """ReLU with a trained slope below zero for each channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.full((channels,), 0.25))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x: (N, C, ...)`, negative values times their channel's slope."""
+        return F.prelu(x, self.slope)
+
+
+def _product(*values: Tensor) -> Tensor:
+    """The product of values `(N, C, ...)`; vectors `(N, C)` count for every pixel."""
+    axes = max(value.dim() for value in values)
+    wide = (value.view(*value.shape, *[1] * (axes - value.dim())) for value in values)
+    return reduce(torch.mul, wide)
+
+
+def _shuffled(x: Tensor, groups: int) -> Tensor:
+    return x.view(len(x), groups, -1, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
+
+
+def _sliced(x: Tensor, start: int, stop: int) -> Tensor:
+    return x[:, start:stop]
+
+
 class Chain(nn.Sequential):
     """The parts of an op one after the other; the first takes all inputs."""
 
@@ -74,6 +126,9 @@ class Chain(nn.Sequential):
 
 
 # -- the rows: (attributes, input shapes, output shape) -> module -----------------------------------------------------
+
+
+PAD_MODES = {"zeros": "constant", "reflect": "reflect", "edge": "replicate"}
 
 
 def conv_row(kind: type[Conv]) -> Builder:
@@ -104,13 +159,29 @@ TORCH: dict[str, Builder] = {
     "add": lambda a, ins, out: nn.Identity(),  # reading sums already
     "concat": lambda a, ins, out: Formula(_join),
     "batch_norm": lambda a, ins, out: BatchNorm(out[0], a.eps, a.momentum),
-    "layer_norm": lambda a, ins, out: nn.GroupNorm(1, out[0], a.eps),
+    "layer_norm": lambda a, ins, out: (
+        ChannelNorm(out[0], a.eps) if a.over == "channels" else nn.GroupNorm(1, out[0], a.eps)
+    ),
+    "group_norm": lambda a, ins, out: nn.GroupNorm(a.groups, out[0], a.eps),
+    "instance_norm": lambda a, ins, out: nn.GroupNorm(out[0], out[0], a.eps),
+    "lrn": lambda a, ins, out: nn.LocalResponseNorm(a.size, a.alpha, a.beta, a.k),
+    "multiply": lambda a, ins, out: Formula(_product),
+    "channel_shuffle": lambda a, ins, out: Formula(_shuffled, groups=a.groups),
+    "slice": lambda a, ins, out: Formula(_sliced, start=a.start, stop=a.stop),
+    "pad": lambda a, ins, out: Formula(F.pad, pad=borders(sides(a.padding, len(out) - 1)), mode=PAD_MODES[a.mode]),
+    "resize": lambda a, ins, out: Formula(resized, size=out[1:], mode=a.mode),
     "relu": lambda a, ins, out: nn.ReLU(),
     "relu6": lambda a, ins, out: nn.ReLU6(),
     "hard_swish": lambda a, ins, out: nn.Hardswish(),
     "silu": lambda a, ins, out: nn.SiLU(),
     "gelu": lambda a, ins, out: nn.GELU(),
     "sigmoid": lambda a, ins, out: nn.Sigmoid(),
+    "hard_sigmoid": lambda a, ins, out: nn.Hardsigmoid(),
+    "tanh": lambda a, ins, out: nn.Tanh(),
+    "leaky_relu": lambda a, ins, out: nn.LeakyReLU(a.slope),
+    "elu": lambda a, ins, out: nn.ELU(a.alpha),
+    "prelu": lambda a, ins, out: PRelu(out[0]),
+    "softmax": lambda a, ins, out: nn.Softmax(1),
     "squeeze_excite": lambda a, ins, out: SqueezeExcite(out[0], max(1, out[0] // a.reduction), len(out) - 1),
     "dropout": lambda a, ins, out: Dropout(a.p),
     "drop_path": lambda a, ins, out: DropPath(a.p),

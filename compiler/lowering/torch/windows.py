@@ -33,7 +33,8 @@ def _rows_and_columns(axes: Sequence[Axis]) -> list[Axis]:
     return [Axis(1)] * (2 - len(axes)) + list(axes)
 
 
-def _borders(pairs: Sequence[tuple[int, int]]) -> Borders:
+def borders(pairs: Sequence[tuple[int, int]]) -> Borders:
+    """Widths before and after each axis, as `F.pad` takes them."""
     return [width for pair in reversed(pairs) for width in pair]
 
 
@@ -73,8 +74,8 @@ class Conv(nn.Conv2d):
             self.weight = nn.Parameter(self.weight[:, :, 0].clone())
         steps = self.steps = tuple(map(pixel_step, pair))
         outside = [axis.before != axis.after or axis.before % step != 0 for axis, step in zip(pair, steps, strict=True)]
-        borders = [(axis.before, axis.after) if out else (0, 0) for axis, out in zip(pair, outside, strict=True)]
-        self.border = _borders(borders) if any(outside) else None
+        pairs = [(axis.before, axis.after) if out else (0, 0) for axis, out in zip(pair, outside, strict=True)]
+        self.border = borders(pairs) if any(outside) else None
         each = list(zip(pair, steps, outside, strict=True))
         self.window = (
             tuple(axis.stride // step for axis, step, _ in each),
@@ -138,7 +139,7 @@ class MaxPool(nn.Module):
     def __init__(self, a: Any, shape: Shape) -> None:
         super().__init__()
         axes = _rows_and_columns(a.reaching(shape))
-        self.border = None if _is_native(axes) else _borders([(axis.before, axis.after) for axis in axes])
+        self.border = None if _is_native(axes) else borders([(axis.before, axis.after) for axis in axes])
         self.window = _arguments(axes, padded=self.border is None)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -177,8 +178,8 @@ class CountedPool(nn.Module):
         super().__init__()
         said, reaching = (_rows_and_columns(axes) for axes in (a.axes(len(shape) - 1), a.reaching(shape)))
         self.counted = float(a.counts_padding)
-        self.border = _borders([(axis.before, axis.after) for axis in said])
-        self.beyond = _borders([(0, far.after - axis.after) for axis, far in zip(said, reaching, strict=True)])
+        self.border = borders([(axis.before, axis.after) for axis in said])
+        self.beyond = borders([(0, far.after - axis.after) for axis, far in zip(said, reaching, strict=True)])
         kernel, self.stride, _, self.dilation = _arguments(said, padded=True)
         self.taps = (1, 1, *kernel)
 
@@ -224,3 +225,9 @@ def adaptive_avg_pool(x: Tensor, size: tuple[int, ...]) -> Tensor:
     """Means over as many windows along each axis as `size` says."""
     pooled = F.adaptive_avg_pool2d if x.dim() == 4 else F.adaptive_avg_pool1d
     return pooled(x, size)  # type: ignore[arg-type]
+
+
+def resized(x: Tensor, size: tuple[int, ...], mode: str) -> Tensor:
+    """`x: (N, C, ...)` with other numbers of pixels, by the nearest or between neighbours."""
+    linear = "bilinear" if x.dim() == 4 else "linear"
+    return F.interpolate(x, size, mode="nearest" if mode == "nearest" else linear)

@@ -52,13 +52,27 @@ ALONE: dict[str, Cases] = {
     "concat": [{}, {"norm": "batch"}],
     "project": [{}, {"channels": 3, "norm": "none"}],
     "batch_norm": [{}, {"act": "relu", "eps": 1e-3}],
-    "layer_norm": [{}],
+    "layer_norm": [{}, {"over": "channels"}],
     "relu": [{}],
     "relu6": [{}],
     "hard_swish": [{}],
     "silu": [{}],
     "gelu": [{}],
     "sigmoid": [{}],
+    "hard_sigmoid": [{}],
+    "tanh": [{}],
+    "leaky_relu": [{}, {"slope": 0.3}],
+    "elu": [{}, {"alpha": 0.3}],
+    "prelu": [{}],
+    "softmax": [{}],
+    "group_norm": [{"groups": 2}],
+    "instance_norm": [{}],
+    "lrn": [{}, {"size": 3, "alpha": 0.5, "beta": 1.0, "k": 2.0}],
+    "multiply": [{}],
+    "channel_shuffle": [{"groups": 2}],
+    "slice": [{"stop": 3}, {"start": 1, "stop": 4}],
+    "pad": [{"padding": 1}, {"padding": [[0, 2], 1], "mode": "edge"}, {"padding": 2, "mode": "reflect"}],
+    "resize": [{"scale": 2}, {"size": [4, 7]}, {"size": 9, "mode": "bilinear"}],
     "conv_transpose": [{"kernel": 3, "stride": 2, "groups": 2}, {"kernel": 2, "padding": [[0, 1], 0]}],
     "adaptive_avg_pool": [{"size": 3}, {"size": [4, 6]}],
     "global_max_pool": [{}],
@@ -74,7 +88,7 @@ ALONE: dict[str, Cases] = {
 
 def network(op: str, attrs: dict[str, Any], shape: tuple[int, ...] = (4, 6, 6)) -> Model:
     """One node of this op over the image; ops that join or add read two values."""
-    several = op in ("add", "concat", "project")
+    several = op in ("add", "concat", "project", "multiply")
     nodes: dict[str, Any] = {"other": ("sigmoid", {}, ["input"])} if several else {}
     nodes["node"] = (op, attrs, ["input", "other"] if several else ["input"])
     graph = graph_of(nodes, shape=(8, 1, 1) if op == "linear" else shape, phase=Phase.COMPACT)

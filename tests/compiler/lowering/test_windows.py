@@ -24,14 +24,14 @@ from tests.compiler.lowering.test_torch_ops import assert_same, filled, values_f
 from tests.graphs import graph_of
 from tests.interpreter import random_weights
 
-CONVOLUTIONS = ("conv", "depthwise_conv", "conv_transpose")
+OPS = ("conv", "depthwise_conv", "conv_transpose", "sep_conv", "max_pool", "avg_pool", "adaptive_avg_pool")
 OPSETS = st.integers(OLDEST_OPSET, min(NEWEST_OPSET, onnx.defs.onnx_opset_version()))
 
 
 @st.composite
 def windows(draw: Any) -> Graph:
     """A graph of one windowed op over a signal or an image of odd sizes."""
-    name = draw(st.sampled_from((*CONVOLUTIONS, "sep_conv", "max_pool", "avg_pool", "adaptive_avg_pool")))
+    name = draw(st.sampled_from(OPS))
     axes = draw(st.integers(1, 2))
     shape = (4, *draw(st.lists(st.integers(1, 11), min_size=axes, max_size=axes)))
 

@@ -35,7 +35,9 @@ from compiler.ops.attributes import step
 from tests import interpreter
 
 IMAGE, OTHER, VECTOR, DOT, SIGNAL = (4, 6, 5), (2, 6, 5), (8,), (4, 1, 1), (4, 9)
-ACTIVATIONS = ("relu", "relu6", "hard_swish", "silu", "gelu", "sigmoid")
+ACTIVATIONS = (
+    "relu", "relu6", "hard_swish", "silu", "gelu", "sigmoid", "hard_sigmoid", "tanh", "leaky_relu", "elu", "prelu",
+)  # fmt: skip
 BARE = {"norm": "none", "act": "none"}
 
 
@@ -237,6 +239,27 @@ PRIMITIVE = (
     case("batch_norm"),
     case("batch_norm", VECTOR),
     case("layer_norm"),
+    case("layer_norm", over="channels"),
+    case("layer_norm", SIGNAL, over="channels"),
+    case("group_norm", groups=2),
+    case("group_norm", SIGNAL, groups=2),
+    case("instance_norm"),
+    case("lrn", size=3, alpha=0.5),
+    case("multiply", IMAGE, IMAGE),
+    case("multiply", IMAGE, DOT, (4,)),
+    case("multiply", (4, 1), SIGNAL),
+    case("softmax"),
+    case("softmax", VECTOR),
+    case("channel_shuffle", groups=2),
+    case("channel_shuffle", VECTOR, groups=4),
+    case("slice", stop=3),
+    case("slice", SIGNAL, start=1, stop=3),
+    case("pad", padding=1),
+    case("pad", padding=[[0, 2], 1], mode="edge"),
+    case("pad", SIGNAL, padding=2, mode="reflect"),
+    case("resize", scale=2),
+    case("resize", size=[4, 7], mode="bilinear"),
+    case("resize", SIGNAL, size=4),
     case("squeeze_excite", reduction=2),
     case("squeeze_excite", SIGNAL, reduction=2),
     case("max_pool", kernel=3),
