@@ -21,7 +21,7 @@ from compiler.ir.graph import Graph, Node, attrs_of
 from compiler.language.dims import Dim, DimError
 from compiler.language.source import Path
 from compiler.language.spec import BlockSpec, LevelsSpec, NodeSpec, OpSpec, Spec
-from compiler.ops import OpAttrs, Traits, UnknownOpError, Values, chain_of, explain_attr_errors, known_ops, op
+from compiler.ops import OpAttrs, Reads, Traits, UnknownOpError, Values, chain_of, explain_attr_errors, known_ops, op
 
 OUT = "out"
 MAX_EDGES = 300_000  # of one block, and of the elaborated network
@@ -312,6 +312,16 @@ def _check_reachable(template: Template, report: Reporter) -> None:
 
 
 def _check_gates(template: Template, report: Reporter) -> None:
+    products = {node.name for node in template.nodes if op(node.op).reads is Reads.TOGETHER}
+    for node, source in [(reader, source) for reader in template.nodes for source in reader.sources]:
+        if source.gated and node.name in products:
+            message = f"an input of {node.op} may not have a gate: closed, it makes the product zero, not a product of "
+            report.error(source.path, f"{message}the others; put the gate behind {node.name!r}", [template.block.path])
+        elif source.gated and products and not _reaches_out(template, products, (node.name, source.name)):
+            message = f"the edge from {source.name!r} to {node.name!r} may not have a gate: a product that the block "
+            report.error(source.path, f"{message}cannot do without needs it; leave it ungated", [template.block.path])
+    if products:
+        return
     for node, source in gates_on_bridges(template):
         report.error(
             source.path,
@@ -319,6 +329,16 @@ def _check_gates(template: Template, report: Reporter) -> None:
             f"it, so closing it would cut the network; leave it ungated or add a path beside it",
             [template.block.path],
         )
+
+
+def _reaches_out(template: Template, products: set[str], closed: tuple[str, str]) -> bool:
+    """Whether the inputs reach `out` without one edge; a product needs all that it reads."""
+    fed = set(template.inputs)
+    for node in template.nodes:
+        carried = [source.name in fed and (node.name, source.name) != closed for source in node.sources]
+        if all(carried) if node.name in products else any(carried):
+            fed.add(node.name)
+    return OUT in fed
 
 
 def _check_zeros(template: Template, report: Reporter) -> None:
