@@ -39,6 +39,29 @@ SAME_SIZE_OPS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
+EVERY_OP: tuple[tuple[str, dict[str, Any]], ...] = (
+    *SAME_SIZE_OPS,
+    ("conv_transpose", {"kernel": 3}),
+    ("conv", {"kernel": 3, "groups": 2, "act": "prelu"}),
+    ("conv", {"kernel": 2, "padding": [[0, 1]], "act": "elu"}),
+    ("avg_pool", {"kernel": 3, "count_include_pad": True}),
+    ("layer_norm", {}),
+    ("layer_norm", {"over": "channels"}),
+    ("group_norm", {"groups": 2}),
+    ("instance_norm", {}),
+    ("lrn", {"size": 3}),
+    ("squeeze_excite", {"reduction": 2}),
+    ("multiply", {}),
+    ("channel_shuffle", {"groups": 2}),
+    ("scale", {"factor": -0.7}),
+    ("dropout", {}),
+    ("drop_path", {}),
+    *((name, {}) for name in ("relu6", "hard_swish", "silu", "gelu", "sigmoid", "hard_sigmoid")),
+    *((name, {}) for name in ("tanh", "leaky_relu", "elu", "prelu", "softmax")),
+)
+"""Ops that keep the size of signals and images; `padding` of one axis stands for as many as there are."""
+
+
 def graph_of(
     nodes: dict[str, tuple[str, dict[str, Any], list[str | tuple[str, str]]]],
     *,
@@ -61,8 +84,17 @@ def graph_of(
     return infer_types(graph, phase)
 
 
-def random_graph(seed: int, *, nodes: int = 7, channels: int = 4, size: int = 6, gated: float = 0.7) -> Graph:
+def random_graph(
+    seed: int,
+    *,
+    nodes: int = 7,
+    channels: int = 4,
+    size: int | tuple[int, ...] = 6,
+    gated: float = 0.7,
+    ops: tuple[tuple[str, dict[str, Any]], ...] = SAME_SIZE_OPS,
+) -> Graph:
     """A random typed DAG of same-size ops, ending in a project, a pool and a linear layer; every node is on a path."""
+    sizes = (size, size) if isinstance(size, int) else size
     rng = random.Random(seed)
     parts: dict[str, tuple[str, dict[str, Any], list[str | tuple[str, str]]]] = {}
     unread: list[str] = []
@@ -72,19 +104,20 @@ def random_graph(seed: int, *, nodes: int = 7, channels: int = 4, size: int = 6,
         return [(s, f"blk/{node_id}<{s}") if rng.random() < gated else s for s in sources]
 
     for index in range(nodes):
-        op, attrs = rng.choice(SAME_SIZE_OPS)
-        attrs = attrs | ({"channels": channels} if op in ("conv", "sep_conv", "project") else {})
+        op, attrs = rng.choice(ops)
+        attrs = attrs | ({"channels": channels} if op in ("conv", "sep_conv", "project", "conv_transpose") else {})
+        attrs |= {"padding": attrs["padding"] * len(sizes)} if "padding" in attrs else {}
         node_id = f"blk.n{index}"
         sources = rng.sample(ids, rng.randint(1, min(len(ids), 4)))
         unread = [i for i in unread if i not in sources] + [node_id]
-        parts[node_id] = (op, attrs, wire(node_id, sources))
+        parts[node_id] = (op, attrs, [*sources] if op == "multiply" else wire(node_id, sources))
         ids.append(node_id)
     merge = rng.choice(("add", "project", "concat"))
     parts["blk.out"] = (merge, {"channels": channels} if merge == "project" else {}, wire("blk.out", unread))
     parts["pool"] = ("global_avg_pool", {}, ["blk.out"])
     parts["logits"] = ("linear", {"channels": 3}, ["pool"])
     block = Block("blk", "blk", "blk", (INPUT,), "blk.out")
-    return graph_of(parts, shape=(channels, size, size), blocks=(block,), name=f"random{seed}")
+    return graph_of(parts, shape=(channels, *sizes), blocks=(block,), name=f"random{seed}")
 
 
 def with_choices(graph: Graph, seed: int) -> Graph:

@@ -28,12 +28,12 @@ class ShuffleAttrs(OpAttrs):
 
 def shuffle_shape(attrs, inputs):
     if inputs[0][0] % attrs.groups:
-        raise TypeMismatchError(f"channel_shuffle with groups {attrs.groups} needs a multiple, found {inputs[0][0]}")
+        raise TypeMismatchError(f"acme_shuffle with groups {attrs.groups} needs a multiple, found {inputs[0][0]}")
     return inputs[0]
 
 
-channel_shuffle = Op(
-    "channel_shuffle",
+acme_shuffle = Op(
+    "acme_shuffle",
     "channels of all groups in turn",
     ShuffleAttrs,
     infer=shuffle_shape,
@@ -55,7 +55,7 @@ ghost = Op(
     GhostAttrs,
     parts=lambda attrs: (
         Step("depthwise", "depthwise_conv", attrs_of({"kernel": attrs.kernel, "norm": "none", "act": "none"})),
-        Step("shuffle", "channel_shuffle"),
+        Step("shuffle", "acme_shuffle"),
         Step("norm", "batch_norm"),
         Step("act", "relu"),
     ),
@@ -82,7 +82,7 @@ def shuffle(writer, node, attrs, inputs):
 """
 ENTRY_POINTS = """\
 [graphspec.ops]
-channel_shuffle = acme_ops:channel_shuffle
+acme_shuffle = acme_ops:acme_shuffle
 ghost = acme_ops:ghost
 """
 SPEC = """\
@@ -93,7 +93,7 @@ classes: 3
 blocks:
   body:
     type: "[C, H, W] -> [C, H, W]"
-    levels: {count: 2, ops: [ghost_3x3, {op: channel_shuffle, name: mixed}]}
+    levels: {count: 2, ops: [ghost_3x3, {op: acme_shuffle, name: mixed}]}
     nodes:
       out: {op: project, from: levels.*, gated: true}
   head:
@@ -181,7 +181,7 @@ def command(folder: Path, *arguments: str, code: int = 0) -> subprocess.Complete
 def test_the_catalogue_lists_it(package: Path) -> None:
     records = {record["name"]: record for record in json.loads(command(package, "ops", "--json").stdout)}
     assert records["ghost"]["doc"] == "depthwise convolution, channel shuffle, batch norm, relu"
-    (groups,) = records["channel_shuffle"]["attributes"]
+    (groups,) = records["acme_shuffle"]["attributes"]
     assert groups == {"name": "groups", "required": False, "default": 2, "help": "Groups whose channels are mixed."}
 
 
@@ -190,7 +190,7 @@ def test_a_spec_may_use_it_like_any_other(package: Path) -> None:
     depthwise, norm, project, linear = 4 * 9, 8, 16 * 4 + 8, 4 * 3 + 3
     assert found["params"] == 2 * (2 * (depthwise + 4 + norm) + project) + linear
     text = command(package, "opt", "spec.yaml", "-p", "expand-parts").stdout
-    assert "%stage0.block0.level0.ghost_3x3.shuffle = channel_shuffle(" in text
+    assert "%stage0.block0.level0.ghost_3x3.shuffle = acme_shuffle(" in text
 
 
 def test_torch_and_onnx_give_the_same_with_it(package: Path) -> None:
@@ -198,10 +198,10 @@ def test_torch_and_onnx_give_the_same_with_it(package: Path) -> None:
 
 
 def test_its_mistakes_have_a_place(package: Path) -> None:
-    (package / "wrong.yaml").write_text(SPEC.replace("op: channel_shuffle", "op: channel_shuffle, groups: 3"))
+    (package / "wrong.yaml").write_text(SPEC.replace("op: acme_shuffle", "op: acme_shuffle, groups: 3"))
     done = command(package, "compile", "wrong.yaml", "--dry-run", code=1)
     assert done.stderr.startswith("wrong.yaml:8:")
-    assert "channel_shuffle with groups 3 needs a multiple, found 4" in done.stderr
+    assert "acme_shuffle with groups 3 needs a multiple, found 4" in done.stderr
     (package / "wrong.yaml").write_text(SPEC.replace("ghost_3x3", "gost_3x3"))
     assert "did you mean 'ghost_3x3'?" in command(package, "compile", "wrong.yaml", "--dry-run", code=1).stderr
 
@@ -209,11 +209,11 @@ def test_its_mistakes_have_a_place(package: Path) -> None:
 BROKEN = {
     "import": (
         {"ops": "import no_such_module\n"},
-        "the custom op 'channel_shuffle' (acme_ops:channel_shuffle) cannot be imported",
+        "the custom op 'acme_shuffle' (acme_ops:acme_shuffle) cannot be imported",
     ),
     "kind": (
-        {"ops": "channel_shuffle = ghost = 1\n"},
-        "must be a compiler.ops.Op called 'channel_shuffle', not 1",
+        {"ops": "acme_shuffle = ghost = 1\n"},
+        "must be a compiler.ops.Op called 'acme_shuffle', not 1",
     ),
     "taken": (
         {"entry_points": "[graphspec.ops]\nconv = acme_ops:conv\n", "ops": OPS.replace("ghost", "conv")},
@@ -232,7 +232,7 @@ def test_a_broken_package_is_named(tmp_path: Path, name: str) -> None:
 FINISHED = '"norm": "none", "act": "none"'
 USELESS = {
     "parts of parts": (FINISHED, "", "the part 'depthwise' of the op 'ghost' is made of parts itself"),
-    "no shape rule": ("infer=shuffle_shape,", "", "the op 'channel_shuffle' has neither parts nor a shape rule"),
+    "no shape rule": ("infer=shuffle_shape,", "", "the op 'acme_shuffle' has neither parts nor a shape rule"),
 }
 
 

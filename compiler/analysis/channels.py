@@ -150,7 +150,7 @@ def _relations(graph: Graph) -> _Relations:
             sums[INPUT] = {CONSTANT: node.shape[0]}
             continue
         reads = [sums[edge.src] for edge in graph.inputs(node.id)]
-        if op(node.op).reads is Reads.SUM:
+        if op(node.op).reads is not Reads.APART:
             found.zeros += [(node.id, _minus(reads[0], other)) for other in reads[1:]]
             reads = reads[:1]
         read = _collected(term for total in reads for term in total.items())
@@ -171,6 +171,11 @@ def _channels(graph: Graph, node: Node, read: Sum, found: _Relations) -> Sum:
         return {CONSTANT: node.shape[0]}
     if carried[0] is Channels.GROUPED:
         _bind_groups(graph, node, attrs.groups, read, made, found)
+    if carried[0] is Channels.SHUFFLED:
+        found.divided.append((node.id, attrs.groups, read))
+    if carried[0] is Channels.SLICED:  # the attributes count channels, which therefore stay
+        found.zeros.append((node.id, _minus(read, {CONSTANT: input_shapes(graph, node)[0][0]})))
+        return {CONSTANT: node.shape[0]}
     return _passed_on(graph, node, read) if made is read else made
 
 
@@ -186,7 +191,8 @@ def _bind_groups(graph: Graph, node: Node, groups: int, read: Sum, made: Sum, fo
 
 def _passed_on(graph: Graph, node: Node, read: Sum) -> Sum:
     """Channels that follow from those read: as many, or a multiple (`flatten`)."""
-    channels = sum(shape[0] for shape in input_shapes(graph, node))
+    shapes = input_shapes(graph, node)
+    channels = sum(shape[0] for shape in shapes) if op(node.op).reads is Reads.APART else shapes[0][0]
     factor, rest = divmod(node.shape[0], channels)
     if rest:
         raise PassError(

@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from compiler.analysis.costs import node_costs
 from compiler.ir.graph import INPUT, OUTPUT, Edge, Graph
-from compiler.ops import gives_zeros
+from compiler.ops import Reads, gives_zeros, op
 
 
 def shortest_path(graph: Graph, length: Callable[[Edge], float]) -> list[Edge]:
-    """The edges from the input to the output with the smallest sum of lengths (none below 0); linear in the edges.
+    """The edges that lead from the input to the output, with the smallest sum of lengths (none below 0).
 
-    A path through a node that gives zeros carries nothing and does not count; elaboration makes sure of another.
+    Linear in the edges. A path through a node that gives zeros carries nothing and does not count; elaboration makes
+    sure of another. A product needs a path to each of its inputs, whose lengths are added (twice where they overlap).
     """
-    silent = {node.id for node in graph.nodes() if gives_zeros(node.op, node.attrs)}
     best: dict[str, float] = {INPUT: 0.0}
-    via: dict[str, Edge] = {}
-    for edge in graph.edges():
-        if edge.src in silent:
+    via: dict[str, Sequence[Edge]] = {INPUT: ()}
+    for node in graph.nodes():
+        read = graph.inputs(node.id)
+        if not read or gives_zeros(node.op, node.attrs):
             continue
-        total = best.get(edge.src, math.inf) + length(edge)
-        if total < best.get(edge.dst, math.inf):
-            best[edge.dst], via[edge.dst] = total, edge
-    path: list[Edge] = []
-    node_id = OUTPUT
-    while node_id != INPUT:
-        path.append(via[node_id])
-        node_id = path[-1].src
-    return path[::-1]
+        totals = [best.get(edge.src, math.inf) + length(edge) for edge in read]
+        together = op(node.op).reads is Reads.TOGETHER
+        best[node.id] = sum(totals) if together else min(totals)
+        via[node.id] = read if together else [read[totals.index(best[node.id])]]
+    found, wanted = set[Edge](), {OUTPUT}
+    for node in reversed(graph.nodes()):
+        if node.id in wanted:
+            found.update(via[node.id])
+            wanted.update(edge.src for edge in via[node.id])
+    return [edge for edge in graph.edges() if edge in found]
 
 
 def reopened(graph: Graph, closed: Collection[str], cost: Callable[[Edge], float]) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from compiler.analysis.costs import block_of, node_costs
 from compiler.errors import GraphspecError, did_you_mean
-from compiler.ir.graph import INPUT, OUTPUT, Block, Edge, Graph, Node
+from compiler.ir.graph import INPUT, OUTPUT, AttrValue, Block, Edge, Graph, Node
 from compiler.ops import Affine, Cost, Pixels, Reads, chain_of, only_merges, op
 
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -220,9 +220,14 @@ def _node_card(view: View, block: Block, node: Node) -> Card:
 def op_text(node: Node) -> str:
     """The op with what matters most of its attributes: `conv 3x3 /2`."""
     attrs = dict(node.attrs)
-    size = f" {attrs['kernel']}x{attrs['kernel']}" if "kernel" in attrs else ""
-    stride = f" /{attrs['stride']}" if attrs.get("stride", 1) != 1 else ""
-    return node.op + size + stride
+    kernel, stride = attrs.get("kernel"), attrs.get("stride", 1)
+    if isinstance(kernel, int) and len(node.shape) == 3:
+        kernel = (kernel, kernel)
+    return node.op + (f" {_sides(kernel)}" if kernel else "") + (f" /{_sides(stride)}" if stride != 1 else "")
+
+
+def _sides(value: AttrValue) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def family(view: View, node: Node) -> str:
@@ -230,7 +235,7 @@ def family(view: View, node: Node) -> str:
     if node.id in (INPUT, OUTPUT):
         return "port"
     sums = only_merges(node.op, node.attrs) and len(view.graph.inputs(node.id)) > 1
-    if sums or op(node.op).reads is Reads.APART:
+    if sums or op(node.op).reads is not Reads.SUM:
         return "merge"
     first = chain_of(node.op, node.attrs)[0]
     if first.pixels is Pixels.WINDOW and first.affine is Affine.NO:

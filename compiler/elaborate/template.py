@@ -21,12 +21,12 @@ from compiler.ir.graph import Graph, Node, attrs_of
 from compiler.language.dims import Dim, DimError
 from compiler.language.source import Path
 from compiler.language.spec import BlockSpec, LevelsSpec, NodeSpec, OpSpec, Spec
-from compiler.ops import OpAttrs, Traits, UnknownOpError, Values, chain_of, explain_attr_errors, known_ops, op
+from compiler.ops import OpAttrs, Reads, Traits, UnknownOpError, Values, chain_of, explain_attr_errors, known_ops, op
 
 OUT = "out"
 MAX_EDGES = 300_000  # of one block, and of the elaborated network
 _ANY_SIZE = Dim("1")  # stands in for a size that cannot be read
-_SIZED = re.compile(r"(?P<op>.+)_(?P<kernel>\d+)x(?P=kernel)")
+_SIZED = re.compile(r"(?P<op>.+)_(?P<rows>\d+)x(?P<columns>\d+)")
 
 
 @dataclass(frozen=True)
@@ -204,14 +204,15 @@ def _matches(pattern: str, name: str, names: Collection[str], inputs: tuple[str,
 
 
 def resolve_op(written: OpSpec, report: Reporter) -> tuple[str, dict[str, Any]]:
-    """Catalogue name and attributes of an op as written, shorthands and `_KxK` sizes resolved; mistakes reported."""
+    """Catalogue name and attributes of an op as written, shorthands and `_HxW` sizes resolved; mistakes reported."""
     spec, name, attrs = report.spec, written.op, dict(written.attrs)
     shorthand = spec.ops.get(name)
     if shorthand is not None:
         name, attrs = shorthand.op, {**shorthand.attrs, **attrs}
     sized = _SIZED.fullmatch(name)
     if sized and name not in known_ops() and sized["op"] in known_ops():
-        name, attrs = sized["op"], {"kernel": int(sized["kernel"]), **attrs}
+        sides = int(sized["rows"]), int(sized["columns"])
+        name, attrs = sized["op"], {"kernel": sides[0] if sides[0] == sides[1] else list(sides), **attrs}
     try:
         row = op(name)
     except UnknownOpError:
@@ -311,6 +312,16 @@ def _check_reachable(template: Template, report: Reporter) -> None:
 
 
 def _check_gates(template: Template, report: Reporter) -> None:
+    products = {node.name for node in template.nodes if op(node.op).reads is Reads.TOGETHER}
+    for node, source in [(reader, source) for reader in template.nodes for source in reader.sources]:
+        if source.gated and node.name in products:
+            message = f"an input of {node.op} may not have a gate: closed, it makes the product zero, not a product of "
+            report.error(source.path, f"{message}the others; put the gate behind {node.name!r}", [template.block.path])
+        elif source.gated and products and not _reaches_out(template, products, (node.name, source.name)):
+            message = f"the edge from {source.name!r} to {node.name!r} may not have a gate: a product that the block "
+            report.error(source.path, f"{message}cannot do without needs it; leave it ungated", [template.block.path])
+    if products:
+        return
     for node, source in gates_on_bridges(template):
         report.error(
             source.path,
@@ -318,6 +329,16 @@ def _check_gates(template: Template, report: Reporter) -> None:
             f"it, so closing it would cut the network; leave it ungated or add a path beside it",
             [template.block.path],
         )
+
+
+def _reaches_out(template: Template, products: set[str], closed: tuple[str, str]) -> bool:
+    """Whether the inputs reach `out` without one edge; a product needs all that it reads."""
+    fed = set(template.inputs)
+    for node in template.nodes:
+        carried = [source.name in fed and (node.name, source.name) != closed for source in node.sources]
+        if all(carried) if node.name in products else any(carried):
+            fed.add(node.name)
+    return OUT in fed
 
 
 def _check_zeros(template: Template, report: Reporter) -> None:

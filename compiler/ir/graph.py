@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-AttrValue = int | float | str | bool | None | tuple[int, ...] | tuple[float, ...]
+AttrValue = int | float | str | bool | None | tuple[int | tuple[int, ...], ...] | tuple[float, ...]
 Attrs = tuple[tuple[str, AttrValue], ...]
 
 INPUT, OUTPUT = "input", "output"  # ids of the node that brings the image and of the main output; also their ops
@@ -32,7 +32,7 @@ class Phase(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class TensorType:
-    """The shape of a value without the batch: `(C, H, W)` for images, `(C,)` for vectors. Always float32."""
+    """Shape of a float32 value without the batch: `(C, H, W)` of an image, `(C, T)` of a signal, `(C,)` of a vector."""
 
     shape: tuple[int, ...]
 
@@ -141,7 +141,12 @@ def gate_scope(gate: str) -> str:
 
 def attrs_of(pairs: Mapping[str, Any]) -> Attrs:
     """Attributes as a node keeps them: sorted pairs, lists as tuples."""
-    return tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(pairs.items()))
+    return tuple((k, frozen(v)) for k, v in sorted(pairs.items()))
+
+
+def frozen(value: Any) -> Any:
+    """Lists as tuples, however deep."""
+    return tuple(map(frozen, value)) if isinstance(value, list) else value
 
 
 class Graph:

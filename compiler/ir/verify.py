@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from compiler.errors import RuleError
 from compiler.ir.graph import INPUT, OUTPUT, Gate, Graph, Node, Phase, Subject
-from compiler.ops import TypeMismatchError, UnknownOpError, infer, op, read_attrs
+from compiler.ops import Reads, TypeMismatchError, UnknownOpError, infer, op, read_attrs
 
 Violations = Iterator[tuple[str, str, str]]
 Rule = Callable[[Graph], Violations]
@@ -82,6 +82,15 @@ def output_edge_has_no_gate(graph: Graph) -> Violations:
     for edge in (edge for node in graph.outputs().values() for edge in graph.inputs(node.id)):
         if edge.gate is not None:
             yield edge.dst, f"gate {edge.gate!r} on the edge from {edge.src!r}", "put the gate further up"
+
+
+def products_have_no_gates(graph: Graph) -> Violations:
+    """No gate stands on an edge into a product: the product would be zero without it, not a product of the others."""
+    for node in graph.nodes():
+        gated = [edge for edge in graph.inputs(node.id) if edge.gate is not None]
+        if gated and op(node.op).reads is Reads.TOGETHER:
+            message = f"gate {gated[0].gate!r} on an input of {node.op}: closed, it makes the product zero"
+            yield node.id, message, "put the gate behind the product, or on what its inputs read"
 
 
 def every_node_on_a_path(graph: Graph) -> Violations:
@@ -184,6 +193,7 @@ STRUCTURE: tuple[Rule, ...] = (
     ops_are_known,
     every_op_has_inputs,
     output_edge_has_no_gate,
+    products_have_no_gates,
     gates_are_scoped,
     gates_have_one_subject,
     vector_gates_fit_their_places,

@@ -71,11 +71,14 @@ def _read_name(reader: Reader, at: At) -> str | None:
 
 
 def _read_input(reader: Reader, at: At) -> tuple[int, ...] | None:
-    items = reader.items(at, "the image's size as a list [channels, height, width]")
+    items = reader.items(
+        at, "the size of an image as a list [channels, height, width], or of a signal [channels, length]"
+    )
     sizes = tuple(size for size in map(reader.size, items) if size is not None)
-    if isinstance(at.tree.value, list) and len(items) != 3:
-        reader.error(at.place, f"input: expected [channels, height, width], found a list of {len(items)}")
-    return sizes if len(items) == len(sizes) == 3 else None
+    if isinstance(at.tree.value, list) and len(items) not in (2, 3):
+        wanted = "[channels, height, width] or [channels, length]"
+        reader.error(at.place, f"input: expected {wanted}, found a list of {len(items)}")
+    return sizes if len(items) == len(sizes) in (2, 3) else None
 
 
 def _read_symbols(reader: Reader, at: At) -> dict[str, int]:
@@ -113,7 +116,7 @@ GATES = Construct(
     ),
 )
 _NAMES = {"type": "string", "pattern": f"^{_NAME.pattern}$"}
-_INPUT = {"type": "array", "items": SIZE.schema, "minItems": 3, "maxItems": 3}
+_INPUT = {"type": "array", "items": SIZE.schema, "minItems": 2, "maxItems": 3}
 
 
 def _needed(name: str, kind: Kind, meaning: str, stand_in: Any) -> Key:
@@ -131,7 +134,12 @@ SPEC = Construct(
         Key("ops", SHORTHANDS, "Short names for ops with attributes.", {}),
         Key("gates", Kind(lambda reader, at: reader.record(at, GATES), GATES.schema()), GATES.help, {}),
         _needed("name", Kind(_read_name, _NAMES), "Name of the search space and of its run directories.", ""),
-        _needed("input", Kind(_read_input, _INPUT), "Size of an image: [channels, height, width].", (3, 32, 32)),
+        _needed(
+            "input",
+            Kind(_read_input, _INPUT),
+            "Size of an image: [channels, height, width]; of a signal: [channels, length].",
+            (3, 32, 32),
+        ),
         _needed("classes", SIZE, "Number of classes. Also a symbol.", 1),
         _needed("blocks", BLOCKS, "Typed graphs of nodes, by name.", {}),
         _needed("network", NETWORK, "The blocks of the network: a chain as a list, or named entries wired freely.", ()),

@@ -201,11 +201,20 @@ class Reader:
         return size
 
     def attribute(self, at: At) -> Any:
-        """A scalar or a list of numbers."""
+        """A scalar, or a list of numbers or of lists of them."""
         value = at.tree.value
-        if isinstance(value, list) and all(isinstance(item.value, (int, float)) for item in value):
-            return tuple(item.value for item in value)
+        found = _numbers(at.tree)
+        if isinstance(found, tuple):
+            return found
         return self.expect(at, not isinstance(value, (dict, list)), "a number, a word or a list of numbers")
+
+
+def _numbers(tree: Tree) -> Any:
+    """A number, or lists of numbers as tuples; None for anything else."""
+    if not isinstance(tree.value, list):
+        return tree.value if isinstance(tree.value, (int, float)) else None
+    items = tuple(map(_numbers, tree.value))
+    return None if None in items else items
 
 
 def key_place(at: At) -> Place:

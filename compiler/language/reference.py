@@ -36,6 +36,7 @@ _KINDS = {
     "null": "`null`",
     "object": "map",
 }
+READ = {Reads.SUM: "added first", Reads.APART: "kept apart", Reads.TOGETHER: "multiplied"}
 _SIGNS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
 
 
@@ -46,7 +47,8 @@ def _kind(schema: Mapping[str, Any]) -> str:
     if "enum" in schema:
         return ", ".join(f"`{word}`" for word in schema["enum"])
     if schema["type"] == "array":
-        return f"list of {_KINDS[schema['items']['type']]}s"
+        item = schema["items"]
+        return f"list of {_kind(item) if 'anyOf' in item else _KINDS[item['type']] + 's'}"
     if "pattern" in schema:
         return "text such as `60k`, `3.0M`"
     return _KINDS[schema["type"]] + "".join(
@@ -132,7 +134,7 @@ def ops() -> str:
     listed = []
     for row in rows:
         names = ", ".join(f"`{name}`" for name in row.attrs.model_fields) or "none"
-        listed.append([f"`{row.name}`", row.doc, "kept apart" if row.reads is Reads.APART else "added first", names])
+        listed.append([f"`{row.name}`", row.doc, READ[row.reads], names])
     parts = [_table(["op", "computes", "several inputs", "attributes"], listed)]
     for row in rows:
         if row.attrs.model_fields:

@@ -93,7 +93,7 @@ class Spec:
     """A whole spec file, after `extends` and overrides."""
 
     name: str
-    input: tuple[int, int, int]  # (C, H, W)
+    input: tuple[int, ...]  # (C, H, W) or (C, T)
     classes: int
     symbols: Mapping[str, int]  # constants usable in types and sizes; `classes` is always among them
     ops: Mapping[str, OpSpec]

@@ -1,7 +1,4 @@
-"""Attributes that several ops have, and the rules that follow from them.
-
-Sizes of windowed ops follow torch: `floor((size + 2 * padding - dilation * (kernel - 1) - 1) / stride) + 1`.
-"""
+"""Attributes that several ops have, and the rules that follow from them."""
 
 from __future__ import annotations
 
@@ -10,11 +7,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from compiler.ir.graph import AttrValue, attrs_of
-from compiler.ops.definition import OpAttrs, PartsRule, Shape, Step, TypeMismatchError
-from compiler.ops.traits import Pixels
+from compiler.ops.definition import OpAttrs, PartsRule, Shape, Step
+from compiler.ops.windows import Window
 
 Positive = Annotated[int, Field(gt=0)]
-Activation = Literal["none", "relu", "relu6", "hard_swish", "silu", "gelu", "sigmoid"]
+Activation = Literal[
+    "none", "relu", "relu6", "hard_swish", "silu", "gelu", "sigmoid", "hard_sigmoid", "tanh", "leaky_relu", "elu",
+    "prelu",
+]  # fmt: skip
 
 
 class Finish(OpAttrs):
@@ -26,59 +26,12 @@ class Finish(OpAttrs):
     """Activation that comes last."""
 
 
-class Window(OpAttrs):
-    """A sliding window."""
-
-    kernel: Positive
-    """Side of the window in pixels."""
-    stride: Positive = 1
-    """Step of the window in pixels."""
-    dilation: Positive = 1
-    """Distance between neighbouring taps."""
-    padding: Annotated[int, Field(ge=0)] | None = None
-    """Zeros added on each side; default `dilation * (kernel - 1) // 2`, which keeps odd kernels' size at stride 1."""
-
-    @property
-    def pad(self) -> int:
-        """Padding on each side in pixels."""
-        return self.dilation * (self.kernel - 1) // 2 if self.padding is None else self.padding
-
-    @property
-    def pixels(self) -> Pixels:
-        """From which pixels one is made, where the border is read as zeros."""
-        if self.pad:
-            return Pixels.PADDED
-        return Pixels.KEPT if self.kernel == self.stride == 1 else Pixels.WINDOW
-
-
 # -- rules ----------------------------------------------------------------------------------------------------------
-
-
-def image(op: str, shape: Shape) -> Shape:
-    """The shape of an image; TypeMismatchError if it is none."""
-    if len(shape) != 3:
-        raise TypeMismatchError(f"{op} takes an image [C, H, W], found {list(shape)}")
-    return shape
 
 
 def same(attrs: OpAttrs, ins: list[Shape]) -> Shape:
     """The shape rule of ops that keep the shape."""
     return ins[0]
-
-
-def windowed(op: str, a: Window, shape: Shape, channels: int) -> Shape:
-    """The shape after sliding a window over an image; TypeMismatchError if it does not fit."""
-    _, height, width = image(op, shape)
-    reach = a.dilation * (a.kernel - 1) + 1 - 2 * a.pad
-    out = (channels, (height - reach) // a.stride + 1, (width - reach) // a.stride + 1)
-    if min(out) < 1:
-        raise TypeMismatchError(f"{op} with kernel {a.kernel} does not fit into {height}x{width} with padding {a.pad}")
-    return out
-
-
-def window_attrs(a: Window) -> dict[str, AttrValue]:
-    """The attributes of a part that slides the same window."""
-    return {"kernel": a.kernel, "stride": a.stride, "dilation": a.dilation, "padding": a.pad}
 
 
 def step(name: str, op: str, **attrs: AttrValue) -> Step:

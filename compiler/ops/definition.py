@@ -33,6 +33,7 @@ class Reads(enum.Enum):
 
     SUM = "sum"  # they are added (each times its gate), then the op is applied
     APART = "apart"  # each is taken on its own, in slot order; one may be dropped (concat, project)
+    TOGETHER = "together"  # each is taken on its own; without one of them there is no value (multiply)
 
 
 class TypeMismatchError(GraphspecError):

@@ -11,7 +11,11 @@ from pydantic import ValidationError
 from compiler.errors import GraphspecError, did_you_mean
 from compiler.ir.graph import Attrs
 from compiler.language.findings import describe
+from compiler.ops.activations import ACTIVATIONS
 from compiler.ops.definition import Op, Step
+from compiler.ops.norms import NORMS
+from compiler.ops.pools import POOLS
+from compiler.ops.reshapes import RESHAPES
 from compiler.ops.traits import Traits
 from compiler.ops.weighted import LAYERS
 from compiler.ops.weightless import PLAIN
@@ -21,7 +25,7 @@ class UnknownOpError(GraphspecError):
     """No op of that name is in the catalogue or offered by an installed package."""
 
 
-_ROWS: dict[str, Op] = {row.name: row for row in (*LAYERS, *PLAIN)}
+_ROWS: dict[str, Op] = {row.name: row for row in (*LAYERS, *NORMS, *POOLS, *PLAIN, *ACTIVATIONS, *RESHAPES)}
 
 
 def register(*rows: Op) -> None:

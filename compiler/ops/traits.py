@@ -51,6 +51,8 @@ class Channels(enum.Enum):
     FLATTENED = enum.auto()  # each becomes as many, next to each other, as it has pixels
     MIXED = enum.auto()  # each is made of all; an affine op's `weight` is (channels given, channels read, ...)
     GROUPED = enum.auto()  # each is made of those of its group; the attribute `groups` says how many groups
+    SHUFFLED = enum.auto()  # each is one of those read, in another place; the attribute `groups` divides their number
+    SLICED = enum.auto()  # each is one of those read, which the attributes count
     AVERAGED = enum.auto()  # they are gone: what comes first afterwards are not channels
 
 

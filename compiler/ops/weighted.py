@@ -1,28 +1,22 @@
-"""Ops with weights: convolutions, the fully connected layer, norms, squeeze-excite. One row each, which is data."""
+"""Ops with weights: convolutions, the fully connected layer, squeeze-excite. One row each, which is data."""
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from compiler.ir.graph import AttrValue
 from compiler.ops.attributes import (
     Activation,
     Finish,
     Positive,
-    Window,
     alone_then_finish,
     finish,
-    image,
-    same,
     step,
-    window_attrs,
-    windowed,
 )
 from compiler.ops.definition import Op, OpAttrs, Reads, Shape, Step, TypeMismatchError
 from compiler.ops.traits import Affine, Channels, Numbers, Pixels, Traits, Values
+from compiler.ops.windows import Axis, NotNegative, Window, each_axis, spatial, window_attrs, windowed
 
 # -- attributes -----------------------------------------------------------------------------------------------------
 
@@ -52,6 +46,18 @@ class ConvAttrs(DepthwiseAttrs):
     """Groups of channels that do not mix."""
 
 
+class ConvTransposeAttrs(ConvAttrs):
+    """Transposed convolution, by default followed by batch norm and ReLU: of `size` pixels it makes
+    `(size - 1) * stride - before - after + dilation * (kernel - 1) + 1 + output_padding`."""
+
+    output_padding: NotNegative = 0
+    """Pixels added at the end of each axis."""
+
+    def margins(self, rank: int) -> tuple[int, ...]:
+        """The output padding of each axis."""
+        return each_axis(self.output_padding, rank)
+
+
 class SepConvAttrs(NormAndRelu, Window):
     """Depthwise, then pointwise convolution (nothing between), by default followed by batch norm and ReLU."""
 
@@ -67,30 +73,12 @@ class ProjectAttrs(NormAndRelu):
 
 
 class LinearAttrs(Finish):
-    """Fully connected layer over a vector (an image of 1x1 is taken as one)."""
+    """Fully connected layer over a vector (an image or a signal of one pixel is taken as one)."""
 
     channels: Positive | None = None
     """Outputs; default: what the block's type asks for."""
     bias: bool | None = None
     """Add a bias; default: only where no norm follows."""
-
-
-class BatchNormAttrs(OpAttrs):
-    """Batch normalisation over every channel."""
-
-    eps: Annotated[float, Field(gt=0)] = 2e-5
-    """Added to the variance."""
-    momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Share of the newest batch in the running statistics."""
-    act: Activation = "none"
-    """Activation that comes last."""
-
-
-class LayerNormAttrs(OpAttrs):
-    """Layer normalisation over all dimensions but the batch, scale and shift per channel."""
-
-    eps: Annotated[float, Field(gt=0)] = 1e-5
-    """Added to the variance."""
 
 
 class SqueezeExciteAttrs(OpAttrs):
@@ -103,17 +91,37 @@ class SqueezeExciteAttrs(OpAttrs):
 # -- shapes, parameters, multiply-adds ------------------------------------------------------------------------------
 
 
-def _conv_shape(a: ConvAttrs, ins: list[Shape]) -> Shape:
-    channels_in = image("conv", ins[0])[0]
+def _channels(op: str, a: ConvAttrs, shape: Shape) -> int:
+    channels_in = spatial(op, shape)[0]
     channels = a.channels or channels_in
     for what, n in (("input", channels_in), ("output", channels)):
         if n % a.groups:
-            raise TypeMismatchError(f"conv with groups {a.groups} needs {what} channels divisible by it, found {n}")
-    return windowed("conv", a, ins[0], channels)
+            raise TypeMismatchError(f"{op} with groups {a.groups} needs {what} channels divisible by it, found {n}")
+    return channels
+
+
+def _conv_shape(a: ConvAttrs, ins: list[Shape]) -> Shape:
+    return windowed("conv", a, ins[0], _channels("conv", a, ins[0]))
+
+
+def _conv_weight(a: ConvAttrs, ins: list[Shape], out: Shape) -> Shape:
+    return (out[0], ins[0][0] // a.groups, *a.kernels(out))
+
+
+def _transpose_shape(a: ConvTransposeAttrs, ins: list[Shape]) -> Shape:
+    channels, axes = _channels("conv_transpose", a, ins[0]), a.axes(len(ins[0]) - 1)
+    margins = a.margins(len(axes))
+
+    def side(axis: Axis, size: int, margin: int) -> int:
+        if margin >= axis.stride:  # such sizes follow from a longer input
+            raise TypeMismatchError(f"conv_transpose takes an output_padding of less than its stride, found {margin}")
+        return (size - 1) * axis.stride - axis.before - axis.after + axis.reach + margin
+
+    return (channels, *(side(*each) for each in zip(axes, ins[0][1:], margins, strict=True)))
 
 
 def _linear_shape(a: LinearAttrs, ins: list[Shape]) -> Shape:
-    if len(ins[0]) != 1 and ins[0][1:] != (1, 1):
+    if math.prod(ins[0][1:]) != 1:
         found = f"found {list(ins[0])}; put global_avg_pool or flatten before it"
         raise TypeMismatchError(f"linear takes a vector [C], {found}")
     return (a.channels or ins[0][0],)
@@ -123,20 +131,16 @@ def _weight_and_bias(weight: Shape, a: DepthwiseAttrs | LinearAttrs) -> dict[str
     return {"weight": weight} | ({"bias": weight[:1]} if a.bias is not False else {})
 
 
-def _norm_params(a: OpAttrs, ins: list[Shape], out: Shape) -> dict[str, Shape]:
-    return {"weight": (out[0],), "bias": (out[0],)}
-
-
 def _se_inner(a: SqueezeExciteAttrs, channels: int) -> int:
     return max(1, channels // a.reduction)
 
 
 def _se_params(a: SqueezeExciteAttrs, ins: list[Shape], out: Shape) -> dict[str, Shape]:
-    channels, inner = out[0], _se_inner(a, out[0])
+    channels, inner, point = out[0], _se_inner(a, out[0]), [1] * (len(out) - 1)
     return {
-        "reduce_weight": (inner, channels, 1, 1),
+        "reduce_weight": (inner, channels, *point),
         "reduce_bias": (inner,),
-        "expand_weight": (channels, inner, 1, 1),
+        "expand_weight": (channels, inner, *point),
         "expand_bias": (channels,),
     }
 
@@ -179,6 +183,11 @@ def _depthwise_traits(a: DepthwiseAttrs) -> Traits:
     return _linear_map(a.bias, Channels.KEPT, a.pixels)
 
 
+def _transpose_traits(a: ConvTransposeAttrs) -> Traits:
+    """affine: weight; homogeneous: all without a bias; channels: mixed, grouped where there are groups"""
+    return _linear_map(a.bias, Channels.MIXED if a.groups == 1 else Channels.GROUPED, Pixels.UNKNOWN)
+
+
 def _linear_traits(a: LinearAttrs) -> Traits:
     """affine: weight; homogeneous: all without a bias; channels: mixed; pixels: window"""
     return _linear_map(a.bias, Channels.MIXED, Pixels.WINDOW)
@@ -187,16 +196,22 @@ def _linear_traits(a: LinearAttrs) -> Traits:
 LAYERS = (
     Op(
         "conv", "convolution", ConvAttrs, infer=_conv_shape,
-        params=lambda a, ins, out: _weight_and_bias((out[0], ins[0][0] // a.groups, a.kernel, a.kernel), a),
-        flops=lambda a, ins, out: math.prod(out) * (ins[0][0] // a.groups) * a.kernel**2,
+        params=lambda a, ins, out: _weight_and_bias(_conv_weight(a, ins, out), a),
+        flops=lambda a, ins, out: math.prod(_conv_weight(a, ins, out)) * math.prod(out[1:]),
         parts=alone_then_finish("conv", "conv", **ALONE), traits=_conv_traits, sets_channels=True,
     ),
     Op(
         "depthwise_conv", "convolution with one filter a channel", DepthwiseAttrs,
         infer=lambda a, ins: windowed("depthwise_conv", a, ins[0], ins[0][0]),
-        params=lambda a, ins, out: _weight_and_bias((out[0], 1, a.kernel, a.kernel), a),
-        flops=lambda a, ins, out: math.prod(out) * a.kernel**2,
+        params=lambda a, ins, out: _weight_and_bias((out[0], 1, *a.kernels(out)), a),
+        flops=lambda a, ins, out: math.prod(out) * math.prod(a.kernels(out)),
         parts=alone_then_finish("depthwise", "depthwise_conv", **ALONE), traits=_depthwise_traits,
+    ),
+    Op(
+        "conv_transpose", "transposed convolution", ConvTransposeAttrs, infer=_transpose_shape,
+        params=lambda a, ins, out: _weight_and_bias(_conv_weight(a, ins, out), a),
+        flops=lambda a, ins, out: math.prod(_conv_weight(a, ins, out)) * math.prod(ins[0][1:]),
+        parts=alone_then_finish("conv", "conv_transpose", **ALONE), traits=_transpose_traits, sets_channels=True,
     ),
     Op("sep_conv", "depthwise, then pointwise convolution", SepConvAttrs, parts=_sep_conv_parts, sets_channels=True),
     Op(
@@ -210,18 +225,8 @@ LAYERS = (
         traits=_linear_traits, sets_channels=True,
     ),
     Op(
-        "batch_norm", "batch normalisation", BatchNormAttrs, infer=same, params=_norm_params,
-        buffers=lambda a, ins, out: {"running_mean": (out[0],), "running_var": (out[0],)},
-        parts=alone_then_finish("norm", "batch_norm"),
-        traits=Traits(affine=Affine.STATISTICS, channels=Channels.KEPT, pixels=Pixels.KEPT, normalises=True),
-    ),
-    Op(
-        "layer_norm", "normalisation over each image", LayerNormAttrs, infer=same, params=_norm_params,
-        traits=Traits(channels=Channels.MIXED, normalises=True),
-    ),
-    Op(
         "squeeze_excite", "channels scaled by a gate from their means", SqueezeExciteAttrs,
-        infer=lambda a, ins: image("squeeze_excite", ins[0]), params=_se_params,
+        infer=lambda a, ins: spatial("squeeze_excite", ins[0]), params=_se_params,
         flops=lambda a, ins, out: 2 * out[0] * _se_inner(a, out[0]),
         traits=Traits(homogeneous=Numbers.ZERO, values=Values.SIGN_KEPT, channels=Channels.MIXED),
     ),

@@ -1,4 +1,4 @@
-"""Ops without weights: pools and means, sums and joins, activations, constants. One row each, which is data."""
+"""Ops without weights: sums, joins and products, constants, dropout. One row each, which is data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from compiler.ir.graph import TensorType
-from compiler.ops.attributes import Finish, Positive, Window, alone_then_finish, image, same, windowed
+from compiler.ops.attributes import Finish, Positive, alone_then_finish, same
 from compiler.ops.definition import Op, OpAttrs, Reads, Shape, TypeMismatchError
 from compiler.ops.traits import IDENTITY, Channels, Numbers, Pixels, Traits, Values
 
@@ -23,10 +23,6 @@ class OutputAttrs(OpAttrs):
     """What it is called in results and in an exported model."""
     weight: Annotated[float, Field(ge=0)] = 1.0
     """How much its loss counts in training."""
-
-
-class PoolAttrs(Window, Finish):
-    """Pooling window; average pooling does not count the padding."""
 
 
 class DropoutAttrs(OpAttrs):
@@ -57,22 +53,7 @@ class ScaleAttrs(OpAttrs):
     """What every value is multiplied by."""
 
 
-class MeanAttrs(OpAttrs):
-    """Mean over dimensions."""
-
-    dims: tuple[Annotated[int, Field(ge=1)], ...]
-    """Dimensions averaged over: 1 is the channels, 2 the rows, 3 the columns."""
-    keep: bool = False
-    """Keep the averaged dimensions with size 1."""
-
-
 # -- shapes and parts -----------------------------------------------------------------------------------------------
-
-
-def _pool_shape(a: PoolAttrs, ins: list[Shape]) -> Shape:
-    if 2 * a.pad > a.kernel:
-        raise TypeMismatchError(f"a pool's padding may be at most half of its kernel; found {a.pad} and {a.kernel}")
-    return windowed("a pool", a, ins[0], ins[0][0])
 
 
 def _concat_shape(a: OpAttrs, ins: list[Shape]) -> Shape:
@@ -83,41 +64,17 @@ def _concat_shape(a: OpAttrs, ins: list[Shape]) -> Shape:
     return (sum(s[0] for s in ins), *ins[0][1:])
 
 
-def _mean_shape(a: MeanAttrs, ins: list[Shape]) -> Shape:
-    dims = {d - 1 for d in a.dims}
-    if max(dims, default=0) >= len(ins[0]):
-        raise TypeMismatchError(
-            f"mean over dims {list(a.dims)} of a value with {len(ins[0])} dimensions besides the batch"
-        )
-    kept = [1 if i in dims else n for i, n in enumerate(ins[0]) if a.keep or i not in dims]
-    return tuple(kept) or (1,)
+def _product_shape(a: OpAttrs, ins: list[Shape]) -> Shape:
+    """That of the largest input; the others are alike, vectors of its channels, or of one pixel."""
+    out = max(ins, key=lambda shape: (len(shape), math.prod(shape)))
+    for other in ins:
+        if other != out and (other[0] != out[0] or (math.prod(other[1:]) != 1 or len(other) not in (1, len(out)))):
+            message = "multiply takes values of one type, or of one pixel or none with as many channels"
+            raise TypeMismatchError(f"{message}; found {TensorType(out)} and {TensorType(other)}")
+    return out
 
 
 # -- traits ---------------------------------------------------------------------------------------------------------
-
-AVERAGE = replace(IDENTITY, unchanged=Numbers.NONE, pixels=Pixels.WINDOW)
-
-
-def _avg_pool_traits(a: PoolAttrs) -> Traits:
-    """homogeneous: all; averages: all; values: sign kept; channels: kept; pixels: window;
-    a 1x1 window of stride 1 gives back its input"""
-    return IDENTITY if a.kernel == a.stride == 1 else AVERAGE
-
-
-def _max_pool_traits(a: PoolAttrs) -> Traits:
-    """homogeneous: nonnegative; averages: nonnegative; values: sign kept; channels: kept;
-    pixels: window; a 1x1 window only leaves pixels out, and with stride 1 gives back its input"""
-    if a.kernel == 1:
-        return _avg_pool_traits(a)
-    return replace(AVERAGE, homogeneous=Numbers.NONNEGATIVE, averages=Numbers.NONNEGATIVE)
-
-
-def _mean_traits(a: MeanAttrs) -> Traits:
-    """homogeneous: all; unchanged: all; values: sign kept; over rows and columns also
-    averages: all; channels: kept; pixels: window; over the channels channels: averaged"""
-    if 1 not in a.dims:
-        return replace(IDENTITY, pixels=Pixels.WINDOW)
-    return replace(IDENTITY, averages=Numbers.NONE, channels=Channels.AVERAGED, pixels=Pixels.UNKNOWN)
 
 
 def _zero_traits(a: ZeroAttrs) -> Traits:
@@ -135,48 +92,19 @@ def _scale_traits(a: ScaleAttrs) -> Traits:
     return replace(IDENTITY, averages=Numbers.NONE, unchanged=Numbers.NONE, values=values)
 
 
-def _activation(homogeneous: Numbers, values: Values, unchanged: Numbers = Numbers.NONE) -> Traits:
-    return Traits(
-        homogeneous=homogeneous, values=values, unchanged=unchanged, channels=Channels.KEPT, pixels=Pixels.KEPT
-    )
-
-
-ACTIVATIONS = {
-    "relu": _activation(Numbers.NONNEGATIVE, Values.NONNEGATIVE, unchanged=Numbers.NONNEGATIVE),
-    "relu6": _activation(Numbers.ZERO, Values.NONNEGATIVE),
-    "hard_swish": _activation(Numbers.ZERO, Values.SIGN_KEPT),
-    "silu": _activation(Numbers.ZERO, Values.SIGN_KEPT),
-    "gelu": _activation(Numbers.ZERO, Values.SIGN_KEPT),
-    "sigmoid": _activation(Numbers.NONE, Values.NONNEGATIVE),
-}
-
 PLAIN = (
     Op("input", "the image", infer=same, traits=IDENTITY),
     Op("output", "the logits", OutputAttrs, infer=same, traits=IDENTITY),
-    Op(
-        "max_pool", "largest value of a window", PoolAttrs, infer=_pool_shape,
-        parts=alone_then_finish("pool", "max_pool"), traits=_max_pool_traits,
-    ),
-    Op(
-        "avg_pool", "mean of a window, padding not counted", PoolAttrs, infer=_pool_shape,
-        parts=alone_then_finish("pool", "avg_pool"), traits=_avg_pool_traits,
-    ),
-    Op(
-        "global_avg_pool", "mean over rows and columns",
-        infer=lambda a, ins: (image("global_avg_pool", ins[0])[0],), traits=AVERAGE,
-    ),
-    Op("mean", "mean over dimensions", MeanAttrs, infer=_mean_shape, traits=_mean_traits),
-    Op(
-        "flatten", "all values as one vector", infer=lambda a, ins: (math.prod(ins[0]),),
-        traits=replace(IDENTITY, averages=Numbers.NONE, channels=Channels.FLATTENED, pixels=Pixels.UNKNOWN),
-    ),
     Op("identity", "its input", infer=same, traits=IDENTITY),
     Op("add", "sum of its inputs", Finish, infer=same, parts=alone_then_finish("sum", "add"), traits=IDENTITY),
     Op(
         "concat", "inputs joined along the channels", Finish, reads=Reads.APART, infer=_concat_shape,
         parts=alone_then_finish("concat", "concat"), traits=replace(IDENTITY, channels=Channels.JOINED),
     ),
-    *(Op(name, f"activation {name}", infer=same, traits=traits) for name, traits in ACTIVATIONS.items()),
+    Op(
+        "multiply", "product of its inputs; vectors and single pixels count for every pixel", reads=Reads.TOGETHER,
+        infer=_product_shape, traits=Traits(homogeneous=Numbers.ZERO, values=Values.SIGN_KEPT, channels=Channels.KEPT),
+    ),
     Op("scale", "its input times a constant", ScaleAttrs, infer=same, traits=_scale_traits),
     Op(
         "zero", "zeros of its input's size", ZeroAttrs,

@@ -7,7 +7,8 @@ zeros. So the loss is exact wherever zeros contribute nothing:
     channel by channel, f(0) = 0 (relu, pools, depthwise conv without bias, ...):     the loss goes on to the users
 
 It is not exact at batch norm (BN(0) is a constant), at a grouped convolution, or where another value is added to the
-same channels; `can_lose_channels` says so, and pruning then feeds zeros in the lost input's place.
+same channels or multiplied with them; `can_lose_channels` says so, and pruning then feeds zeros in the lost input's
+place.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def can_lose_channels(graph: Graph) -> dict[str, bool]:
 
 
 def _can_lose(graph: Graph, node: Node, answer: dict[str, bool]) -> bool:
-    if op(node.op).reads is Reads.SUM and len(graph.inputs(node.id)) > 1:
+    if op(node.op).reads is not Reads.APART and len(graph.inputs(node.id)) > 1:
         return False
     for traits in chain_of(node.op, node.attrs):
         if traits.mixes_by_weight:
@@ -60,7 +61,7 @@ def carried_tensors(before: Graph, after: Graph) -> dict[str, Cut | None]:
 def _kept_inputs(before: Graph, after: Graph, node: Node, shrunk: dict[str, tuple[int, ...]]) -> tuple[int, ...] | None:
     """Indices of the channels that are left of what a node reads; None if all are."""
     sources = [edge.src for edge in after.inputs(node.id)]
-    if op(node.op).reads is Reads.SUM:
+    if op(node.op).reads is not Reads.APART:
         return shrunk.get(sources[0]) if sources else None
     earlier = before.inputs(node.id)
     if len(earlier) == len(sources) and not any(src in shrunk for src in sources):

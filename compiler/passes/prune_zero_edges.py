@@ -2,8 +2,9 @@
 
 1. An edge whose gate is exactly zero goes, and so does every edge out of a node that gives zeros.
 2. A node that reaches no output goes.
-3. A node that nothing reaches goes, and closes the edges it feeds. (It is not silent by itself: conv, batch norm and
-   relu of zeros give relu(bias). So the compact graph equals the supernet with these edges closed as well.)
+3. A node that nothing reaches goes, and closes the edges it feeds; so does a product that lacks one of its inputs. (A
+   starved node is not silent by itself: conv, batch norm and relu of zeros give relu(bias). So the compact graph equals
+   the supernet with these edges closed as well.)
 These repeat until nothing changes. The fixed point is what lies both downstream of the input and upstream of the
 output over open edges, because removing a dead node starves nobody and removing a starved node feeds nobody: one sweep
 each way finds it.
@@ -30,18 +31,26 @@ def surviving_edges(graph: Graph, closed: Collection[str]) -> set[Edge]:
 
     Linear in the number of edges, but for sorting the nodes.
     """
-    shut = frozenset(closed)
-    silent = {node.id for node in graph.nodes() if gives_zeros(node.op, node.attrs)}
-    edges = [e for e in graph.edges() if e.gate not in shut and e.src not in silent]  # ordered by the nodes they feed
-    reached = {INPUT}
-    for edge in edges:
-        if edge.src in reached:
-            reached.add(edge.dst)
+    edges = _fed_edges(graph, closed)
     needed = {node.id for node in graph.outputs().values()}
     for edge in reversed(edges):
         if edge.dst in needed:
             needed.add(edge.src)
-    return {e for e in edges if e.src in reached and e.dst in needed}
+    return {e for e in edges if e.dst in needed}
+
+
+def _fed_edges(graph: Graph, closed: Collection[str]) -> list[Edge]:
+    """The edges that carry something from the input, in the order of the nodes they feed."""
+    shut = frozenset(closed)
+    reached, edges = {INPUT}, list[Edge]()
+    for node in graph.nodes():
+        read = graph.inputs(node.id)
+        fed = [edge for edge in read if edge.gate not in shut and edge.src in reached]
+        if fed and (len(fed) == len(read) or op(node.op).reads is not Reads.TOGETHER):
+            edges += fed
+            if not gives_zeros(node.op, node.attrs):
+                reached.add(node.id)
+    return edges
 
 
 def prune(graph: Graph, closed: Collection[str]) -> Graph:
@@ -56,10 +65,7 @@ def prune(graph: Graph, closed: Collection[str]) -> Graph:
 
 def _nothing_left(graph: Graph, closed: Collection[str]) -> PassError:
     """Names where the last path was cut: the first block (in network order) whose output nothing reaches."""
-    reached = {INPUT}
-    for edge in graph.edges():
-        if edge.src in reached and edge.gate not in closed:
-            reached.add(edge.dst)
+    reached = {edge.dst for edge in _fed_edges(graph, closed)}
     cut = next((block.id for block in graph.blocks if block.output not in reached), graph.name)
     return PassError(
         PruneZeroEdges.name,

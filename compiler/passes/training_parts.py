@@ -181,9 +181,7 @@ def _last_reduction(graph: Graph) -> Node:
     for block in reversed(graph.blocks):
         output = graph.node(block.output)
         taken = [graph.node(i).shape for i in block.inputs]
-        if len(output.shape) == 3 and any(
-            len(s) == 3 and math.prod(output.shape[1:]) < math.prod(s[1:]) for s in taken
-        ):
+        if len(output.shape) > 1 and any(len(s) > 1 and math.prod(output.shape[1:]) < math.prod(s[1:]) for s in taken):
             return output
     raise PassError(
         NAME, graph.name, "no block reduces the size of the image, so an auxiliary head has no place",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 from compiler.ir.verify import rule_records
@@ -36,18 +37,29 @@ def op_records() -> list[dict[str, Any]]:
     ]
 
 
+INTRODUCTION = """\
+The kernel size may be part of an op's name: sep_conv_3x3, conv_1x7. Several
+inputs of an op are added first, unless it `reads apart` (and may lose some) or
+`reads together` (and needs all).
+"""
+
+
 def op_listing() -> str:
     """The catalogue for people."""
-    lines = ["The kernel size may be part of an op's name: sep_conv_3x3. Several inputs of an op are added first,"]
-    lines += ["unless it `reads apart`.", ""]
+    lines = [INTRODUCTION]
     for record in op_records():
-        apart = "  (reads apart)" if record["reads"] == Reads.APART.value else ""
-        lines.append(f"{record['name']:<16} {record['doc']}{apart}")
+        reads = "" if record["reads"] == Reads.SUM.value else f"  (reads {record['reads']})"
+        lines.append(_wrapped(record["name"], f"{record['doc']}{reads}", 0))
         for attr in record["attributes"]:
             default = "required" if attr["required"] else f"default {_show(attr['default'])}"
-            lines.append(f"    {attr['name']:<12} {attr['help']} [{default}]")
-        lines.append(f"    traits       {record['traits']}")
+            lines.append(_wrapped(attr["name"], f"{attr['help']} [{default}]", 4))
+        lines.append(_wrapped("traits", record["traits"], 4))
     return "\n".join(lines)
+
+
+def _wrapped(name: str, meaning: str, indent: int) -> str:
+    head = f"{'':{indent}}{name:<17} "
+    return textwrap.fill(meaning, 80, initial_indent=head, subsequent_indent=" " * len(head))
 
 
 def _show(value: Any) -> str:

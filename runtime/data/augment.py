@@ -1,6 +1,7 @@
 """Augmentation and normalisation of whole batches on the device, with all random choices drawn beforehand on the CPU.
 
-Pixels travel as uint8 (N, H, W, C) and leave as float32 (N, C, H, W) in channels-last memory. Drawing and applying are
+Pixels travel as uint8 (N, H, W, C) and leave as float32 (N, C, H, W) in channels-last memory; signals, (N, T, C) and
+(N, C, T), are normalised only. Drawing and applying are
 apart, so that choices are the same on every device and can be drawn for the global batch of many processes.
 """
 
@@ -108,8 +109,12 @@ def _inside(positions: Tensor, size: int) -> Tensor:
 
 
 def to_float(pixels: Tensor, normalise: Normalise, draws: Draws, cutout: int) -> Tensor:
-    """Normalise uint8 pixels (N, H, W, C), add the colour shift and cut out: float32 (N, C, H, W), channels-last."""
-    count, height, width, channels = pixels.shape
+    """Normalise uint8 pixels (N, H, W, C) or (N, T, C), add the colour shift and cut out: float32, channels second.
+
+    In memory the channels stay last.
+    """
+    count, *sizes, channels = pixels.shape
+    height, width = (1, *sizes)[-2:]
     scale, bias = _scale_and_bias(normalise, width, pixels.device)
     lines = pixels.reshape(count, height, width * channels).float()
     lines = torch.addcmul(bias, lines, scale)
@@ -117,7 +122,7 @@ def to_float(pixels: Tensor, normalise: Normalise, draws: Draws, cutout: int) ->
         lines += (draws.shift * scale[:channels] * 255.0).repeat(1, width)[:, None, :]
     if draws.centre is not None:
         lines.mul_(1.0 - _square(draws.centre, cutout, height, width, channels))
-    return lines.view(count, height, width, channels).permute(0, 3, 1, 2)
+    return lines.view(count, *sizes, channels).movedim(-1, 1)
 
 
 @functools.lru_cache(maxsize=32)

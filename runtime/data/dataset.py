@@ -76,7 +76,8 @@ class Loader:
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches number `start` and on of this epoch, both counted from 0.
 
-        Yields x: (N, C, H, W) float32, normalised, channels-last, and the targets y: (N, ...), both on the device.
+        Yields x: (N, C, H, W) or (N, C, T) float32, normalised, channels-last, and the targets y: (N, ...), both on
+        the device.
         """
         order = self._order(epoch)
         mine = ((batch, *self._slice(batch)) for batch in range(start, len(self)))
@@ -110,7 +111,8 @@ class Loader:
         # Drawn for the global batch, so that each image's draws do not depend on the number of processes.
         size = min(self.batch_size, len(order) - batch * self.batch_size)
         random = generator(self.seed, f"{self.purpose} augmentation", epoch, batch)
-        draws = draw(augment, size, *self.images.size, random)
+        height, width = (1, *self.images.size)[-2:]
+        draws = draw(augment, size, height, width, random)
         offset = batch * self.batch_size
         draws = draws.take(slice(first - offset, end - offset))
         if fetched.kept is not None:
@@ -149,6 +151,8 @@ class Dataset:
         self, rows: Tensor, batch_size: int, purpose: str, place: Share = HERE, *, cutout: int = 0
     ) -> Loader:
         """Shuffled, augmented batches of these training images; see `Loader`."""
+        if cutout and len(self.train.size) == 1:
+            raise RunError("retrain.cutout cuts squares out of images, and the input is a signal: leave it out")
         return Loader(
             self.train,
             rows,
@@ -171,15 +175,17 @@ class Dataset:
 def load_dataset(config: DataConfig, input_shape: Shape, task: Task, *, seed: int, trust_code: bool = False) -> Dataset:
     """Open the data set, check it against the spec and compute what normalisation needs.
 
-    `input_shape` is (C, H, W). Mean and deviation are those of the training images outside the validation part (of a
-    seeded sample where images are streamed), unless the configuration gives them. Raises RunError when the set is
-    missing, damaged or does not fit, or when it is code and `trust_code` is false.
+    `input_shape` is (C, H, W) or (C, T). Mean and deviation are those of the training images outside the validation
+    part (of a seeded sample where images are streamed), unless the configuration gives them. Raises RunError when the
+    set is missing, damaged or does not fit, or when it is code and `trust_code` is false.
     """
     for name, given in (("mean", config.mean), ("std", config.std)):
         if given is not None and len(given) != input_shape[0]:
             raise RunError(
                 f"data.{name} has {len(given)} values, the input has {input_shape[0]} channels: give one each"
             )
+    if len(input_shape) == 2 and (config.crop_padding or config.flip):
+        raise RunError("data.crop_padding and data.flip move images, and the input is a signal: leave both out")
     opened = open_dataset(config, input_shape, task, seed=seed, trust_code=trust_code)
     mean, std = config.mean, config.std
     if mean is None or std is None:

@@ -28,7 +28,7 @@ from runtime.data.split import stratified_order
 from runtime.seeds import generator
 from runtime.tasks.base import Task
 
-Shape = tuple[int, ...]  # (C, H, W)
+Shape = tuple[int, ...]  # (C, H, W), or (C, T) of signals
 
 _IN_MEMORY_BYTES = 2 * 10**9
 _DIGITS_TEST = 360  # of 1797
@@ -45,7 +45,7 @@ class Opened:
 
 
 def open_dataset(config: DataConfig, shape: Shape, task: Task, *, seed: int, trust_code: bool) -> Opened:
-    """Open the set that `config.name` names, for a network that reads `shape` (C, H, W).
+    """Open the set that `config.name` names, for a network that reads `shape` (C, H, W) or (C, T).
 
     Raises RunError when the set is missing, damaged, unknown or does not fit the spec.
     """
@@ -90,7 +90,7 @@ def _opened(expected: _Expected, train: MemoryImages, test: MemoryImages, classe
         )
     if found != expected.shape:
         raise RunError(
-            f"images of data set {name!r} are {TensorType(found)} (channels x height x width), the spec's input is "
+            f"images of data set {name!r} are {TensorType(found)} (channels first), the spec's input is "
             f"{TensorType(expected.shape)}: set `input: {list(found)}` in the spec, or data.name to other data"
         )
     return Opened(train, test, expected.labels(train, test, classes), Augment())
@@ -110,12 +110,12 @@ def _open_digits(expected: _Expected, _: int) -> Opened:
 
 
 def _open_fake(expected: _Expected, seed: int) -> Opened:
-    """Random images of the spec's shape, with targets that the task makes up."""
+    """Random images or signals of the spec's shape, with targets that the task makes up."""
 
     def images(purpose: str, count: int) -> MemoryImages:
-        channels, height, width = expected.shape
+        channels, *sizes = expected.shape
         random = generator(seed, purpose)
-        pixels = torch.randint(0, 256, (count, height, width, channels), dtype=torch.uint8, generator=random)
+        pixels = torch.randint(0, 256, (count, *sizes, channels), dtype=torch.uint8, generator=random)
         return MemoryImages(pixels, expected.task.fake(torch.arange(count)))
 
     size = expected.config.fake_size
@@ -197,7 +197,7 @@ def _open_imagenet(expected: _Expected, _: int) -> Opened:
 def _find_files(
     expected: _Expected, test_names: tuple[str, str], view: View
 ) -> tuple[FileImages, FileImages, tuple[str, ...]]:
-    if expected.shape[0] not in MODES:
+    if len(expected.shape) != 3 or expected.shape[0] not in MODES:
         raise RunError(
             f"image files have 1 or 3 channels, the spec's input is {TensorType(expected.shape)}: change `input`"
         )
@@ -247,7 +247,7 @@ def _open_function(expected: _Expected, trust_code: bool) -> Opened:
     """Call the user's function with the data section.
 
     It returns ((training images, targets), (test images, targets)): images (N, C, H, W) uint8, targets as the task
-    wants them (classification: integers from 0, (N,)), all arrays or tensors.
+    wants them (classification: integers from 0, (N,)), all arrays or tensors. Signals are (N, C, T) uint8.
     """
     name = expected.config.name
     if not trust_code:
@@ -270,7 +270,7 @@ def _open_function(expected: _Expected, trust_code: bool) -> Opened:
     except (TypeError, ValueError) as error:
         raise RunError(
             f"data.name: {name} must return ((training images, targets), (test images, targets)) with images "
-            f"(N, C, H, W) uint8 and a target for each: {error}"
+            f"(N, C, H, W) uint8, or signals (N, C, T), and a target for each: {error}"
         ) from error
     return _opened(expected, train, test, None)
 
@@ -278,11 +278,11 @@ def _open_function(expected: _Expected, trust_code: bool) -> Opened:
 def _checked(task: Task, images: Any, given: Any) -> MemoryImages:
     """Raises ValueError that says what is wrong with the user's arrays."""
     pixels, targets = torch.as_tensor(images), task.targets(torch.as_tensor(given))
-    if pixels.ndim != 4 or pixels.dtype != torch.uint8:
+    if pixels.ndim not in (3, 4) or pixels.dtype != torch.uint8:
         raise ValueError(f"images are {tuple(pixels.shape)} {pixels.dtype}")
     if len(targets) != len(pixels) or len(targets) == 0:
         raise ValueError(f"{len(pixels)} images come with targets {tuple(targets.shape)}")
-    return MemoryImages(pixels.permute(0, 2, 3, 1), targets)
+    return MemoryImages(pixels.movedim(1, -1), targets)
 
 
 SETS: dict[str, Callable[[_Expected, int], Opened]] = {

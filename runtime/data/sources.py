@@ -42,7 +42,7 @@ class Request:
 class Fetched:
     """Answer to a request: image i is `pixels[rows[i]]`, and was number `kept[i]` of the request."""
 
-    pixels: Tensor  # (M, H, W, C) uint8 on the device
+    pixels: Tensor  # (M, H, W, C) or (M, T, C) uint8 on the device
     rows: Tensor  # (N,) int64 on the device
     kept: Tensor | None = None  # (N,) int64 on the CPU; None: all of them, in order
 
@@ -53,20 +53,20 @@ class MemoryImages:
     streams: ClassVar[bool] = False  # whether images are decoded anew for every request
 
     def __init__(self, pixels: Tensor, targets: Tensor, skipped: dict[str, str] | None = None) -> None:
-        """`pixels`: (N, H, W, C) uint8, `targets`: (N, ...) as the task has them; both on the CPU."""
+        """`pixels`: (N, H, W, C) or (N, T, C) uint8, `targets`: (N, ...) as the task has them; both on the CPU."""
         self.targets = targets
         self.skipped = skipped or {}  # unreadable images left out so far: path -> reason
         self._pixels = {torch.device("cpu"): pixels.contiguous()}
 
     @property
     def images(self) -> Tensor:
-        """All images, (N, C, H, W) uint8 in channels-last memory."""
-        return self._pixels[torch.device("cpu")].permute(0, 3, 1, 2)
+        """All images, (N, C, H, W) or (N, C, T) uint8 in channels-last memory."""
+        return self._pixels[torch.device("cpu")].movedim(-1, 1)
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Height and width."""
-        return self.images.shape[2], self.images.shape[3]
+    def size(self) -> tuple[int, ...]:
+        """Height and width of images, length of signals."""
+        return tuple(self.images.shape[2:])
 
     def fetch(self, requests: Iterable[Request], device: torch.device) -> Iterator[Fetched]:
         """An answer a request; they share one tensor of pixels, so nothing is copied before a batch is cropped out."""
@@ -90,9 +90,9 @@ class FileImages:
     skipped: dict[str, str] = field(default_factory=dict)
 
     @property
-    def size(self) -> tuple[int, int]:
+    def size(self) -> tuple[int, ...]:
         """Height and width."""
-        return self.shape[1], self.shape[2]
+        return self.shape[1:]
 
     def fetch(self, requests: Iterable[Request], device: torch.device) -> Iterator[Fetched]:
         """Decode request by request. An unreadable file is left out with `skip_corrupt`, else a RunError naming it."""

@@ -36,21 +36,20 @@ class ImageForm:
     normalise: Normalise
 
     def both(self, pixels: Tensor) -> tuple[Tensor, Array]:
-        """What the torch network reads and what the ONNX model reads, of raw pixels (N, H, W, C) uint8."""
+        """What the torch network reads and what the ONNX model reads, of raw pixels (N, ..., C) uint8."""
         x = to_float(pixels, self.normalise, Draws(), 0).contiguous()
         if self.layout == "none":
             return x, x.numpy()
-        raw = pixels if self.layout == "nhwc" else pixels.permute(0, 3, 1, 2)
+        raw = pixels if self.layout == "nhwc" else pixels.movedim(-1, 1)
         return x, raw.contiguous().numpy()
 
-    def random(self, count: int, shape: tuple[int, int, int], seed: int) -> tuple[Tensor, Array]:
-        """As `both`, of random images of `shape` (C, H, W): normal where the model takes floats, else any bytes."""
+    def random(self, count: int, shape: tuple[int, ...], seed: int) -> tuple[Tensor, Array]:
+        """As `both`, of random images of this shape (C, ...): normal where the model takes floats, else any bytes."""
         random = generator(seed, "parity images", count)
         if self.layout == "none":
             x = torch.randn(count, *shape, generator=random)
             return x, x.numpy()
-        channels, height, width = shape
-        sizes = (count, height, width, channels)
+        sizes = (count, *shape[1:], shape[0])
         return self.both(torch.randint(0, 256, sizes, generator=random, dtype=torch.uint8))
 
 

@@ -114,7 +114,7 @@ def _hints(config: TrainingConfig, step: Line, batch: int, free: int, world: int
 
 
 def measured(trial: Trial, device: torch.device, shape: Sequence[int], batch: int) -> tuple[Line, Line]:
-    """What steps and evaluations take of images of this shape (C, H, W), besides what the job holds already."""
+    """What steps and evaluations take of inputs of this shape, besides what the job holds already."""
     module, optimizers = trial.module, trial.optimizers
     there = [*module.parameters(), *module.buffers()]
     meter = OnCuda(device) if device.type == "cuda" else OnCpu(there)
@@ -133,9 +133,10 @@ def measured(trial: Trial, device: torch.device, shape: Sequence[int], batch: in
 
 
 def noise(images: int, shape: Sequence[int], task: Task, device: torch.device) -> Batch:
-    """A batch of images of this shape (C, H, W) with made-up targets."""
+    """A batch of inputs of this shape, (C, H, W) or (C, T), with made-up targets."""
     x = torch.rand(images, *shape, generator=torch.Generator().manual_seed(0))
-    return x.to(device, memory_format=torch.channels_last), task.fake(torch.arange(images)).to(device)
+    layout = torch.channels_last if x.dim() == 4 else torch.preserve_format
+    return x.to(device, memory_format=layout), task.fake(torch.arange(images)).to(device)
 
 
 def _start(optimizers: Sequence[Optimizer]) -> None:

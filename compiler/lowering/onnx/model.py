@@ -18,7 +18,8 @@ from onnx import TensorProto, helper
 from compiler.errors import GraphspecError
 from compiler.ir.graph import INPUT, OUTPUT, Graph, Model, Node
 from compiler.lowering.custom import imported_row
-from compiler.lowering.onnx.nodes import ONNX, Writer
+from compiler.lowering.onnx.nodes import ONNX
+from compiler.lowering.onnx.writer import Writer
 from compiler.ops import read_attrs
 from compiler.passes.normalise_input import normalise_input
 from compiler.passes.pipeline import TO_EXPORT
@@ -128,7 +129,7 @@ def _emit_image(writer: Writer, name: str, preprocessing: Preprocessing | None) 
         kind = TensorProto.UINT8
         if preprocessing.layout == "nhwc":
             shape = (*shape[1:], shape[0])
-            value = writer.emit("Transpose", [value], "image.planes", perm=[0, 3, 1, 2])
+            value = writer.emit("Transpose", [value], "image.planes", perm=[0, len(shape), *range(1, len(shape))])
         value = writer.emit("Cast", [value], "image.float", to=TensorProto.FLOAT)
     return helper.make_tensor_value_info(name, kind, [BATCH, *shape]), value
 

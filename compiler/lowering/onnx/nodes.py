@@ -1,111 +1,17 @@
-"""Ops as ONNX nodes: one row per primitive op, and the writer that rows put their nodes into.
+"""Ops as ONNX nodes: one row per primitive op.
 
 A row takes a node and the names of the values it reads (one, but for `add` and ops that read apart) and gives back the
-name of its own value. Values are named by node ids, weights `<node id>.<param>`, so a file reads like the graph.
+name of its own value.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-import onnx
-from numpy.typing import NDArray
-from onnx import helper, numpy_helper
-
-from compiler.ir.graph import Graph, Node
-from compiler.ops import Shape
-
-
-class Writer:
-    """Collects the nodes and initializers of one ONNX graph."""
-
-    def __init__(self, graph: Graph, weights: Mapping[str, Any], opset: int) -> None:
-        self.graph = graph
-        self.weights = weights
-        self.opset = opset
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: dict[str, onnx.TensorProto] = {}
-
-    def emit(self, op_type: str, inputs: list[str], output: str, **attrs: Any) -> str:
-        """Append an ONNX node called like its one output; returns that name."""
-        self.nodes.append(helper.make_node(op_type, inputs, [output], name=output, **attrs))
-        return output
-
-    def weight(self, node: Node, param: str) -> str:
-        """The name of a node's parameter or buffer, taken into the file as float32."""
-        return self.constant(f"{node.id}.{param}", self.array(node, param))
-
-    def weight_and_bias(self, node: Node, a: Any) -> list[str]:
-        """The names of a node's weight and, where it has one, its bias."""
-        return [self.weight(node, name) for name in ("weight", *(["bias"] if a.bias is not False else []))]
-
-    def array(self, node: Node, param: str) -> NDArray[np.float32]:
-        """A node's parameter or buffer."""
-        return np.asarray(self.weights[f"{node.id}.{param}"], np.float32)
-
-    def constant(self, name: str, value: NDArray[Any]) -> str:
-        """Take an array into the file under this name."""
-        if name not in self.initializers:
-            self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
-        return name
-
-    def scalar(self, node: Node, name: str, value: float) -> str:
-        """A float32 constant of a node."""
-        return self.constant(f"{node.id}.{name}", np.array(value, np.float32))
-
-    def input_shape(self, node: Node) -> Shape:
-        """Shape of the first value the node reads, without the batch."""
-        return self.graph.node(self.graph.inputs(node.id)[0].src).shape
-
-    def mean(self, node: Node, value: str, output: str, axes: tuple[int, ...], *, keep: bool) -> str:
-        """A mean over axes: an attribute before opset 18, an input since."""
-        if self.opset < 18:
-            return self.emit("ReduceMean", [value], output, axes=list(axes), keepdims=int(keep))
-        constant = self.constant(f"{node.id}.axes", np.array(axes, np.int64))
-        return self.emit("ReduceMean", [value, constant], output, keepdims=int(keep))
-
-
-Builder = Callable[[Writer, Node, Any, list[str]], str]
-
-
-# -- windows --------------------------------------------------------------------------------------------------------
-
-
-def _window(a: Any) -> dict[str, Any]:
-    """What differs from ONNX's defaults; the kernel always."""
-    sizes = (("kernel_shape", a.kernel, 2, 0), ("strides", a.stride, 2, 1), ("pads", a.pad, 4, 0))
-    found = (*sizes, ("dilations", a.dilation, 2, 1))
-    return {name: [value] * count for name, value, count, default in found if value != default}
-
-
-def _conv(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
-    groups = w.input_shape(node)[0] // w.array(node, "weight").shape[1]
-    attrs = _window(a) | ({"group": groups} if groups != 1 else {})
-    return w.emit("Conv", [*ins, *w.weight_and_bias(node, a)], node.id, **attrs)
-
-
-def _avg_pool(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
-    """AveragePool leaves the padding out of the count by default; it has dilations since opset 19."""
-    if a.dilation == 1 or w.opset >= 19:
-        return w.emit("AveragePool", ins, node.id, **_window(a))
-    channels, height, width = w.input_shape(node)
-    taps = w.constant(f"{node.id}.taps", np.ones((channels, 1, a.kernel, a.kernel), np.float32))
-    total = w.emit("Conv", [ins[0], taps], f"{node.id}.total", group=channels, **_window(a))
-    rows, columns = _tap_counts(a, height), _tap_counts(a, width)
-    share = w.constant(f"{node.id}.share", (1.0 / np.outer(rows, columns)).astype(np.float32))
-    return w.emit("Mul", [total, share], node.id)
-
-
-def _tap_counts(a: Any, size: int) -> NDArray[Any]:
-    """For every window along one side of this size: how many taps lie on the image, not on the padding."""
-    count = (size + 2 * a.pad - a.dilation * (a.kernel - 1) - 1) // a.stride + 1
-    taps = np.arange(count)[:, None] * a.stride - a.pad + np.arange(a.kernel) * a.dilation
-    counts: NDArray[Any] = ((taps >= 0) & (taps < size)).sum(1)
-    return counts
-
+from compiler.ir.graph import Node
+from compiler.lowering.onnx import norms, reshapes, windows
+from compiler.lowering.onnx.writer import Builder, Writer
 
 # -- sums, joins, shapes --------------------------------------------------------------------------------------------
 
@@ -124,21 +30,16 @@ def _concat(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
     return ins[0] if len(ins) == 1 else w.emit("Concat", ins, node.id, axis=1)
 
 
-def _flatten(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
-    return ins[0] if len(w.input_shape(node)) == 1 else w.emit("Flatten", ins, node.id, axis=1)
-
-
-def _zero(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
-    """Zeros for as many images as come in: ConstantOfShape fills with float32 zero by default."""
-    if w.input_shape(node) == node.shape:
-        return w.emit("ConstantOfShape", [w.emit("Shape", ins, f"{node.id}.shape")], node.id)
-    if w.opset >= 15:
-        batch = w.emit("Shape", ins, f"{node.id}.batch", start=0, end=1)
-    else:
-        first = w.constant(f"{node.id}.first", np.array([0], np.int64))
-        batch = w.emit("Gather", [w.emit("Shape", ins, f"{node.id}.sizes"), first], f"{node.id}.batch", axis=0)
-    rest = w.constant(f"{node.id}.rest", np.array(node.shape, np.int64))
-    return w.emit("ConstantOfShape", [w.emit("Concat", [batch, rest], f"{node.id}.shape", axis=0)], node.id)
+def _multiply(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
+    """One by one; of a vector among larger values the channels stand first, as ONNX broadcasts from the end."""
+    value, axes = "", len(node.shape)
+    for slot, (name, edge) in enumerate(zip(ins, w.graph.inputs(node.id), strict=True)):
+        rank = len(w.graph.node(edge.src).shape)
+        if rank < axes:
+            name = w.unsqueezed(node, name, f"{node.id}.wide{slot}", tuple(range(rank + 1, axes + 1)))
+        last = slot == len(ins) - 1
+        value = w.emit("Mul", [value, name], node.id if last else f"{node.id}.product{slot}") if value else name
+    return value
 
 
 def _linear(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
@@ -152,29 +53,6 @@ def _mean(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
         return w.mean(node, ins[0], node.id, a.dims, keep=a.keep)
     kept = w.mean(node, ins[0], f"{node.id}.kept", a.dims, keep=True)
     return w.emit("Flatten", [kept], node.id, axis=1)
-
-
-# -- norms ----------------------------------------------------------------------------------------------------------
-
-
-def _batch_norm(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
-    tensors = [w.weight(node, name) for name in ("weight", "bias", "running_mean", "running_var")]
-    return w.emit("BatchNormalization", [ins[0], *tensors], node.id, epsilon=a.eps)
-
-
-def _layer_norm(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
-    """One operation since opset 17, its formula before."""
-    wide = (-1, *[1] * (len(node.shape) - 1))
-    weight, bias = (w.constant(f"{node.id}.{name}", w.array(node, name).reshape(wide)) for name in ("weight", "bias"))
-    if w.opset >= 17:
-        return w.emit("LayerNormalization", [ins[0], weight, bias], node.id, axis=1, epsilon=a.eps)
-    axes = tuple(range(1, len(node.shape) + 1))
-    centred = w.emit("Sub", [ins[0], w.mean(node, ins[0], f"{node.id}.mean", axes, keep=True)], f"{node.id}.centred")
-    squared = w.emit("Mul", [centred, centred], f"{node.id}.squared")
-    variance = w.mean(node, squared, f"{node.id}.variance", axes, keep=True)
-    shifted = w.emit("Add", [variance, w.scalar(node, "eps", a.eps)], f"{node.id}.shifted")
-    normed = w.emit("Div", [centred, w.emit("Sqrt", [shifted], f"{node.id}.deviation")], f"{node.id}.normed")
-    return w.emit("Add", [w.emit("Mul", [normed, weight], f"{node.id}.scaled"), bias], node.id)
 
 
 # -- activations ----------------------------------------------------------------------------------------------------
@@ -219,28 +97,45 @@ def _squeeze_excite(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
 
 
 ONNX: dict[str, Builder] = {
-    "conv": _conv,
-    "depthwise_conv": _conv,
-    "max_pool": lambda w, node, a, ins: w.emit("MaxPool", ins, node.id, **_window(a)),
-    "avg_pool": _avg_pool,
+    "conv": windows.conv,
+    "depthwise_conv": windows.conv,
+    "conv_transpose": windows.conv_transpose,
+    "max_pool": windows.max_pool,
+    "avg_pool": windows.avg_pool,
+    "adaptive_avg_pool": windows.adaptive_avg_pool,
+    "global_max_pool": lambda w, node, a, ins: w.reduce("ReduceMax", node, ins[0], node.id, w.axes(node), keep=False),
     "identity": _same_value,
     "dropout": _same_value,
     "drop_path": _same_value,
-    "zero": _zero,
+    "zero": reshapes.zero,
     "scale": lambda w, node, a, ins: w.emit("Mul", [ins[0], w.scalar(node, "factor", a.factor)], node.id),
     "linear": _linear,
-    "global_avg_pool": lambda w, node, a, ins: w.mean(node, ins[0], node.id, (2, 3), keep=False),
-    "flatten": _flatten,
+    "global_avg_pool": lambda w, node, a, ins: w.mean(node, ins[0], node.id, w.axes(node), keep=False),
+    "flatten": reshapes.flatten,
+    "channel_shuffle": reshapes.channel_shuffle,
+    "slice": reshapes.slice_channels,
+    "pad": reshapes.pad,
+    "resize": reshapes.resize,
+    "multiply": _multiply,
     "add": _add,
     "concat": _concat,
-    "batch_norm": _batch_norm,
-    "layer_norm": _layer_norm,
+    "batch_norm": norms.batch_norm,
+    "layer_norm": norms.layer_norm,
+    "group_norm": norms.group_norm,
+    "instance_norm": norms.instance_norm,
+    "lrn": norms.lrn,
     "relu": _plain("Relu"),
     "relu6": _relu6,
     "hard_swish": _hard_swish,
     "silu": lambda w, node, a, ins: w.emit("Mul", [ins[0], w.emit("Sigmoid", ins, f"{node.id}.gate")], node.id),
     "gelu": _gelu,
     "sigmoid": _plain("Sigmoid"),
+    "hard_sigmoid": lambda w, node, a, ins: w.emit("HardSigmoid", ins, node.id, alpha=1 / 6, beta=0.5),
+    "tanh": _plain("Tanh"),
+    "leaky_relu": lambda w, node, a, ins: w.emit("LeakyRelu", ins, node.id, alpha=a.slope),
+    "elu": lambda w, node, a, ins: w.emit("Elu", ins, node.id, alpha=a.alpha),
+    "prelu": lambda w, node, a, ins: w.emit("PRelu", [*ins, w.wide_weight(node, "slope")], node.id),
+    "softmax": lambda w, node, a, ins: w.emit("Softmax", ins, node.id, axis=1),
     "squeeze_excite": _squeeze_excite,
     "mean": _mean,
 }

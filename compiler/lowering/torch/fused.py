@@ -35,7 +35,9 @@ from compiler.ops import Reads, input_shapes, is_projection, op
 
 
 def channels_last(image: Tensor) -> Tensor:
-    """The images `(N, C, H, W)` with the channels of a pixel next to each other in memory."""
+    """The images `(N, C, H, W)` or signals `(N, C, T)` with the channels of a pixel next to each other in memory."""
+    if image.dim() == 3:
+        return image.mT.contiguous().mT
     return image.contiguous(memory_format=torch.channels_last)
 
 
@@ -55,7 +57,7 @@ class FusedEmitter(Emitter):
     def bring_in(self, node: Node) -> None:
         """Emit the network's input, brought into the layout that all values have."""
         super().bring_in(node)
-        if len(node.shape) == 3:
+        if len(node.shape) > 1:
             self.values[node.id] = self.call(channels_last, (self.values[node.id],), "image")
 
     def emit(self, node: Node) -> None:

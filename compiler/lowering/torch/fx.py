@@ -145,9 +145,9 @@ def freeze_norm_scales(module: nn.Module) -> None:
 def initialise(module: nn.Module, seed: int) -> None:
     """Set every parameter but the gates to its starting value.
 
-    Convolutions: Gaussian of variance 2 / fan-out (He); matrices: Gaussian of deviation 0.01; vectors: 0 if their
-    name ends in `bias`, else 1. A parameter's numbers follow from the seed and its name, so that the order of nodes
-    does not matter and a smaller graph starts from the same numbers.
+    Convolutions: Gaussian of variance 2 / fan-out (He); matrices: Gaussian of deviation 0.01; vectors: 0 if their name
+    ends in `bias`, 1/4 in `slope` (as torch), else 1. A parameter's numbers follow from the seed and its name, so that
+    the order of nodes does not matter and a smaller graph starts from the same numbers.
     """
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -155,9 +155,13 @@ def initialise(module: nn.Module, seed: int) -> None:
                 parameter.copy_(_starting_value(name, parameter.shape, seed))
 
 
+VECTORS = {"bias": 0.0, "slope": 0.25}
+"""Starting values of vectors by the end of their names; 1 for all others."""
+
+
 def _starting_value(name: str, shape: torch.Size, seed: int) -> Tensor:
     if len(shape) < 2:
-        return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
+        return torch.full(shape, next((value for end, value in VECTORS.items() if name.endswith(end)), 1.0))
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     deviation = 0.01 if len(shape) == 2 else math.sqrt(2.0 / (shape[0] * math.prod(shape[2:])))

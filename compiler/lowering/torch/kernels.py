@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from compiler.lowering.torch.windows import convolve
+
 Rows = tuple[tuple[int, ...], ...]
 """For every sum and slot: the position of the gate in its vector, `OPEN` or `ABSENT`."""
 
@@ -64,26 +66,24 @@ class Stack(NamedTuple):
 
 
 def _new_slots(count: int, like: Tensor) -> Tensor:
-    """Memory for `count` values like `(N, C, H, W)`, each kept channels last."""
-    if like.dim() == 4:
-        n, c, h, w = like.shape
-        return like.new_empty(count, n, h, w, c).permute(0, 1, 4, 2, 3)
-    return like.new_empty(count, *like.shape)
+    """Memory for `count` values like `(N, C, ...)`, each kept channels last."""
+    n, c, *sides = like.shape
+    return like.new_empty(count, n, *sides, c).movedim(-1, 2)
 
 
 def _flat(slots: Tensor) -> Tensor:
-    """`(K, N, C, H, W)` or `(K, N, C)` as `(K, N, H * W * C)`, without copying."""
-    return (slots.permute(0, 1, 3, 4, 2) if slots.dim() == 5 else slots).flatten(2)
+    """`(K, N, C, ...)` as `(K, N, pixels * C)`, without copying."""
+    return slots.movedim(2, -1).flatten(2)
 
 
 def _matrix(slots: Tensor) -> Tensor:
-    """`(K, N, C, H, W)` or `(K, N, C)` as `(K, N * H * W * C)`, without copying."""
+    """`(K, N, C, ...)` as `(K, N * pixels * C)`, without copying."""
     return _flat(slots).flatten(1)
 
 
-def _pixels(x: Tensor) -> Tensor:
-    """`(..., N, C, H, W)` as `(..., N * H * W, C)`, without copying if it is kept channels last."""
-    return x.movedim(-3, -1).flatten(-4, -2)
+def _pixels(x: Tensor, first: int = 0) -> Tensor:
+    """`(N, C, ...)` as `(N * pixels, C)`, without copying if it is kept channels last; N is dimension `first`."""
+    return x.movedim(first + 1, -1).flatten(first, -2)
 
 
 def _no_autocast(x: Tensor) -> torch.autocast:
@@ -123,7 +123,7 @@ class _Push(Function):
 
 
 def push(stack: Stack | int, relu: tuple[bool, ...], *values: Tensor) -> Stack:
-    """The stack with further values `(N, C, H, W)`, those with `relu` through a ReLU.
+    """The stack with further values `(N, C, ...)`, those with `relu` through a ReLU.
 
     Instead of a stack, the number of slots of a new one.
     """
@@ -180,11 +180,9 @@ class _GatedSums(Function):
 
 
 def _slots_of(values: Sequence[Tensor | None], like: Tensor) -> Tensor:
-    """Copies of values like `(N, C, H, W)` in slots; zeros for None."""
+    """Copies of values like `(N, C, ...)` in slots; zeros for None."""
     given = [torch.zeros_like(like) if value is None else value for value in values]
-    if like.dim() == 4:
-        return torch.stack([value.permute(0, 2, 3, 1) for value in given]).permute(0, 1, 4, 2, 3)
-    return torch.stack(given)
+    return torch.stack([value.movedim(1, -1) for value in given]).movedim(-1, 2)
 
 
 def _dots(given: Tensor, slots: Tensor) -> Tensor:
@@ -194,18 +192,18 @@ def _dots(given: Tensor, slots: Tensor) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """`_dots` of two values `(N, C, H, W)` or `(N, C)`, without copying them if both are kept channels last.
+    """`_dots` of two values `(N, C, ...)`, without copying them if both are kept channels last.
 
     On the CPU a product of matrices of one row and one column takes ten times as long.
     """
-    a, b = ((x.permute(0, 2, 3, 1) if x.dim() == 4 else x).flatten() for x in (a, b))
+    a, b = (x.movedim(1, -1).flatten() for x in (a, b))
     if a.dtype in (torch.float32, torch.float64):
         return torch.dot(a, b)
     return (a * b).sum(dtype=torch.float32)  # `dot` would round its result
 
 
 def gated_sums(stack: Stack, coefs: Tensor, rows: Rows, apart: tuple[bool, ...]) -> tuple[Any, ...]:
-    """`(stack, *sums)`: for every row the sum of coefficient times slot `(N, C, H, W)`; the stack is to be used on.
+    """`(stack, *sums)`: for every row the sum of coefficient times slot `(N, C, ...)`; the stack is to be used on.
 
     Sums share their memory, but in a weight step for those `apart`, so that it does not stay where a reader keeps some.
     """
@@ -286,7 +284,7 @@ class _Projection(Function):
         weight_grad = None
         if ctx.needs_input_grad[1]:
             low, high = min(ctx.positions), max(ctx.positions)
-            slots = _pixels(filled)[low : high + 1]  # those in between, too: copying the others would take longer
+            slots = _pixels(filled, 1)[low : high + 1]  # those in between, too: copying the others would take longer
             weight_grads = torch.bmm(given.t().expand(len(slots), -1, -1), slots)
             weight_grad = weight_grads[_index((ctx.positions,), given.device, low)[0]].transpose(0, 1)
         if not ctx.needs_input_grad[0]:
@@ -313,7 +311,7 @@ def _in_a_chain(x: Tensor) -> bool:
 
 
 def _products(values: Sequence[Tensor], matrices: Sequence[Tensor], bias: Tensor | None = None) -> Tensor:
-    """The sum over values `(N, C, H, W)` of pixels times matrix `(C, outputs)`, plus the bias: `(N, outputs, H, W)`."""
+    """The sum over values `(N, C, ...)` of pixels times matrix `(C, outputs)`, plus the bias: `(N, outputs, ...)`."""
     first = _pixels(values[0])
     y = torch.mm(first, matrices[0]) if bias is None else torch.addmm(bias, first, matrices[0])
     for value, matrix in zip(values[1:], matrices[1:], strict=True):
@@ -322,32 +320,34 @@ def _products(values: Sequence[Tensor], matrices: Sequence[Tensor], bias: Tensor
 
 
 def _image(pixels: Tensor, like: Tensor) -> Tensor:
-    """`(N * H * W, outputs)` as `(N, outputs, H, W)`, for a value `(N, C, H, W)`."""
-    n, _, h, w = like.shape
-    return pixels.view(n, h, w, -1).permute(0, 3, 1, 2)
+    """`(N * pixels, outputs)` as `(N, outputs, ...)`, for a value `(N, C, ...)`."""
+    n, _, *sides = like.shape
+    return pixels.view(n, *sides, -1).movedim(-1, 1)
 
 
 def scaled(weight: Tensor, coefs: Tensor, channels: tuple[int, ...]) -> Tensor:
-    """The 1x1 weight `(outputs, sum of channels, 1, 1)`, each input's columns times its coefficient `(1, inputs)`."""
+    """The 1x1 weight `(outputs, sum of channels, 1, ...)`, each input's columns times its coefficient `(1, inputs)`."""
     counts = _index((channels,), weight.device)[0]
-    return weight * coefs[0].repeat_interleave(counts, output_size=sum(channels)).to(weight.dtype).view(1, -1, 1, 1)
+    return weight * coefs[0].repeat_interleave(counts, output_size=sum(channels)).to(weight.dtype).view(
+        1, -1, *weight.shape[2:]
+    )
 
 
 def projection(stack: Stack, weight: Tensor, bias: Tensor | None, positions: tuple[int, ...]) -> tuple[Stack, Tensor]:
     """`(stack, y)`: the 1x1 convolution over the slots at `positions`, in the order of the weight's columns.
 
-    `weight` is `(outputs, len(positions) * C, 1, 1)`, y is `(N, outputs, H, W)`.
+    `weight` is `(outputs, len(positions) * C, 1, ...)`, y is `(N, outputs, ...)`.
     """
     if torch.compiler.is_compiling():
-        return stack, F.conv2d(torch.cat([stack.filled[k] for k in positions], 1), weight, bias)
+        return stack, convolve(torch.cat([stack.filled[k] for k in positions], 1), weight, bias)
     outputs = len(weight)
     filled, y = _Projection.apply(stack.filled, weight.view(outputs, len(positions), -1), positions)
-    return Stack(stack.buffer, filled), y if bias is None else y + bias.to(y.dtype)[:, None, None]
+    return Stack(stack.buffer, filled), y if bias is None else y + bias.to(y.dtype).view(-1, *weight.shape[2:])
 
 
 def joint_projection(weight: Tensor, bias: Tensor | None, *values: Tensor) -> Tensor:
-    """The 1x1 convolution `(N, outputs, H, W)` over values `(N, C, H, W)` of any channels, joined in this order."""
+    """The 1x1 convolution `(N, outputs, ...)` over values `(N, C, ...)` of any channels, joined in this order."""
     if torch.compiler.is_compiling() or not all(map(_in_a_chain, values)):
-        return F.conv2d(torch.cat(values, 1), weight, bias)
+        return convolve(torch.cat(values, 1), weight, bias)
     matrices = torch.split(weight.flatten(1), [value.shape[1] for value in values], 1)
     return _products(values, [matrix.t() for matrix in matrices], bias)

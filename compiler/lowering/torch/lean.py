@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from compiler.lowering.torch.modules import TORCH, Builder, Conv
+from compiler.lowering.torch.modules import Builder, conv_row
+from compiler.lowering.torch.windows import AvgPool, Conv, MaxPool, as_image, avg_pool
 
 aten = torch.ops.aten
 
@@ -45,14 +46,14 @@ class _FrozenConv(Function):
 
 
 class LeanConv(Conv):
-    """A 2-d convolution."""
+    """A convolution."""
 
     def convolve(self, x: Tensor) -> Tensor:
         """The convolution of `x: (N, C, H, W)`."""
         trained = self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
         if trained or not x.requires_grad or torch.compiler.is_compiling():
             return super().convolve(x)
-        y: Tensor = _FrozenConv.apply(x, self.weight, self.bias, (*self.window, self.groups))
+        y: Tensor = _FrozenConv.apply(x, as_image(self.weight), self.bias, (*self.window, self.groups))
         return y
 
 
@@ -60,9 +61,9 @@ class _MaxPool(Function):
     """Keeps the positions of the maxima in the fewest bytes, and not the input."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, window: tuple[int, int, int, int]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, window: tuple[Any, ...]) -> Tensor:
         y: Tensor
-        y, positions = aten.max_pool2d_with_indices(x, *([size, size] for size in window))
+        y, positions = aten.max_pool2d_with_indices(x, *window)
         small = torch.int16 if x.shape[2] * x.shape[3] < 2**15 else torch.int32
         ctx.window, ctx.shape = window, x.shape
         ctx.save_for_backward(positions.to(small))
@@ -72,18 +73,16 @@ class _MaxPool(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (positions,) = ctx.saved_tensors
-        window = [[size, size] for size in ctx.window]
         like = _shape_only(grad, ctx.shape)
-        return aten.max_pool2d_with_indices_backward(grad, like, *window, False, positions.long()), None
+        return aten.max_pool2d_with_indices_backward(grad, like, *ctx.window, False, positions.long()), None
 
 
-class MaxPool(nn.MaxPool2d):
-    """Max pooling over `(N, C, H, W)`."""
+class LeanMaxPool(MaxPool):
+    """Max pooling."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(N, C, H', W')`."""
-        window = (self.kernel_size, self.stride, self.padding, self.dilation)
-        y: Tensor = super().forward(x) if torch.compiler.is_compiling() else _MaxPool.apply(x, window)
+    def pool(self, x: Tensor) -> Tensor:
+        """The pool of `x: (N, C, H, W)`."""
+        y: Tensor = super().pool(x) if torch.compiler.is_compiling() else _MaxPool.apply(x, self.window)
         return y
 
 
@@ -91,36 +90,32 @@ class _AvgPool(Function):
     """Keeps nothing: the gradient does not depend on the input."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, window: tuple[int, int, int]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, window: tuple[Any, ...]) -> Tensor:
         ctx.window, ctx.shape = window, x.shape
-        y: Tensor = aten.avg_pool2d(x, *([size, size] for size in window), False, False)
+        y: Tensor = aten.avg_pool2d(x, *window)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         like = _shape_only(grad, ctx.shape)
-        return aten.avg_pool2d_backward(grad, like, *([size, size] for size in ctx.window), False, False, None), None
+        return aten.avg_pool2d_backward(grad, like, *ctx.window, None), None
 
 
-class AvgPool(nn.AvgPool2d):
-    """Average pooling over `(N, C, H, W)`, padding not counted."""
+class LeanAvgPool(AvgPool):
+    """Average pooling."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(N, C, H', W')`."""
-        window = (self.kernel_size, self.stride, self.padding)
-        y: Tensor = super().forward(x) if torch.compiler.is_compiling() else _AvgPool.apply(x, window)
+    def pool(self, x: Tensor) -> Tensor:
+        """The pool of `x: (N, C, H, W)`."""
+        window = (*self.window, False, self.counts_padding)
+        y: Tensor = super().pool(x) if torch.compiler.is_compiling() else _AvgPool.apply(x, window)
         return y
 
 
 LEAN: dict[str, Builder] = {
-    "conv": lambda a, ins, out: LeanConv(ins[0][0], out[0], a, a.groups, a.bias is not False),
-    "depthwise_conv": lambda a, ins, out: LeanConv(ins[0][0], out[0], a, out[0], a.bias is not False),
-    "max_pool": lambda a, ins, out: MaxPool(a.kernel, a.stride, a.pad, a.dilation),
-    "avg_pool": lambda a, ins, out: (
-        AvgPool(a.kernel, a.stride, a.pad, count_include_pad=False)
-        if a.dilation == 1
-        else TORCH["avg_pool"](a, ins, out)
-    ),
+    "conv": conv_row(LeanConv),
+    "depthwise_conv": conv_row(LeanConv),
+    "max_pool": lambda a, ins, out: LeanMaxPool(a, ins[0]),
+    "avg_pool": lambda a, ins, out: avg_pool(a, ins[0], LeanAvgPool),
 }
 """Rows that go before those of `TORCH` in the fused lowering."""

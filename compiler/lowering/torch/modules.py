@@ -1,8 +1,8 @@
 """Ops as torch modules: one row per primitive op, and the chain of parts for every other.
 
 The tensors of a module are named as `compiler.ops.tensors` says, so that `state_dict` keys of a lowered network are
-`<node id>.<param>`. Values are `x: (N, C, H, W)` or `(N, C)`, in any memory layout; every row works in every floating
-type and under autocast.
+`<node id>.<param>`. Values are `x: (N, C, H, W)`, `(N, C, T)` or `(N, C)`, in any memory layout; every row works in
+every floating type and under autocast.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -20,7 +20,18 @@ from torch import Tensor, nn
 from compiler.ir.graph import Node
 from compiler.lowering.custom import imported_row
 from compiler.lowering.torch.batch_parts import BatchNorm, Dropout, DropPath
+from compiler.lowering.torch.windows import (
+    Conv,
+    ConvTranspose,
+    MaxPool,
+    SqueezeExcite,
+    adaptive_avg_pool,
+    avg_pool,
+    borders,
+    resized,
+)
 from compiler.ops import Affine, Shape, traits_of, walk
+from compiler.ops.windows import sides
 
 Builder = Callable[[Any, tuple[Shape, ...], Shape], nn.Module]
 
@@ -28,48 +39,8 @@ Builder = Callable[[Any, tuple[Shape, ...], Shape], nn.Module]
 # -- modules that torch does not have in this form --------------------------------------------------------------------
 
 
-def pixel_step(window: Any) -> int:
-    """A convolution reads every so many-th row and column of pixels, from the first on; the others are left out first.
-
-    Its window moves by strides and its taps lie dilations apart, so that a divisor of both, and of the border, is what
-    all that it reads lies apart. A border that it does not divide is added before, where the window is one pixel.
-    """
-    if window.kernel == 1:
-        return int(window.stride)
-    common = math.gcd(window.stride, window.dilation)
-    return common if window.pad % common == 0 else 1
-
-
-class Conv(nn.Conv2d):
-    """A 2-d convolution that leaves out the pixels that it does not read (`pixel_step`) before it multiplies.
-
-    Windows with a stride and a dilation of 2 become plain ones over a quarter of the pixels: oneDNN takes many times
-    as long for the others' gradient. With a 1x1 kernel it leaves out pixels by itself, but up to at least 3.13 its
-    gradient of the weight writes past the end of its memory where the images are channels last and have fewer than 16
-    channels.
-    """
-
-    def __init__(self, inputs: int, outputs: int, window: Any, groups: int, bias: bool) -> None:
-        super().__init__(
-            inputs, outputs, window.kernel, window.stride, window.pad, window.dilation, groups=groups, bias=bias
-        )
-        step = self.step = pixel_step(window)
-        self.border = window.pad if window.pad % step else 0  # added before
-        stride, padding, dilation = window.stride // step, (window.pad - self.border) // step, window.dilation // step
-        self.window = (stride, stride), (padding, padding), (max(1, dilation),) * 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(N, channels, H', W')`."""
-        x = F.pad(x, [self.border] * 4) if self.border else x
-        return self.convolve(x[:, :, :: self.step, :: self.step] if self.step > 1 else x)
-
-    def convolve(self, x: Tensor) -> Tensor:
-        """The convolution of the pixels that are read, `x: (N, C, H, W)`, as torch computes it."""
-        return F.conv2d(x, self.weight, self.bias, *self.window, self.groups)
-
-
 class Linear(nn.Linear):
-    """A linear layer that takes an image of 1x1 as a vector: `(N, C)` or `(N, C, 1, 1)`."""
+    """A linear layer that takes `(N, C)`, and an image or a signal of one pixel as such a vector."""
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, outputs)`."""
@@ -93,7 +64,7 @@ def _join(*values: Tensor) -> Tensor:
 
 
 def _zeros(x: Tensor, channels: int) -> Tensor:
-    """Zeros `(N, channels, H, W)` in the type of `x`, through which no gradient flows."""
+    """Zeros `(N, channels, ...)` in the type of `x`, through which no gradient flows."""
     return x.new_zeros((x.shape[0], channels, *x.shape[2:]))
 
 
@@ -103,27 +74,45 @@ def _mean(x: Tensor, dims: tuple[int, ...], keep: bool) -> Tensor:
     return mean if mean.dim() > 1 else mean.unsqueeze(1)
 
 
-def _dilated_avg_pool(x: Tensor, kernel: int, window: tuple[int, int, int]) -> Tensor:
-    """Average over a window with gaps, padding not counted: a depthwise convolution with ones over that of ones."""
-    taps = x.new_ones(1, 1, kernel, kernel)
-    sums = F.conv2d(x, taps.expand(x.shape[1], -1, -1, -1), None, *window, groups=x.shape[1])
-    return sums / F.conv2d(x.new_ones(1, 1, *x.shape[2:]), taps, None, *window)
+class ChannelNorm(nn.Module):
+    """Layer normalisation over the channels of each pixel."""
 
-
-class SqueezeExcite(nn.Module):
-    """`x * sigmoid(expand(relu(reduce(mean of x))))`, with both layers as 1x1 convolutions."""
-
-    def __init__(self, channels: int, inner: int) -> None:
+    def __init__(self, channels: int, eps: float) -> None:
         super().__init__()
-        self.reduce_weight = nn.Parameter(torch.zeros(inner, channels, 1, 1))
-        self.reduce_bias = nn.Parameter(torch.zeros(inner))
-        self.expand_weight = nn.Parameter(torch.zeros(channels, inner, 1, 1))
-        self.expand_bias = nn.Parameter(torch.zeros(channels))
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` with every channel scaled."""
-        inner = F.relu(F.conv2d(x.mean((2, 3), keepdim=True), self.reduce_weight, self.reduce_bias))
-        return x * torch.sigmoid(F.conv2d(inner, self.expand_weight, self.expand_bias))
+        """`x: (N, C, ...)`, normalised."""
+        return F.layer_norm(x.movedim(1, -1), self.weight.shape, self.weight, self.bias, self.eps).movedim(-1, 1)
+
+
+class PRelu(nn.Module):
+    """ReLU with a trained slope below zero for each channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.full((channels,), 0.25))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x: (N, C, ...)`, negative values times their channel's slope."""
+        return F.prelu(x, self.slope)
+
+
+def _product(*values: Tensor) -> Tensor:
+    """The product of values `(N, C, ...)`; vectors `(N, C)` count for every pixel."""
+    axes = max(value.dim() for value in values)
+    wide = (value.view(*value.shape, *[1] * (axes - value.dim())) for value in values)
+    return reduce(torch.mul, wide)
+
+
+def _shuffled(x: Tensor, groups: int) -> Tensor:
+    return x.view(len(x), groups, -1, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
+
+
+def _sliced(x: Tensor, start: int, stop: int) -> Tensor:
+    return x[:, start:stop]
 
 
 class Chain(nn.Sequential):
@@ -139,34 +128,61 @@ class Chain(nn.Sequential):
 # -- the rows: (attributes, input shapes, output shape) -> module -----------------------------------------------------
 
 
-def _avg_pool(a: Any, ins: tuple[Shape, ...], out: Shape) -> nn.Module:
-    if a.dilation > 1:
-        return Formula(_dilated_avg_pool, kernel=a.kernel, window=(a.stride, a.pad, a.dilation))
-    return nn.AvgPool2d(a.kernel, a.stride, a.pad, count_include_pad=False)
+PAD_MODES = {"zeros": "constant", "reflect": "reflect", "edge": "replicate"}
+
+
+def conv_row(kind: type[Conv]) -> Builder:
+    """The row of a convolution, depthwise where the op has no groups."""
+
+    def row(a: Any, ins: tuple[Shape, ...], out: Shape) -> nn.Module:
+        return kind(ins[0][0], out[0], a.axes(len(out) - 1), getattr(a, "groups", out[0]), a.bias is not False)
+
+    return row
 
 
 TORCH: dict[str, Builder] = {
-    "conv": lambda a, ins, out: Conv(ins[0][0], out[0], a, a.groups, a.bias is not False),
-    "depthwise_conv": lambda a, ins, out: Conv(ins[0][0], out[0], a, out[0], a.bias is not False),
-    "max_pool": lambda a, ins, out: nn.MaxPool2d(a.kernel, a.stride, a.pad, a.dilation),
-    "avg_pool": _avg_pool,
+    "conv": conv_row(Conv),
+    "depthwise_conv": conv_row(Conv),
+    "conv_transpose": lambda a, ins, out: ConvTranspose(
+        ins[0][0], out, a.axes(len(out) - 1), a.margins(len(out) - 1), a.groups, a.bias is not False
+    ),
+    "max_pool": lambda a, ins, out: MaxPool(a, ins[0]),
+    "avg_pool": lambda a, ins, out: avg_pool(a, ins[0]),
+    "adaptive_avg_pool": lambda a, ins, out: Formula(adaptive_avg_pool, size=out[1:]),
+    "global_max_pool": lambda a, ins, out: Formula(torch.amax, dim=tuple(range(2, len(ins[0]) + 1))),
     "identity": lambda a, ins, out: nn.Identity(),
     "zero": lambda a, ins, out: Formula(_zeros, channels=out[0]),
     "scale": lambda a, ins, out: Formula(torch.mul, other=a.factor),
     "linear": lambda a, ins, out: Linear(math.prod(ins[0]), out[0], bias=a.bias is not False),
-    "global_avg_pool": lambda a, ins, out: Formula(_mean, dims=(2, 3), keep=False),
+    "global_avg_pool": lambda a, ins, out: Formula(_mean, dims=tuple(range(2, len(ins[0]) + 1)), keep=False),
     "flatten": lambda a, ins, out: nn.Flatten(),
     "add": lambda a, ins, out: nn.Identity(),  # reading sums already
     "concat": lambda a, ins, out: Formula(_join),
     "batch_norm": lambda a, ins, out: BatchNorm(out[0], a.eps, a.momentum),
-    "layer_norm": lambda a, ins, out: nn.GroupNorm(1, out[0], a.eps),
+    "layer_norm": lambda a, ins, out: (
+        ChannelNorm(out[0], a.eps) if a.over == "channels" else nn.GroupNorm(1, out[0], a.eps)
+    ),
+    "group_norm": lambda a, ins, out: nn.GroupNorm(a.groups, out[0], a.eps),
+    "instance_norm": lambda a, ins, out: nn.GroupNorm(out[0], out[0], a.eps),
+    "lrn": lambda a, ins, out: nn.LocalResponseNorm(a.size, a.alpha, a.beta, a.k),
+    "multiply": lambda a, ins, out: Formula(_product),
+    "channel_shuffle": lambda a, ins, out: Formula(_shuffled, groups=a.groups),
+    "slice": lambda a, ins, out: Formula(_sliced, start=a.start, stop=a.stop),
+    "pad": lambda a, ins, out: Formula(F.pad, pad=borders(sides(a.padding, len(out) - 1)), mode=PAD_MODES[a.mode]),
+    "resize": lambda a, ins, out: Formula(resized, size=out[1:], mode=a.mode),
     "relu": lambda a, ins, out: nn.ReLU(),
     "relu6": lambda a, ins, out: nn.ReLU6(),
     "hard_swish": lambda a, ins, out: nn.Hardswish(),
     "silu": lambda a, ins, out: nn.SiLU(),
     "gelu": lambda a, ins, out: nn.GELU(),
     "sigmoid": lambda a, ins, out: nn.Sigmoid(),
-    "squeeze_excite": lambda a, ins, out: SqueezeExcite(out[0], max(1, out[0] // a.reduction)),
+    "hard_sigmoid": lambda a, ins, out: nn.Hardsigmoid(),
+    "tanh": lambda a, ins, out: nn.Tanh(),
+    "leaky_relu": lambda a, ins, out: nn.LeakyReLU(a.slope),
+    "elu": lambda a, ins, out: nn.ELU(a.alpha),
+    "prelu": lambda a, ins, out: PRelu(out[0]),
+    "softmax": lambda a, ins, out: nn.Softmax(1),
+    "squeeze_excite": lambda a, ins, out: SqueezeExcite(out[0], max(1, out[0] // a.reduction), len(out) - 1),
     "dropout": lambda a, ins, out: Dropout(a.p),
     "drop_path": lambda a, ins, out: DropPath(a.p),
     "mean": lambda a, ins, out: Formula(_mean, dims=a.dims, keep=a.keep),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from channel_scale.op import ChannelScaleAttrs
 from compiler.ir.graph import Node
-from compiler.lowering.onnx.nodes import Writer
+from compiler.lowering.onnx.writer import Writer
 
 
 def emit(writer: Writer, node: Node, attrs: ChannelScaleAttrs, inputs: list[str]) -> str:

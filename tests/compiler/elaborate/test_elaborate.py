@@ -230,7 +230,7 @@ out: {op: add, from: [a, b, c, d]}"""
         "9: unknown op 'cnv'; did you mean 'conv'?",
         "10: unknown attribute 'kernl'; did you mean 'kernel'?",
         "10: unknown node 'inn'; did you mean 'in'?",
-        "11: kernel: expected more than 0, found -1",
+        "11: kernel: expected a whole number from 1 to 65536, or a list of one per axis, found -1",
         "12: unknown node 'd'",
         "18: unknown block 'hed'; did you mean 'head'?",
     ]

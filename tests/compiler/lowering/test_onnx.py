@@ -21,7 +21,7 @@ from compiler.errors import GraphspecError
 from compiler.ir.graph import Block, Graph, Model, Node, Phase
 from compiler.ir.verify import verify
 from compiler.lowering.onnx.model import NEWEST_OPSET, OLDEST_OPSET, Preprocessing, check, emit, save
-from compiler.lowering.onnx.nodes import Writer
+from compiler.lowering.onnx.writer import Writer
 from compiler.ops import Op, Reads, known_ops
 from compiler.passes.pipeline import TO_INHERIT
 from compiler.passes.prune_zero_edges import surviving_edges
@@ -52,13 +52,30 @@ ALONE: dict[str, Cases] = {
     "concat": [{}, {"norm": "batch"}],
     "project": [{}, {"channels": 3, "norm": "none"}],
     "batch_norm": [{}, {"act": "relu", "eps": 1e-3}],
-    "layer_norm": [{}],
+    "layer_norm": [{}, {"over": "channels"}],
     "relu": [{}],
     "relu6": [{}],
     "hard_swish": [{}],
     "silu": [{}],
     "gelu": [{}],
     "sigmoid": [{}],
+    "hard_sigmoid": [{}],
+    "tanh": [{}],
+    "leaky_relu": [{}, {"slope": 0.3}],
+    "elu": [{}, {"alpha": 0.3}],
+    "prelu": [{}],
+    "softmax": [{}],
+    "group_norm": [{"groups": 2}],
+    "instance_norm": [{}],
+    "lrn": [{}, {"size": 3, "alpha": 0.5, "beta": 1.0, "k": 2.0}],
+    "multiply": [{}],
+    "channel_shuffle": [{"groups": 2}],
+    "slice": [{"stop": 3}, {"start": 1, "stop": 4}],
+    "pad": [{"padding": 1}, {"padding": [[0, 2], 1], "mode": "edge"}, {"padding": 2, "mode": "reflect"}],
+    "resize": [{"scale": 2}, {"size": [4, 7]}, {"size": 9, "mode": "bilinear"}],
+    "conv_transpose": [{"kernel": 3, "stride": 2, "groups": 2}, {"kernel": 2, "padding": [[0, 1], 0]}],
+    "adaptive_avg_pool": [{"size": 3}, {"size": [4, 6]}],
+    "global_max_pool": [{}],
     "squeeze_excite": [{}, {"reduction": 2}],
     "dropout": [{}],
     "drop_path": [{}],
@@ -71,7 +88,7 @@ ALONE: dict[str, Cases] = {
 
 def network(op: str, attrs: dict[str, Any], shape: tuple[int, ...] = (4, 6, 6)) -> Model:
     """One node of this op over the image; ops that join or add read two values."""
-    several = op in ("add", "concat", "project")
+    several = op in ("add", "concat", "project", "multiply")
     nodes: dict[str, Any] = {"other": ("sigmoid", {}, ["input"])} if several else {}
     nodes["node"] = (op, attrs, ["input", "other"] if several else ["input"])
     graph = graph_of(nodes, shape=(8, 1, 1) if op == "linear" else shape, phase=Phase.COMPACT)

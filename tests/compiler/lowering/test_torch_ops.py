@@ -17,6 +17,7 @@ from compiler import ops
 from compiler.errors import GraphspecError
 from compiler.ir.graph import Node, TensorType, attrs_of
 from compiler.lowering.torch.batch_parts import BatchNorm, frozen_statistics
+from compiler.lowering.torch.fused import channels_last
 from compiler.lowering.torch.lean import LEAN
 from compiler.lowering.torch.modules import TORCH, torch_module
 from compiler.ops import Op, Shape, infer, known_ops, op
@@ -40,6 +41,31 @@ CASES: tuple[tuple[str, dict[str, Any], tuple[Shape, ...]], ...] = (
     ("avg_pool", {"kernel": 3}, (IMAGE,)),
     ("avg_pool", {"kernel": 2, "stride": 2, "act": "relu"}, (IMAGE,)),
     ("avg_pool", {"kernel": 3, "dilation": 2, "padding": 1}, (IMAGE,)),
+    ("group_norm", {"groups": 3}, (IMAGE,)),
+    ("group_norm", {"groups": 2}, ((6,),)),
+    ("instance_norm", {}, (IMAGE,)),
+    ("layer_norm", {"over": "channels"}, (IMAGE,)),
+    ("layer_norm", {"over": "channels"}, ((6,),)),
+    ("lrn", {"size": 3, "alpha": 0.5, "k": 2.0}, (IMAGE,)),
+    ("multiply", {}, (IMAGE, (6,), (6, 1, 1))),
+    ("multiply", {}, ((6, 1), (6, 5), (6, 5))),
+    ("channel_shuffle", {"groups": 3}, (IMAGE,)),
+    ("channel_shuffle", {"groups": 2}, ((6,),)),
+    ("slice", {"start": 1, "stop": 4}, (IMAGE,)),
+    ("pad", {"padding": [[0, 2], 1]}, (IMAGE,)),
+    ("pad", {"padding": 3, "mode": "reflect"}, ((6, 5),)),
+    ("pad", {"padding": [[3, 0]], "mode": "edge"}, ((6, 5),)),
+    ("resize", {"scale": (2, 3)}, (IMAGE,)),
+    ("resize", {"size": 5, "mode": "bilinear"}, (IMAGE,)),
+    ("resize", {"size": 9, "mode": "bilinear"}, ((6, 4),)),
+    *((name, {}, (IMAGE,)) for name in ("hard_sigmoid", "tanh", "leaky_relu", "elu", "prelu", "softmax")),
+    ("leaky_relu", {"slope": 0.5}, ((6,),)),
+    ("elu", {"alpha": 0.5}, ((6, 4),)),
+    ("prelu", {}, ((6,),)),
+    ("conv", {"kernel": 3, "act": "prelu"}, ((6, 9),)),
+    ("conv_transpose", {"kernel": 3, "stride": 2, "channels": 4, "output_padding": 1}, (IMAGE,)),
+    ("adaptive_avg_pool", {"size": (3, 7)}, (IMAGE,)),
+    ("global_max_pool", {}, (IMAGE,)),
     ("identity", {}, (IMAGE,)),
     ("zero", {}, (IMAGE,)),
     ("zero", {"channels": 2}, (IMAGE,)),
@@ -197,7 +223,7 @@ def test_which_convolutions_reach_torch(table: dict[str, Any], attrs: dict[str, 
 def test_lean_rows_agree_with_torch(name: str, attrs: dict[str, Any], shapes: tuple[Shape, ...], fixed: bool) -> None:
     node = node_of(name, attrs, shapes)
     right, mine = (filled(torch_module(node, shapes, table)).requires_grad_(not fixed) for table in (TORCH, LEAN))
-    assert_same(mine, right, values_for(shapes)[0].to(memory_format=torch.channels_last))
+    assert_same(mine, right, channels_last(*values_for(shapes)))
 
 
 def test_a_pool_of_many_pixels_counts_them_in_32_bits() -> None:

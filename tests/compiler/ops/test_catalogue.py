@@ -32,9 +32,15 @@ from compiler.ops import (
 )
 from graphspec.cli.listings import op_listing, op_records
 
-WINDOWED = ("conv", "depthwise_conv", "sep_conv", "max_pool", "avg_pool")
+WINDOWED = ("conv", "depthwise_conv", "conv_transpose", "sep_conv", "max_pool", "avg_pool")
 REQUIRED: dict[str, dict[str, Any]] = {
     **{name: {"kernel": 3} for name in WINDOWED},
+    "adaptive_avg_pool": {"size": 2},
+    "group_norm": {"groups": 2},
+    "channel_shuffle": {"groups": 2},
+    "slice": {"stop": 2},
+    "pad": {"padding": 1},
+    "resize": {"scale": 2},
     "mean": {"dims": (2, 3)},
     "scale": {"factor": 2.0},
 }
@@ -98,7 +104,7 @@ def test_pools_have_the_size_that_torch_gives(size: int, kernel: int, stride: in
         ("relu", {}, [(3, 4, 4), (3, 4, 5)], "relu adds its inputs, which must have one type; found 3x4x4 and 3x4x5"),
         ("concat", {}, [(3, 4, 4), (3, 2, 4)], "concat joins channels, so all other sizes must agree"),
         ("project", {}, [(3, 4, 4), (3, 2, 4)], "concat joins channels"),
-        ("conv", {"kernel": 3}, [(9,)], r"conv takes an image \[C, H, W\], found \[9\]"),
+        ("conv", {"kernel": 3}, [(9,)], r"conv takes an image \[C, H, W\] or a signal \[C, T\], found \[9\]"),
         ("conv", {"kernel": 3, "groups": 2}, [(3, 4, 4)], "groups 2 needs input channels divisible by it, found 3"),
         (
             "conv",
@@ -107,7 +113,16 @@ def test_pools_have_the_size_that_torch_gives(size: int, kernel: int, stride: in
             "needs output channels divisible by it, found 3",
         ),
         ("linear", {}, [(3, 2, 2)], "linear takes a vector"),
-        ("max_pool", {"kernel": 2, "padding": 2}, [(3, 4, 4)], "padding may be at most half of its kernel"),
+        (
+            "max_pool",
+            {"kernel": 2, "padding": 2},
+            [(3, 4, 4)],
+            "outside of 4 pixels, on padding only: kernel 2, dilation 1",
+        ),
+        ("max_pool", {"kernel": 2, "padding": 1, "dilation": 2}, [(3, 1, 1)], "outside of 1 pixels, on padding only"),
+        ("conv", {"kernel": [1, 3]}, [(3, 9)], "found 2 sizes for a value of 1 axis"),
+        ("adaptive_avg_pool", {"size": [2, 2]}, [(3, 9)], "found 2 sizes for a value of 1 axis"),
+        ("conv_transpose", {"kernel": 3, "output_padding": 1}, [(3, 9)], "output_padding of less than its stride"),
         ("mean", {"dims": (2, 3)}, [(4,)], "a value with 1 dimensions besides the batch"),
         ("global_avg_pool", {}, [(4,)], "takes an image"),
         ("squeeze_excite", {}, [(4,)], "takes an image"),

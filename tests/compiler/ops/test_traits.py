@@ -23,6 +23,7 @@ from compiler.ops import (
     Channels,
     Numbers,
     Pixels,
+    Reads,
     Traits,
     Values,
     input_shapes,
@@ -30,6 +31,7 @@ from compiler.ops import (
     is_scale_invariant,
     known_ops,
     only_merges,
+    op,
     read_attrs,
     traits_of,
 )
@@ -180,7 +182,10 @@ def reaches(case: Case) -> Tensor:
 def test_channels(case: Case) -> None:
     found, stated = reaches(case), traits(case).channels
     own = torch.eye(len(found), dtype=torch.bool)
-    if stated is Channels.KEPT:
+    if op(case.op).reads is Reads.TOGETHER:
+        assert stated is Channels.KEPT
+        assert torch.equal(found, own[: found.shape[1], : found.shape[1]].repeat(len(case.shapes), 1))
+    elif stated is Channels.KEPT:
         assert found.shape == own.shape
         assert not (found & ~own).any()
         assert torch.equal(found, own) or traits(case).values is Values.ZERO
@@ -189,6 +194,8 @@ def test_channels(case: Case) -> None:
         assert torch.equal(found, own)
     elif stated is Channels.FLATTENED:
         assert torch.equal(found, own.repeat_interleave(math.prod(case.shapes[0][1:]), 1))
+    elif stated in (Channels.SHUFFLED, Channels.SLICED):
+        assert_channels_move(case, found)
     elif stated is Channels.GROUPED:
         groups = read_attrs(case.op, case.attrs).groups
         sizes = [size // groups for size in found.shape]
@@ -201,8 +208,20 @@ def test_channels(case: Case) -> None:
         assert found.all()
         assert close(value(case, [case.inputs()[0][:, order]]), value(case, case.inputs()))
     else:
-        assert case.op == "zero"  # with a number of channels of its own, which nothing that is read reaches
-        assert not found.any()
+        assert case.op in ("zero", "lrn")
+        if case.op == "zero":  # with a number of channels of its own, which nothing that is read reaches
+            assert not found.any()
+
+
+def assert_channels_move(case: Case, found: Tensor) -> None:
+    """Every channel given is one of those read, and none is given twice."""
+    attrs = read_attrs(case.op, case.attrs)
+    assert (found.sum(0) == 1).all()
+    if traits(case).channels is Channels.SLICED:
+        assert torch.equal(found, torch.eye(len(found), dtype=torch.bool)[:, attrs.start : attrs.stop])
+    else:
+        assert (found.sum(1) == 1).all()
+        assert len(found) % attrs.groups == 0
 
 
 def assert_channels_are_alike(case: Case) -> None:
@@ -231,7 +250,7 @@ def test_pixels(case: Case) -> None:
     touched = ((value(case, changed) - y).abs() > 1e-9).flatten(1, max(1, y.dim() - 3)).any(1).any(0)
     stays = y.shape[2:] == x[0].shape[2:]
     is_kept = stays and not touched.flatten()[1:].any()
-    if case.shapes[0][1:] != (1, 1):
+    if case.shapes[0][1:] != (1, 1) and op(case.op).reads is not Reads.TOGETHER:  # which may read single pixels
         assert is_kept == (stated is Pixels.KEPT)
     even = value(case, [v[:, :, :1, :1].expand_as(v) for v in x])[..., None].flatten(2)
     is_even = close(even, even[:, :, :1].expand_as(even))
@@ -294,7 +313,9 @@ def network(name: str, attrs: dict[str, Any]) -> Graph:
         nodes["pooled"] = ("global_avg_pool", {}, ["summed"])
         nodes["it"] = (name, attrs, [("pooled", "g/it<b")])
     else:
-        nodes["it"] = (name, attrs, [("summed", "g/it<b"), ("joined", "g/it<j")])
+        gated = op(name).reads is not Reads.TOGETHER
+        sources, gates = ("summed", "joined"), ("g/it<b", "g/it<j")
+        nodes["it"] = (name, attrs, [(s, g) if gated else s for s, g in zip(sources, gates, strict=True)])
     if len(graph_of(nodes).node("it").shape) == 3:
         nodes["after"] = ("batch_norm", {}, [("it", "g/after<it")])
         nodes["valid"] = ("conv", {"kernel": 1, "padding": 0, "channels": 4, "norm": "none"}, ["after"])
@@ -350,14 +371,16 @@ def test_lowerings_penalties_drawings_and_widths_take_every_op(name: str, attrs:
         load_gates(module, graph, model.gates)
         np.testing.assert_allclose(module(torch.from_numpy(x)).detach().numpy(), wanted, rtol=1e-5, atol=1e-6)
     penalty = Penalty(graph, graph, GateConfig(adaptive="mac"))
-    lone = penalty.gammas({"g/it<j"})["g/it<b"] == 0
-    assert lone == is_scale_invariant(name, attrs_of(attrs)) or not surviving_edges(graph, {"g/it<j"})
+    if "g/it<b" in graph.gates():
+        lone = penalty.gammas({"g/it<j"})["g/it<b"] == 0
+        assert lone == is_scale_invariant(name, attrs_of(attrs)) or not surviving_edges(graph, {"g/it<j"})
     cards = {card.id: card for figure in figures(view_of(graph, None, None), None) for card in figure.cards}
     assert cards["it"].family in ("weights", "pool", "merge", "plain")
     assert ">it<" in draw(graph)
     assert plan_widths(graph, 2).steps
     wide = widen(graph, 2.0, 2)
-    assert wide.node("stem0").shape[0] == 2 * graph.node("stem0").shape[0]
+    stays = traits_of(name, attrs_of(attrs)).channels is Channels.SLICED
+    assert wide.node("stem0").shape[0] == (1 if stays else 2) * graph.node("stem0").shape[0]
     assert evaluate(wide, random_weights(wide, 0), random_input(wide, 0)).shape == (3, 3)
 
 
