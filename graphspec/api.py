@@ -21,13 +21,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-import yaml
-
 from compiler.elaborate.builder import load as load_spec
 from compiler.errors import RunError
 from compiler.garbage import collector_paused
 from compiler.ir.graph import Graph
 from compiler.ir.text import graph_and_version, graph_hash, json_and_hash, text, to_json
+from compiler.language.layers import dump
 from compiler.language.overrides import Override, Overrides, overrides_of
 from compiler.language.parse import SPEC, parse_file
 from compiler.language.spec import Spec
@@ -94,7 +93,7 @@ def _files(spec: Spec, graph: Graph, graph_json: str) -> RunFiles:
         name=spec.name,
         seed=spec.config.seed,
         spec=spec.text,
-        resolved=yaml.safe_dump(spec.root.plain(), sort_keys=False, allow_unicode=True),
+        resolved=dump(spec.root.plain()),
         config=spec.config.model_dump_json(indent=2) + "\n",
         graph_json=graph_json,
         graph_text=text(graph),

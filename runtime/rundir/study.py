@@ -19,6 +19,7 @@ import yaml
 
 from compiler.analysis.limits import MEASURES
 from compiler.errors import RunError
+from compiler.language.layers import dump
 from runtime.rundir.directory import Compiled, JobDir, RunDir
 from runtime.rundir.files import guarded, read_json, sync, write_json
 from runtime.tasks.base import Task
@@ -149,7 +150,7 @@ def _with_seed(study: RunDir, seed: int) -> Compiled:
         name=json.loads(read("run.json"))["name"],
         seed=seed,
         spec=read(study.spec.name),
-        resolved=yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True),
+        resolved=dump(resolved),
         config=json.dumps({**json.loads(read(study.config.name)), "seed": seed}, indent=2) + "\n",
         graph_json=read(study.graph_json.name),
         graph_text=read(study.graph_text.name),
