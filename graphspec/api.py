@@ -30,8 +30,9 @@ from compiler.language.layers import dump
 from compiler.language.overrides import Override, Overrides, overrides_of
 from compiler.language.parse import SPEC, parse_file
 from compiler.language.spec import Spec
-from graphspec.advice import advise
+from graphspec.advice import advise, refuse_hopeless
 from graphspec.cost_report import CostReport, cost_report
+from runtime.data.survey import Survey, survey
 from runtime.processes.launch import refuse_processes
 from runtime.rundir.directory import RUNS, Opened, RunDir
 from runtime.rundir.directory import Compiled as RunFiles
@@ -39,6 +40,7 @@ from runtime.rundir.files import guarded, write_text
 from runtime.rundir.network import read_architecture
 from runtime.rundir.study import Study, checked_seeds, copy_search, found_params, found_sizes
 from runtime.strategies.table import check_strategy
+from runtime.tasks.base import Task
 from runtime.tasks.table import task_of
 
 if TYPE_CHECKING:
@@ -54,11 +56,12 @@ SUFFIXES = (".yaml", ".yml")  # of spec files
 
 @dataclass(frozen=True)
 class CompiledSpec:
-    """A checked spec: its graph, its costs, doubts about its settings and (unless dry) its run directory."""
+    """A checked spec: its graph, its costs, what is known of its data, doubts and (unless dry) its run directory."""
 
     spec: Spec
     graph: Graph
     costs: CostReport
+    data: str
     warnings: tuple[str, ...]
     run: RunDir | None
 
@@ -77,15 +80,31 @@ def compile(  # noqa: A001  (the verb of the command line)
     dry_run: bool = False,
     root: Path = RUNS,
 ) -> CompiledSpec:
-    """Check a spec, count its costs and write a run directory under `root` (or at `out`); SpecError or RunError."""
+    """Check a spec, count its costs and write a run directory under `root` (or at `out`).
+
+    SpecError, RunError or PassError if it cannot be searched; the data is looked at as far as `survey` goes.
+    """
     spec, graph = load(path, overrides)
     check_strategy(spec)
-    task_of(spec, graph)
+    task = task_of(spec, graph)
     graph_json, digest = json_and_hash(graph)
     costs = cost_report(graph, spec.config.search, digest)
-    warnings = tuple(advise(spec.config))
+    data = _survey(spec, task)
+    images = None if data.training is None else round(data.training * (1 - spec.config.data.validation))
+    refuse_hopeless(spec, graph, None if spec.config.data.name == "fake" else images)
+    warnings = (*data.warnings, *advise(spec.config, images if graph.gates() else None, spec.gate_init))
     run = None if dry_run else RunDir.create(_files(spec, graph, graph_json), Path(out) if out else None, root)
-    return CompiledSpec(spec, graph, costs, warnings, run)
+    return CompiledSpec(spec, graph, costs, data.says, warnings, run)
+
+
+def _survey(spec: Spec, task: Task) -> Survey:
+    """What is known of the data; that it does not fit is a doubt only where the spec names no data."""
+    try:
+        return survey(spec.config.data, spec.input, task)
+    except RunError as error:
+        if spec.root.find(("data", "name"))[2] == 2:
+            raise
+        return Survey(f"{spec.config.data.name}, because the spec names none", warnings=(str(error),))
 
 
 def _files(spec: Spec, graph: Graph, graph_json: str) -> RunFiles:

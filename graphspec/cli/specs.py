@@ -48,6 +48,6 @@ def compile_(
     if as_json:
         print_json({"name": compiled.spec.name, **compiled.costs.as_json(), "run_dir": where})
         return
-    typer.echo(compiled.costs.render())
+    typer.echo(f"{compiled.costs.render()}\ndata       {compiled.data}")
     if where:
         say(f"\nwrote {where}; next: graphspec search")
