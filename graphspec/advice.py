@@ -99,10 +99,10 @@ def refuse_hopeless(spec: Spec, graph: Graph, images: int | None) -> None:
     """SpecError where no gate can close in the search, PassError where no network of the space meets the budget.
 
     `images` to train with, validation left out; None where they were not counted or mean nothing. An adaptive gamma is
-    larger than the written one for some gates; there `advise` warns.
+    the written one at most.
     """
-    search, gates = spec.config.search, spec.config.search.gates
-    pushes = search.strategy == "dso" and search.epochs > 0 and gates.gamma > 0 and gates.adaptive == "none"
+    search = spec.config.search
+    pushes = search.strategy == "dso" and search.epochs > 0 and search.gates.gamma > 0
     steps = 0 if images is None else gate_steps_per_epoch(search, images)
     if steps and pushes and graph.gates() and (slow := too_slow(search, steps, spec.gate_init)):
         raise SpecError([Diagnostic(spec.place("search", "gates", "gamma"), slow)])

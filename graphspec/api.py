@@ -15,14 +15,15 @@ import hashlib
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from compiler.elaborate.builder import load as load_spec
-from compiler.errors import RunError
+from compiler.errors import GraphspecError, RunError
 from compiler.garbage import collector_paused
 from compiler.ir.graph import Graph
 from compiler.ir.text import graph_and_version, graph_hash, json_and_hash, text, to_json
@@ -142,6 +143,22 @@ def open_run(target: Target = None, overrides: Overrides = ()) -> Opened:
     return Opened(run, spec, _compiled_graph(run))
 
 
+@contextmanager
+def _opened(target: Target, overrides: Overrides) -> Iterator[Opened]:
+    """As `open_run`; a run that is compiled here goes again if the job fails before it has left anything in it."""
+    before = None
+    if _spec_file(target):
+        with suppress(RunError):
+            before = RunDir.latest()
+    opened = open_run(target, overrides)
+    try:
+        yield opened
+    except GraphspecError:
+        if _spec_file(target):
+            opened.run.withdraw(before)
+        raise
+
+
 def _compiled_graph(run: RunDir) -> Graph:
     """The graph as it was compiled; a file of version 1 knows no choices, which then follow from the spec."""
     with guarded(run.graph_json, "read"):
@@ -193,14 +210,15 @@ def search(
     job, found = JobOptions(**options), None if match is None else _match(target, overrides, match)
     if seeds is None:
         size = () if found is None else (Override.of("search.random_params", found_params(found), "--match"),)
-        opened = open_run(target, (*overrides_of(overrides), *size))
-        refuse_study(opened, "search")
-        return run_search(opened, job, strategy)
+        with _opened(target, (*overrides_of(overrides), *size)) as opened:
+            refuse_study(opened, "search")
+            return run_search(opened, job, strategy)
     chosen = _checked(seeds, overrides)
     run_one = partial(run_search, strategy=strategy)
     path = None if match is None else Path(match)
     sizes = {} if found is None else found_sizes(found, chosen)
-    return StudyJob("search", open_run(target, overrides), chosen, job, run_one, SearchResult.of, path, sizes).run()
+    with _opened(target, overrides) as opened:
+        return StudyJob("search", opened, chosen, job, run_one, SearchResult.of, path, sizes).run()
 
 
 @overload
@@ -220,11 +238,12 @@ def retrain(
 
     job = JobOptions(**options)
     if seeds is None:
-        opened = open_run(target, overrides)
-        refuse_study(opened, "retrain")
-        return run_retrain(opened, job)
+        with _opened(target, overrides) as opened:
+            refuse_study(opened, "retrain")
+            return run_retrain(opened, job)
     chosen = _checked(seeds, overrides)
-    return StudyJob("retrain", open_run(target, overrides), chosen, job, run_retrain, RetrainResult.of).run()
+    with _opened(target, overrides) as opened:
+        return StudyJob("retrain", opened, chosen, job, run_retrain, RetrainResult.of).run()
 
 
 def _checked(seeds: Sequence[int], overrides: Overrides) -> tuple[int, ...]:
@@ -291,9 +310,9 @@ def export(target: Target = None, *, overrides: Overrides = (), **options: Any) 
     from runtime.export.run_export import ExportOptions, run_export
     from runtime.jobs.run_study import refuse_study
 
-    opened = open_run(target, overrides)
-    refuse_study(opened, "export")
-    return run_export(opened, ExportOptions(**options))
+    with _opened(target, overrides) as opened:
+        refuse_study(opened, "export")
+        return run_export(opened, ExportOptions(**options))
 
 
 def bench(target: Target = None, **options: Any) -> BenchResult:

@@ -139,7 +139,7 @@ class _Attempt:
         name, folder, opened, options = self.name, self.folder, self.opened, self.options
         if folder.is_finished and not options.overwrite:
             return self._finished()
-        if options.overwrite or not has_results(folder):
+        if options.overwrite or not folder.has_results:
             folder.clear()
         elif not options.resume:
             raise RunError(
@@ -202,11 +202,6 @@ def _full_memory_explained(name: str) -> Iterator[None]:
             f"  try: --resume with nothing else on this device; or --overwrite with --set {name}.recompute=true or a "
             f"smaller {name}.batch_size"
         ) from error
-
-
-def has_results(folder: JobDir) -> bool:
-    """Whether starting anew would lose something; a job that failed before its first checkpoint left nothing."""
-    return any(folder.checkpoints.glob("*.json")) or folder.arch.exists()
 
 
 def resume_command(name: str, opened: Opened, options: JobOptions, more: Sequence[str] = ()) -> str:
