@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from compiler.errors import GraphspecError
-from graphspec.cli.options import JsonOpt, RunArg, SeedOpt, SetOpt, TargetArg, deliver, overrides_of, print_json, say
+from graphspec.cli import options
+from graphspec.cli.options import JsonOpt, RunArg, SeedOpt, SetOpt, TargetArg, overrides_of, print_json, say
 
 
 def show(
@@ -28,7 +29,11 @@ def show(
     if kind is None:
         raise GraphspecError(f"{output}: cannot draw that; try a file that ends in .{', .'.join(FORMATS)}")
     picture = picture_of(target, overrides_of(settings))
-    deliver(draw(picture.graph, scope=block, gates=picture.gates, kept=picture.kept, format=kind), output)
+    drawn = draw(picture.graph, scope=block, gates=picture.gates, kept=picture.kept, format=kind)
+    if output is None:
+        options.tell(drawn.rstrip("\n"))
+    else:
+        options.deliver(drawn, output)
 
 
 def diff(
@@ -62,7 +67,7 @@ def report(target: RunArg = None, as_json: JsonOpt = False) -> None:
         return
     say(f"wrote {path}")
     for name, text in summary.lines():
-        typer.echo(f"{name:<10} {text}")
+        options.tell(f"{name:<10} {text}")
 
 
 def derive(
