@@ -97,6 +97,11 @@ def test_show_draws_before_and_after(shell: Shell) -> None:
         assert Path(f"after.{kind}").read_text() != Path(f"before.{kind}").read_text()
     out, _ = shell("show", str(run.path), "--block", "stage0.block0")
     assert "level0.sep_conv_3x3" in out
+    whole, left = shell("show")[0], shell("show", "--kept")[0]
+    assert "(pruned)" in whole
+    assert "(pruned)" not in left
+    assert len(left.splitlines()) < len(whole.splitlines())
+    assert "there is nothing that a search has kept" in shell("show", "tiny.yaml", "--kept", code=1)[1]
 
 
 def test_show_of_a_run_takes_no_settings(shell: Shell) -> None:

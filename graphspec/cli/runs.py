@@ -18,6 +18,7 @@ def show(
         Path | None, typer.Option("-o", "--output", help="File to write; its extension is the format.")
     ] = None,
     block: Annotated[str | None, typer.Option("--block", help="Draw only this block, stage, or kind of block.")] = None,
+    kept: Annotated[bool, typer.Option("--kept", help="Draw only what the search has kept.")] = False,
     settings: SetOpt = None,
 ) -> None:
     """Draw a search space, with what the search pruned if the run has been searched (.svg, .html, .dot, .txt)."""
@@ -29,6 +30,8 @@ def show(
     if kind is None:
         raise GraphspecError(f"{output}: cannot draw that; try a file that ends in .{', .'.join(FORMATS)}")
     picture = picture_of(target, overrides_of(settings))
+    if kept:
+        picture = picture.only_kept()
     drawn = draw(picture.graph, scope=block, gates=picture.gates, kept=picture.kept, format=kind)
     if output is None:
         options.tell(drawn.rstrip("\n"))

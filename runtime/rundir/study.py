@@ -64,10 +64,10 @@ class Figure:
         return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
     def text(self, form: str) -> str:
-        """`mean ± deviation`, each written in this form; a mean of several counts gets a decimal."""
+        """`mean ± deviation`, each written in this form; a mean of counts that differ gets a decimal."""
         if self.std is None:
             return form.format(self.mean)
-        form = form.replace(".0f", ".1f")
+        form = form.replace(".0f", ".1f") if self.std else form
         return f"{form.format(self.mean)} ± {form.format(self.std)}"
 
 
