@@ -162,7 +162,7 @@ def test_advice_names_the_settings() -> None:
 @pytest.mark.parametrize(
     ("settings_", "steps", "said"),
     [
-        (search(1e-5), 195, "about 100000 gate steps .* has only 3900; set search.gates.gamma to 0.00026 or more"),
+        (search(1e-5), 195, "about 100000 gate steps .* has only 3900; set search.gates.gamma to 0.00027 or more"),
         (search(1.0), 195, "about 1 gate steps, .* of an epoch: lower gamma"),
         (search(0.0), 195, "gamma is 0"),
     ],
