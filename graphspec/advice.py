@@ -70,8 +70,8 @@ def too_slow(search: SearchConfig, steps_per_epoch: int, init: float = 1.0) -> s
     return (
         f"no edge could be pruned: with search.gates.gamma {gates.gamma:g} and lr {gates.lr:g}, the gate of an edge "
         f"of no use is zero after about {needed:.0f} gate steps at the full learning rate, and the search has only "
-        f"{total}; set search.gates.gamma to {1.05 * gamma:.2g} or more, search.epochs to {math.ceil(epochs)} or more, or "
-        f"lower search.batch_size"
+        f"{total}; set search.gates.gamma to {1.05 * gamma:.2g} or more, search.epochs to {math.ceil(epochs)} or more, "
+        f"or lower search.batch_size"
     )
 
 
