@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from compiler.errors import RunError
 from compiler.ir.graph import TensorType
@@ -24,8 +24,7 @@ UNEVEN = 10
 """A class that has so many times the images of another is told of: a network that knows no other reaches 91%."""
 
 
-@dataclass(frozen=True, slots=True)
-class BuiltIn:
+class BuiltIn(NamedTuple):
     """A set whose contents never change."""
 
     training: int  # images, without those for the test
@@ -45,8 +44,7 @@ BUILT_IN = {
 TEST_FOLDERS = {"folder": ("test", "val"), "imagenet": ("val", "test")}  # names of the sets that lie in folders
 
 
-@dataclass(frozen=True)
-class Survey:
+class Survey(NamedTuple):
     """What was found."""
 
     says: str  # one line for people, with what was not looked at
@@ -112,14 +110,15 @@ def _in_folders(config: DataConfig, root: Path, task: Task) -> Survey:
     names, test_names = _classes(train), _classes(test)
     refuse_other_classes(train, test, names, test_names)
     refuse_classes(config.name, len(names), task)
-    counts, left = {}, COUNTED
-    for name in names:
-        counts[name] = _images(train / name, left)
-        left -= counts[name]
-    if left <= 0:
-        return Survey(f"{len(names)} classes in {root}; their images were neither counted nor read")
+    counts = dict.fromkeys(names, 0)
+    for folder, _, files in os.walk(train, followlinks=True):
+        name = os.path.relpath(folder, train).split(os.sep)[0]
+        if name in counts:
+            counts[name] += sum(file.lower().endswith(ENDINGS) for file in files)
+        if sum(counts.values()) > COUNTED:
+            return Survey(f"{len(names)} classes in {root}; their images were neither counted nor read")
     says = f"{sum(counts.values()):,} training images of {len(names)} classes in {root}; none was read"
-    return Survey(says, sum(counts.values()), tuple(_doubts(counts)))
+    return Survey(says, sum(counts.values()), _doubts(counts))
 
 
 def _classes(folder: Path) -> list[str]:
@@ -130,29 +129,18 @@ def _classes(folder: Path) -> list[str]:
         raise RunError(f"{folder}: {error.strerror}\n  try: other rights, or another data.root") from error
 
 
-def _images(folder: Path, most: int) -> int:
-    """How many files look like images, at whatever depth; `most` if there are more."""
-    found = 0
-    for _, _, files in os.walk(folder, followlinks=True):
-        found += sum(name.lower().endswith(ENDINGS) for name in files)
-        if found >= most:
-            return most
-    return found
-
-
-def _doubts(counts: dict[str, int]) -> list[str]:
+def _doubts(counts: dict[str, int]) -> tuple[str, ...]:
     """What is doubtful about these numbers of training images by class."""
-    fewest, most = min(counts, key=lambda name: counts[name]), max(counts, key=lambda name: counts[name])
-    few = sum(count < PARTS for count in counts.values())
-    found = []
-    if few:
-        found.append(
-            f"{few} of {len(counts)} classes have fewer than {PARTS} training images ({fewest!r}: {counts[fewest]}): "
-            f"weights, gates and validation cannot have one each, so such a class is learned or checked, not both"
+    (few, fewest), (many, most) = (pick(counts.items(), key=lambda item: item[1]) for pick in (min, max))
+    short = sum(count < PARTS for count in counts.values())
+    if short:
+        return (
+            f"{short} of {len(counts)} classes have fewer than {PARTS} training images ({few!r}: {fewest}): weights, "
+            f"gates and validation cannot have one each, so such a class is learned or checked, not both",
         )
-    elif counts[most] >= UNEVEN * counts[fewest]:
-        found.append(
-            f"the classes are uneven: {most!r} has {counts[most]:,} training images, {fewest!r} {counts[fewest]:,}; "
-            f"figures over all images then say little of {fewest!r}"
-        )
-    return found
+    if most < UNEVEN * fewest:
+        return ()
+    return (
+        f"the classes are uneven: {many!r} has {most:,} training images, {few!r} {fewest:,}; figures over all images "
+        f"then say little of {few!r}",
+    )

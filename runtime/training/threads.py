@@ -33,7 +33,7 @@ def threads_for(graph: Graph, images: int, most: int) -> int:
 
 @contextmanager
 def fitting_threads(graph: Graph, images: int, say: Callable[[str], None]) -> Iterator[None]:
-    """In this context torch computes with the threads that fit, unless OMP_NUM_THREADS is set; says if they are less."""
+    """Have torch compute with the threads that fit, unless OMP_NUM_THREADS is set; says so where they are less."""
     before = torch.get_num_threads()
     chosen = before if "OMP_NUM_THREADS" in os.environ else threads_for(graph, images, before)
     if chosen != before:
