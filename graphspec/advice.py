@@ -68,7 +68,7 @@ def too_slow(search: SearchConfig, steps_per_epoch: int, init: float = 1.0) -> s
         return ""
     gamma, epochs = (value * needed / travelled for value in (gates.gamma, search.epochs))
     return (
-        f"no edge could be pruned: with search.gates.gamma {gates.gamma:g} and lr {gates.lr:g}, the gate of an edge "
+        f"too short to prune: with search.gates.gamma {gates.gamma:g} and lr {gates.lr:g}, the gate of an edge "
         f"of no use is zero after about {needed:.0f} gate steps at the full learning rate, and the search has only "
         f"{total}; set search.gates.gamma to {1.05 * gamma:.2g} or more, search.epochs to {math.ceil(epochs)} or more, "
         f"or lower search.batch_size"
@@ -96,7 +96,7 @@ def gate_warnings(search: SearchConfig, steps_per_epoch: int, init: float = 1.0)
 
 
 def refuse_hopeless(spec: Spec, graph: Graph, images: int | None) -> None:
-    """SpecError where no gate can close in the search, PassError where no network of the space meets the budget.
+    """SpecError where a gate goes less than half of its way in the search, PassError where no network meets the budget.
 
     `images` to train with, validation left out; None where they were not counted or mean nothing. An adaptive gamma is
     the written one at most.
@@ -104,7 +104,9 @@ def refuse_hopeless(spec: Spec, graph: Graph, images: int | None) -> None:
     search = spec.config.search
     pushes = search.strategy == "dso" and search.epochs > 0 and search.gates.gamma > 0
     steps = 0 if images is None else gate_steps_per_epoch(search, images)
-    if steps and pushes and graph.gates() and (slow := too_slow(search, steps, spec.gate_init)):
+    # half the way: a gate that the loss pushes down as hard as gamma does goes twice as far, and edges are pruned then
+    if steps and pushes and graph.gates() and too_slow(search, steps, spec.gate_init / 2):
+        slow = too_slow(search, steps, spec.gate_init)
         raise SpecError([Diagnostic(spec.place("search", "gates", "gamma"), slow)])
     refuse_budget(graph, spec.config.budget)
 

@@ -114,6 +114,7 @@ def test_a_search_in_which_no_gate_can_close_is_refused(tmp_path: Path) -> None:
     epochs, gamma = re.findall(r"to ([\d.]+) or more", str(caught.value))[::-1]
     for way in ({"search.epochs": int(epochs)}, {"search.gates.gamma": float(gamma)}, {"gates.init": 0.2}):
         compiled(tmp_path, **(slow | way))
+    assert "too short to prune" in compiled(tmp_path, **(slow | {"search.epochs": 51})).warnings[0]
     for way in ({"search.epochs": 0}, {"search.gates.gamma": 0}, {"search.strategy": "random"}):
         compiled(tmp_path, **(slow | way))
 
@@ -159,6 +160,6 @@ def test_a_hard_set_ends_with_a_model_and_its_warning(in_process: Path, counts: 
 def test_a_hard_set_with_the_usual_settings_is_one_error(in_process: Path, counts: dict[str, int]) -> None:
     write_images(in_process / "images", counts, test=1)
     usual = {**FOLDER, "classes": len(counts), "search.gates.gamma": 1e-3, "search.epochs": 20}
-    with pytest.raises(GraphspecError, match="no edge could be pruned"):
+    with pytest.raises(GraphspecError, match="too short to prune"):
         api.search(write_spec(in_process), overrides=usual)
     assert not Path("runs").exists()
