@@ -6,12 +6,16 @@ This file is the bottom of the import order and imports nothing of the project.
 from __future__ import annotations
 
 import difflib
+import re
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 MAX_DIAGNOSTICS = 20  # are shown
 MAX_PROBLEMS = 1000  # are looked for
-EXCERPT_WIDTH = 160  # characters of a source line that are shown
+EXCERPT_WIDTH = 72  # characters of a source line that are shown
+COLUMNS = 80  # of a terminal
+_WHOLE = re.compile(r"^ *\d* \| |graphspec [a-z]+ ")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -95,6 +99,16 @@ class PassError(GraphspecError):
 
 class RunError(GraphspecError):
     """A job failed or was asked for something impossible; the message says what to do next."""
+
+
+def folded(text: str) -> str:
+    """The text for a terminal: long lines are broken between words, but those that show a source line or a command."""
+    return "\n".join(line if len(line) <= COLUMNS or _WHOLE.search(line) else _fold(line) for line in text.split("\n"))
+
+
+def _fold(line: str) -> str:
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    return textwrap.fill(line, COLUMNS, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Warnings about valid settings that cannot give a useful search; `graphspec compile` prints them.
+"""What `graphspec compile` says of valid settings: warnings about doubtful ones, errors about hopeless ones.
 
 It belongs to the highest layer, with the API and the command line, and imports no torch.
 """
@@ -7,28 +7,19 @@ from __future__ import annotations
 
 import math
 
-from compiler.language.config import Configuration, DataConfig, GateConfig, Schedule, SearchConfig
+from compiler.analysis.guards import smallest_closed
+from compiler.analysis.limits import MEASURES, limits_of
+from compiler.errors import Diagnostic, PassError, SpecError
+from compiler.ir.graph import Graph
+from compiler.language.config import BudgetConfig, Configuration, GateConfig, Schedule, SearchConfig
+from compiler.language.spec import Spec
+from compiler.passes.prune_zero_edges import prune
+from compiler.passes.widen import require_reachable
 from runtime.training.schedules import learning_rate, period_ends
 
 TOO_SOON = 0.1
 """A gate without gradient that is zero within this many epochs: too fast to tell useful edges from useless ones."""
 SAMPLES = 20_000
-TRAINING_IMAGES = {
-    "digits": 1437,
-    "cifar10": 50_000,
-    "cifar100": 50_000,
-    "fashion_mnist": 60_000,
-    "mnist": 60_000,
-    "svhn": 73_257,
-    "imagenet": 1_281_167,
-}
-"""Training images of the data sets whose size is known without opening them, test images left out."""
-
-
-def training_images(data: DataConfig) -> int | None:
-    """Images to train weights and gates on, validation left out; None for a data set of unknown size."""
-    images = data.fake_size if data.name == "fake" else TRAINING_IMAGES.get(data.name)
-    return None if images is None else images - round(data.validation * images)
 
 
 def gate_steps_per_epoch(search: SearchConfig, images: int) -> int:
@@ -42,46 +33,94 @@ def gate_steps_per_epoch(search: SearchConfig, images: int) -> int:
     return max(1, min(weight_batches // search.weight_steps, gate_batches))
 
 
-def death_steps(gamma: float, lr: float, momentum: float) -> float:
-    """Steps at a constant rate until a gate without gradient has gone from 1 to 0: (1 - momentum) / (lr * gamma)."""
-    return (1 - momentum) / (lr * gamma) if lr * gamma > 0 else math.inf
+def death_steps(gates: GateConfig, init: float = 1.0) -> float:
+    """Steps at the full rate until a gate without gradient is zero: init * (1 - momentum) / (lr * gamma).
 
-
-def epochs_to_death(gates: GateConfig, steps_per_epoch: int, epochs: int) -> float:
-    """Epochs until a gate without gradient has gone from 1 to 0 under the gates' schedule; infinity if it does not.
-
-    Under a varying rate a gate has gone `gamma / (1 - momentum)` times the sum of the rates so far; the sum takes at
-    most `SAMPLES` rates, so that a long search is checked as fast as a short one.
+    Equations 6 to 8 (docs/method.md) without a gradient: a step moves the gate by lr * gamma, and momentum adds all
+    earlier steps, 1 / (1 - momentum) times as much once it has built up. Before that a gate is slower, by at most
+    momentum^2 / (1 - momentum) steps: it never needs fewer.
     """
-    travelled, needed = 0.0, death_steps(gates.gamma, 1.0, gates.momentum)
-    total = epochs * steps_per_epoch
+    push = gates.lr * gates.gamma
+    return init * (1 - gates.momentum) / push if push > 0 else math.inf
+
+
+def full_steps(gates: GateConfig, steps_per_epoch: int, epochs: int, enough: float = math.inf) -> tuple[float, int]:
+    """The sum of the gates' rates over a search, in steps at the full rate, and the step at which it is `enough`.
+
+    The sum takes at most `SAMPLES` rates, so that a long search is checked as fast as a short one.
+    """
+    travelled, total = 0.0, epochs * steps_per_epoch
     stride = max(1, math.ceil(total / SAMPLES))
     for step in range(0, total, stride):
         rate = learning_rate(gates.schedule, gates.lr, step, steps_per_epoch, epochs)
-        travelled += rate * min(stride, total - step)
-        if travelled >= needed:
-            return min(step + stride, total) / steps_per_epoch
-    return math.inf
+        travelled += rate / gates.lr * min(stride, total - step)
+        if travelled >= enough:
+            return travelled, min(step + stride, total)
+    return travelled, total
 
 
-def gate_warnings(search: SearchConfig, steps_per_epoch: int) -> list[str]:
+def too_slow(search: SearchConfig, steps_per_epoch: int, init: float = 1.0) -> str:
+    """What to change where the search is too short for a gate without gradient to become zero; empty if it is not."""
+    gates, total = search.gates, search.epochs * steps_per_epoch
+    needed = death_steps(gates, init)
+    travelled, _ = full_steps(gates, steps_per_epoch, search.epochs, needed)
+    if travelled >= needed:
+        return ""
+    gamma, epochs = (value * needed / travelled for value in (gates.gamma, search.epochs))
+    return (
+        f"too short to prune: with search.gates.gamma {gates.gamma:g} and lr {gates.lr:g}, the gate of an edge "
+        f"of no use is zero after about {needed:.0f} gate steps at the full learning rate, and the search has only "
+        f"{total}; set search.gates.gamma to {1.05 * gamma:.2g} or more, search.epochs to {math.ceil(epochs)} or more, "
+        f"or lower search.batch_size"
+    )
+
+
+def gate_warnings(search: SearchConfig, steps_per_epoch: int, init: float = 1.0) -> list[str]:
     """What is doubtful about gamma, gate learning rate and epochs, for so many gate steps an epoch."""
     gates = search.gates
     if search.strategy != "dso" or search.epochs == 0:
         return []
     if gates.gamma == 0:
         return ["search.gates.gamma is 0: no gate is pushed to zero, so no edge will be pruned"]
-    alive = epochs_to_death(gates, steps_per_epoch, search.epochs)
-    pace = (
-        f"with search.gates.gamma {gates.gamma:g} and lr {gates.lr:g}, a gate without gradient is zero after about "
-        f"{death_steps(gates.gamma, gates.lr, gates.momentum):.0f} gate steps at the full learning rate"
-    )
-    total = search.epochs * steps_per_epoch
-    if math.isinf(alive):
-        return [f"{pace}, but the search has only {total} gate steps: raise gamma, the gates' lr or search.epochs"]
-    if alive < TOO_SOON:
-        return [f"{pace}, {alive:.2g} of an epoch: lower gamma or the gates' lr, or useful edges are pruned too"]
+    if slow := too_slow(search, steps_per_epoch, init):
+        return [slow]
+    needed = death_steps(gates, init)
+    _, steps = full_steps(gates, steps_per_epoch, search.epochs, needed)
+    if steps < TOO_SOON * steps_per_epoch:
+        return [
+            f"with search.gates.gamma {gates.gamma:g} and lr {gates.lr:g}, a gate without gradient is zero after about "
+            f"{needed:.0f} gate steps, {steps / steps_per_epoch:.2g} of an epoch: lower gamma or the gates' lr, or "
+            f"useful edges are pruned too"
+        ]
     return []
+
+
+def refuse_hopeless(spec: Spec, graph: Graph, images: int | None) -> None:
+    """SpecError where a gate goes less than half of its way in the search, PassError where no network meets the budget.
+
+    `images` to train with, validation left out; None where they were not counted or mean nothing. An adaptive gamma is
+    the written one at most.
+    """
+    search = spec.config.search
+    pushes = search.strategy == "dso" and search.epochs > 0 and search.gates.gamma > 0
+    steps = 0 if images is None else gate_steps_per_epoch(search, images)
+    # half the way: a gate that the loss pushes down as hard as gamma does goes twice as far, and edges are pruned then
+    if steps and pushes and graph.gates() and too_slow(search, steps, spec.gate_init / 2):
+        slow = too_slow(search, steps, spec.gate_init)
+        raise SpecError([Diagnostic(spec.place("search", "gates", "gamma"), slow)])
+    refuse_budget(graph, spec.config.budget)
+
+
+def refuse_budget(graph: Graph, budget: BudgetConfig) -> None:
+    """PassError if the network of the space with the fewest parameters, and that with the fewest FLOPs, is over it."""
+    problems: list[PassError] = []
+    for measure in MEASURES if limits_of(budget) else ():
+        try:
+            require_reachable(prune(graph, smallest_closed(graph, measure.name)), budget)
+        except PassError as error:
+            problems.append(error)
+    if len(problems) == len(MEASURES):
+        raise problems[0]
 
 
 def schedule_warnings(where: str, schedule: Schedule, base: float, epochs: int) -> list[str]:
@@ -103,11 +142,10 @@ def schedule_warnings(where: str, schedule: Schedule, base: float, epochs: int) 
     return found
 
 
-def advise(configuration: Configuration) -> list[str]:
-    """All warnings; those about gate steps only where the size of the data set is known."""
+def advise(configuration: Configuration, images: int | None, init: float = 1.0) -> list[str]:
+    """All warnings; those about gate steps only where the number of training images, without validation, is known."""
     search, retrain = configuration.search, configuration.retrain
-    images = training_images(configuration.data)
-    found = [] if images is None else gate_warnings(search, gate_steps_per_epoch(search, images))
+    found = [] if images is None else gate_warnings(search, gate_steps_per_epoch(search, images), init)
     found += schedule_warnings("search.gates", search.gates.schedule, search.gates.lr, search.epochs)
     for epochs in sorted({search.pretrain_epochs, search.epochs}):
         found += schedule_warnings("search", search.schedule, search.lr, epochs)

@@ -15,24 +15,25 @@ import hashlib
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-import yaml
-
 from compiler.elaborate.builder import load as load_spec
-from compiler.errors import RunError
+from compiler.errors import GraphspecError, RunError
 from compiler.garbage import collector_paused
 from compiler.ir.graph import Graph
 from compiler.ir.text import graph_and_version, graph_hash, json_and_hash, text, to_json
+from compiler.language.layers import dump
 from compiler.language.overrides import Override, Overrides, overrides_of
 from compiler.language.parse import SPEC, parse_file
 from compiler.language.spec import Spec
-from graphspec.advice import advise
+from graphspec.advice import advise, refuse_hopeless
 from graphspec.cost_report import CostReport, cost_report
+from runtime.data.survey import Survey, survey
 from runtime.processes.launch import refuse_processes
 from runtime.rundir.directory import RUNS, Opened, RunDir
 from runtime.rundir.directory import Compiled as RunFiles
@@ -40,6 +41,7 @@ from runtime.rundir.files import guarded, write_text
 from runtime.rundir.network import read_architecture
 from runtime.rundir.study import Study, checked_seeds, copy_search, found_params, found_sizes
 from runtime.strategies.table import check_strategy
+from runtime.tasks.base import Task
 from runtime.tasks.table import task_of
 
 if TYPE_CHECKING:
@@ -55,11 +57,12 @@ SUFFIXES = (".yaml", ".yml")  # of spec files
 
 @dataclass(frozen=True)
 class CompiledSpec:
-    """A checked spec: its graph, its costs, doubts about its settings and (unless dry) its run directory."""
+    """A checked spec: its graph, its costs, what is known of its data, doubts and (unless dry) its run directory."""
 
     spec: Spec
     graph: Graph
     costs: CostReport
+    data: str
     warnings: tuple[str, ...]
     run: RunDir | None
 
@@ -78,15 +81,31 @@ def compile(  # noqa: A001  (the verb of the command line)
     dry_run: bool = False,
     root: Path = RUNS,
 ) -> CompiledSpec:
-    """Check a spec, count its costs and write a run directory under `root` (or at `out`); SpecError or RunError."""
+    """Check a spec, count its costs and write a run directory under `root` (or at `out`).
+
+    SpecError, RunError or PassError if it cannot be searched; the data is looked at as far as `survey` goes.
+    """
     spec, graph = load(path, overrides)
     check_strategy(spec)
-    task_of(spec, graph)
+    task = task_of(spec, graph)
     graph_json, digest = json_and_hash(graph)
     costs = cost_report(graph, spec.config.search, digest)
-    warnings = tuple(advise(spec.config))
+    data = _survey(spec, task)
+    images = None if data.training is None else round(data.training * (1 - spec.config.data.validation))
+    refuse_hopeless(spec, graph, None if spec.config.data.name == "fake" else images)
+    warnings = (*data.warnings, *advise(spec.config, images if graph.gates() else None, spec.gate_init))
     run = None if dry_run else RunDir.create(_files(spec, graph, graph_json), Path(out) if out else None, root)
-    return CompiledSpec(spec, graph, costs, warnings, run)
+    return CompiledSpec(spec, graph, costs, data.says, warnings, run)
+
+
+def _survey(spec: Spec, task: Task) -> Survey:
+    """What is known of the data; that it does not fit is a doubt only where the spec names no data."""
+    try:
+        return survey(spec.config.data, spec.input, task)
+    except RunError as error:
+        if spec.root.find(("data", "name"))[2] == 2:
+            raise
+        return Survey(f"{spec.config.data.name}, because the spec names none", warnings=(str(error),))
 
 
 def _files(spec: Spec, graph: Graph, graph_json: str) -> RunFiles:
@@ -94,7 +113,7 @@ def _files(spec: Spec, graph: Graph, graph_json: str) -> RunFiles:
         name=spec.name,
         seed=spec.config.seed,
         spec=spec.text,
-        resolved=yaml.safe_dump(spec.root.plain(), sort_keys=False, allow_unicode=True),
+        resolved=dump(spec.root.plain()),
         config=spec.config.model_dump_json(indent=2) + "\n",
         graph_json=graph_json,
         graph_text=text(graph),
@@ -122,6 +141,22 @@ def open_run(target: Target = None, overrides: Overrides = ()) -> Opened:
             f"there\n  try: graphspec compile SPEC with the same --set"
         )
     return Opened(run, spec, _compiled_graph(run))
+
+
+@contextmanager
+def _opened(target: Target, overrides: Overrides) -> Iterator[Opened]:
+    """As `open_run`; a run that is compiled here goes again if the job fails before it has left anything in it."""
+    before = None
+    if _spec_file(target):
+        with suppress(RunError):
+            before = RunDir.latest()
+    opened = open_run(target, overrides)
+    try:
+        yield opened
+    except GraphspecError:
+        if _spec_file(target):
+            opened.run.withdraw(before)
+        raise
 
 
 def _compiled_graph(run: RunDir) -> Graph:
@@ -175,14 +210,15 @@ def search(
     job, found = JobOptions(**options), None if match is None else _match(target, overrides, match)
     if seeds is None:
         size = () if found is None else (Override.of("search.random_params", found_params(found), "--match"),)
-        opened = open_run(target, (*overrides_of(overrides), *size))
-        refuse_study(opened, "search")
-        return run_search(opened, job, strategy)
+        with _opened(target, (*overrides_of(overrides), *size)) as opened:
+            refuse_study(opened, "search")
+            return run_search(opened, job, strategy)
     chosen = _checked(seeds, overrides)
     run_one = partial(run_search, strategy=strategy)
     path = None if match is None else Path(match)
     sizes = {} if found is None else found_sizes(found, chosen)
-    return StudyJob("search", open_run(target, overrides), chosen, job, run_one, SearchResult.of, path, sizes).run()
+    with _opened(target, overrides) as opened:
+        return StudyJob("search", opened, chosen, job, run_one, SearchResult.of, path, sizes).run()
 
 
 @overload
@@ -202,11 +238,12 @@ def retrain(
 
     job = JobOptions(**options)
     if seeds is None:
-        opened = open_run(target, overrides)
-        refuse_study(opened, "retrain")
-        return run_retrain(opened, job)
+        with _opened(target, overrides) as opened:
+            refuse_study(opened, "retrain")
+            return run_retrain(opened, job)
     chosen = _checked(seeds, overrides)
-    return StudyJob("retrain", open_run(target, overrides), chosen, job, run_retrain, RetrainResult.of).run()
+    with _opened(target, overrides) as opened:
+        return StudyJob("retrain", opened, chosen, job, run_retrain, RetrainResult.of).run()
 
 
 def _checked(seeds: Sequence[int], overrides: Overrides) -> tuple[int, ...]:
@@ -273,9 +310,9 @@ def export(target: Target = None, *, overrides: Overrides = (), **options: Any) 
     from runtime.export.run_export import ExportOptions, run_export
     from runtime.jobs.run_study import refuse_study
 
-    opened = open_run(target, overrides)
-    refuse_study(opened, "export")
-    return run_export(opened, ExportOptions(**options))
+    with _opened(target, overrides) as opened:
+        refuse_study(opened, "export")
+        return run_export(opened, ExportOptions(**options))
 
 
 def bench(target: Target = None, **options: Any) -> BenchResult:

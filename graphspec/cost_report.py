@@ -14,7 +14,7 @@ from compiler.ops import Cost
 from compiler.passes.prune_zero_edges import prune
 from runtime.rundir.study import rendered
 
-HEADS = ("", "nodes", "edges", "gates", "params", "FLOPs", "memory access")
+HEADS = ("", "nodes", "edges", "gates", "params", "FLOPs", "bytes moved")
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class CostReport:
         rows: list[tuple[str, ...]] = [HEADS]
         stages = {row.name: row for row in self.table.stages}
         for block in self.table.blocks:
-            stage = block.name.partition(".block")[0]
-            if stage != block.name and stage in stages:
+            stage, inside, number = block.name.partition(".block")
+            if inside and stage in stages:
                 rows.append(_cells(stages.pop(stage), ""))
-            rows.append(_cells(block, "  " if stage != block.name else ""))
+            rows.append(_cells(block, "  " * bool(inside), f"block{number}" if inside else None))
         rows.append(_cells(self.table.total, "", "total"))
         smallest, largest, mib = self.smallest, self.table.total.cost, self.memory / 2**20
         return "\n".join(
@@ -61,7 +61,7 @@ class CostReport:
                 "",
                 f"gates      {self.gates:,} parameters (shared gates count once)",
                 f"smallest   {listed(asdict(smallest))} (all gates closed that may be)",
-                f"largest    {listed(asdict(largest))} (FLOPs are multiply-adds per image)",
+                f"largest    {listed(asdict(largest))} (multiply-adds per image)",
                 f"memory     about {mib:,.0f} MiB in a weight step of the search over {self.step_images} images",
                 f"graph      {self.graph_hash[:16]}",
             ]

@@ -22,6 +22,12 @@ class Picture:
     gates: Mapping[str, float] | None = None
     kept: Graph | None = None
 
+    def only_kept(self) -> Picture:
+        """What is left, without what was pruned; GraphspecError if nothing was searched."""
+        if self.kept is None:
+            raise GraphspecError("--kept: there is nothing that a search has kept\n  try: a run after graphspec search")
+        return Picture(self.kept, self.gates)
+
 
 def graph_of(target: Path, overrides: Sequence[Override] = ()) -> Graph:
     """The graph of a spec or graph file, or of a run: the found one where it was searched, else the whole space."""

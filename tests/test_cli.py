@@ -62,8 +62,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def test_compile_prints_the_table_and_writes_a_run(run: Run) -> None:
     done = run("compile", "tiny.yaml")
     assert [line.split()[0] for line in done.out.splitlines() if line] == [
-        "nodes", "stem", "stage0", "stage0.block0", "stage0.block1", "reduce", "stage1", "stage1.block0", "head",
-        "total", "gates", "smallest", "largest", "memory", "graph",
+        "nodes", "stem", "stage0", "block0", "block1", "reduce", "stage1", "block0", "head",
+        "total", "gates", "smallest", "largest", "memory", "graph", "data",
     ]  # fmt: skip
     assert "wrote runs/tiny-001-s0; next: graphspec search" in done.err
     assert os.readlink("runs/latest") == "tiny-001-s0"

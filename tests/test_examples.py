@@ -29,7 +29,13 @@ def example(name: str) -> object:
 def test_own_images_and_the_onnx_file(in_process: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = example("own_images")
     own.draw_shapes(in_process / "images", training=16, test=2)  # type: ignore[attr-defined]
-    settings = ["search.pretrain_epochs=1", "search.epochs=1", "search.batch_size=8", "retrain.epochs=1"]
+    settings = [
+        "search.pretrain_epochs=1",
+        "search.epochs=1",
+        "search.batch_size=8",
+        "search.gates.gamma=1",
+        "retrain.epochs=1",
+    ]
     own.main(in_process / "images", [*settings, "symbols.width=8"])  # type: ignore[attr-defined]
     models = [
         Path(line.removeprefix("wrote ")) for line in capsys.readouterr().out.splitlines() if line.startswith("wrote ")

@@ -91,3 +91,28 @@ def test_found_derived_and_random_runs_of_one_network_train_the_same(tmp_path: P
         networks = [found_network(api.open_run(one)) for one in (random, found, derived)]
     assert len({(text(one.model.graph), one.width) for one in networks}) == 1
     assert networks[0].width == 1 if budget.endswith("null") else networks[0].width > 1
+
+
+@pytest.mark.parametrize("seeds", [None, (0, 1)])
+def test_a_job_that_fails_on_a_spec_leaves_no_run(in_process: Path, seeds: tuple[int, ...] | None) -> None:
+    spec, nothing = write_spec(in_process), {"data.name": "folder", "data.root": "none", "classes": 2}
+    with pytest.raises(RunError, match="must hold the folders"):
+        api.search(spec, seeds=seeds, overrides=nothing)  # type: ignore[call-overload]  # both of them
+    assert not Path("runs").exists()
+    first = api.compile(spec).run
+    assert first is not None
+    for job in (api.search, api.retrain, api.export):
+        with pytest.raises(RunError):
+            job(spec, overrides=nothing)  # type: ignore[operator]
+    assert RunDir.latest() == first
+    assert {path.name for path in Path("runs").iterdir()} == {first.path.name, "latest"}
+
+
+def test_a_job_that_has_a_checkpoint_keeps_its_run(in_process: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RunError("the disk is full")
+
+    monkeypatch.setattr("runtime.jobs.run_search.write_network", fail)
+    with pytest.raises(RunError, match="the disk is full"):
+        api.search(write_spec(in_process), overrides=["search.pretrain_epochs=0", "search.epochs=1"], quiet=True)
+    assert RunDir.latest().search.has_results

@@ -21,6 +21,7 @@ from runtime.jobs.signals import Interrupted
 from runtime.rundir.directory import RunDir
 from tests.tiny import TINY
 
+SPECS = Path(__file__).parent.parent / "specs"
 FAST = """\
 data: {name: fake, fake_size: 64}
 search: {strategy: random, random_params: 4k}
@@ -96,6 +97,11 @@ def test_show_draws_before_and_after(shell: Shell) -> None:
         assert Path(f"after.{kind}").read_text() != Path(f"before.{kind}").read_text()
     out, _ = shell("show", str(run.path), "--block", "stage0.block0")
     assert "level0.sep_conv_3x3" in out
+    whole, left = shell("show")[0], shell("show", "--kept")[0]
+    assert "(pruned)" in whole
+    assert "(pruned)" not in left
+    assert len(left.splitlines()) < len(whole.splitlines())
+    assert "there is nothing that a search has kept" in shell("show", "tiny.yaml", "--kept", code=1)[1]
 
 
 def test_show_of_a_run_takes_no_settings(shell: Shell) -> None:
@@ -223,3 +229,21 @@ def test_a_stop_that_was_asked_for_is_no_error(shell: Shell, monkeypatch: pytest
     monkeypatch.setattr(api, "search", stop)
     _, err = shell("search", "tiny.yaml", code=130)
     assert err.startswith("stopped by SIGINT after writing a checkpoint\n  go on with: graphspec search")
+
+
+# -- the width of a terminal ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["ops", "rules", "init", "show tiny.yaml", "show missing", *(f"compile {name} --dry-run" for name in starters())],
+)
+def test_a_terminal_gets_lines_of_80_columns(shell: Shell, line: str) -> None:
+    for spec in SPECS.glob("*.yaml"):
+        Path(spec.name).write_text(spec.read_text())
+    words = [f"{word}.yaml" if word in starters() else word for word in line.split()]
+    for stream in (sys.stdout, sys.stderr):
+        shell.monkeypatch.setattr(stream, "isatty", lambda: True)
+    shown = "".join(shell(*words, code=int("missing" in line)))
+    wide = [each for each in shown.splitlines() if len(each) > 80]
+    assert [each for each in wide if max(map(len, each.split())) < 60 and "graphspec " not in each] == []

@@ -49,17 +49,17 @@ def kept_by_strength(graph: Graph, closed: Collection[str], strength: Mapping[st
     return reopened(graph, closed, lambda edge: 1.0 / (1e-12 + max(strength.get(edge.gate or "", 0.0), 0.0)))
 
 
-def smallest_closed(graph: Graph) -> set[str]:
-    """The gates to close for the cheapest network of the space; ties in multiply-adds go to fewer bytes moved.
+def smallest_closed(graph: Graph, measure: str = "flops") -> set[str]:
+    """The gates to close for the cheapest network of the space in a cost; ties go to fewer bytes moved.
 
     Where a path without gates leads to the output, all gates: no network of the space is cheaper. Else all but those
-    on the path whose nodes have the fewest multiply-adds. That is the cheapest network if every edge has a gate of its
+    on the path whose nodes cost least. That is the cheapest network if every edge has a gate of its
     own and every op sums its inputs; gates shared by blocks, and ungated edges beside the path, keep more alive, and
     another path may then be cheaper.
     """
     gates = set(graph.gates())
     if not reopened(graph, gates, lambda edge: 1.0):
         return gates
-    costs = {node_id: cost.flops + 1e-12 * cost.mac_bytes for node_id, cost in node_costs(graph).items()}
+    costs = {node_id: getattr(cost, measure) + 1e-12 * cost.mac_bytes for node_id, cost in node_costs(graph).items()}
     path = shortest_path(graph, lambda edge: costs[edge.dst])
     return gates - {edge.gate for edge in path if edge.gate is not None}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from compiler.drawing.svg import Picture, asset
+from compiler.drawing.plain import asset
+from compiler.drawing.svg import Picture, page_style
 
 HINT = "+ / - zoom, arrows pan, 0 resets, n / p step through nodes, Esc lets go"
 
@@ -30,7 +31,7 @@ def page(title: str, pictures: Sequence[Picture]) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title>
 <style>
-{asset("figure.css")}{asset("page.css")}</style>
+{page_style()}</style>
 </head>
 <body>
 <main>

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib.resources import files
 from itertools import accumulate
 
 from compiler.drawing.layout import PORT, Box, Layout, Point, lay_out, svg_path
+from compiler.drawing.plain import asset, dark_style, dressed
 from compiler.drawing.scene import Card, Figure, Option, Wire
 
 MARGIN = 24.0
@@ -35,9 +35,9 @@ class Picture:
     layout: Layout
 
 
-def asset(name: str) -> str:
-    """A style or script of this folder."""
-    return (files("compiler.drawing") / name).read_text(encoding="utf-8")
+def page_style() -> str:
+    """The style of a page with figures."""
+    return asset("palette.css") + asset("figure.css") + asset("page.css")
 
 
 def paint(figure: Figure, largest: float | None = None) -> Picture:
@@ -77,16 +77,15 @@ def document(pictures: Sequence[Picture]) -> str:
     """A standalone SVG file with the pictures below each other."""
     width = max(picture.width for picture in pictures)
     tops = list(accumulate((picture.height for picture in pictures), initial=0.0))
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="gs" width="{width:.0f}" height="{tops[-1]:.0f}" '
-        f'viewBox="0 0 {width:.0f} {tops[-1]:.0f}">',
-        f"<style>\n{asset('figure.css')}</style>",
-        '<rect class="gs-back" width="100%" height="100%"/>',
-    ]
+    inside = ['<g class="gs"><rect class="gs-back" width="100%" height="100%"/>']
     for picture, top in zip(pictures, tops, strict=False):
         name = escape(picture.figure.name)
-        parts.append(f'<g class="gs-figure" id="{name}" transform="translate(0,{top:.1f})">\n{picture.body}\n</g>')
-    return "\n".join([*parts, "</svg>", ""])
+        inside.append(f'<g class="gs-figure" id="{name}" transform="translate(0,{top:.1f})">\n{picture.body}\n</g>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{tops[-1]:.0f}" '
+        f'viewBox="0 0 {width:.0f} {tops[-1]:.0f}">\n<style>\n{dark_style()}</style>\n'
+        f"{dressed(''.join((*inside, '</g>')))}\n</svg>\n"
+    )
 
 
 def _size(card: Card, arrivals: int) -> tuple[float, float]:
@@ -112,9 +111,10 @@ def _headings(figure: Figure, layout: Layout) -> list[str]:
 
 
 def _wire(wire: Wire, route: Sequence[Point], largest: float) -> str:
+    width = f"{stroke(wire, largest):.2f}"
     ends = f'data-src="{escape(wire.src)}" data-dst="{escape(wire.dst)}"'
     return (
-        f'<g class="{_looks(wire)}" {ends} style="--w:{stroke(wire, largest):.2f}px">'
+        f'<g class="{_looks(wire)}" {ends} stroke-width="{width}" style="--w:{width}px">'
         f"<title>{escape(wire.tip)}</title>{_line(wire, route)}</g>"
     )
 
@@ -201,8 +201,8 @@ def _legend(wires: Sequence[Wire]) -> str:
         return ""
     parts, x = [], 0.0
     for wire, text in _samples(wires):
-        line = _line(wire, ((x, -4.0), (x + 34, -4.0)))
-        parts.append(f'<g class="{_looks(wire)}">{line}</g><text x="{x + 42:.1f}" y="0">{text}</text>')
+        line = f'<g class="{_looks(wire)}" stroke-width="1.3">{_line(wire, ((x, -4.0), (x + 34, -4.0)))}</g>'
+        parts.append(f'{line}<text x="{x + 42:.1f}" y="0">{text}</text>')
         x += 66 + len(text) * 6.2
     return "".join(parts)
 

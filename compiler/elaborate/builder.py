@@ -28,6 +28,7 @@ from compiler.language.spec import BlockSpec, NetworkEntry, Spec
 from compiler.ops import Channels, TypeMismatchError, explain_attr_errors, infer, op, read_attrs
 
 MAX_NODES = 150_000  # nodes of the elaborated network
+_IMAGES = {"1": "grey", "3": "colour"}  # by channels
 _OTHER_CHANNELS = frozenset({Channels.JOINED, Channels.FLATTENED, Channels.AVERAGED})  # not as many as are read
 
 
@@ -247,8 +248,11 @@ class _Builder:
                     dim.bind(size, at.symbols)
             except DimError as error:
                 found = f"{source!r} gives {show_dims(shape)}"
+                wanted, given = _IMAGES.get(dims[0].text), _IMAGES.get(str(shape[0]))
+                differ = source == INPUT and wanted and given and given != wanted
+                why = f"the block is for {wanted} images, the input is {given}" if differ else error
                 self._fail(
-                    at.entry.path, f"{at.id}: block {at.block.name!r} takes {show_dims(dims)}, but {found}: {error}"
+                    at.entry.path, f"{at.id}: block {at.block.name!r} takes {show_dims(dims)}, but {found}: {why}"
                 )
 
     def _node(self, node: TemplateNode, at: _Instance) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
@@ -27,6 +27,17 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Rate = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Epochs = Annotated[int, Field(ge=0)]
+
+
+def _share(value: float) -> float:
+    """A value of a pixel as a share of the largest; ValueError with the share where it is given in 0..255."""
+    if 0 <= value <= 1:
+        return value
+    advice = f"; of values of 0 to 255 write {value / 255:.4g}" if 1 < value <= 255 else ""
+    raise ValueError(f"expected 0 to 1, found {value:g}{advice}")
+
+
+Share = Annotated[float, AfterValidator(_share), Field(json_schema_extra={"minimum": 0, "maximum": 1})]
 
 
 def _now(**names: str) -> BeforeValidator:
@@ -79,9 +90,9 @@ class DataConfig(Section):
     """Pad images by this many pixels and crop at random; 0: off."""
     flip: bool = False
     """Flip images horizontally at random."""
-    mean: tuple[float, ...] | None = None
+    mean: tuple[Share, ...] | None = None
     """Mean per channel in 0..1. Default: computed on the training images."""
-    std: tuple[Annotated[float, Field(gt=0.0)], ...] | None = None
+    std: tuple[Annotated[Share, Field(gt=0.0)], ...] | None = None
     """Standard deviation per channel in 0..1. Default: computed on the training images."""
     workers: Annotated[int, Field(ge=0)] = 2
     """Loader processes, for data sets that are not held in memory."""

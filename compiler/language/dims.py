@@ -60,7 +60,7 @@ class Dim:
             values[unknown[0]] = _solve(_parsed(self.text), size, values, self.text)
         found = self.evaluate(values)
         if found != size:
-            raise DimError(f"{self.text} is {found}, found {size}")
+            raise DimError(f"{f'{self.text} is' if self.symbols() else 'expected'} {found}, found {size}")
 
 
 @functools.lru_cache(maxsize=256)

@@ -11,10 +11,13 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
+
+import yaml
 
 from compiler.errors import Diagnostic, SpecError, did_you_mean, refusal
 from compiler.language.overrides import Override
-from compiler.language.source import Item, SpecText, Tree, compose, read_text
+from compiler.language.source import NUMBER, NUMBER_START, Item, SpecText, Tree, compose, read_text
 from compiler.language.spec import LANGUAGE_VERSION
 
 MAX_CHAIN = 16  # files in one chain of `extends`
@@ -34,6 +37,18 @@ def load(path: str, overrides: Sequence[Override], problems: list[Diagnostic]) -
     for override in overrides:
         merged = _override(merged, override, problems)
     return merged, source.text
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts texts in quotes that are numbers to us and none to the YAML of the library."""
+
+
+_Dumper.add_implicit_resolver("number", NUMBER, sorted(NUMBER_START))
+
+
+def dump(plain: Any) -> str:
+    """A spec without positions as YAML that `load` reads."""
+    return str(yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 def _entries(tree: Tree) -> dict[str, Item]:

@@ -12,7 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from compiler.errors import Diagnostic, Place, SpecError, refusal
-from compiler.language.source import Item, SpecText, Tree, compose
+from compiler.language.source import Item, SpecText, Tree, compose, scalar
+
+_QUOTED = re.compile(r'"([^"\\]|\\.)*"|\'([^\']|\'\')*\'', re.DOTALL)
+_LINE_BREAK = re.compile("[\r\n\x85\u2028\u2029]")
 
 
 @dataclass(frozen=True)
@@ -35,15 +38,14 @@ class Override:
         nothing = Tree(None, replace(text, offset=len(name) + 1), 0, 0)
         found: list[Diagnostic] = []
         try:
-            path = _path(text)
-            return cls(path, compose(value, nothing.origin, found) if value.strip() else nothing, text, tuple(found))
+            return cls(_path(text), _value(value, nothing.origin, found), text, tuple(found))
         except SpecError as error:
             return cls((), nothing, text, error.diagnostics)
 
     @classmethod
     def of(cls, key: str, value: Any, source: str = "overrides", number: int = 1) -> Override:
         """The override of a dotted key by a Python value; SpecError if it is no key, TypeError if it is not JSON."""
-        text = SpecText(source, f"{key}={json.dumps(value)}", number)
+        text = SpecText(source, f"{key}={_written(value)}", number)
         return cls(_path(text), _tree(value, replace(text, offset=len(key) + 1)), text)
 
     @property
@@ -59,7 +61,7 @@ class Override:
     @property
     def words(self) -> tuple[str, str]:
         """The words of a command line that state it."""
-        return "--set", f"{self.key}={json.dumps(self.value.plain())}"
+        return "--set", f"{self.key}={_written(self.value.plain())}"
 
     def __str__(self) -> str:
         """As it was written."""
@@ -103,6 +105,26 @@ def _path(text: SpecText) -> tuple[str, ...]:
         message = f"{name!r} is read before overrides are applied and cannot be overridden"
         raise refusal(text.place(0, 0), message)
     return tuple(name.split("."))
+
+
+def _value(written: str, origin: SpecText, found: list[Diagnostic]) -> Tree:
+    """A list or map in brackets, a text in quotes, or a scalar, in which no character has a meaning of its own."""
+    text = written.strip()
+    if text[:1] in ("[", "{") or _QUOTED.fullmatch(text):
+        return compose(_LINE_BREAK.sub(" ", written), origin, found)  # in one line no comment goes unnoticed
+    tree = Tree(written, origin, 0, len(written) - len(written.lstrip()))
+    try:
+        value = scalar(text)
+        tree.value = written if isinstance(value, str) else value
+    except ValueError as error:
+        found.append(Diagnostic(tree.place, str(error)))
+    return tree
+
+
+def _written(value: Any) -> str:
+    """A Python value so that `_value` reads it, whatever is in it; TypeError if it is not JSON."""
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text)
 
 
 def _tree(value: Any, origin: SpecText) -> Tree:

@@ -44,6 +44,7 @@ def _explain(item: ErrorDetails, given: Mapping[str, At], root: Tree) -> Diagnos
         return Diagnostic(root.key_place(loc), f"unknown key {loc[-1]!r} in {'.'.join(map(str, loc[:-1]))}{hint}")
     if item["type"] == "value_error":
         message = str(item["ctx"]["error"])
+        message = f"{where}: {message}" if loc else message
         return Diagnostic(root.place_at(loc or _first_path_in(message, given)), message)
     return Diagnostic(root.place_at(loc), f"{where}: {describe(item)}")
 

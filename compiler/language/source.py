@@ -218,7 +218,7 @@ class _Composer:
         parser: Any = _LOADER(text)
         self.take, self.peek, self.next_is = parser.get_event, parser.peek_event, parser.check_event
         self.origin, self.problems = origin, problems
-        self.size = self.depth = 0
+        self.size = self.depth = self.end = 0  # the end of the last list or map that was read
         self.anchors: dict[str, tuple[Tree, int] | None] = {}  # trees and their sizes, None before their end
 
     def document(self) -> Tree | None:
@@ -228,6 +228,8 @@ class _Composer:
             return None
         self.take()
         root = self.tree()
+        if self.origin.override and self.origin.text[self.origin.offset + self.end :].strip() and self.end:
+            self._error(self.origin.place(0, self.end), "the value ends here; put a text with brackets in quotes")
         self.take()
         if self.next_is(yaml.DocumentStartEvent):
             self._stop(self.peek(), "a spec is one YAML document; remove what follows the first '---'")
@@ -236,6 +238,8 @@ class _Composer:
     def tree(self, is_key: bool = False) -> Tree:
         """The tree of the next node."""
         event = self.take()
+        if self.origin.override and getattr(event, "anchor", None):
+            self._stop(event, f"an override knows no anchors; put a text that holds {event.anchor!r} in quotes")
         if isinstance(event, yaml.AliasEvent):
             return self._alias(event)
         if event.tag is not None and event.tag != "!":
@@ -255,7 +259,7 @@ class _Composer:
             self._stop(event, f"maps and lists are nested deeper than {MAX_DEPTH} levels")
         self.depth += 1
         value: Value = self._list() if isinstance(event, yaml.SequenceStartEvent) else self._map()
-        self.take()
+        self.end = self.take().end_mark.index
         self.depth -= 1
         return value
 
@@ -296,10 +300,8 @@ class _Composer:
             return text
         if is_key:
             return None if text == "<<" else text  # None is the merge key, which no text can be mistaken for
-        if text in _CONSTANTS:
-            return _CONSTANTS[text]
         try:
-            return _number(text) if text[0] in _NUMBER_START else text
+            return scalar(text)
         except ValueError as error:
             self._error(self._place(event), str(error))
             return 0
@@ -347,11 +349,19 @@ _CONSTANTS: dict[str, bool | None] = {
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
-_NUMBER_START = frozenset("+-.0123456789")
+NUMBER_START = frozenset("+-.0123456789")
 _INTEGER = re.compile(r"[-+]?[0-9]+|0x[0-9a-fA-F]+|0o[0-7]+")
 _LEADING_ZERO = re.compile(r"[-+]?0[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+NUMBER = re.compile(rf"^({_INTEGER.pattern}|{_FLOAT.pattern})$")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF|nan|NaN|NAN)")
+
+
+def scalar(text: str) -> bool | int | float | str | None:
+    """What a text without quotes stands for; ValueError if it is a number that cannot be read."""
+    if text in _CONSTANTS:
+        return _CONSTANTS[text]
+    return _number(text) if text[0] in NUMBER_START else text
 
 
 def _number(text: str) -> int | float | str:

@@ -72,8 +72,7 @@ def solve_width(graph: Graph, budget: BudgetConfig) -> float:
     def share(multiplier: float) -> float:
         return budget_share(_multiplied(plan, multiplier), budget)
 
-    if share(1 / PER_UNIT) > 1:
-        raise _out_of_reach(_multiplied(plan, 1 / PER_UNIT), budget, is_narrowest=True)
+    require_reachable(graph, budget)
     if not plan.steps:
         return 1.0
     too_wide = next((2**n for n in range(DOUBLINGS + 1) if share(2**n) > 1), None)
@@ -81,6 +80,13 @@ def solve_width(graph: Graph, budget: BudgetConfig) -> float:
         raise _out_of_reach(_multiplied(plan, 2**DOUBLINGS), budget, is_narrowest=False)
     tried = range(1, too_wide * PER_UNIT)
     return bisect_right(tried, 1.0, key=lambda number: share(number / PER_UNIT)) / PER_UNIT
+
+
+def require_reachable(graph: Graph, budget: BudgetConfig) -> None:
+    """PassError if even the narrowest network is over the budget."""
+    narrowest = _multiplied(plan_widths(graph, budget.round_to), 1 / PER_UNIT)
+    if budget_share(narrowest, budget) > 1:
+        raise _out_of_reach(narrowest, budget, is_narrowest=True)
 
 
 def describe_width(graph: Graph, multiplier: float, budget: BudgetConfig) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from graphspec.cli.options import JsonOpt, SetOpt, SpecArg, deliver, overrides_of, print_json
+from graphspec.cli.options import JsonOpt, SetOpt, SpecArg, deliver, overrides_of, print_json, tell
 
 
 def opt(
@@ -46,11 +46,11 @@ def ops(as_json: JsonOpt = False) -> None:
     if as_json:
         print_json(op_records())
     else:
-        typer.echo(op_listing())
+        tell(op_listing())
 
 
 def rules() -> None:
     """List the rules that a graph must obey in each phase."""
     from graphspec.cli.listings import rule_listing
 
-    typer.echo(rule_listing())
+    tell(rule_listing())

@@ -6,6 +6,7 @@ directory first, where a user may have a package of that name.
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +16,10 @@ import graphspec
 def main() -> None:
     """Run the command line; SystemExit with the exit code at the end."""
     _refuse_shadowed()
+    if (
+        "OMP_WAIT_POLICY" not in os.environ
+    ):  # else threads that wait for each other keep other programs from ending soon
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # read when torch is imported; changes no result
     from graphspec.cli.app import run
 
     run()

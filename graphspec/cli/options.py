@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from compiler.errors import folded
 
 if TYPE_CHECKING:
     from compiler.language.overrides import Override
@@ -27,7 +30,12 @@ TrustOpt = Annotated[bool, typer.Option("--trust-code", help="Allow data.name: p
 
 def say(message: str) -> None:
     """A line for people, to stderr."""
-    typer.echo(message, err=True)
+    typer.echo(folded(message) if sys.stderr.isatty() else message, err=True)
+
+
+def tell(text: str) -> None:
+    """What was asked for, as text, to stdout."""
+    typer.echo(folded(text) if sys.stdout.isatty() else text)
 
 
 def print_json(value: Any) -> None:

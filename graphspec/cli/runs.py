@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from compiler.errors import GraphspecError
-from graphspec.cli.options import JsonOpt, RunArg, SeedOpt, SetOpt, TargetArg, deliver, overrides_of, print_json, say
+from graphspec.cli import options
+from graphspec.cli.options import JsonOpt, RunArg, SeedOpt, SetOpt, TargetArg, overrides_of, print_json, say
 
 
 def show(
@@ -17,6 +18,7 @@ def show(
         Path | None, typer.Option("-o", "--output", help="File to write; its extension is the format.")
     ] = None,
     block: Annotated[str | None, typer.Option("--block", help="Draw only this block, stage, or kind of block.")] = None,
+    kept: Annotated[bool, typer.Option("--kept", help="Draw only what the search has kept.")] = False,
     settings: SetOpt = None,
 ) -> None:
     """Draw a search space, with what the search pruned if the run has been searched (.svg, .html, .dot, .txt)."""
@@ -28,7 +30,13 @@ def show(
     if kind is None:
         raise GraphspecError(f"{output}: cannot draw that; try a file that ends in .{', .'.join(FORMATS)}")
     picture = picture_of(target, overrides_of(settings))
-    deliver(draw(picture.graph, scope=block, gates=picture.gates, kept=picture.kept, format=kind), output)
+    if kept:
+        picture = picture.only_kept()
+    drawn = draw(picture.graph, scope=block, gates=picture.gates, kept=picture.kept, format=kind)
+    if output is None:
+        options.tell(drawn.rstrip("\n"))
+    else:
+        options.deliver(drawn, output)
 
 
 def diff(
@@ -62,7 +70,7 @@ def report(target: RunArg = None, as_json: JsonOpt = False) -> None:
         return
     say(f"wrote {path}")
     for name, text in summary.lines():
-        typer.echo(f"{name:<10} {text}")
+        options.tell(f"{name:<10} {text}")
 
 
 def derive(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from graphspec.cli.options import JsonOpt, SeedOpt, SetOpt, SpecArg, overrides_of, print_json, say
+from graphspec.cli.options import JsonOpt, SeedOpt, SetOpt, SpecArg, overrides_of, print_json, say, tell
 
 
 def init(
@@ -21,7 +21,7 @@ def init(
 
     if not name:
         for shipped, summary in starters().items():
-            typer.echo(f"{shipped:<22} {summary}")
+            tell(f"{shipped:<22} {summary}")
         return
     for path in copy_starter(name, folder):
         say(f"wrote {path}")
@@ -48,6 +48,6 @@ def compile_(
     if as_json:
         print_json({"name": compiled.spec.name, **compiled.costs.as_json(), "run_dir": where})
         return
-    typer.echo(compiled.costs.render())
+    tell(f"{compiled.costs.render()}\ndata       {compiled.data}")
     if where:
         say(f"\nwrote {where}; next: graphspec search")

@@ -85,6 +85,7 @@ def _run(job: str, target: Path | None, smoke: bool, seeds: str | None, as_json:
         say(f"smoke run passed: two steps of every stage of {' and '.join(ran)} on fake data; nothing was kept")
         return
     chosen = None if seeds is None else parse_seeds(seeds)
+    options["fit_threads"] = True
     run = api.search if job == "search" else api.retrain
     result = run(target, seeds=chosen, **options)
     if as_json and Launch.here().is_main:

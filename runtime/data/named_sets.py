@@ -6,7 +6,6 @@ What can be known without decoding images is checked first: that the set is ther
 from __future__ import annotations
 
 import fcntl
-import os
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -25,6 +24,7 @@ from runtime.data.augment import Augment
 from runtime.data.decode import MODES, View
 from runtime.data.sources import FileImages, Images, MemoryImages
 from runtime.data.split import stratified_order
+from runtime.data.survey import BUILT_IN, check_shape, data_root, part_folders, refuse_other_classes
 from runtime.seeds import generator
 from runtime.tasks.base import Task
 
@@ -68,7 +68,7 @@ class _Expected:
 
     @property
     def root(self) -> Path:
-        return Path(self.config.root or os.environ.get("GRAPHSPEC_DATA") or "data").expanduser().absolute()
+        return data_root(self.config)
 
     def images(self, pixels: Any, targets: Any) -> MemoryImages:
         """`pixels`: (N, H, W) or (N, H, W, C) uint8 array, `targets`: what the set has of each image."""
@@ -88,11 +88,7 @@ def _opened(expected: _Expected, train: MemoryImages, test: MemoryImages, classe
             f"data.in_memory: false cannot be had for {name!r}, which is never read from single image files; "
             "leave data.in_memory out"
         )
-    if found != expected.shape:
-        raise RunError(
-            f"images of data set {name!r} are {TensorType(found)} (channels first), the spec's input is "
-            f"{TensorType(expected.shape)}: set `input: {list(found)}` in the spec, or data.name to other data"
-        )
+    check_shape(name, found, expected.shape)
     return Opened(train, test, expected.labels(train, test, classes), Augment())
 
 
@@ -126,10 +122,9 @@ def _open_fake(expected: _Expected, seed: int) -> Opened:
 
 @dataclass(frozen=True, slots=True)
 class _Torchvision:
-    """How torchvision calls a set and its halves, and what of it must lie below the root."""
+    """How torchvision calls a set and its halves."""
 
     kind: str
-    lies_at: str
     train: tuple[tuple[str, Any], ...] = (("train", True),)
     test: tuple[tuple[str, Any], ...] = (("train", False),)
 
@@ -147,7 +142,7 @@ class _Torchvision:
             with _others_wait(root) if download else nullcontext():
                 return getattr(datasets, self.kind)(root=str(root), download=download, **half)
         except damaged as error:  # its readers assert
-            looked = f"{root} (looked for {root / self.lies_at})"
+            looked = f"{root} (looked for {root / BUILT_IN[name].lies_at})"
             if download:
                 raise RunError(f"data set {name!r} could not be fetched to {looked}: {error}") from error
             raise RunError(
@@ -174,7 +169,7 @@ def _others_wait(root: Path) -> Iterator[None]:
 
 def _open_folder(expected: _Expected, _: int) -> Opened:
     """A folder per class below train/ and test/ (or val/); images scaled and cropped to the spec's input."""
-    train, test, names = _find_files(expected, ("test", "val"), "fit")
+    train, test, names = _find_files(expected, "fit")
     channels, height, width = expected.shape
     needed = (len(train.paths) + len(test.paths)) * channels * height * width
     hold = expected.config.in_memory
@@ -190,24 +185,17 @@ def _open_imagenet(expected: _Expected, _: int) -> Opened:
             "data.in_memory: true cannot be had with data.name: imagenet, whose random crops are cut out of the "
             "original files; leave it out, or use data.name: folder"
         )
-    train, test, names = _find_files(expected, ("val", "test"), "fb_resnet")
+    train, test, names = _find_files(expected, "fb_resnet")
     return Opened(train, test, names, Augment(flip=True, lighting=expected.shape[0] == 3))
 
 
-def _find_files(
-    expected: _Expected, test_names: tuple[str, str], view: View
-) -> tuple[FileImages, FileImages, tuple[str, ...]]:
+def _find_files(expected: _Expected, view: View) -> tuple[FileImages, FileImages, tuple[str, ...]]:
     if len(expected.shape) != 3 or expected.shape[0] not in MODES:
         raise RunError(
             f"image files have 1 or 3 channels, the spec's input is {TensorType(expected.shape)}: change `input`"
         )
-    root, config = expected.root, expected.config
-    test_root = next((root / name for name in test_names if (root / name).is_dir()), None)
-    if test_root is None or not (root / "train").is_dir():
-        raise RunError(
-            f"data set {config.name!r}: {root} must hold the folders train/ and {test_names[0]}/ (or {test_names[1]}/) "
-            "with one folder of images per class; set data.root to the folder that holds them"
-        )
+    config = expected.config
+    train_root, test_root = part_folders(config)
 
     def images(folder: Path) -> tuple[FileImages, tuple[str, ...]]:
         samples, names = _scan(folder)
@@ -216,11 +204,9 @@ def _find_files(
             paths, expected.task.targets(numbers), expected.shape, view, config.workers, config.skip_corrupt
         ), names
 
-    train, names = images(root / "train")
+    train, names = images(train_root)
     test, test_classes = images(test_root)
-    if names != test_classes:
-        differing = sorted(set(names) ^ set(test_classes))[:5]
-        raise RunError(f"{root / 'train'} and {test_root} do not hold the same classes: {', '.join(differing)} differ")
+    refuse_other_classes(train_root, test_root, names, test_classes)
     return train, test, expected.labels(train, test, names)
 
 
@@ -287,11 +273,11 @@ def _checked(task: Task, images: Any, given: Any) -> MemoryImages:
 
 SETS: dict[str, Callable[[_Expected, int], Opened]] = {
     "digits": _open_digits,
-    "cifar10": _Torchvision("CIFAR10", "cifar-10-batches-py"),
-    "cifar100": _Torchvision("CIFAR100", "cifar-100-python"),
-    "fashion_mnist": _Torchvision("FashionMNIST", "FashionMNIST/raw"),
-    "mnist": _Torchvision("MNIST", "MNIST/raw"),
-    "svhn": _Torchvision("SVHN", "train_32x32.mat", (("split", "train"),), (("split", "test"),)),
+    "cifar10": _Torchvision("CIFAR10"),
+    "cifar100": _Torchvision("CIFAR100"),
+    "fashion_mnist": _Torchvision("FashionMNIST"),
+    "mnist": _Torchvision("MNIST"),
+    "svhn": _Torchvision("SVHN", (("split", "train"),), (("split", "test"),)),
     "folder": _open_folder,
     "imagenet": _open_imagenet,
     "fake": _open_fake,

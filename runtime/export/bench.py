@@ -104,7 +104,7 @@ class Latency:
         """For people."""
         return (
             f"{self.network:<5} {self.threads} thread{'s' if self.threads > 1 else ' '} batch {self.batch:>3}: "
-            f"median {self.median_ms:8.3f} ms, p90 {self.p90_ms:8.3f} ms, {self.images_per_second:10,.0f} images/s"
+            f"median {self.median_ms:7.3f} ms, p90 {self.p90_ms:7.3f} ms, {self.images_per_second:9,.0f} images/s"
         )
 
 
@@ -171,7 +171,7 @@ class BenchResult:
     def render(self) -> str:
         """A table for people."""
         table: list[tuple[str, ...]] = [
-            ("network", "bytes", "threads", "batch", "median ms", "p90", "p99", "images/s", "peak MiB", "runs")
+            ("network", "bytes", "threads", "batch", "p50 ms", "p90", "p99", "images/s", "MiB", "runs")
         ]
         for row in self.rows:
             found = row.latency

@@ -11,17 +11,20 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
 import rich.console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from compiler.errors import folded
 from runtime.jobs.events import EventLog
 from runtime.rundir.files import guarded, sync
 
+Advance = Callable[..., None]
+BAR = 28  # columns of the bar: with name, share and time it stays within 80
+STEADY = 600.0  # seconds that the speed is averaged over: validation and pruning lie between epochs
 START = {"metrics": 0, "timings": 0}
 
 
@@ -129,17 +132,36 @@ class Console:
     def line(self, text: str) -> None:
         """Print a line."""
         if not self._quiet:
-            self._rich.print(text, markup=False)
+            self._print(text)
 
     def warn(self, text: str) -> None:
         """Print a warning, also when quiet."""
-        self._rich.print(f"warning: {text}", style="yellow", markup=False)
+        self._print(f"warning: {text}", style="yellow")
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        plain = not self._rich.is_terminal or self._rich.is_dumb_terminal
+        self._rich.print(text if plain else folded(text), style=style, markup=False)
 
     @contextmanager
-    def progress(self, name: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
-        """Show a bar with `done` of `total` steps, on a terminal and while the block runs; call it to add steps."""
+    def progress(self, name: str, total: int, done: int = 0) -> Iterator[Advance]:
+        """Show a bar with `done` of `total` images and the time left, on a terminal and while the block runs.
+
+        Call what it gives with the images to add and, where it changes, what is going on.
+        """
         hidden = self._quiet or not self._rich.is_terminal or self._rich.is_dumb_terminal
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        shown = Progress(*columns, console=self._rich, transient=True, redirect_stdout=False, disable=hidden)
+        columns = (TextColumn("{task.description}"), BarColumn(BAR), TaskProgressColumn(), TimeRemainingColumn())
+        shown = Progress(
+            *columns,
+            console=self._rich,
+            transient=True,
+            redirect_stdout=False,
+            disable=hidden,
+            speed_estimate_period=STEADY,
+        )
         with shown as progress:
-            yield partial(progress.advance, progress.add_task(name, total=total, completed=done))
+            task = progress.add_task(name, total=total, completed=done)
+
+            def advance(images: int, now: str | None = None) -> None:
+                progress.update(task, advance=images, description=now)
+
+            yield advance

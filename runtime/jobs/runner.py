@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from torch import Tensor
 from compiler.errors import GraphspecError, RunError
 from compiler.ir.graph import Graph
 from compiler.ir.text import text, to_json
-from compiler.language.config import Configuration
+from compiler.language.config import Configuration, TrainingConfig
 from compiler.language.overrides import changes
 from runtime.data.dataset import Dataset, load_dataset
 from runtime.jobs.logs import Console, MetricsLog
@@ -33,6 +33,7 @@ from runtime.tasks.table import task_of
 from runtime.training.heap import freed_memory_kept
 from runtime.training.loop import Job, Loop
 from runtime.training.step import choose_device
+from runtime.training.threads import fitting_threads
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class JobOptions:
     trust_code: bool = False
     quiet: bool = False
     silent: bool = False  # no warnings either
+    fit_threads: bool = False  # choose how many threads torch computes with; otherwise they stay as they are
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,10 @@ def run_job(name: str, opened: Opened, options: JobOptions, make: MakeJob[J], fi
     device = choose_device(options.device)
     world = World.join(device)
     attempt = _Attempt(name, opened, options, world)
+    fitted = fitting_threads(opened.graph, attempt.training.batch_size, attempt.console.line)
     try:
-        result = attempt.run(lambda: attempt.train(device, make, finish))
+        with fitted if options.fit_threads and device.type == "cpu" else nullcontext():
+            result = attempt.run(lambda: attempt.train(device, make, finish))
     except Interrupted:  # all stop together
         world.leave()
         raise
@@ -118,6 +122,11 @@ class _Attempt:
         return JobDir(self.opened.run.path / self.name)
 
     @property
+    def training(self) -> TrainingConfig:
+        """The settings of this job's training."""
+        return self.opened.spec.config.search if self.name == "search" else self.opened.spec.config.retrain
+
+    @property
     def console(self) -> Console:
         """Where it speaks; of several processes one does."""
         return Console(self.options.quiet, silent=self.options.silent or not self.world.is_main)
@@ -139,7 +148,7 @@ class _Attempt:
         name, folder, opened, options = self.name, self.folder, self.opened, self.options
         if folder.is_finished and not options.overwrite:
             return self._finished()
-        if options.overwrite or not has_results(folder):
+        if options.overwrite or not folder.has_results:
             folder.clear()
         elif not options.resume:
             raise RunError(
@@ -171,7 +180,7 @@ class _Attempt:
         if main:
             _write_config(folder, config)
             write_json(folder.environment, environment(config.seed) | {"processes": world.size})
-        checkpoint = (config.search if self.name == "search" else config.retrain).checkpoint
+        checkpoint = self.training.checkpoint
         store = CheckpointStore(folder.checkpoints, checkpoint.keep, console.warn)
         log = MetricsLog(folder.path if main else None, console.warn)
         command = resume_command(self.name, opened, options)
@@ -202,11 +211,6 @@ def _full_memory_explained(name: str) -> Iterator[None]:
             f"  try: --resume with nothing else on this device; or --overwrite with --set {name}.recompute=true or a "
             f"smaller {name}.batch_size"
         ) from error
-
-
-def has_results(folder: JobDir) -> bool:
-    """Whether starting anew would lose something; a job that failed before its first checkpoint left nothing."""
-    return any(folder.checkpoints.glob("*.json")) or folder.arch.exists()
 
 
 def resume_command(name: str, opened: Opened, options: JobOptions, more: Sequence[str] = ()) -> str:

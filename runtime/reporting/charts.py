@@ -17,6 +17,7 @@ Scale = Callable[[float], float]
 
 WIDTH, HEIGHT = 560.0, 250.0
 LEFT, RIGHT, TOP, BOTTOM = 58.0, 14.0, 48.0, 34.0
+LETTER = 6.3  # width of a letter of the ticks, in pixels, generously
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ def draw_chart(chart: Chart) -> str:
     xs = [x for series in shown for x, _ in series.points]
     ys = [y for series in shown for _, y in series.points]
     y_ticks = ticks(min([*ys, 0.0] if chart.from_zero else ys), max(ys))
-    across = _scale(min(xs) - 0.5, max(xs) + 0.5, LEFT, WIDTH - RIGHT)
+    left = max(LEFT, 12 + LETTER * max(len(chart.show(value)) for value in y_ticks))
+    across = _scale(min(xs) - 0.5, max(xs) + 0.5, left, WIDTH - RIGHT)
     up = _scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP)
     parts = [
         *_grid(chart, across, up, y_ticks, xs),
@@ -87,11 +89,11 @@ def draw_chart(chart: Chart) -> str:
 
 
 def _grid(chart: Chart, across: Scale, up: Scale, y_ticks: Sequence[float], xs: Sequence[float]) -> list[str]:
-    found = []
+    found, left = [], across(min(xs) - 0.5)
     for value in y_ticks:
         y = up(value)
-        found.append(f'<line class="ch-grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        found.append(_text(chart.show(value), f"{LEFT - 6}", f"{y + 3.5:.1f}", "end"))
+        found.append(f'<line class="ch-grid" x1="{left}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        found.append(_text(chart.show(value), f"{left - 6}", f"{y + 3.5:.1f}", "end"))
     for value in ticks(min(xs), max(xs), 8):
         if value == int(value) and min(xs) <= value <= max(xs):
             found.append(_text(f"{value:g}", f"{across(value):.1f}", f"{HEIGHT - BOTTOM + 15}", "middle"))
@@ -100,7 +102,7 @@ def _grid(chart: Chart, across: Scale, up: Scale, y_ticks: Sequence[float], xs: 
             x = across(start - 0.5)
             found.append(f'<line class="ch-mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
             found.append(_text(name, f"{x + 1:.1f}", f"{TOP - 4}"))
-    return [*found, _text(chart.x_name, f"{(LEFT + WIDTH - RIGHT) / 2}", f"{HEIGHT - 4}", "middle")]
+    return [*found, _text(chart.x_name, f"{(left + WIDTH - RIGHT) / 2}", f"{HEIGHT - 4}", "middle")]
 
 
 def _text(text: str, x: str, y: str, anchor: str = "start") -> str:
@@ -123,5 +125,5 @@ def _legend(shown: Sequence[Series]) -> list[str]:
     for index, series in enumerate(shown):
         found.append(f'<path class="ch-line ch-{index}" d="M{x:.0f},24h22"/>')
         found.append(_text(series.name, f"{x + 28:.0f}", "28"))
-        x += 46 + len(series.name) * 6.3
+        x += 46 + len(series.name) * LETTER
     return found

@@ -19,8 +19,9 @@ from markupsafe import Markup
 from compiler.analysis.limits import MEASURES
 from compiler.drawing.formats import paint_all
 from compiler.drawing.html import figure_element
+from compiler.drawing.plain import asset
 from compiler.drawing.scene import counted, figures, view_of
-from compiler.drawing.svg import asset
+from compiler.drawing.svg import page_style
 from compiler.ops import Cost
 from runtime.reporting import tables
 from runtime.reporting.charts import Chart, Series, draw_chart
@@ -54,7 +55,7 @@ def render(record: RunRecord, spec: Path) -> str:
     timings = tables.timing_rows(record.timings)
     return template.render(
         record=record,
-        style=Markup(asset("figure.css") + asset("page.css") + _resource("report.css")),
+        style=Markup(page_style() + _resource("report.css")),
         script=Markup(asset("figure.js") + _resource("report.js")),
         tiles=tiles(record, summary, costs[-1]),
         seed_tables=tables.seed_tables(record),
@@ -155,12 +156,12 @@ def _seed_charts(record: RunRecord) -> list[Chart]:
     """Curves with a line for every seed, over the epochs of all stages; the first few seeds where there are many."""
     shown = list(record.seeds.items())[:MAX_CURVES]
     metric, found = record.task.metrics[0], []
-    first = (metric.name, f"Validation {metric.title}", metric.form, False)
-    flops = ("flops", "FLOPs per image", "{:,.0f}", True)
+    first = (metric.name, f"Validation {metric.title}", metric.short, False)
+    flops = ("flops", "FLOPs per image", counted, True)
     for job, curves in (("search", (first, flops)), ("retrain", (first,))):
-        for key, title, form, from_zero in () if record.jobs[job].started else curves:
+        for key, title, show, from_zero in () if record.jobs[job].started else curves:
             lines = tuple(Series(f"seed {seed}", _points(one.jobs[job].epochs, key)) for seed, one in shown)
-            found.append(Chart(f"{title}, {job}", "epoch", lines, form.format, from_zero=from_zero))
+            found.append(Chart(f"{title}, {job}", "epoch", lines, show, from_zero=from_zero))
     return found
 
 

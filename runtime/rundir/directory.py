@@ -79,6 +79,11 @@ class JobDir:
         return self.path.is_dir() and any(self.path.iterdir())
 
     @property
+    def has_results(self) -> bool:
+        """Whether starting anew would lose something; a job that failed before its first checkpoint left nothing."""
+        return any(self.checkpoints.glob("*.json")) or self.arch.exists()
+
+    @property
     def is_finished(self) -> bool:
         """Whether the job ran to its end."""
         return self.result.is_file()
@@ -173,6 +178,18 @@ class RunDir:
                 "  try: give the run directory, or graphspec compile SPEC to make a new one"
             )
         return RunDir.open(link)
+
+    def withdraw(self, before: RunDir | None) -> None:
+        """Remove a run in which no job has left anything, and let `before` be the latest again; else leave it."""
+        if any(job.has_results for run in (self, *self.seed_runs().values()) for job in (run.search, run.retrain)):
+            return
+        root = self.path.parent
+        with guarded(self.path):
+            if RunDir.latest(root).path.samefile(self.path):
+                (root / "latest").unlink() if before is None else _name_latest(before, root)
+            shutil.rmtree(self.path)
+            with suppress(OSError):  # it holds other runs
+                root.rmdir()
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -19,6 +19,7 @@ import yaml
 
 from compiler.analysis.limits import MEASURES
 from compiler.errors import RunError
+from compiler.language.layers import dump
 from runtime.rundir.directory import Compiled, JobDir, RunDir
 from runtime.rundir.files import guarded, read_json, sync, write_json
 from runtime.tasks.base import Task
@@ -63,10 +64,10 @@ class Figure:
         return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
     def text(self, form: str) -> str:
-        """`mean ± deviation`, each written in this form; a mean of several counts gets a decimal."""
+        """`mean ± deviation`, each written in this form; a mean of counts that differ gets a decimal."""
         if self.std is None:
             return form.format(self.mean)
-        form = form.replace(".0f", ".1f")
+        form = form.replace(".0f", ".1f") if self.std else form
         return f"{form.format(self.mean)} ± {form.format(self.std)}"
 
 
@@ -149,7 +150,7 @@ def _with_seed(study: RunDir, seed: int) -> Compiled:
         name=json.loads(read("run.json"))["name"],
         seed=seed,
         spec=read(study.spec.name),
-        resolved=yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True),
+        resolved=dump(resolved),
         config=json.dumps({**json.loads(read(study.config.name)), "seed": seed}, indent=2) + "\n",
         graph_json=read(study.graph_json.name),
         graph_text=read(study.graph_text.name),

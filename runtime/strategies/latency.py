@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from pydantic import PositiveFloat, TypeAdapter, ValidationError
 
+from compiler.drawing.scene import number_of
 from compiler.errors import RunError
 from compiler.ir.graph import Node
 from compiler.lowering.torch.modules import torch_module
@@ -29,7 +30,7 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         hardware = torch.cuda.get_device_name(device)
     else:
-        hardware = f"{_processor()}, {torch.get_num_threads()} threads"
+        hardware = f"{_processor()}, {number_of(torch.get_num_threads(), 'thread')}"
     return f"{hardware}, torch {torch.__version__}"
 
 

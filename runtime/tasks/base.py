@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from compiler.errors import RunError
 from compiler.language.config import Configuration, TrainingConfig
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ class Task(ABC):
     """Of the network's output in an exported file."""
     head: ClassVar[Literal["softmax", "sigmoid"] | None] = None
     """What `export.probabilities` puts behind the network; None: the task knows no probabilities."""
+    outputs_are_classes: ClassVar[bool] = False
+    """Whether each output stands for a class of the data set; there are at least two then."""
     smooths_labels: ClassVar[bool] = False
     """Whether the loss reads `label_smoothing`."""
 
@@ -136,3 +139,12 @@ class Task(ABC):
     def text(self, metrics: Mapping[str, float]) -> str:
         """All metrics for people."""
         return ", ".join(f"{metric.title} {metric.text(metrics[metric.name])}" for metric in self.metrics)
+
+
+def refuse_classes(name: str, classes: int, task: Task) -> None:
+    """RunError if the task cannot do with so many classes."""
+    if task.outputs_are_classes and classes != task.outputs:
+        raise RunError(
+            f"data set {name!r} has {classes} classes, the spec says {task.outputs}: "
+            f"set `classes: {classes}` in the spec, or choose other data with data.name"
+        )

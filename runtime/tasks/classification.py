@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from compiler.errors import RunError
 from compiler.language.config import TrainingConfig
-from runtime.tasks.base import Metric, Task
+from runtime.tasks.base import Metric, Task, refuse_classes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +20,7 @@ class Classification(Task):
     same = "same class"
     output_name = "logits"
     head = "softmax"
+    outputs_are_classes = True
     smooths_labels = True
 
     def targets(self, given: Tensor) -> Tensor:
@@ -43,11 +44,7 @@ class Classification(Task):
                 raise RunError(
                     f"data.name: {data_set} gives test label {int(test.max())}, training labels end at {last}"
                 )
-        if len(classes) != self.outputs:
-            raise RunError(
-                f"data set {data_set!r} has {len(classes)} classes, the spec says {self.outputs}: "
-                f"set `classes: {len(classes)}` in the spec, or choose other data with data.name"
-            )
+        refuse_classes(data_set, len(classes), self)
         return tuple(classes)
 
     def strata(self, targets: Tensor) -> Tensor:

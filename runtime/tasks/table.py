@@ -34,6 +34,8 @@ def task_of(spec: Spec, graph: Graph) -> Task:
     problem = task.shape_problem(shape)
     if problem:
         wrong.append((spec.network[-1].path, f"the network gives {TensorType(shape)}, but the task {name} {problem}"))
+    if task.outputs_are_classes and spec.classes < 2:
+        wrong.append((("classes",), f"classes: the task {name} tells at least 2 classes apart, found {spec.classes}"))
     if wrong:
         raise SpecError(Diagnostic(spec.place(*path), message) for path, message in wrong)
     return task

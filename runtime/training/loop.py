@@ -17,7 +17,7 @@ from torch import Tensor
 
 from compiler.errors import RunError
 from compiler.language.config import CheckpointConfig
-from runtime.jobs.logs import Console, MetricsLog
+from runtime.jobs.logs import Advance, Console, MetricsLog
 from runtime.jobs.signals import Interrupted, StopFlag
 from runtime.processes.world import World
 from runtime.rundir.checkpoint import CheckpointStore
@@ -109,27 +109,34 @@ class Loop:
 
     def run(self) -> None:
         """Run what is left; Interrupted (after a checkpoint) on a signal, RunError if a number is not finite."""
-        while self.position.stage < len(self.job.stages):
-            stage = self.job.stages[self.position.stage]
-            if self.position.epoch >= stage.epochs:
-                self.position = Position(self.position.stage + 1)
-                continue
-            self._epoch(stage)
-            self._save(stage)
-            self._heed(int(self.world.tables([self.stop.signum or 0]).max()))  # of any process
-            self.after_epoch()
+        with self.console.progress(self.job.name, *self._images()) as advance:
+            while self.position.stage < len(self.job.stages):
+                stage = self.job.stages[self.position.stage]
+                if self.position.epoch >= stage.epochs:
+                    self.position = Position(self.position.stage + 1)
+                    continue
+                self._epoch(stage, advance)
+                self._save(stage)
+                self._heed(int(self.world.tables([self.stop.signum or 0]).max()))  # of any process
+                self.after_epoch()
 
-    def _epoch(self, stage: Stage) -> None:
+    def _images(self) -> tuple[int, int]:
+        """How many images all stages go through, and how many of them it has been."""
+        stages, at = self.job.stages, self.position
+        done = sum(stage.images(stage.epochs) for stage in stages[: at.stage])
+        done += sum(stage.images(at.epoch, at.step) for stage in stages[at.stage : at.stage + 1])
+        return sum(stage.images(stage.epochs) for stage in stages), done
+
+    def _epoch(self, stage: Stage, advance: Advance) -> None:
         started, first = time.perf_counter(), self.position.step
         name = f"{stage.name} {self.position.epoch + 1}/{stage.epochs}"
-        with self.console.progress(name, stage.steps_per_epoch, first) as advance:
-            while self.position.step < stage.steps_per_epoch:
-                signum = self._step(stage)
-                advance(1)
-                waited = time.monotonic() - self.saved_at
-                if signum or (self.config.minutes and waited > 60 * self.config.minutes):
-                    self._save(stage)
-                self._heed(signum)
+        while self.position.step < stage.steps_per_epoch:
+            signum = self._step(stage)
+            advance(stage.images_per_step, f"{name}, step {self.position.step}/{stage.steps_per_epoch}")
+            waited = time.monotonic() - self.saved_at
+            if signum or (self.config.minutes and waited > 60 * self.config.minutes):
+                self._save(stage)
+            self._heed(signum)
         seconds = time.perf_counter() - started
         self._checked_tensors(stage)  # before pruning and validation look at them
         self._end_epoch(stage, seconds, stage.steps_per_epoch - first)

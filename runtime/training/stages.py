@@ -14,6 +14,10 @@ class Stage:
     steps_per_epoch: int
     images_per_step: int
 
+    def images(self, epochs: int, steps: int = 0) -> int:
+        """How many images are gone through in so many epochs and steps."""
+        return (epochs * self.steps_per_epoch + steps) * self.images_per_step
+
 
 @dataclass(frozen=True)
 class Position:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from compiler.errors import SpecError
 from compiler.language.config import Configuration
+from compiler.language.layers import dump
 from compiler.language.overrides import Override, changes, overrides_of
 from compiler.language.parse import parse_file
 from tests.tiny import write_spec
@@ -40,13 +44,13 @@ def test_what_is_typed_stays_as_it_is() -> None:
 
 def test_a_mistake_names_where_the_override_came_from(tmp_path: Path) -> None:
     path = write_spec(tmp_path)
-    for given, place in (
+    for override, place in (
         (Override.parse("seed=-1"), "--set:1:6"),
         (Override.of("seed", -1, "--seed"), "--seed:1:6"),
         (overrides_of({"search.lr": 0.5, "seed": -1})[1], "overrides:2:6"),
     ):
         with pytest.raises(SpecError) as raised:
-            parse_file(path, [given])
+            parse_file(path, [override])
         assert f"{place}: error: seed: " in str(raised.value)
         assert "1 | seed=-1" in str(raised.value) or "2 | seed=-1" in str(raised.value)
 
@@ -75,3 +79,63 @@ def test_the_words_for_a_change_make_it(tmp_path: Path) -> None:
     assert parse_file(path, overrides_of(words[1::2])).config == changed
     assert changes(plain, json.loads(json.dumps(plain))) == []
     assert changes({}, {"seed": Configuration().seed})[0].path == ("seed",)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("overrides")
+
+
+REPEATABLE = settings(deadline=None, derandomize=True, database=None, max_examples=60)
+WORDS = {"", "~", "null", "Null", "NULL", "true", "True", "TRUE", "false", "False", "FALSE"}
+PIECES = ["base #2", "&a", "*a", "!!int 3", "a: b", "- x", "1e5", "0o17", "it's", '"', "\\", "\t", "\n", "\U0001f600"]
+TEXTS = st.one_of(
+    st.lists(st.sampled_from(PIECES), min_size=1, max_size=4).map(" ".join),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
+)
+
+
+def is_text(written: str) -> bool:
+    """Whether a value is of no other type: no number or word, not in brackets and not in quotes."""
+    inner = written.strip()
+    quoted = len(inner) > 1 and inner[0] == inner[-1] and inner[0] in "\"'"
+    return inner not in WORDS and inner[0] not in "[{" and not quoted and not re.match(r"[-+]?\.?\d", inner)
+
+
+@REPEATABLE
+@given(TEXTS)
+@example("base #2")
+@example("/data/&x *y !z")
+@example("a: b")
+@example(" padded ")
+def test_a_text_is_data_and_survives_the_way_into_a_run(folder: Path, text: str) -> None:
+    """Comments, anchors and tags mean nothing; what `--resume` tells to type and the run's own spec say the same."""
+    given = Override.of("data.root", text)
+    ways = [given, Override.parse(given.words[1])]
+    ways += [Override.parse(f"data.root={text}")] if is_text(text) else []
+    for way in ways:
+        assert not way.mistakes
+        spec = parse_file(write_spec(folder), [way])
+        assert spec.config.data.root == text
+        (folder / "again.yaml").write_text(dump(spec.root.plain()), encoding="utf-8", newline="")
+        assert parse_file(folder / "again.yaml").config.data.root == text
+
+
+@REPEATABLE
+@given(st.dictionaries(st.text("abc", min_size=1), st.lists(TEXTS)))
+def test_texts_in_lists_and_maps_survive_in_the_words_that_state_them(value: dict[str, list[str]]) -> None:
+    again = Override.parse(Override.of("search.options", value).words[1])
+    assert not again.mistakes
+    assert again.value.plain() == value
+
+
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        ("search.options=[&a 1, *a]", "knows no anchors"), ("data.mean=[0.5] # half", "the value ends here"),
+        ("data.mean=[0.5, # half\n 0.5]", "this is not YAML"), ("search.options={a: !!int 1}", "tags such as"),
+    ],
+)  # fmt: skip
+def test_what_yaml_would_drop_from_a_list_is_a_mistake(tmp_path: Path, written: str, says: str) -> None:
+    with pytest.raises(SpecError, match=re.escape(says)):
+        parse_file(write_spec(tmp_path), [Override.parse(written)])

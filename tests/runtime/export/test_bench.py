@@ -75,7 +75,7 @@ def test_every_case_has_its_row(run: RunDir) -> None:
     table = result.render().splitlines()
     assert len(table) == 2 + len(result.rows)
     assert table[1].startswith("network  ")
-    assert all(word in table[1] for word in ("bytes", "median ms", "p90", "p99", "images/s", "peak MiB"))
+    assert all(word in table[1] for word in ("bytes", "p50 ms", "p90", "p99", "images/s", "MiB"))
 
 
 def test_peak_memory_is_what_the_network_needs(tmp_path: Path) -> None:

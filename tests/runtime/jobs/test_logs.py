@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from compiler.errors import RunError
+from compiler.errors import RunError, folded
 from runtime.jobs.logs import Console, MetricsLog
 
 
@@ -197,10 +198,22 @@ def on_a_terminal(monkeypatch: pytest.MonkeyPatch, kind: str) -> str:
 def test_a_terminal_shows_a_bar_with_the_time_left_and_its_cursor_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = on_a_terminal(monkeypatch, "xterm")
     assert "search 1/2" in seen
-    assert "4/4" in seen
+    assert "100%" in seen
     assert "0:00:00" in seen
     assert "[bold] 12:30 /tmp/x" in seen
     assert seen.rindex("\x1b[?25h") > seen.rindex("\x1b[?25l")
+
+
+def test_a_terminal_gets_lines_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = "  try: graphspec search " + "runs/" * 20
+    excerpt = "   12 | " + "value " * 15
+    long = f"first {'word ' * 40}\n{command}\n{excerpt}"
+    lines = folded(long).split("\n")
+    assert lines[-2:] == [command, excerpt]
+    assert all(len(line) <= 80 for line in lines[:-2])
+    assert "".join(lines).replace(" ", "") == long.replace(" ", "").replace("\n", "")
+    seen = re.sub("\x1b.*?[a-zA-Z]", "", on_a_terminal(monkeypatch, "xterm"))
+    assert all(len(part) <= 80 for line in seen.splitlines() for part in line.split("\r"))
 
 
 def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:

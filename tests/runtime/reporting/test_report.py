@@ -6,6 +6,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -195,6 +196,15 @@ def test_charts_of_few_points() -> None:
     one = draw_chart(Chart("one", "epoch", (Series("a", ((1.0, 0.5),)),), str))
     assert one.count("<circle") == 1
     assert "nan" not in one
+
+
+@pytest.mark.parametrize("largest", [0.5, 48_611_968.0, 1_493_662_464.0])
+def test_no_number_at_an_axis_is_cut_off(largest: float) -> None:
+    points = tuple((float(epoch), largest / epoch) for epoch in range(1, 5))
+    drawn = ElementTree.fromstring(draw_chart(Chart("FLOPs", "epoch", (Series("a", points),), "{:,.0f}".format)))
+    ends = [each for each in drawn.iter("text") if each.get("text-anchor") == "end"]
+    assert ends
+    assert all(float(each.get("x", 0)) - 6 * len(each.text or "") >= 0 for each in ends)
 
 
 def test_json_of_any_shape_becomes_tables() -> None:

@@ -67,6 +67,7 @@ def test_deviation_is_the_samples() -> None:
     assert Figure.of([0.5]) == Figure(0.5, None, 1)
     assert Figure.of([0.5]).text("{:.1%}") == "50.0%"
     assert Figure.of([30, 31]).text("{:,.0f}") == "30.5 ± 0.7"
+    assert Figure.of([35_125, 35_125]).text("{:,.0f}") == "35,125 ± 0"
 
 
 # -- search and retrain -----------------------------------------------------------------------------------------------

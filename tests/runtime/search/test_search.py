@@ -310,8 +310,8 @@ def test_unreadable_images_are_named_and_counted(tmp_path: Path, capsys: pytest.
         (images / "train" / "cat" / f"{damaged}.png").write_bytes(b"no image")
     text = TINY.replace("{name: digits}", f"{{name: folder, root: {images}}}").replace("classes: 10", "classes: 2")
     with pytest.raises(RunError, match=r"2 image\(s\)(.|\n)*cat/000\.png(.|\n)*skip_corrupt"):
-        search(tmp_path, *SHORT, text=text)
-    search(tmp_path, "data.skip_corrupt=true", "search.batch_size=8", *SHORT, text=text)
+        search(tmp_path, *SHORT, "search.gates.gamma=2", text=text)
+    search(tmp_path, "data.skip_corrupt=true", "search.batch_size=8", "search.gates.gamma=2", *SHORT, text=text)
     told = capsys.readouterr().err
     assert "left out " in told
     assert "cat/005.png: " in told
@@ -375,6 +375,6 @@ def test_smoke_leaves_nothing_behind(tmp_path: Path) -> None:
      "search.gates.nonnegative=false"),
 ], ids=["reference", "recompute"])  # fmt: skip
 def test_settings_run_together(tmp_path: Path, settings: tuple[str, ...]) -> None:
-    folder = search(tmp_path, *settings, *SHORT, "search.batch_size=16")
+    folder = search(tmp_path, *settings, *SHORT, "search.batch_size=16", "search.gates.gamma=0.12")
     assert json.loads((folder / "result.json").read_text())["accuracy"] > 0.15
     assert (folder / "latencies.json").is_file() == ("search.gates.adaptive=latency" in settings)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ class Walk:
         self.place = tensors["place"]
 
 
-def run(folder: Path, job: Walk, minutes: float = 0.0) -> Loop:
+def run(folder: Path, job: Walk, minutes: float = 0.0, console: Console | None = None) -> Loop:
     warn = Console(quiet=True).warn
     with StopFlag() as stop:
         loop = Loop(
@@ -78,7 +79,7 @@ def run(folder: Path, job: Walk, minutes: float = 0.0) -> Loop:
             world=ALONE,
             store=CheckpointStore(folder / "checkpoints", 2, warn),
             metrics=MetricsLog(folder, warn),
-            console=Console(quiet=True),
+            console=console or Console(quiet=True),
             stop=stop,
             seed=3,
             config=CheckpointConfig(minutes=minutes),
@@ -168,3 +169,33 @@ def test_tensors_that_are_not_finite_get_no_checkpoint(tmp_path: Path, step: int
     kept = CheckpointStore(tmp_path / "checkpoints", 2, lambda line: None).load_latest()
     assert kept is not None
     assert bool(kept.tensors["place"].isfinite().all())
+
+
+class Bar(Console):
+    """Notes what its bar is told."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.total, self.done, self.told = 0, 0, list[str]()
+
+    @contextmanager
+    def progress(self, name: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
+        self.total, self.done = total, done
+
+        def advance(images: int, now: str) -> None:
+            self.done += images
+            self.told.append(now)
+
+        yield advance
+
+
+def test_the_bar_is_that_of_the_whole_job(tmp_path: Path) -> None:
+    bar = Bar()
+    run(tmp_path / "whole", Walk(), console=bar)
+    assert bar.done == bar.total == (3 + 2 * 2) * 8
+    assert bar.told[2:5] == ["first 1/1, step 3/3", "second 1/2, step 1/2", "second 1/2, step 2/2"]
+    with pytest.raises(Interrupted):
+        run(tmp_path / "resumed", Walk(in_step=once("second", 0, signal.SIGTERM)))
+    run(tmp_path / "resumed", Walk(), console=bar)
+    assert bar.done == bar.total
+    assert len(bar.told) == 7 + 3

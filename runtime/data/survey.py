@@ -1,0 +1,146 @@
+"""What is known of a data set before it is opened: whether it is there, its classes, how many images it has.
+
+It must not import torch: `graphspec compile` asks this, and is quick.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from compiler.errors import RunError
+from compiler.ir.graph import TensorType
+from compiler.language.config import DataConfig
+from runtime.tasks.base import Task, refuse_classes
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+COUNTED = 100_000
+"""So many files are counted; of a larger set only the classes are looked at."""
+PARTS = 3
+"""Weights, gates and validation need an image each of every class."""
+UNEVEN = 10
+"""A class that has so many times the images of another is told of: a network that knows no other reaches 91%."""
+
+
+class BuiltIn(NamedTuple):
+    """A set whose contents never change."""
+
+    training: int  # images, without those for the test
+    classes: int
+    shape: tuple[int, ...]  # (C, H, W)
+    lies_at: str = ""  # what of it is below the root; empty: it comes with a package
+
+
+BUILT_IN = {
+    "digits": BuiltIn(1437, 10, (1, 8, 8)),
+    "cifar10": BuiltIn(50_000, 10, (3, 32, 32), "cifar-10-batches-py"),
+    "cifar100": BuiltIn(50_000, 100, (3, 32, 32), "cifar-100-python"),
+    "fashion_mnist": BuiltIn(60_000, 10, (1, 28, 28), "FashionMNIST/raw"),
+    "mnist": BuiltIn(60_000, 10, (1, 28, 28), "MNIST/raw"),
+    "svhn": BuiltIn(73_257, 10, (3, 32, 32), "train_32x32.mat"),
+}
+TEST_FOLDERS = {"folder": ("test", "val"), "imagenet": ("val", "test")}  # names of the sets that lie in folders
+
+
+class Survey(NamedTuple):
+    """What was found."""
+
+    says: str  # one line for people, with what was not looked at
+    training: int | None = None  # images to train and validate with; None: not known
+    warnings: tuple[str, ...] = ()
+
+
+def survey(config: DataConfig, shape: tuple[int, ...], task: Task) -> Survey:
+    """Look at the set of a spec, whose network reads `shape` (C, H, W); RunError if it is there and does not fit."""
+    name, root = config.name, data_root(config)
+    if name == "fake":
+        return Survey(f"{config.fake_size} random images", config.fake_size)
+    if known := BUILT_IN.get(name):
+        check_shape(name, known.shape, shape)
+        refuse_classes(name, known.classes, task)
+        missing = bool(known.lies_at) and not (root / known.lies_at).exists() and not config.download
+        warnings = (f"data set {name!r} is not in {root}: set data.download or data.root before the search",)
+        says = f"{name}, {known.training:,} training images; its files were not read"
+        return Survey(says, known.training, warnings * missing)
+    if name not in TEST_FOLDERS:
+        return Survey(f"{name} was not looked at; the search opens it")
+    if not root.is_dir():
+        says = f"{name} was not looked at: there is no folder {root}"
+        return Survey(says, warnings=(f"{says}; set data.root or make it before the search",))
+    return _in_folders(config, root, task)
+
+
+def data_root(config: DataConfig) -> Path:
+    """The folder that the set lies in."""
+    return Path(config.root or os.environ.get("GRAPHSPEC_DATA") or "data").expanduser().absolute()
+
+
+def check_shape(name: str, found: Sequence[int], wanted: Sequence[int]) -> None:
+    """RunError if the images of the set are not those that the spec's network reads; both (C, H, W)."""
+    if tuple(found) != tuple(wanted):
+        raise RunError(
+            f"images of data set {name!r} are {TensorType(tuple(found))} (channels first), the spec's input "
+            f"is {TensorType(tuple(wanted))}: set `input: {list(found)}` in the spec, or data.name to other data"
+        )
+
+
+def part_folders(config: DataConfig) -> tuple[Path, Path]:
+    """The folders of training and test images; RunError if one is missing."""
+    root, names = data_root(config), TEST_FOLDERS[config.name]
+    test = next((root / name for name in names if (root / name).is_dir()), None)
+    if test is None or not (root / "train").is_dir():
+        raise RunError(
+            f"data set {config.name!r}: {root} must hold the folders train/ and {names[0]}/ (or {names[1]}/) with one "
+            "folder of images per class; set data.root to the folder that holds them"
+        )
+    return root / "train", test
+
+
+def refuse_other_classes(train: Path, test: Path, names: Sequence[str], test_names: Sequence[str]) -> None:
+    """RunError if the two parts do not hold the same classes."""
+    if differing := sorted(set(names) ^ set(test_names)):
+        raise RunError(f"{train} and {test} do not hold the same classes: {', '.join(differing[:5])} differ")
+
+
+def _in_folders(config: DataConfig, root: Path, task: Task) -> Survey:
+    """Classes of both parts, and the images of each where there are not too many."""
+    train, test = part_folders(config)
+    names, test_names = _classes(train), _classes(test)
+    refuse_other_classes(train, test, names, test_names)
+    refuse_classes(config.name, len(names), task)
+    counts = dict.fromkeys(names, 0)
+    for folder, _, files in os.walk(train, followlinks=True):
+        name = os.path.relpath(folder, train).split(os.sep)[0]
+        if name in counts:
+            counts[name] += sum(file.lower().endswith(ENDINGS) for file in files)
+        if sum(counts.values()) > COUNTED:
+            return Survey(f"{len(names)} classes in {root}; their images were neither counted nor read")
+    says = f"{sum(counts.values()):,} training images of {len(names)} classes in {root}; none was read"
+    return Survey(says, sum(counts.values()), _doubts(counts))
+
+
+def _classes(folder: Path) -> list[str]:
+    """The names of the folders in it; RunError if it cannot be read."""
+    try:
+        return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise RunError(f"{folder}: {error.strerror}\n  try: other rights, or another data.root") from error
+
+
+def _doubts(counts: dict[str, int]) -> tuple[str, ...]:
+    """What is doubtful about these numbers of training images by class."""
+    (few, fewest), (many, most) = (pick(counts.items(), key=lambda item: item[1]) for pick in (min, max))
+    short = sum(count < PARTS for count in counts.values())
+    if short:
+        return (
+            f"{short} of {len(counts)} classes have fewer than {PARTS} training images ({few!r}: {fewest}): weights, "
+            f"gates and validation cannot have one each, so such a class is learned or checked, not both",
+        )
+    if most < UNEVEN * fewest:
+        return ()
+    return (
+        f"the classes are uneven: {many!r} has {most:,} training images, {few!r} {fewest:,}; figures over all images "
+        f"then say little of {few!r}",
+    )
