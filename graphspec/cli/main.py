@@ -15,6 +15,13 @@ import graphspec
 
 def main() -> None:
     """Run the command line; SystemExit with the exit code at the end."""
+    try:
+        _run()
+    except KeyboardInterrupt:  # also while modules are imported
+        raise SystemExit(130) from None
+
+
+def _run() -> None:
     _refuse_shadowed()
     if (
         "OMP_WAIT_POLICY" not in os.environ
