@@ -61,6 +61,7 @@ def run() -> None:
     if debug:
         sys.argv.remove("--debug")
     try:
+        _refuse_lost_folder()
         _refuse_unprintable(sys.argv[1:])
         try:
             app()
@@ -78,6 +79,14 @@ def run() -> None:
         if debug:
             raise
         _give_up(error)
+
+
+def _refuse_lost_folder() -> None:
+    """GraphspecError where the working directory was removed: libraries end the process without a word of ours."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise GraphspecError("the working directory was removed\n  try: cd into one that is there") from error
 
 
 def _refuse_unprintable(arguments: list[str]) -> None:
