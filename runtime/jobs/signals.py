@@ -42,6 +42,8 @@ class StopFlag:
         self._former: dict[int, Any] = {}
 
     def __enter__(self) -> StopFlag:
+        if getattr(signal.getsignal(signal.SIGINT), "heard", False):  # by the command line, while it was starting
+            raise KeyboardInterrupt
         if threading.current_thread() is threading.main_thread():
             for signum in STOPPING:
                 if signal.getsignal(signum) is not signal.SIG_IGN:  # as under nohup
