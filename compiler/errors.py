@@ -101,6 +101,19 @@ class RunError(GraphspecError):
     """A job failed or was asked for something impossible; the message says what to do next."""
 
 
+_UNPRINTABLE = re.compile(
+    "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    """The text with control characters, and those that turn the writing round, written as Python escapes them.
+
+    Names, paths and what files hold may contain them, and a terminal would obey.
+    """
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
 def folded(text: str) -> str:
     """The text for a terminal: long lines are broken between words, but those that show a source line or a command."""
     return "\n".join(line if len(line) <= COLUMNS or _WHOLE.search(line) else _fold(line) for line in text.split("\n"))
@@ -111,7 +124,21 @@ def _fold(line: str) -> str:
     return textwrap.fill(line, COLUMNS, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
+class _Suggestions:
+    """How many words may still be compared: of thousands of mistakes few are shown, and comparing takes its time."""
+
+    MOST = 50_000  # about a second
+    left = MOST
+
+
+def suggest_anew() -> None:
+    """Let suggestions be made again: a new text is read."""
+    _Suggestions.left = _Suggestions.MOST
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the nearest known word, or the empty string."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    words = list(known)
+    _Suggestions.left -= len(words)
+    near = difflib.get_close_matches(word, words, n=1, cutoff=0.6) if _Suggestions.left > 0 else []
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -192,7 +192,14 @@ class _Document(BaseModel, extra="forbid", frozen=True, strict=True, allow_inf_n
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without duplicate keys: of two values for one edge, neither is to be believed."""
+    """YAML without duplicate keys (of two values for one edge, neither is to be believed) and without aliases, which
+    can stand for more than any memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """The next value; ComposerError if it is an alias."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "an alias stands for a value", None)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The map; ConstructorError at a second key of the same name."""

@@ -20,13 +20,15 @@ def parse_count(value: Any) -> Any:
     return round(float(match[1]) * _UNITS[match[2]]) if match else value
 
 
-Positive = Annotated[int, Field(gt=0)]
+MOST, LARGEST = 10**9, 1e6  # of a whole number, of a rate or a weight: beyond them arithmetic overflows, or memory ends
+Positive = Annotated[int, Field(gt=0, le=MOST)]
 _WRITTEN_COUNT = Annotated[str, Field(pattern=r"^\s*\d{1,18}(\.\d{1,18})?\s*[kMG]?\s*$")]
 Count = Annotated[int, Field(gt=0), BeforeValidator(parse_count, json_schema_input_type=Positive | _WRITTEN_COUNT)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Rate = Annotated[float, Field(gt=0.0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
-Epochs = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0.0, le=LARGEST)]
+NonNegative = Annotated[float, Field(ge=0.0, le=LARGEST)]
+Epochs = Annotated[int, Field(ge=0, le=MOST)]
+Pixels = Annotated[int, Field(ge=0, le=2**16)]
 
 
 def _share(value: float) -> float:
@@ -86,7 +88,7 @@ class DataConfig(Section):
     """Download a missing torchvision data set."""
     validation: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     """Fraction of the training images used for validation only."""
-    crop_padding: Annotated[int, Field(ge=0)] = 0
+    crop_padding: Pixels = 0
     """Pad images by this many pixels and crop at random; 0: off."""
     flip: bool = False
     """Flip images horizontally at random."""
@@ -94,14 +96,14 @@ class DataConfig(Section):
     """Mean per channel in 0..1. Default: computed on the training images."""
     std: tuple[Annotated[Share, Field(gt=0.0)], ...] | None = None
     """Standard deviation per channel in 0..1. Default: computed on the training images."""
-    workers: Annotated[int, Field(ge=0)] = 2
+    workers: Annotated[int, Field(ge=0, le=1024)] = 2
     """Loader processes, for data sets that are not held in memory."""
     in_memory: bool | None = None
     """`folder`: hold the decoded images in memory as uint8. Default: if they take less than 2 GB. `imagenet` is never
     held in memory, all other data sets always are."""
     skip_corrupt: bool = False
     """Skip and count unreadable images. Default: an unreadable image is an error."""
-    fake_size: Positive = 256
+    fake_size: Annotated[int, Field(gt=0, le=10**6)] = 256
     """`fake`: number of training images; there are half as many test images."""
 
 
@@ -141,7 +143,7 @@ class CheckpointConfig(Section):
 
     minutes: NonNegative = 10.0
     """Write a checkpoint every N minutes within an epoch, too; 0: off."""
-    keep: Annotated[int, Field(ge=2)] = 2
+    keep: Annotated[int, Field(ge=2, le=MOST)] = 2
     """Number of checkpoints to keep."""
 
 
@@ -221,7 +223,7 @@ class RetrainConfig(TrainingConfig):
     """Epochs of training."""
     inherit: bool = False
     """Start from the weights of the search (gates folded in) instead of from scratch."""
-    cutout: Annotated[int, Field(ge=0)] = 0
+    cutout: Pixels = 0
     """Side in pixels of the square cut out of each training image; 0: off."""
     auxiliary_weight: NonNegative = 0.0
     """Loss weight of the auxiliary head after the last reduction; 0 leaves it out."""
@@ -245,7 +247,7 @@ class BudgetConfig(Section):
 class ExportConfig(Section):
     """The ONNX model and its checks."""
 
-    opset: Annotated[int, Field(ge=13)] = 18
+    opset: Annotated[int, Field(ge=13, le=1000)] = 18
     """ONNX operator set."""
     with_preprocessing: Literal["none", "nchw", "nhwc"] = "none"
     """Include the normalisation: the model then takes uint8 images in this layout."""

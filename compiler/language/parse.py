@@ -12,6 +12,7 @@ from typing import Any
 
 from compiler.errors import Diagnostic, SpecError
 from compiler.garbage import collector_paused
+from compiler.language.config import LARGEST
 from compiler.language.grammar import BLOCKS, NETWORK, SHARE, SHORTHANDS
 from compiler.language.layers import load
 from compiler.language.names import symbol_problem
@@ -97,8 +98,8 @@ def _read_symbols(reader: Reader, at: At) -> dict[str, int]:
 def _read_first_gate(reader: Reader, at: At) -> float | None:
     value = at.tree.value
     found = reader.expect(at, type(value) in (int, float), "a number")
-    if found is not None and found < 0:
-        reader.error(at.place, f"gates.init must be at least 0, found {found:g}")
+    if found is not None and not 0 <= found <= LARGEST:
+        reader.error(at.place, f"gates.init must be from 0 to {LARGEST:g}, found {found:g}")
     return None if found is None else float(found)
 
 
@@ -107,12 +108,18 @@ _SYMBOLS = {
     "propertyNames": {"pattern": "^[A-Za-z][A-Za-z0-9_]*$"},
     "additionalProperties": SIZE.schema,
 }
+FIRST_GATE = Kind(_read_first_gate, {"type": "number", "minimum": 0, "maximum": LARGEST})
 GATES = Construct(
     "gates: a map with share and init",
     "How gates are shared, and their initial value.",
     (
         Key("share", SHARE, "Which blocks share gates; a block may override it.", default="none"),
-        Key("init", Kind(_read_first_gate, {"type": "number", "minimum": 0}), "Initial value of every gate.", 1.0),
+        Key(
+            "init",
+            Kind(_read_first_gate, {"type": "number", "minimum": 0, "maximum": LARGEST}),
+            "Initial value of every gate.",
+            1.0,
+        ),
     ),
 )
 _NAMES = {"type": "string", "pattern": f"^{_NAME.pattern}$"}

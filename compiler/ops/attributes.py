@@ -10,7 +10,7 @@ from compiler.ir.graph import AttrValue, attrs_of
 from compiler.ops.definition import OpAttrs, PartsRule, Shape, Step
 from compiler.ops.windows import Window
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, le=10**9)]
 Activation = Literal[
     "none", "relu", "relu6", "hard_swish", "silu", "gelu", "sigmoid", "hard_sigmoid", "tanh", "leaky_relu", "elu",
     "prelu",

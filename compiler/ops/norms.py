@@ -19,7 +19,7 @@ Epsilon = Annotated[float, Field(gt=0, le=1)]
 class BatchNormAttrs(OpAttrs):
     """Batch normalisation over every channel."""
 
-    eps: Annotated[float, Field(gt=0)] = 2e-5
+    eps: Epsilon = 2e-5
     """Added to the variance."""
     momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Share of the newest batch in the running statistics."""
@@ -44,7 +44,7 @@ class GroupNormAttrs(InstanceNormAttrs):
 class LayerNormAttrs(OpAttrs):
     """Layer normalisation, scale and shift per channel."""
 
-    eps: Annotated[float, Field(gt=0)] = 1e-5
+    eps: Epsilon = 1e-5
     """Added to the variance."""
     over: Literal["all", "channels"] = "all"
     """`all`: over channels and pixels together; `channels`: over the channels of each pixel."""

@@ -49,7 +49,7 @@ class AdaptiveAttrs(OpAttrs):
 class MeanAttrs(OpAttrs):
     """Mean over dimensions."""
 
-    dims: tuple[Annotated[int, Field(ge=1)], ...]
+    dims: tuple[Annotated[int, Field(ge=1, le=3)], ...]
     """Dimensions averaged over: 1 is the channels, 2 and 3 the axes of the pixels."""
     keep: bool = False
     """Keep the averaged dimensions with size 1."""

@@ -27,7 +27,7 @@ class ShuffleAttrs(OpAttrs):
 class SliceAttrs(OpAttrs):
     """Some of the channels."""
 
-    start: Annotated[int, Field(ge=0)] = 0
+    start: Annotated[int, Field(ge=0, le=10**9)] = 0
     """The first channel, counted from 0."""
     stop: Positive
     """The channel behind the last one."""

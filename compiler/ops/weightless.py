@@ -21,7 +21,7 @@ class OutputAttrs(OpAttrs):
 
     name: str = "output"
     """What it is called in results and in an exported model."""
-    weight: Annotated[float, Field(ge=0)] = 1.0
+    weight: Annotated[float, Field(ge=0, le=1e6)] = 1.0
     """How much its loss counts in training."""
 
 
@@ -49,7 +49,7 @@ class ZeroAttrs(OpAttrs):
 class ScaleAttrs(OpAttrs):
     """Multiplication by a constant."""
 
-    factor: float
+    factor: Annotated[float, Field(ge=-1e6, le=1e6)]
     """What every value is multiplied by."""
 
 

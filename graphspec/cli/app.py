@@ -5,14 +5,16 @@ Exit codes: 0 success; 1 wrong input or a failed job, with one message; 2 wrong 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from contextlib import suppress
+from typing import Annotated, NoReturn
 
 import typer
 
 import graphspec
-from compiler.errors import GraphspecError, SpecError
+from compiler.errors import GraphspecError, SpecError, printable
 from graphspec.cli import exporting, inspection, runs, specs, training
 from graphspec.cli.options import say
 
@@ -59,7 +61,12 @@ def run() -> None:
     if debug:
         sys.argv.remove("--debug")
     try:
-        app()
+        _refuse_lost_folder()
+        _refuse_unprintable(sys.argv[1:])
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # here a full disk can still be told of
     except GraphspecError as error:
         if debug:
             raise
@@ -68,6 +75,36 @@ def run() -> None:
         raise SystemExit(error.exit_code) from None
     except (BrokenPipeError, KeyboardInterrupt):
         raise SystemExit(130) from None
+    except (OSError, MemoryError, ImportError) as error:
+        if debug:
+            raise
+        _give_up(error)
+
+
+def _refuse_lost_folder() -> None:
+    """GraphspecError where the working directory was removed: libraries end the process without a word of ours."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise GraphspecError("the working directory was removed\n  try: cd into one that is there") from error
+
+
+def _refuse_unprintable(arguments: list[str]) -> None:
+    """GraphspecError for control characters in an argument that is no path: messages about it would carry them on."""
+    for argument in arguments:
+        if printable(argument) != argument and not os.path.lexists(argument):
+            raise GraphspecError(f"an argument has control characters: {argument}\n  try: it without them")
+
+
+def _give_up(error: Exception) -> NoReturn:
+    """Say what the system refused (a full disk, no rights, too little memory, a broken installation); exit code 1.
+
+    What is still to be written to a closed or full output is dropped: Python would try again at its end.
+    """
+    with suppress(OSError):
+        say(f"error: the system refuses: {str(error) or type(error).__name__}\n  try: `--debug` to see where")
+        sys.stdout.flush()
+    os._exit(1)
 
 
 def _tell(error: GraphspecError) -> None:

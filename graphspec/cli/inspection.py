@@ -25,7 +25,7 @@ def opt(
 
     graph = graph_of(spec, overrides_of(settings))
     pipeline = parse_pipeline(passes)
-    model = pipeline.run(Model(graph, dict.fromkeys(graph.gates(), 1.0)), Printer(typer.echo, print_after_all))
+    model = pipeline.run(Model(graph, dict.fromkeys(graph.gates(), 1.0)), Printer(tell, print_after_all))
     if not print_after_all:
         typer.echo(text(model.graph))
 

@@ -7,14 +7,41 @@ directory first, where a user may have a package of that name.
 from __future__ import annotations
 
 import os
+import signal
 from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
 
 import graphspec
 
 
+class CtrlC:
+    """Raises KeyboardInterrupt, and ends the process at once when called again.
+
+    Some libraries swallow the exception while they are imported: `heard` tells a job that it need not start.
+    """
+
+    heard = False
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        """The handler of SIGINT."""
+        if self.heard:
+            os._exit(130)
+        self.heard = True
+        raise KeyboardInterrupt
+
+
 def main() -> None:
     """Run the command line; SystemExit with the exit code at the end."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, CtrlC())
+    try:
+        _run()
+    except KeyboardInterrupt:  # also while modules are imported
+        raise SystemExit(130) from None
+
+
+def _run() -> None:
     _refuse_shadowed()
     if (
         "OMP_WAIT_POLICY" not in os.environ

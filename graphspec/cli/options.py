@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from compiler.errors import folded
+from compiler.errors import folded, printable
 
 if TYPE_CHECKING:
     from compiler.language.overrides import Override
@@ -30,11 +30,13 @@ TrustOpt = Annotated[bool, typer.Option("--trust-code", help="Allow data.name: p
 
 def say(message: str) -> None:
     """A line for people, to stderr."""
+    message = printable(message)
     typer.echo(folded(message) if sys.stderr.isatty() else message, err=True)
 
 
 def tell(text: str) -> None:
     """What was asked for, as text, to stdout."""
+    text = printable(text)
     typer.echo(folded(text) if sys.stdout.isatty() else text)
 
 
@@ -46,7 +48,7 @@ def print_json(value: Any) -> None:
 def deliver(content: str, output: Path | None) -> None:
     """Print, or write to a file in one step."""
     if output is None:
-        typer.echo(content, nl=not content.endswith("\n"))
+        typer.echo(printable(content), nl=not content.endswith("\n"))
         return
     from runtime.rundir.files import write_text
 

@@ -18,7 +18,7 @@ import rich.console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from compiler.errors import folded
+from compiler.errors import folded, printable
 from runtime.jobs.events import EventLog
 from runtime.rundir.files import guarded, sync
 
@@ -139,6 +139,7 @@ class Console:
         self._print(f"warning: {text}", style="yellow")
 
     def _print(self, text: str, style: str | None = None) -> None:
+        text = printable(text)
         plain = not self._rich.is_terminal or self._rich.is_dumb_terminal
         self._rich.print(text if plain else folded(text), style=style, markup=False)
 

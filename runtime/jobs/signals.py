@@ -1,4 +1,6 @@
-"""Ctrl-C and SIGTERM: the first asks the training loop to stop after its step, the second ends the process at once."""
+"""Ctrl-C, SIGTERM and SIGHUP (the terminal is gone): the first asks the training loop to stop after its step, the
+second ends the process at once.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from typing import Any
 
 from compiler.errors import GraphspecError
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it, and a second signal leaves it no time to show it again
 
 
@@ -25,9 +28,9 @@ class Interrupted(GraphspecError):  # noqa: N818  the user asked for it: it is n
 
 
 class StopFlag:
-    """A context in which the first SIGINT or SIGTERM sets `signum`, which the loop polls between steps.
+    """A context in which the first of these signals sets `signum`, which the loop polls between steps.
 
-    From then on both signals do what the system does by default, so that a second one ends the process even inside a
+    From then on they do what the system does by default, so that a second one ends the process even inside a
     long computation. With `speaks` it says so on stderr. Leaving the context puts the former handlers back. Outside
     the main thread Python delivers no signals: there the context changes nothing.
     """
@@ -39,9 +42,12 @@ class StopFlag:
         self._former: dict[int, Any] = {}
 
     def __enter__(self) -> StopFlag:
+        if getattr(signal.getsignal(signal.SIGINT), "heard", False):  # by the command line, while it was starting
+            raise KeyboardInterrupt
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self._former[signum] = signal.signal(signum, self._on_signal)
+            for signum in STOPPING:
+                if signal.getsignal(signum) is not signal.SIG_IGN:  # as under nohup
+                    self._former[signum] = signal.signal(signum, self._on_signal)
         return self
 
     def __exit__(
@@ -51,7 +57,7 @@ class StopFlag:
             signal.signal(*self._former.popitem())
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
+        for each in self._former:
             signal.signal(each, signal.SIG_DFL)
         if os.getpid() != self._process:  # a forked helper has no checkpoint to write
             os.kill(os.getpid(), signum)

@@ -1,0 +1,130 @@
+"""What lies around a command: full disks, lost folders, few files and little memory, control characters, signals."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from compiler.errors import printable
+from tests.tiny import TINY, command, environment, graphspec, write_spec
+
+FULL = Path("/dev/full")
+
+
+def run(cwd: Path, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    settings = {"cwd": cwd, "env": environment(), "text": True, "stderr": subprocess.PIPE, "check": False} | options
+    return subprocess.run(command(*arguments), **settings)  # type: ignore[call-overload, no-any-return]
+
+
+def assert_one_message(done: subprocess.CompletedProcess[str], *parts: str) -> None:
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("error:") == 1, done.stderr
+    for part in parts:
+        assert part in done.stderr
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("arguments", [("ops",), ("--help",), ("compile", "tiny.yaml", "--dry-run"), ("schema",)])
+def test_output_to_a_full_device(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    write_spec(tmp_path)
+    with FULL.open("w") as full:
+        assert_one_message(run(tmp_path, *arguments, stdout=full), "No space left on device")
+
+
+def test_a_working_directory_that_was_removed(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    script = f"rmdir {gone}; exec {' '.join(command('search', '--resume'))}"
+    done = subprocess.run(
+        ["sh", "-c", script], cwd=gone, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert_one_message(done)
+
+
+def limited(kind: int, most: int) -> Callable[[], None]:
+    return lambda: resource.setrlimit(kind, (most, most))
+
+
+def test_few_files(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path)
+    for files in (8, 40):
+        done = run(
+            tmp_path, "search", str(spec), "--smoke", preexec_fn=limited(resource.RLIMIT_NOFILE, files),
+            stdout=subprocess.PIPE,
+        )  # fmt: skip
+        assert "Traceback" not in done.stderr
+        if done.returncode:
+            assert_one_message(done)
+
+
+def test_little_memory(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path)
+    done = run(tmp_path, "search", str(spec), preexec_fn=limited(resource.RLIMIT_AS, 800 * 2**20))
+    assert_one_message(done, "the system refuses")
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
+def test_a_folder_without_rights(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path)
+    spec.chmod(0)
+    assert_one_message(run(tmp_path, "compile", str(spec)), "Permission denied")
+
+
+HOSTILE = "\x1b]0;owned\x07\x1b[31mred\r\u202etxt"
+
+
+def test_text_is_printable() -> None:
+    assert printable(HOSTILE) == r"\x1b]0;owned\x07\x1b[31mred\r\u202etxt"
+    assert printable("naïve\tnäme\n漢字 🙂") == "naïve\tnäme\n漢字 🙂"
+
+
+@pytest.mark.parametrize("command_name", ["compile", "show", "bench", "report"])
+def test_names_reach_the_terminal_escaped(tmp_path: Path, command_name: str) -> None:
+    hostile = tmp_path / HOSTILE.replace("/", "")
+    hostile.write_text(TINY.replace("name: tiny", f'name: "{HOSTILE.encode("unicode_escape").decode()}"'))
+    done = graphspec(tmp_path, command_name, str(hostile), code=1)
+    assert not set(done.stdout + done.stderr) & set("\x1b\x07\r\u202e")
+    assert r"\x1b" in done.stderr
+
+
+def test_an_argument_with_control_characters_is_refused(tmp_path: Path) -> None:
+    done = graphspec(tmp_path, f"compile{HOSTILE}", code=1)
+    assert "an argument has control characters" in done.stderr
+    assert "\x1b" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_terminal_that_closes_leaves_a_checkpoint(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, TINY.replace("epochs: 4", "epochs: 400"))
+    graphspec(tmp_path, "compile", str(spec), "--out", "run")
+    job = subprocess.Popen(command("search", "run"), cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run" / "search" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.is_file() and metrics.read_bytes()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    job.send_signal(signal.SIGHUP)
+    _, said = job.communicate(timeout=120)
+    assert job.returncode == 128 + signal.SIGHUP, said
+    assert "stopped by SIGHUP after writing a checkpoint" in said
+
+
+def test_ctrl_c_while_modules_are_imported(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path)
+    for delay in (0.05, 0.3, 0.8):
+        job = subprocess.Popen(
+            command("search", str(spec)), cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
+        )
+        time.sleep(delay)
+        for _ in range(2):
+            job.send_signal(signal.SIGINT)
+        _, said = job.communicate(timeout=120)
+        assert job.returncode in (130, -signal.SIGINT), said
+        assert "Traceback" not in said or "site.py" in said  # before our first line runs, Python speaks
