@@ -14,7 +14,7 @@ from compiler.errors import RunError
 from compiler.ir.graph import OUTPUT, Graph
 from compiler.language.config import Schedule, TrainingConfig
 from compiler.lowering.torch.batch_parts import BatchNorm
-from compiler.lowering.torch.fx import outputs_by_name
+from compiler.lowering.torch.fx import outputs_by_name, tensor_name
 from compiler.ops import read_attrs
 from runtime.data.dataset import Loader
 from runtime.processes.launch import Launch
@@ -85,7 +85,8 @@ def network_of(module: fx.GraphModule, config: TrainingConfig) -> nn.Module:
 
 def weight_parameters(module: nn.Module) -> dict[str, Parameter]:
     """The trainable parameters by name, gates left out."""
-    return {name: p for name, p in module.named_parameters() if p.requires_grad and not name.endswith(".gates")}
+    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad and not name.endswith(".gates")]
+    return {tensor_name(name): p for name, p in trained}
 
 
 def weight_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.SGD:
