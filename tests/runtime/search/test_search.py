@@ -203,6 +203,33 @@ def test_a_search_goes_on_between_two_looks_within_an_epoch(tmp_path: Path) -> N
     assert final_files(tmp_path) == finished
 
 
+@pytest.mark.parametrize("said", [None, "1"])
+def test_a_resumed_search_uses_as_many_threads_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], said: str | None
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    every_step = ("search.checkpoint.minutes=1e-9", "search.checkpoint.keep=1000")
+    torch.set_num_threads(2)
+    part = search(tmp_path, *SHORT, *every_step)
+    finished = final_files(tmp_path)
+    checkpoints = sorted((part / "checkpoints").iterdir())
+    for path in (
+        *checkpoints[len(checkpoints) // 4 * 2 :],
+        *(part / name for name in FINAL if name != "metrics.jsonl"),
+    ):
+        path.unlink(missing_ok=True)
+    torch.set_num_threads(1)
+    if said:
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+    with chdir(tmp_path):
+        api.search("runs/latest", overrides=[*SHORT, *every_step], resume=True)
+    assert torch.get_num_threads() == 1
+    record = json.loads((part / "environment.json").read_text())
+    assert record["threads"] == (1 if said else 2)
+    assert ("goes on with OMP_NUM_THREADS=1, not 2" in capsys.readouterr().err) == bool(said)
+    assert said or final_files(tmp_path) == finished
+
+
 def test_a_search_that_an_earlier_version_began_goes_on(tmp_path: Path) -> None:
     """It called the strategy apg_nag, memory access mac, and knew no options."""
     many = "search.checkpoint.keep=1000"
