@@ -188,6 +188,8 @@ def set_gammas(penalty: Penalty, optimizer: APGNAG, vectors: Mapping[str, Parame
     `vectors` maps each share scope to its gate vector, laid out as `Graph.gate_scopes`. The weights are computed anew
     only when the set of zero gates has changed since the last call.
     """
+    if not penalty.scopes:
+        return
     zero = torch.cat([optimizer.is_zero(vectors[scope]) for scope in penalty.scopes]).tolist()
     gates = [gate for scope in penalty.scopes.values() for gate in scope]
     gammas = penalty.gammas(list(compress(gates, zero)))

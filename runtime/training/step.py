@@ -153,7 +153,8 @@ def backward(loss_fn: LossFn, batch: Batch, params: Sequence[Parameter], config:
     total = torch.zeros((), device=y.device)
     for xs, ys in zip(x.chunk(parts), y.chunk(parts), strict=True):
         loss = loss_fn(xs, ys) * (len(ys) / len(y))
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        if params:
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
         total += loss.detach()
     return total
 
