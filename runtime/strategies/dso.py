@@ -245,7 +245,7 @@ class Dso(TrainingStrategy):
 def gate_optimizer(net: Supernet) -> APGNAG:
     """APG-NAG over the gates of a network, with the settings of its search."""
     settings = net.config.gates.model_dump(include={"lr", "gamma", "momentum", "clip", "nonnegative"})
-    return APGNAG([{"params": [*net.gate_vectors.values()]}], **settings)  # torch takes no empty list of parameters
+    return APGNAG(net.gate_vectors.values(), **settings)
 
 
 def gate_tensors(net: Supernet, optimizer: APGNAG) -> dict[str, Tensor]:

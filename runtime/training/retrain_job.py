@@ -63,7 +63,7 @@ class RetrainJob(Job):
         self.task, self.world = dataset.task, world
         set_precision(self.config, device)
         drop_path, dropout, auxiliary = self.config.drop_path, self.config.dropout, self.config.auxiliary_weight
-        trained = with_training_parts(
+        trained = self.trained = with_training_parts(
             graph, drop_path=drop_path, dropout=dropout, auxiliary=auxiliary, classes=self.task.outputs
         )
         self.own = frozenset(weight_shapes(graph))  # tensors of `graph`; all others are of training-only parts
