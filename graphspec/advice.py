@@ -47,13 +47,13 @@ def death_steps(gamma: float, lr: float, momentum: float) -> float:
     return (1 - momentum) / (lr * gamma) if lr * gamma > 0 else math.inf
 
 
-def epochs_to_death(gates: GateConfig, steps_per_epoch: int, epochs: int) -> float:
-    """Epochs until a gate without gradient has gone from 1 to 0 under the gates' schedule; infinity if it does not.
+def epochs_to_death(gates: GateConfig, steps_per_epoch: int, epochs: int, init: float = 1.0) -> float:
+    """Epochs until a gate without gradient has gone from `init` to 0 by the gates' schedule; infinity if it does not.
 
     Under a varying rate a gate has gone `gamma / (1 - momentum)` times the sum of the rates so far; the sum takes at
     most `SAMPLES` rates, so that a long search is checked as fast as a short one.
     """
-    travelled, needed = 0.0, death_steps(gates.gamma, 1.0, gates.momentum)
+    travelled, needed = 0.0, init * death_steps(gates.gamma, 1.0, gates.momentum)
     total = epochs * steps_per_epoch
     stride = max(1, math.ceil(total / SAMPLES))
     for step in range(0, total, stride):
@@ -64,23 +64,27 @@ def epochs_to_death(gates: GateConfig, steps_per_epoch: int, epochs: int) -> flo
     return math.inf
 
 
-def gate_warnings(search: SearchConfig, steps_per_epoch: int) -> list[str]:
-    """What is doubtful about gamma, gate learning rate and epochs, for so many gate steps an epoch."""
+def gate_warnings(search: SearchConfig, steps_per_epoch: int | None, init: float = 1.0) -> list[str]:
+    """What is doubtful about init, gamma, rate and epochs of gates, for so many gate steps an epoch (None: unknown)."""
     gates = search.gates
     if search.strategy != "dso" or search.epochs == 0:
         return []
+    if init == 0:
+        return ["gates.init is 0: pretraining trains nothing behind a gate, and all gates may be pruned at once; try 1"]
     if gates.gamma == 0:
         return ["search.gates.gamma is 0: no gate is pushed to zero, so no edge will be pruned"]
-    alive = epochs_to_death(gates, steps_per_epoch, search.epochs)
+    steps = init * death_steps(gates.gamma, gates.lr, gates.momentum)
     pace = (
         f"with search.gates.gamma {gates.gamma:g} and lr {gates.lr:g}, a gate without gradient is zero after about "
-        f"{death_steps(gates.gamma, gates.lr, gates.momentum):.0f} gate steps at the full learning rate"
+        f"{max(steps, 1):.0f} gate steps at the full learning rate"
     )
-    total = search.epochs * steps_per_epoch
-    if math.isinf(alive):
+    alive = math.inf if steps_per_epoch is None else epochs_to_death(gates, steps_per_epoch, search.epochs, init)
+    if steps <= 1 or alive < TOO_SOON:
+        share = "" if steps_per_epoch is None else f", {alive:.2g} of an epoch"
+        return [f"{pace}{share}: lower gamma or the gates' lr, or useful edges are pruned too"]
+    if steps_per_epoch is not None and math.isinf(alive):
+        total = search.epochs * steps_per_epoch
         return [f"{pace}, but the search has only {total} gate steps: raise gamma, the gates' lr or search.epochs"]
-    if alive < TOO_SOON:
-        return [f"{pace}, {alive:.2g} of an epoch: lower gamma or the gates' lr, or useful edges are pruned too"]
     return []
 
 
@@ -103,13 +107,17 @@ def schedule_warnings(where: str, schedule: Schedule, base: float, epochs: int) 
     return found
 
 
-def advise(configuration: Configuration) -> list[str]:
-    """All warnings; those about gate steps only where the size of the data set is known."""
-    search, retrain = configuration.search, configuration.retrain
-    images = training_images(configuration.data)
-    found = [] if images is None else gate_warnings(search, gate_steps_per_epoch(search, images))
-    found += schedule_warnings("search.gates", search.gates.schedule, search.gates.lr, search.epochs)
-    for epochs in sorted({search.pretrain_epochs, search.epochs}):
-        found += schedule_warnings("search", search.schedule, search.lr, epochs)
+def advise(configuration: Configuration, init: float | None = 1.0) -> list[str]:
+    """All warnings, for gates that start at `init` (None: there are none, so nothing is searched).
+
+    How long gates take to close is known only with the size of the data set.
+    """
+    search, retrain, found = configuration.search, configuration.retrain, []
+    if init is not None:
+        images = training_images(configuration.data)
+        found += gate_warnings(search, None if images is None else gate_steps_per_epoch(search, images), init)
+        found += schedule_warnings("search.gates", search.gates.schedule, search.gates.lr, search.epochs)
+        for epochs in sorted({search.pretrain_epochs, search.epochs}):
+            found += schedule_warnings("search", search.schedule, search.lr, epochs)
     found += schedule_warnings("retrain", retrain.schedule, retrain.lr, retrain.epochs)
     return list(dict.fromkeys(found))

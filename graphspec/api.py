@@ -84,7 +84,7 @@ def compile(  # noqa: A001  (the verb of the command line)
     task_of(spec, graph)
     graph_json, digest = json_and_hash(graph)
     costs = cost_report(graph, spec.config.search, digest)
-    warnings = tuple(advise(spec.config))
+    warnings = tuple(advise(spec.config, spec.gate_init if graph.gates() else None))
     run = None if dry_run else RunDir.create(_files(spec, graph, graph_json), Path(out) if out else None, root)
     return CompiledSpec(spec, graph, costs, warnings, run)
 
