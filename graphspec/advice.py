@@ -75,24 +75,27 @@ def too_slow(search: SearchConfig, steps_per_epoch: int, init: float = 1.0) -> s
     )
 
 
-def gate_warnings(search: SearchConfig, steps_per_epoch: int, init: float = 1.0) -> list[str]:
-    """What is doubtful about gamma, gate learning rate and epochs, for so many gate steps an epoch."""
+def gate_warnings(search: SearchConfig, steps_per_epoch: int | None, init: float = 1.0) -> list[str]:
+    """What is doubtful about init, gamma, rate and epochs of gates, for so many gate steps an epoch (None: unknown)."""
     gates = search.gates
     if search.strategy != "dso" or search.epochs == 0:
         return []
+    if init == 0:
+        return ["gates.init is 0: pretraining trains nothing behind a gate, and all gates may be pruned at once; try 1"]
     if gates.gamma == 0:
         return ["search.gates.gamma is 0: no gate is pushed to zero, so no edge will be pruned"]
-    if slow := too_slow(search, steps_per_epoch, init):
+    if steps_per_epoch is not None and (slow := too_slow(search, steps_per_epoch, init)):
         return [slow]
-    needed = death_steps(gates, init)
-    _, steps = full_steps(gates, steps_per_epoch, search.epochs, needed)
-    if steps < TOO_SOON * steps_per_epoch:
-        return [
-            f"with search.gates.gamma {gates.gamma:g} and lr {gates.lr:g}, a gate without gradient is zero after about "
-            f"{needed:.0f} gate steps, {steps / steps_per_epoch:.2g} of an epoch: lower gamma or the gates' lr, or "
-            f"useful edges are pruned too"
-        ]
-    return []
+    needed, share = death_steps(gates, init), ""
+    soon = needed <= 1
+    if steps_per_epoch is not None:
+        _, steps = full_steps(gates, steps_per_epoch, search.epochs, needed)
+        soon = soon or steps < TOO_SOON * steps_per_epoch
+        share = f", {steps / steps_per_epoch:.2g} of an epoch"
+    return [
+        f"with search.gates.gamma {gates.gamma:g} and lr {gates.lr:g}, a gate without gradient is zero after about "
+        f"{max(needed, 1):.0f} gate steps{share}: lower gamma or the gates' lr, or useful edges are pruned too"
+    ] * soon
 
 
 def refuse_hopeless(spec: Spec, graph: Graph, images: int | None) -> None:
@@ -142,12 +145,16 @@ def schedule_warnings(where: str, schedule: Schedule, base: float, epochs: int) 
     return found
 
 
-def advise(configuration: Configuration, images: int | None, init: float = 1.0) -> list[str]:
-    """All warnings; those about gate steps only where the number of training images, without validation, is known."""
-    search, retrain = configuration.search, configuration.retrain
-    found = [] if images is None else gate_warnings(search, gate_steps_per_epoch(search, images), init)
-    found += schedule_warnings("search.gates", search.gates.schedule, search.gates.lr, search.epochs)
-    for epochs in sorted({search.pretrain_epochs, search.epochs}):
-        found += schedule_warnings("search", search.schedule, search.lr, epochs)
+def advise(configuration: Configuration, images: int | None, init: float | None = 1.0) -> list[str]:
+    """All warnings, for gates that start at `init` (None: there are none, so nothing is searched).
+
+    How long gates take to close is known only with the number of training images, without validation.
+    """
+    search, retrain, found = configuration.search, configuration.retrain, []
+    if init is not None:
+        found += gate_warnings(search, None if images is None else gate_steps_per_epoch(search, images), init)
+        found += schedule_warnings("search.gates", search.gates.schedule, search.gates.lr, search.epochs)
+        for epochs in sorted({search.pretrain_epochs, search.epochs}):
+            found += schedule_warnings("search", search.schedule, search.lr, epochs)
     found += schedule_warnings("retrain", retrain.schedule, retrain.lr, retrain.epochs)
     return list(dict.fromkeys(found))

@@ -93,7 +93,7 @@ def compile(  # noqa: A001  (the verb of the command line)
     data = _survey(spec, task)
     images = None if data.training is None else round(data.training * (1 - spec.config.data.validation))
     refuse_hopeless(spec, graph, None if spec.config.data.name == "fake" else images)
-    warnings = (*data.warnings, *advise(spec.config, images if graph.gates() else None, spec.gate_init))
+    warnings = (*data.warnings, *advise(spec.config, images, spec.gate_init if graph.gates() else None))
     run = None if dry_run else RunDir.create(_files(spec, graph, graph_json), Path(out) if out else None, root)
     return CompiledSpec(spec, graph, costs, data.says, warnings, run)
 
@@ -266,7 +266,8 @@ def _match(target: Target, overrides: Overrides, match: str | os.PathLike[str]) 
 
 SMOKE: dict[str, Any] = {
     "data.name": "fake", "data.mean": None, "data.std": None,
-    "search.batch_size": 4, "search.pretrain_epochs": 1, "search.epochs": 1, "search.prune.every": 1,
+    "search.batch_size": 4, "search.accumulate": 1, "retrain.accumulate": 1,
+    "search.pretrain_epochs": 1, "search.epochs": 1, "search.prune.every": 1,
     "search.recalibrate_batches": 1, "search.schedule.warmup": 0, "search.gates.schedule.warmup": 0,
     "retrain.batch_size": 8, "retrain.epochs": 1, "retrain.schedule.warmup": 0,
 }  # fmt: skip

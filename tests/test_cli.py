@@ -59,6 +59,15 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 # -- compile --------------------------------------------------------------------------------------------------------
 
 
+def test_compile_says_what_comes_next_and_what_cannot_be_searched(run: Run) -> None:
+    plain = TINY.replace(", gated: true", "").replace("avg_pool_3x3]}", "avg_pool_3x3], gated: false}")
+    Path("plain.yaml").write_text(plain)
+    done = run("compile", "plain.yaml", "--set", "search.gates.gamma=1e6", "--set", "retrain.schedule.warmup=2")
+    assert done.err.startswith("warning: retrain.schedule.warmup is 2 of 2 epochs")
+    assert done.err.splitlines()[-1] == "wrote runs/tiny-001-s0; next: graphspec retrain (there are no gates to search)"
+    assert "warning: gates.init is 0" in run("compile", "tiny.yaml", "--set", "gates.init=0").err
+
+
 def test_compile_prints_the_table_and_writes_a_run(run: Run) -> None:
     done = run("compile", "tiny.yaml")
     assert [line.split()[0] for line in done.out.splitlines() if line] == [

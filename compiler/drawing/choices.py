@@ -64,6 +64,6 @@ def _bundle(src: str, dst: str, wires: Sequence[Wire]) -> Wire:
     return Wire(
         src, dst, "\n\n".join(wire.tip for wire in told),
         gated=any(wire.gated for wire in wires),
-        value=max(values) if values else None,
+        value=max(values, key=abs, default=None),
         pruned=not open_wires and any(wire.pruned for wire in wires),
     )  # fmt: skip

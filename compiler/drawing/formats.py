@@ -49,5 +49,5 @@ def draw(
 
 def paint_all(shown: list[Figure]) -> list[Picture]:
     """Every figure drawn, choices as one card, gate values to one scale."""
-    largest = max((wire.value or 0.0 for figure in shown for wire in figure.wires), default=0.0)
+    largest = max((figure.largest for figure in shown), default=0.0)
     return [paint(with_choices(figure), largest) for figure in shown]

@@ -69,6 +69,11 @@ class Figure:
     cards: tuple[Card, ...]
     wires: tuple[Wire, ...]
 
+    @property
+    def largest(self) -> float:
+        """The largest gate without its sign; 0 where no gates are given."""
+        return max((abs(wire.value or 0.0) for wire in self.wires), default=0.0)
+
 
 @dataclass(frozen=True)
 class View:

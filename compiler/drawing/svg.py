@@ -41,7 +41,7 @@ def page_style() -> str:
 
 
 def paint(figure: Figure, largest: float | None = None) -> Picture:
-    """Draw a figure; `largest` is the gate value that gets the widest stroke (default: the figure's own largest)."""
+    """Draw a figure; `largest` is the gate value that gets the widest stroke (default: the figure's largest)."""
     arrivals = {card.id: 0 for card in figure.cards}
     for wire in figure.wires:
         arrivals[wire.dst] += 1
@@ -52,8 +52,8 @@ def paint(figure: Figure, largest: float | None = None) -> Picture:
     headings = _headings(figure, layout)
     top = MARGIN + 46 + (22 if headings else 0)
     legend = _legend(figure.wires)
-    largest = largest or max((wire.value or 0.0 for wire in figure.wires), default=0.0)
-    faint_first = sorted(figure.wires, key=lambda wire: (not wire.closed, wire.value or 0.0))
+    largest = largest or figure.largest
+    faint_first = sorted(figure.wires, key=lambda wire: (not wire.closed, abs(wire.value or 0.0)))
     body = [
         f'<text class="gs-title" x="{MARGIN}" y="{MARGIN + 12}">{escape(figure.title)}</text>',
         f'<text class="gs-subtitle" x="{MARGIN}" y="{MARGIN + 31}">{escape(figure.subtitle)}</text>',

@@ -26,12 +26,11 @@ def listing(figure: Figure) -> str:
     reads: dict[str, list[Wire]] = {card.id: [] for card in order}
     for wire in figure.wires:
         reads[wire.dst].append(wire)
-    largest = max((wire.value or 0.0 for wire in figure.wires), default=0.0)
     if max(map(len, reads.values())) <= NAMED:
         heads, cells, key = ["reads"], {i: _named(ws, cards) for i, ws in reads.items()}, ""
     else:
-        heads, cells = _matrix(levels, reads, largest)
-        key = _key(figure.wires, largest)
+        heads, cells = _matrix(levels, reads, figure.largest)
+        key = _key(figure.wires, figure.largest)
     rows = _table(levels, order, heads, cells)
     return "\n".join([figure.title, figure.subtitle, "", *rows, *([key] if key else []), ""])
 

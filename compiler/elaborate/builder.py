@@ -208,7 +208,7 @@ class _Builder:
         try:
             output = self._fill(at, declared)
         except _UnfitError:  # the declared type stands in, so that the rest of the network is checked too
-            output = f"{at.id}.declared"
+            output = f"{at.id}.{OUTPUT}"  # no name of a spec
             self.graph.add(Node(output, "identity", type=TensorType(declared)))
         stage = at.entry.name if at.entry.repeat is not None else at.id
         return Block(at.id, block.name, stage, at.sources, output)

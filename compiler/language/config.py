@@ -121,7 +121,7 @@ class GateConfig(Section):
     clip: Rate | None = 2.0
     """Clip gate gradients element by element to [-clip, clip]; null: off."""
     nonnegative: bool = True
-    """Set negative gates to zero after each step."""
+    """Set negative gates to zero after each step. Without it few gates become zero, so few edges are pruned."""
     exempt_last_input: bool = True
     """Do not penalise the last open input of an op that batch norm makes scale-invariant."""
     adaptive: Adaptive = "none"

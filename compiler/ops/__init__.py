@@ -6,12 +6,13 @@
 
 from compiler.ir.graph import attrs_of
 from compiler.ops.chains import (
+    Scale,
     chain_of,
     gives_zeros,
     is_projection,
-    is_scale_invariant,
     joins_into_weight,
     only_merges,
+    scale_after,
     traits_alone,
 )
 from compiler.ops.definition import Op, OpAttrs, Reads, Shape, Step, TypeMismatchError
@@ -31,8 +32,8 @@ from compiler.ops.traits import IDENTITY, NOTHING, Affine, Channels, Numbers, Pi
 
 __all__ = [
     "BYTES", "IDENTITY", "NOTHING", "Affine", "Channels", "Cost", "Numbers", "Op", "OpAttrs", "Pixels", "Reads",
-    "Shape", "Step", "Traits", "TypeMismatchError", "UnknownOpError", "Values", "attrs_of", "chain_of", "cost",
-    "explain_attr_errors", "gives_zeros", "infer", "input_shapes", "is_projection", "is_scale_invariant",
-    "joins_into_weight", "known_ops", "node_cost", "node_tensors", "only_merges", "op", "parts", "read_attrs",
-    "register", "steps", "tensors", "traits_alone", "traits_of", "walk",
+    "Scale", "Shape", "Step", "Traits", "TypeMismatchError", "UnknownOpError", "Values", "attrs_of", "chain_of", "cost",
+    "explain_attr_errors", "gives_zeros", "infer", "input_shapes", "is_projection", "joins_into_weight",
+    "known_ops", "node_cost", "node_tensors", "only_merges", "op", "parts", "read_attrs", "register", "scale_after",
+    "steps", "tensors", "traits_alone", "traits_of", "walk",
 ]  # fmt: skip

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 
 from compiler.ir.graph import Attrs
 from compiler.ops.registry import parts, steps, traits_of
-from compiler.ops.traits import NOTHING, Channels, Numbers, Pixels, Traits, Values
+from compiler.ops.traits import NOTHING, Affine, Channels, Numbers, Pixels, Traits, Values
 
 
 def traits_alone(name: str, attrs: Attrs) -> Traits:
@@ -53,12 +54,24 @@ def gives_zeros(name: str, attrs: Attrs) -> bool:
     return zero
 
 
+class Scale(enum.Enum):
+    """What becomes of a factor c > 0 of all inputs together, in training and to eps."""
+
+    KEPT = enum.auto()  # the value has the factor
+    SHIFTED = enum.auto()  # it has, up to a constant per channel
+    GONE = enum.auto()  # a norm has undone it
+    FELT = enum.auto()  # nothing is known
+
+
 @functools.lru_cache(maxsize=65536)
-def is_scale_invariant(name: str, attrs: Attrs) -> bool:
-    """Whether scaling all inputs together by c > 0 leaves the output (to eps) in training: a norm undoes the scale."""
+def scale_after(name: str, attrs: Attrs, scale: Scale = Scale.KEPT) -> Scale:
+    """What is left of the factor of the inputs (`KEPT` or `SHIFTED`) in the op's value."""
     for traits in chain_of(name, attrs):
-        if traits.normalises:
-            return True
-        if traits.homogeneous < Numbers.NONNEGATIVE:
-            return False
-    return False
+        if traits.normalises and (scale is Scale.KEPT or traits.affine is Affine.STATISTICS):
+            return Scale.GONE
+        if (traits.homogeneous if scale is Scale.KEPT else traits.averages) >= Numbers.NONNEGATIVE:
+            continue
+        if traits.affine is not Affine.WEIGHT or (scale is Scale.SHIFTED and traits.pixels is Pixels.PADDED):
+            return Scale.FELT
+        scale = Scale.SHIFTED
+    return scale

@@ -23,7 +23,7 @@ from compiler.ir.graph import INPUT, Edge, Graph, Model, Node, attrs_of
 from compiler.ops import Reads, gives_zeros, infer, op
 from compiler.passes.base import Pass
 from compiler.passes.carry import can_lose_channels, carried_tensors, take
-from compiler.passes.draft import Draft, Source, living_blocks, sources_of
+from compiler.passes.draft import Draft, Source, free_id, living_blocks, sources_of
 
 
 def surviving_edges(graph: Graph, closed: Collection[str]) -> set[Edge]:
@@ -100,14 +100,14 @@ def _feed_zeros(graph: Graph, pruned: Graph) -> Graph:
     }
     if not short:
         return pruned
-    draft = Draft(pruned, empty=True)
+    draft, taken = Draft(pruned, empty=True), {node.id for node in pruned.nodes()}
     for node in pruned.nodes():
         sources = sources_of(pruned, node.id)
-        draft.add(node, _padded(graph, node, sources, draft) if node.id in short else sources)
+        draft.add(node, _padded(graph, node, sources, draft, taken) if node.id in short else sources)
     return draft.graph()
 
 
-def _padded(graph: Graph, node: Node, left: list[Source], draft: Draft) -> list[Source]:
+def _padded(graph: Graph, node: Node, left: list[Source], draft: Draft, taken: set[str]) -> list[Source]:
     """What `node` read in `graph`, the lost sources replaced by zeros that are added to the draft.
 
     They stand beside the node, not below it, because modules below a module are taken for its parts.
@@ -117,7 +117,8 @@ def _padded(graph: Graph, node: Node, left: list[Source], draft: Draft) -> list[
         if (edge.src, edge.gate) in left:
             sources.append((edge.src, edge.gate))
             continue
-        zero = Node(f"{node.id}_zero{edge.slot}", "zero", attrs_of({"channels": graph.node(edge.src).shape[0]}))
+        name = free_id(taken, f"{node.id}_zero{edge.slot}")
+        zero = Node(name, "zero", attrs_of({"channels": graph.node(edge.src).shape[0]}))
         draft.add(zero, [(left[0][0], None)])  # any living source has the right size, only the channels differ
         sources.append((zero.id, None))
     return sources

@@ -14,7 +14,7 @@ from compiler.errors import PassError
 from compiler.ir.graph import Model, Node
 from compiler.ops import Reads, op
 from compiler.passes.base import Pass
-from compiler.passes.draft import Draft, sources_of
+from compiler.passes.draft import Draft, free_id, sources_of
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class SplitSums(Pass):
         """The model in which only `add`, `concat` and custom ops that read apart have several inputs."""
         if model.graph.gates():
             raise PassError(self.name, model.graph.name, "the graph still has gates", "run fold-gates or drop-gates")
-        draft = Draft(model.graph, empty=True)
+        draft, taken = Draft(model.graph, empty=True), {node.id for node in model.graph.nodes()}
         for node in model.graph.nodes():
             sources = sources_of(model.graph, node.id)
             if len(sources) > 1 and node.op != "add" and op(node.op).reads is Reads.SUM:
-                total = Node(f"{node.id}.sum", "add", type=model.graph.node(sources[0][0]).type)
+                total = Node(free_id(taken, f"{node.id}.sum"), "add", type=model.graph.node(sources[0][0]).type)
                 draft.add(total, sources)
                 sources = [(total.id, None)]
             draft.add(node, sources)

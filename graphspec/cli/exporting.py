@@ -26,7 +26,7 @@ def export(
     ] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Output probabilities, not logits.")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="Also write a float16 model.")] = False,
-    int8: Annotated[bool, typer.Option("--int8", help="Also write an int8 model.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Also write an int8 model (large networks only).")] = False,
     latency: Annotated[bool, typer.Option("--latency/--no-latency", help="Measure latency.")] = True,
     settings: SetOpt = None,
     trust_code: TrustOpt = False,

@@ -50,4 +50,5 @@ def compile_(
         return
     tell(f"{compiled.costs.render()}\ndata       {compiled.data}")
     if where:
-        say(f"\nwrote {where}; next: graphspec search")
+        following = "search" if compiled.graph.gates() else "retrain (there are no gates to search)"
+        say(f"\nwrote {where}; next: graphspec {following}")

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from compiler.errors import RunError
+from compiler.lowering.onnx.model import HEADS
 
 Array = NDArray[Any]
 LARGEST = float(np.finfo(np.float16).max)
@@ -83,11 +84,13 @@ def int8(proto: onnx.ModelProto, path: Path, calibration: Iterable[Array]) -> No
 
     Ranges of activations are those met on `calibration`, batches of images as the model takes them. Weights use 7 of
     their 8 bits, because processors without VNNI add pairs of 8 x 8 bit products in 16 bits, which would overflow.
-    Batch norms that no convolution took in stay float.
+    Batch norms that no convolution took in stay float, and so does what turns the network's output into probabilities.
     """
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static  # takes a second
 
-    image = proto.graph.input[0].name
+    image, head_ops = proto.graph.input[0].name, {op for op, _ in HEADS.values()}
+    made_by = {node.output[0]: node.op_type for node in proto.graph.node}
+    heads = [output.name for output in proto.graph.output if made_by[output.name] in head_ops]
     feeds = ({image: batch} for batch in calibration)
     inferred = onnx.shape_inference.infer_shapes(proto)
     # Says that shapes are inferred, which is all of onnxruntime's preparation that this model needs.
@@ -99,7 +102,9 @@ def int8(proto: onnx.ModelProto, path: Path, calibration: Iterable[Array]) -> No
         quant_format=QuantFormat.QDQ,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
-        nodes_to_exclude=[node.name for node in proto.graph.node if node.op_type == "BatchNormalization"],
+        nodes_to_exclude=[
+            n.name for n in proto.graph.node if n.op_type == "BatchNormalization" or n.output[0] in heads
+        ],
         per_channel=True,
         reduce_range=True,
     )

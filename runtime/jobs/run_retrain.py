@@ -22,7 +22,7 @@ from runtime.tasks.base import Metric, Task
 from runtime.tasks.results import Measured, as_record
 from runtime.training.memory import Trial, require_memory
 from runtime.training.retrain_job import RetrainJob
-from runtime.training.step import Scores
+from runtime.training.step import Scores, require_statistics
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,7 @@ def run_retrain(opened: Opened, options: JobOptions | None = None) -> RetrainRes
         place.console.line(found.width_note)
         graph, weights, config = found.model.graph, found.model.weights or None, opened.spec.config
         job = RetrainJob(graph, config, place.dataset, place.device, weights, place.world)
+        require_statistics(job.trained, "retrain", job.config, place.world.size)
         require_memory(Trial(job.task, job.config, job.module, (job.optimizer,), job.weight_step), place)
         return job
 

@@ -29,7 +29,7 @@ from runtime.tasks.base import Metric
 from runtime.tasks.results import Measured, as_record
 from runtime.tasks.table import TASKS
 from runtime.training.memory import Trial, require_memory
-from runtime.training.step import Scores
+from runtime.training.step import Scores, require_statistics
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ def _job(kind: type[TrainingStrategy], place: Workplace) -> SearchJob:
     context = Context(graph, config, place.dataset, place.device, gate_init, place.console, folder, place.world)
     strategy = kind(context)
     net = strategy.net
+    require_statistics(graph, "search", config.search, place.world.size)
     require_memory(Trial(net.task, net.config, net.module, (net.weights,), net.step), place)
     if place.world.is_main:
         _record_split(place.folder, context.split)

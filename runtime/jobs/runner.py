@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -169,17 +170,40 @@ class _Attempt:
         result: dict[str, Any] = read_json(self.folder.result)
         return result
 
+    @contextmanager
+    def _threads(self) -> Iterator[None]:
+        """Within, torch uses as many threads as the part of the job before: their number decides how sums are rounded.
+
+        `OMP_NUM_THREADS` goes first.
+        """
+        now, file, before = torch.get_num_threads(), self.folder.environment, None
+        if self.options.resume and self.world.decided(file.is_file):
+            before = self.world.decided(lambda: read_json(file).get("threads"))
+        if isinstance(before, int) and 0 < before != now:
+            if "OMP_NUM_THREADS" in os.environ:
+                self.console.warn(f"goes on with OMP_NUM_THREADS={now}, not {before} as before: results will differ")
+            else:
+                torch.set_num_threads(before)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(now)
+
     def train(self, device: torch.device, make: MakeJob[J], finish: Finish[J]) -> dict[str, Any]:
         """Make the job, train it from its last checkpoint or the beginning, and write what it reached."""
+        with self._threads():
+            return self._train(device, make, finish)
+
+    def _train(self, device: torch.device, make: MakeJob[J], finish: Finish[J]) -> dict[str, Any]:
         opened, options, folder, console, world = self.opened, self.options, self.folder, self.console, self.world
         spec, config, main = opened.spec, opened.spec.config, world.is_main
-        code = options.trust_code
+        code, threads = options.trust_code, torch.get_num_threads()
         dataset = load_dataset(config.data, spec.input, task_of(spec, opened.graph), seed=config.seed, trust_code=code)
         place = Workplace(opened, dataset, device, console, folder, world)
         job = make(place)
         if main:
             _write_config(folder, config)
-            write_json(folder.environment, environment(config.seed) | {"processes": world.size})
+            write_json(folder.environment, environment(config.seed) | {"processes": world.size, "threads": threads})
         checkpoint = self.training.checkpoint
         store = CheckpointStore(folder.checkpoints, checkpoint.keep, console.warn)
         log = MetricsLog(folder.path if main else None, console.warn)

@@ -153,7 +153,7 @@ class World:
 
     def replicated(self, network: nn.Module) -> nn.Module:
         """The network, its gradients averaged over all processes for the parameters that are trainable now."""
-        if self.size == 1:
+        if self.size == 1 or not any(parameter.requires_grad for parameter in network.parameters()):
             return network
         # 1x1 weights kept channels last and their gradients say the same memory with other strides: nothing is copied
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")

@@ -46,7 +46,7 @@ class HeatMap:
 def heat_map(graph: Graph, history: GateHistory) -> HeatMap:
     """The heat map of a run's gates; `graph` is the whole search space."""
     gates = [gate for scope in graph.gate_scopes().values() for gate in scope]
-    largest = max((value for values in history.values() for value in values.values()), default=0.0) or 1.0
+    largest = max((abs(value) for values in history.values() for value in values.values()), default=0.0) or 1.0
     matrices, index = gate_matrices(graph), {gate: i for i, gate in enumerate(gates)}
     epochs, side = tuple(history), LARGE if len(matrices) <= LABELLED else SMALL
     return HeatMap(

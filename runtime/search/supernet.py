@@ -16,7 +16,14 @@ from compiler.analysis.weights import GATES
 from compiler.ir.graph import Graph
 from compiler.language.config import SearchConfig
 from compiler.lowering.torch.batch_parts import share_batches
-from compiler.lowering.torch.fx import freeze_norm_scales, gate_parameters, gate_values, initialise, lower
+from compiler.lowering.torch.fx import (
+    freeze_norm_scales,
+    gate_parameters,
+    gate_values,
+    initialise,
+    lower,
+    tensor_name,
+)
 from compiler.passes.carry import Cut, carried_tensors, take
 from compiler.passes.prune_zero_edges import prune
 from runtime.processes.world import ALONE, World
@@ -126,13 +133,13 @@ class Supernet:
         """Weights, statistics, gates and momenta by name."""
         momenta = optimizer_state(self.weights, self.weight_params.items())
         return {
-            **{f"{MODEL}/{name}": tensor for name, tensor in self.module.state_dict().items()},
+            **{f"{MODEL}/{tensor_name(path)}": tensor for path, tensor in self.module.state_dict().items()},
             **{f"{MOMENTUM}/{name}": tensor for name, tensor in momenta.items()},
         }
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `tensors` of a supernet of the same graph gave; names of other kinds are left aside."""
-        self.module.load_state_dict({n: tensors[f"{MODEL}/{n}"] for n in self.module.state_dict()})
+        self.module.load_state_dict({p: tensors[f"{MODEL}/{tensor_name(p)}"] for p in self.module.state_dict()})
         restore_optimizer_state(self.weights, self.weight_params.items(), below(tensors, MOMENTUM))
 
     @classmethod

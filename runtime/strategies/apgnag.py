@@ -48,7 +48,7 @@ class APGNAG(torch.optim.Optimizer):
                 f"needs lr >= 0, gamma >= 0, 0 <= momentum < 1 and clip > 0; found {lr}, {gamma}, {momentum}, {clip}"
             )
         defaults = {"lr": lr, "gamma": gamma, "momentum": momentum, "clip": clip, "nonnegative": nonnegative}
-        super().__init__(params, defaults)
+        super().__init__([{"params": [*params]}], defaults)  # torch takes a group without parameters, but no empty list
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, whose state is made at once; ValueError if one is narrower than float32."""

@@ -6,7 +6,7 @@ vectors handed to the optimizer.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +18,7 @@ from torch.nn import Parameter
 from compiler import ops
 from compiler.ir.graph import Attrs, Edge, Graph, Node, block_of
 from compiler.language.config import GateConfig
-from compiler.passes.prune_zero_edges import surviving_edges
+from compiler.passes.prune_zero_edges import prune, surviving_edges
 from runtime.strategies.apgnag import APGNAG
 
 MIN_FACTOR = 0.04
@@ -80,8 +80,9 @@ class Penalty:
 
     Factors lie in [MIN_FACTOR, 1], so that no block goes unpenalised.
 
-    With `exempt_last_input` the last living input of a scale-invariant op gets gamma 0. Batch norm undoes the scale of
-    all inputs together, so a lone input's gate gets no gradient from the loss: gamma alone would close it after
+    With `exempt_last_input` the last living input of an op gets gamma 0 where all that comes behind undoes its scale:
+    its own norm, or those of ops that read it and nothing else (`compiler.ops.scale_after`). A norm undoes the scale
+    of all inputs together, so a lone input's gate gets no gradient from the loss: gamma alone would close it after
     (1 - momentum) / (lr * gamma) steps, useful or not. The gates on the op's outputs decide instead; once they close,
     its inputs live no longer and are penalised again. A shared gate is exempt when that holds for all its living edges.
     """
@@ -104,6 +105,10 @@ class Penalty:
         self._block_ids = frozenset(block.id for block in full.blocks)
         self._blocks = [block_of(edge.dst, self._block_ids) for edge in self._gated]
         self._full_flops = self._block_flops(full, full.edges()) if config.adaptive == "flops" else {}
+        apart = (node for node in graph.nodes() if ops.op(node.op).reads is ops.Reads.APART)
+        self._narrows = config.adaptive in ("flops", "memory_access") and not all(
+            ops.joins_into_weight(node.op, node.attrs) for node in apart
+        )  # closing a gate takes channels from what is read
         priced = self._gated if config.adaptive in ("memory_access", "latency") else []
         calls = [priced_call(graph, edge) for edge in priced]
         self._prices = [float(call.mac_bytes) if latency is None else latency[call] for call in calls]
@@ -115,7 +120,8 @@ class Penalty:
     def _compute(self, closed: frozenset[str]) -> dict[str, float]:
         living = surviving_edges(self._graph, closed)
         alive = [edge in living for edge in self._gated]
-        factors = self._factors(living, alive)
+        left = prune(self._graph, closed) if self._narrows and living else self._graph
+        factors = self._factors(left, living, alive)
         exempt = self._exempt(living, alive) if self._config.exempt_last_input else frozenset()
         gamma = self._config.gamma
         return {
@@ -123,22 +129,26 @@ class Penalty:
             for gate, numbers in self._sharing.items()
         }
 
-    def _factors(self, living: Collection[Edge], alive: list[bool]) -> list[float]:
-        """What gamma is multiplied by for every gated edge; `alive` says which of them are living."""
-        prices = list(compress(self._prices, alive)) or self._prices
+    def _factors(self, left: Graph, living: Collection[Edge], alive: list[bool]) -> list[float]:
+        """What gamma is multiplied by for every gated edge: `alive` says which live, `left` is what they leave."""
+        prices = self._prices
+        if prices and left is not self._graph:
+            priced = zip(self._gated, prices, alive, strict=True)
+            prices = [float(priced_call(left, edge).mac_bytes) if lives else price for edge, price, lives in priced]
+        lasting = list(compress(prices, alive)) or prices
         match self._config.adaptive:
             case "none":
                 return [1.0] * len(self._gated)
             case "flops":
-                return self._flops_factors(living)
+                return self._flops_factors(left, living)
             case "memory_access":
-                most = max(prices, default=0.0) or 1.0
-                return [_within(price / most, MIN_FACTOR, 1.0) for price in self._prices]
+                most = max(lasting, default=0.0) or 1.0
+                return [_within(price / most, MIN_FACTOR, 1.0) for price in prices]
             case "latency":
-                return _latency_factors(self._prices, prices)
+                return _latency_factors(prices, lasting)
 
-    def _flops_factors(self, living: Collection[Edge]) -> list[float]:
-        now = self._block_flops(self._graph, (e for e in self._edges if e in living))
+    def _flops_factors(self, left: Graph, living: Collection[Edge]) -> list[float]:
+        now = self._block_flops(left, (e for e in self._edges if e in living))
         share = {b: _within(now[b] / full, MIN_FACTOR, 1.0) if full else 1.0 for b, full in self._full_flops.items()}
         return [share[block] for block in self._blocks]
 
@@ -155,14 +165,25 @@ class Penalty:
         return flops
 
     def _exempt(self, living: Collection[Edge], alive: list[bool]) -> frozenset[str]:
-        """Gates whose living edges are each the last living input of a scale-invariant op."""
-        count = Counter(edge.dst for edge in living)
-        lone = (self._graph.node(node_id) for node_id, inputs in count.items() if inputs == 1)
-        alone = {node.id for node in lone if ops.is_scale_invariant(node.op, node.attrs)}
+        """Gates whose living edges are each the last living input of an op, and norms undo their scale."""
+        count, readers = Counter(edge.dst for edge in living), defaultdict(list)
+        for edge in living:
+            readers[edge.src].append(self._graph.node(edge.dst))
+        undone: dict[tuple[str, ops.Scale], bool] = {}  # whether all that read a value undo a factor that it has
+
+        def undoes(node: Node, scale: ops.Scale = ops.Scale.KEPT) -> bool:
+            after = ops.scale_after(node.op, node.attrs, scale)
+            return count[node.id] == 1 and (after is ops.Scale.GONE or undone.get((node.id, after), False))
+
+        for node in reversed(self._graph.nodes()):
+            for scale in (ops.Scale.KEPT, ops.Scale.SHIFTED):
+                undone[node.id, scale] = node.id in readers and all(
+                    undoes(reader, scale) for reader in readers[node.id]
+                )
         exempt = set()
         for gate, numbers in self._sharing.items():
-            fed = [self._gated[n].dst for n in numbers if alive[n]]
-            if fed and alone.issuperset(fed):
+            fed = [self._graph.node(self._gated[n].dst) for n in numbers if alive[n]]
+            if fed and all(map(undoes, fed)):
                 exempt.add(gate)
         return frozenset(exempt)
 
@@ -188,6 +209,8 @@ def set_gammas(penalty: Penalty, optimizer: APGNAG, vectors: Mapping[str, Parame
     `vectors` maps each share scope to its gate vector, laid out as `Graph.gate_scopes`. The weights are computed anew
     only when the set of zero gates has changed since the last call.
     """
+    if not penalty.scopes:
+        return
     zero = torch.cat([optimizer.is_zero(vectors[scope]) for scope in penalty.scopes]).tolist()
     gates = [gate for scope in penalty.scopes.values() for gate in scope]
     gammas = penalty.gammas(list(compress(gates, zero)))

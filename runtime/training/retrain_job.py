@@ -15,7 +15,7 @@ from compiler.ir.graph import Graph
 from compiler.ir.text import graph_hash
 from compiler.language.config import Configuration
 from compiler.lowering.torch.batch_parts import DropPath, share_batches
-from compiler.lowering.torch.fx import initialise, load_weights, lower, weights_of
+from compiler.lowering.torch.fx import initialise, load_weights, lower, tensor_name, weights_of
 from compiler.passes.training_parts import with_training_parts
 from runtime.data.dataset import Dataset, Share
 from runtime.processes.world import ALONE, World
@@ -63,7 +63,7 @@ class RetrainJob(Job):
         self.task, self.world = dataset.task, world
         set_precision(self.config, device)
         drop_path, dropout, auxiliary = self.config.drop_path, self.config.dropout, self.config.auxiliary_weight
-        trained = with_training_parts(
+        trained = self.trained = with_training_parts(
             graph, drop_path=drop_path, dropout=dropout, auxiliary=auxiliary, classes=self.task.outputs
         )
         self.own = frozenset(weight_shapes(graph))  # tensors of `graph`; all others are of training-only parts
@@ -136,7 +136,7 @@ class RetrainJob(Job):
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, statistics and momenta by name."""
-        found = {f"model/{name}": tensor for name, tensor in self.module.state_dict().items()}
+        found = {f"model/{tensor_name(path)}": tensor for path, tensor in self.module.state_dict().items()}
         momenta = optimizer_state(self.optimizer, weight_parameters(self.module).items())
         return found | {f"optimizer/{name}": tensor for name, tensor in momenta.items()}
 
@@ -151,10 +151,11 @@ class RetrainJob(Job):
                 "cannot go on: the network that was found is another one than the checkpoint's, so the search has run "
                 "again since\n  try: --overwrite to start anew"
             )
-        self.module.load_state_dict({name: tensors[f"model/{name}"] for name in self.module.state_dict()})
+        self.module.load_state_dict({p: tensors[f"model/{tensor_name(p)}"] for p in self.module.state_dict()})
         momenta = {n.removeprefix("optimizer/"): t for n, t in tensors.items() if n.startswith("optimizer/")}
         restore_optimizer_state(self.optimizer, weight_parameters(self.module).items(), momenta)
 
     def weights(self) -> dict[str, Tensor]:
         """Weights and statistics of the exported network, by `<node>.<param>`."""
-        return {name: tensor for name, tensor in self.module.state_dict().items() if name in self.own}
+        found = {tensor_name(path): tensor for path, tensor in self.module.state_dict().items()}
+        return {name: tensor for name, tensor in found.items() if name in self.own}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ from compiler.errors import RunError
 from compiler.ir.graph import OUTPUT, Graph
 from compiler.language.config import Schedule, TrainingConfig
 from compiler.lowering.torch.batch_parts import BatchNorm
-from compiler.lowering.torch.fx import outputs_by_name
-from compiler.ops import read_attrs
+from compiler.lowering.torch.fx import outputs_by_name, tensor_name
+from compiler.ops import Affine, input_shapes, read_attrs, traits_of, walk
 from runtime.data.dataset import Loader
 from runtime.processes.launch import Launch
 from runtime.processes.world import ALONE, World
@@ -85,7 +86,8 @@ def network_of(module: fx.GraphModule, config: TrainingConfig) -> nn.Module:
 
 def weight_parameters(module: nn.Module) -> dict[str, Parameter]:
     """The trainable parameters by name, gates left out."""
-    return {name: p for name, p in module.named_parameters() if p.requires_grad and not name.endswith(".gates")}
+    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad and not name.endswith(".gates")]
+    return {tensor_name(name): p for name, p in trained}
 
 
 def weight_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.SGD:
@@ -152,9 +154,26 @@ def backward(loss_fn: LossFn, batch: Batch, params: Sequence[Parameter], config:
     total = torch.zeros((), device=y.device)
     for xs, ys in zip(x.chunk(parts), y.chunk(parts), strict=True):
         loss = loss_fn(xs, ys) * (len(ys) / len(y))
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        if params:
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
         total += loss.detach()
     return total
+
+
+def require_statistics(graph: Graph, name: str, config: TrainingConfig, processes: int) -> None:
+    """RunError if a part of a batch would give batch norm one value per channel, which have no variance."""
+    images = config.batch_size // processes
+    part = min(map(len, torch.empty(images).chunk(min(config.accumulate, images))))
+    if part * (processes if config.sync_batch_norm else 1) > 1:
+        return
+    for node in graph.nodes()[1:]:
+        for step, _, _, _, out in walk(node.op, node.attrs, input_shapes(graph, node)):
+            if traits_of(step.op, step.attrs).affine is Affine.STATISTICS and math.prod(out[1:]) == 1:
+                change = "accumulate=1" if images > 1 else f"batch_size={2 * processes * config.accumulate}"
+                raise RunError(
+                    f"{node.id}: batch norm would see one image of one pixel at a time in training, and there is no "
+                    f"variance of one value\n  try: --set {name}.{change}"
+                )
 
 
 def clip_gradients(params: Iterable[Parameter], limit: float | None) -> None:

@@ -58,6 +58,7 @@ def emit(
         model = normalise_input(model, preprocessing.mean, preprocessing.std)
     model = TO_EXPORT.run(model)
     writer = Writer(model.graph, model.weights, opset)
+    writer.taken |= {input_name, *_named_outputs(model.graph, output_name)}
     _check_names(model.graph, input_name, output_name)
     image, value = _emit_image(writer, input_name, preprocessing)
     _emit_nodes(writer, {INPUT: value}, {input_name}, output_name, head)
@@ -105,12 +106,13 @@ def _emit_nodes(writer: Writer, values: dict[str, str], final: set[str], output_
     for node in writer.graph.nodes():
         if node.op in (INPUT, OUTPUT):
             continue
+        writer.own = node.id
         row = ONNX.get(node.op) or imported_row(node.op, "onnx")
         sources = [values[edge.src] for edge in writer.graph.inputs(node.id)]
         values[node.id] = row(writer, node, read_attrs(node.op, node.attrs), sources)
     for name, node in _named_outputs(writer.graph, output_name).items():
         source = writer.graph.inputs(node.id)[0].src
-        value = values[source]
+        value, writer.own = values[source], name
         if head is not None and node.id == OUTPUT:
             op, attributes = HEADS[head]
             writer.emit(op, [value], name, **attributes)

@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 
 from compiler.ir.graph import Graph, Node
 from compiler.ops import Shape
+from compiler.passes.draft import free_id
 
 
 class Writer:
@@ -24,11 +25,14 @@ class Writer:
         self.graph = graph
         self.weights = weights
         self.opset = opset
+        self.taken = {node.id for node in graph.nodes()}
+        self.own = ""  # id of the node that is being written
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
 
     def emit(self, op_type: str, inputs: list[str], output: str, **attrs: Any) -> str:
-        """Append an ONNX node called like its one output; returns that name."""
+        """Append an ONNX node called like its one output, under its node's id or a free name; returns that name."""
+        output = output if output == self.own else free_id(self.taken, output)
         self.nodes.append(helper.make_node(op_type, inputs, [output], name=output, **attrs))
         return output
 
@@ -49,7 +53,8 @@ class Writer:
         return np.asarray(self.weights[f"{node.id}.{param}"], np.float32)
 
     def constant(self, name: str, value: NDArray[Any]) -> str:
-        """Take an array into the file under this name."""
+        """Take an array into the file under this name, if it is free; returns its name."""
+        name = free_id(self.taken, name)
         if name not in self.initializers:
             self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
         return name

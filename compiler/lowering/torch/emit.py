@@ -19,15 +19,18 @@ from compiler.analysis.weights import GATES
 from compiler.ir.graph import INPUT, OUTPUT, Block, Edge, Graph, Node, gate_scope
 from compiler.lowering.groups import exits
 from compiler.lowering.torch.batch_parts import frozen_statistics
-from compiler.lowering.torch.modules import TORCH, Builder, torch_module
+from compiler.lowering.torch.modules import TORCH, Builder, Chain, torch_module
 from compiler.ops import Reads, input_shapes, op
 
 Vectors = Mapping[str, nn.Parameter]
+SEAM = "\u00b7"
+"""A dot in the id of a node that stands apart from the module it is named below; no name of a spec has one, and Python
+allows it in names of attributes."""
 
 
 def python_name(node_id: str) -> str:
-    """The name of a value in the printed code."""
-    return node_id.replace(".", "_")
+    """The name of a value in the printed code, where `self` is the network."""
+    return "self_" if node_id == "self" else node_id.replace(".", "_")
 
 
 def recomputed(block: nn.Module, *values: Tensor) -> Tensor:
@@ -46,7 +49,7 @@ class Emitter:
     """One fx graph being written, for all nodes of a graph or for those of a block.
 
     `vectors` are the gate vectors by scope. `named` collects the modules and parameters that the code mentions, by
-    their dotted names; within a block these count from the block's id on.
+    their dotted paths; within a block these count from the block's id on.
     """
 
     table: Mapping[str, Builder] = TORCH
@@ -136,8 +139,23 @@ class Emitter:
 
     def apply(self, node: Node, values: list[fx.Node]) -> fx.Node:
         """The node's module, called with its inputs."""
-        module = torch_module(node, input_shapes(self.graph, node), self.table)
-        return self.call_module(node.id, module, values)
+        return self.call_module(self.path(node), self.module(node), values)
+
+    def module(self, node: Node) -> nn.Module:
+        """The node's module."""
+        return torch_module(node, input_shapes(self.graph, node), self.table)
+
+    def path(self, node: Node) -> str:
+        """Where the node's module stands: under its id, but apart from a module above it that it would become a part of
+        or that has something of this name.
+        """
+        for end in (i for i, character in enumerate(node.id) if character == "."):
+            above, below = node.id[:end], node.id[end + 1 :]
+            if above in self.graph:
+                module = self.module(self.graph.node(above))
+                if isinstance(module, Chain) or hasattr(module, below.partition(".")[0]):
+                    return above + SEAM + below.replace(".", SEAM)
+        return node.id
 
     # -- pieces of code ---------------------------------------------------------------------------------------------
 

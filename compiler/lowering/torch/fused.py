@@ -75,7 +75,7 @@ class FusedEmitter(Emitter):
         if not leaves_relu(self.graph, node, self.stack_of):
             return super().apply(node, values)
         modules = list(torch_steps(node, input_shapes(self.graph, node), self.table).items())[:-1]
-        value = self.call_module(node.id, Chain(OrderedDict(modules)), values)
+        value = self.call_module(self.path(node), Chain(OrderedDict(modules)), values)
         self.before_relu[node.id] = value
         return value
 
@@ -141,13 +141,13 @@ class FusedEmitter(Emitter):
         _, step, *others = modules
         coefs = self.own_gates(node)
         channels = tuple(self.graph.node(edge.src).shape[0] for edge in edges)
-        path, parameters = f"{node.id}.{step}", dict(modules[step].named_parameters())
-        weight = self.attribute(f"{path}.weight", parameters["weight"])
+        path, parameters = self.path(node), dict(modules[step].named_parameters())
+        weight = self.attribute(f"{path}.{step}.weight", parameters["weight"])
         weight = self.call(scaled, (weight, coefs, channels), f"{name}_weight")
-        bias = self.attribute(f"{path}.bias", parameters["bias"]) if "bias" in parameters else None
+        bias = self.attribute(f"{path}.{step}.bias", parameters["bias"]) if "bias" in parameters else None
         value = self._convolved(node, edges, weight, bias)
         for other in others:
-            value = self.call_module(f"{node.id}.{other}", modules[other], [value])
+            value = self.call_module(f"{path}.{other}", modules[other], [value])
         return value
 
     def _convolved(self, node: Node, edges: Sequence[Edge], weight: fx.Node, bias: fx.Node | None) -> fx.Node:

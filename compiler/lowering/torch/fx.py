@@ -2,8 +2,8 @@
 
 The code of a lowered network can be printed and read (`print(module.code)`), is the same for the same graph, and
 takes a batch of images `(N, C, H, W)` to logits `(N, classes)`, or to a dict of outputs by name where there are
-several. Its `state_dict` keys are `<node id>.<param>`, and `<scope>.gates` for the gates: one float32 vector per share
-scope, ordered as `graph.gate_scopes()[scope]`.
+several. `tensor_name` of its `state_dict` keys is `<node id>.<param>`, and `<scope>.gates` for the gates: one float32
+vector per share scope, ordered as `graph.gate_scopes()[scope]`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from compiler.errors import GraphspecError
 from compiler.ir.graph import OUTPUT, Graph, Model
 from compiler.lowering.groups import recomputed_blocks
 from compiler.lowering.torch.batch_parts import BatchNorm
-from compiler.lowering.torch.emit import Emitter
+from compiler.lowering.torch.emit import SEAM, Emitter
 from compiler.lowering.torch.fused import FusedEmitter
 
 Lowering = Literal["fused", "reference"]
@@ -87,6 +87,11 @@ def outputs_by_name(found: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
     return found if isinstance(found, dict) else {OUTPUT: found}
 
 
+def tensor_name(path: str) -> str:
+    """The name `<node id>.<param>` or `<scope>.gates` of a tensor by its key in the network's `state_dict`."""
+    return path.replace(SEAM, ".")
+
+
 # -- gates ----------------------------------------------------------------------------------------------------------
 
 
@@ -116,7 +121,7 @@ def load_gates(module: nn.Module, graph: Graph, values: Mapping[str, float]) -> 
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in module.state_dict().items() if not name.endswith(GATES)}
+    return {tensor_name(n): tensor for n, tensor in module.state_dict().items() if not n.endswith(GATES)}
 
 
 def weights_of(module: nn.Module) -> dict[str, np.ndarray[Any, Any]]:
@@ -152,7 +157,7 @@ def initialise(module: nn.Module, seed: int) -> None:
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if not name.endswith(GATES):
-                parameter.copy_(_starting_value(name, parameter.shape, seed))
+                parameter.copy_(_starting_value(tensor_name(name), parameter.shape, seed))
 
 
 VECTORS = {"bias": 0.0, "slope": 0.25}

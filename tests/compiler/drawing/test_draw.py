@@ -20,6 +20,7 @@ from compiler.drawing.scene import TIMES, counted, figures, view_of
 from compiler.drawing.svg import paint, stroke
 from compiler.errors import GraphspecError
 from compiler.ir.graph import Block, Graph
+from tests.compiler.plain import level_graph
 from tests.graphs import graph_of, random_gates, random_graph
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -252,6 +253,19 @@ def test_gates_decide_width_and_look() -> None:
         assert f"gate {gate} = {value:.4g}" in gated.tip
         assert stroke(gated, 1.4) == pytest.approx(0.9 if closed else 0.9 + 3.6 / 2)
         assert ("gs-closed" in draw(graph, scope="body.block0", gates={gate: value}).split("</style>")[1]) is closed
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 99), st.sampled_from([-1.0, -1e-30]))
+def test_a_gate_below_zero_is_drawn_as_large_as_the_one_above(seed: int, factor: float) -> None:
+    graph = random_graph(seed)
+    gates = {gate: factor * value for gate, value in random_gates(graph, seed).items()}
+    opposite = {gate: -value for gate, value in gates.items()}
+    for form in ("svg", "html"):
+        widths = [re.findall(r"--w:([0-9.]+)px", draw(graph, gates=g, format=form)) for g in (gates, opposite)]
+        assert widths[0] == widths[1]
+    matrix = [draw(level_graph(seed), gates=dict.fromkeys(level_graph(seed).gates(), v), format="txt") for v in (-2, 2)]
+    assert matrix[0].replace("-2", "2") == matrix[1]
 
 
 def test_before_and_after_in_one_drawing() -> None:

@@ -22,7 +22,6 @@ from compiler.ops import (
     UnknownOpError,
     explain_attr_errors,
     infer,
-    is_scale_invariant,
     known_ops,
     op,
     parts,
@@ -190,11 +189,6 @@ def test_parts_of_a_node_follow_its_attributes() -> None:
 def test_a_bias_is_there_where_no_norm_follows_unless_said_otherwise(bias: bool | None, norm: str) -> None:
     found = tensors("conv", attrs_of({"kernel": 3, "norm": norm, "bias": bias}), ((4, 5, 5),)).params
     assert ("conv.bias" in found) == (bias if bias is not None else norm == "none")
-
-
-def test_scale_invariance_is_not_claimed_past_a_bias() -> None:
-    assert is_scale_invariant("conv", attrs_of({"kernel": 3}))
-    assert not is_scale_invariant("conv", attrs_of({"kernel": 3, "bias": True}))
 
 
 def test_reading_of_inputs() -> None:

@@ -24,15 +24,16 @@ from compiler.ops import (
     Numbers,
     Pixels,
     Reads,
+    Scale,
     Traits,
     Values,
     input_shapes,
     is_projection,
-    is_scale_invariant,
     known_ops,
     only_merges,
     op,
     read_attrs,
+    scale_after,
     traits_of,
 )
 from compiler.passes.carry import can_lose_channels
@@ -294,7 +295,7 @@ def test_what_is_scale_invariant(name: str, attrs: dict[str, Any]) -> None:
     y = trained(node, inputs)
     found = close(trained(node, times(inputs, 3.0)), y, 1e-3) and not bool((y == 0).all())
     rectified = name == "relu" or dict(attrs).get("factor") == 0
-    assert found == is_scale_invariant(name, attrs_of(attrs)) or rectified
+    assert found == (scale_after(name, attrs_of(attrs)) is Scale.GONE) or rectified
 
 
 # -- all passes over all ops ------------------------------------------------------------------------------------------
@@ -373,7 +374,10 @@ def test_lowerings_penalties_drawings_and_widths_take_every_op(name: str, attrs:
     penalty = Penalty(graph, graph, GateConfig(adaptive="mac"))
     if "g/it<b" in graph.gates():
         lone = penalty.gammas({"g/it<j"})["g/it<b"] == 0
-        assert lone == is_scale_invariant(name, attrs_of(attrs)) or not surviving_edges(graph, {"g/it<j"})
+        scale = Scale.KEPT
+        for node in (graph.node(i) for i in ("it", "after", "flat", "pool") if i in graph):  # each alone reads the last
+            scale = scale_after(node.op, node.attrs, scale) if scale in (Scale.KEPT, Scale.SHIFTED) else scale
+        assert lone == (scale is Scale.GONE) or not surviving_edges(graph, {"g/it<j"})
     cards = {card.id: card for figure in figures(view_of(graph, None, None), None) for card in figure.cards}
     assert cards["it"].family in ("weights", "pool", "merge", "plain")
     assert ">it<" in draw(graph)

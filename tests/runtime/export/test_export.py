@@ -213,8 +213,9 @@ def test_a_network_drawn_at_random_has_no_weights(run: RunDir) -> None:
 # -- small forms ----------------------------------------------------------------------------------------------------
 
 
-def test_small_forms_lie_beside_the_model(run: RunDir) -> None:
+def test_small_forms_lie_beside_the_model(run: RunDir, capfd: pytest.CaptureFixture[str]) -> None:
     result = export(run, "export.accuracy_tolerance=20", fp16=True, int8=True)
+    assert "int8 is no smaller than fp32" in capfd.readouterr().err
     assert [file.kind for file in result.files] == ["fp32", "fp16", "int8"]
     assert set(listing(run)) == {"model.onnx", "model.fp16.onnx", "model.int8.onnx", "parity.json"}
     sizes = [file.bytes for file in result.files]

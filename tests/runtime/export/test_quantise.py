@@ -119,6 +119,20 @@ def test_int8_leaves_batch_norm_float_and_says_nothing(tmp_path: Path, capfd: py
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("head", ["Softmax", "Sigmoid"])
+def test_int8_computes_probabilities_in_float(tmp_path: Path, head: str) -> None:
+    before = hand_built()
+    before.graph.node[-1].output[0] = "inner"
+    before.graph.node.append(helper.make_node(head, ["inner"], ["logits"], "logits"))
+    int8(before, tmp_path / "int8.onnx", (IMAGES[i : i + 16] for i in range(0, 64, 16)))
+    after = onnx.load(tmp_path / "int8.onnx")
+    assert [node.op_type for node in after.graph.node if "logits" in node.output] == [head]
+    found, wanted = run(after, tmp_path / "a.onnx"), run(before, tmp_path / "b.onnx")
+    assert 0 < np.abs(found - wanted).max() < 0.05
+    if head == "Softmax":
+        assert np.abs(found.sum(1) - 1).max() < 1e-6
+
+
 def test_int8_weights_keep_to_seven_bits(tmp_path: Path) -> None:
     proto = quantised(tmp_path / "int8.onnx")
     values = [numpy_helper.to_array(t) for t in proto.graph.initializer if t.data_type == TensorProto.INT8 and t.dims]

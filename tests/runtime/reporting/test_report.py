@@ -15,11 +15,12 @@ from compiler.errors import RunError
 from compiler.ir.graph import Graph
 from compiler.ir.text import to_json
 from runtime.reporting.charts import Chart, Series, draw_chart, ticks
-from runtime.reporting.heatmap import gate_matrices, shade
+from runtime.reporting.heatmap import gate_matrices, heat_map, shade
 from runtime.reporting.page import clock, write_report
 from runtime.reporting.record import read_run
 from runtime.reporting.tables import commands, cost_rows, grids, settings, timing_rows
 from runtime.rundir.directory import RunDir
+from tests.compiler.plain import level_graph
 from tests.runtime.reporting.report_runs import PRETRAIN, SEARCH, finished_run, finished_study, new_run, search_for
 
 
@@ -170,6 +171,15 @@ def test_matrices_hold_every_gate_once(tmp_path: Path) -> None:
     assert [gate for m in matrices for _, _, gate in m.cells] == [g for s in graph.gate_scopes().values() for g in s]
     assert matrices[0].rows[-1] == "mix"
     assert matrices[0].columns[-1].startswith("level1.")
+
+
+@pytest.mark.parametrize("factor", [1.0, -1.0, -1e-30])
+def test_gates_below_zero_are_shaded_by_their_size(factor: float) -> None:
+    graph = level_graph(0)
+    values = {gate: factor * (n % 5) for n, gate in enumerate(graph.gates())}
+    shown = heat_map(graph, {1: values})
+    assert shown.largest == 4 * abs(factor)
+    assert {"1.000", "0.000", "0.362"} <= set(re.findall("fill-opacity:([0-9.]+)", shown.matrices[0]))
 
 
 def test_zero_and_small_gates_look_different() -> None:

@@ -33,6 +33,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 FINAL = ("arch.yaml", "graph.json", "graph.txt", "weights.safetensors", "metrics.jsonl", "result.json", "split.json")
 SHORT = ("search.pretrain_epochs=1", "search.epochs=1")
+ONE_BLOCK = TINY[: TINY.index("  reduce:")] + TINY[TINY.index("  head:") :].replace("{normal: 2}, reduce, ", "")
 OFTEN = ("--set", "search.checkpoint.minutes=0.01")
 
 
@@ -201,6 +202,50 @@ def test_a_search_goes_on_between_two_looks_within_an_epoch(tmp_path: Path) -> N
     with chdir(tmp_path):
         api.search("runs/latest", overrides=every_step, resume=True, quiet=True)
     assert final_files(tmp_path) == finished
+
+
+@pytest.mark.parametrize("adaptive", ["none", "flops", "memory_access", "latency"])
+def test_a_search_that_closes_every_gate_ends_and_exports(tmp_path: Path, adaptive: str) -> None:
+    closing = ("search.gates.exempt_last_input=false", "search.gates.gamma=1.0", f"search.gates.adaptive={adaptive}")
+    part = search(tmp_path, *closing, "search.prune.every=0.25", "search.checkpoint.keep=9", text=ONE_BLOCK)
+    finished = final_files(tmp_path)
+    assert json.loads((part / "result.json").read_text())["kept_gates"] == 0
+    records = [json.loads(line) for line in (part / "metrics.jsonl").read_text().splitlines()]
+    assert all(record["gate_loss"] > 0 for record in records if record["stage"] == "search")
+    for path in [*sorted((part / "checkpoints").iterdir())[-2:], *(part / name for name in FINAL[:4]), part / FINAL[5]]:
+        path.unlink()
+    with chdir(tmp_path):
+        api.search("runs/latest", resume=True, quiet=True)
+        assert final_files(tmp_path) == finished
+        api.retrain(overrides=["retrain.epochs=1"], quiet=True)
+        assert Path(api.export(quiet=True).path).is_file()
+
+
+@pytest.mark.parametrize("said", [None, "1"])
+def test_a_resumed_search_uses_as_many_threads_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], said: str | None
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    every_step = ("search.checkpoint.minutes=1e-9", "search.checkpoint.keep=1000")
+    torch.set_num_threads(2)
+    part = search(tmp_path, *SHORT, *every_step)
+    finished = final_files(tmp_path)
+    checkpoints = sorted((part / "checkpoints").iterdir())
+    for path in (
+        *checkpoints[len(checkpoints) // 4 * 2 :],
+        *(part / name for name in FINAL if name != "metrics.jsonl"),
+    ):
+        path.unlink(missing_ok=True)
+    torch.set_num_threads(1)
+    if said:
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+    with chdir(tmp_path):
+        api.search("runs/latest", overrides=[*SHORT, *every_step], resume=True)
+    assert torch.get_num_threads() == 1
+    record = json.loads((part / "environment.json").read_text())
+    assert record["threads"] == (1 if said else 2)
+    assert ("goes on with OMP_NUM_THREADS=1, not 2" in capsys.readouterr().err) == bool(said)
+    assert said or final_files(tmp_path) == finished
 
 
 def test_a_search_that_an_earlier_version_began_goes_on(tmp_path: Path) -> None:

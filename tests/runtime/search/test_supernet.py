@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
+from compiler.analysis.weights import weight_shapes
 from compiler.ir.graph import Graph
 from compiler.language.config import SearchConfig
 from compiler.lowering.torch.batch_parts import BatchNorm
@@ -70,6 +71,28 @@ def close(net: Supernet, share: int) -> set[str]:
                 if gate in closed:
                     net.gate_vectors[scope][row] = 0.0
     return closed
+
+
+MERGED = """
+      a: {op: conv, channels: "2*C", kernel: 1, stride: 2, from: in}
+      b: {op: conv, channels: "2*C", kernel: 1, choose: [{name: weight, op: identity}, sep_conv_3x3], from: [a, conv]}
+      conv: {op: conv, channels: "2*C", kernel: 3, stride: 2, from: in}
+      out: {op: add, from: [a, {node: b, gated: true}]}
+"""
+
+
+def test_choices_that_an_op_with_parts_merges_are_searched_and_saved(tmp_path: Path) -> None:
+    start, end = TINY.index("\n      a: {op: conv"), TINY.index("  head:\n")
+    graph = api.load(write_spec(tmp_path, TINY[:start] + MERGED + TINY[end:]))[1]
+    net = Supernet.start(graph, TASK, SearchConfig(), CPU, seed=0, gate_init=1.0)
+    train(net, gate_optimizer(net), range(2))
+    tensors = net.tensors()
+    assert {"model/reduce.b.conv.weight", "model/reduce.b.conv.sep_conv_3x3.norm.bias"} <= tensors.keys()
+    assert {f"model/{name}" for name in weight_shapes(graph)} <= tensors.keys()
+    again = Supernet.restore(graph, TASK, SearchConfig(), CPU, tensors)
+    assert torch.equal(again.module(batch(9)[0]), net.module(batch(9)[0]))
+    smaller = net.pruned({gate for gate in graph.gates() if gate.endswith("<b.conv.weight")})
+    assert smaller.graph.edge_count() < graph.edge_count()
 
 
 @pytest.mark.parametrize("lowering", ["fused", "reference"])

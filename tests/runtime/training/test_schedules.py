@@ -152,6 +152,23 @@ def test_good_settings_are_not_warned_about() -> None:
     assert advise(Configuration(), None) == []
 
 
+@pytest.mark.parametrize("steps", [None, 1, 195])
+def test_gates_that_close_at_once_are_warned_about_whatever_the_data(steps: int | None) -> None:
+    for gamma, init in ((1e6, 1.0), (1.0, 0.5), (1e6, 1e3)):
+        (warning,) = gate_warnings(search(gamma), steps, init)
+        assert "after about 1 gate steps" in warning
+        assert "lower gamma" in warning
+    (warning,) = gate_warnings(search(1e-3), steps, 0.0)
+    assert warning.startswith("gates.init is 0")
+    (warning,) = gate_warnings(search(0.0), steps)
+    assert "no edge will be pruned" in warning
+
+
+def test_gates_that_start_higher_take_longer() -> None:
+    assert gate_warnings(search(1e-3, epochs=10), 195) == []
+    assert "has only 1950" in gate_warnings(search(1e-3, epochs=10), 195, 3.0)[0]
+
+
 def test_advice_names_the_settings() -> None:
     slow = Configuration(search=search(1e-6), retrain=RetrainConfig(schedule=RESTARTS, epochs=40))
     gates, restarts = advise(slow, 45_000)

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from compiler.errors import RunError
 from compiler.ir.graph import Graph
-from compiler.language.config import SearchConfig
+from compiler.language.config import RetrainConfig, SearchConfig
 from compiler.lowering.torch.batch_parts import BatchNorm
+from compiler.lowering.torch.fx import lower
 from runtime.training.step import (
     backward,
     choose_device,
     clip_gradients,
     evaluate,
     recalibrate,
+    require_statistics,
     training_loss,
     training_only,
 )
+from tests.graphs import graph_of
 from tests.tasks import class_task
 
 CPU = torch.device("cpu")
@@ -47,6 +52,44 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(parts: int, smoothing: f
     for parameter, grad in zip(module.parameters(), grads, strict=True):
         assert parameter.grad is not None
         assert torch.allclose(parameter.grad, grad, atol=1e-7)
+
+
+NETWORKS: dict[str, dict[str, tuple[str, dict[str, object], list[str | tuple[str, str]]]]] = {
+    "vectors": {"pool": ("global_avg_pool", {}, ["input"]), "norm": ("batch_norm", {}, ["pool"])},
+    "one pixel": {"last": ("conv", {"kernel": 3, "stride": 6, "channels": 4}, ["input"])},
+    "two pixels": {
+        "last": ("conv", {"kernel": 3, "stride": 4, "channels": 4}, ["input"]),
+        "flat": ("flatten", {}, ["last"]),
+    },
+    "no norm": {"pool": ("global_avg_pool", {}, ["input"])},
+    "layer norm": {"pool": ("global_avg_pool", {}, ["input"]), "norm": ("layer_norm", {}, ["pool"])},
+}
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_batch_norm_over_one_value_is_refused_exactly_where_torch_fails(kind: str) -> None:
+    graph = graph_of({**NETWORKS[kind], "logits": ("linear", {"channels": 3}, [[*NETWORKS[kind]][-1]])})
+    module, failures = lower(graph), 0
+    for images, accumulate in itertools.product(range(1, 13), range(1, 13)):
+        x, config = torch.zeros(images, 4, 6, 6), SearchConfig(batch_size=images, accumulate=accumulate)
+        try:
+            backward(lambda x, y: module(x).sum(), (x, torch.zeros(images)), list(module.parameters()), config)
+        except ValueError:
+            failures += 1
+            with pytest.raises(RunError, match=r"search\.(accumulate=1|batch_size=\d+)$") as refused:
+                require_statistics(graph, "search", config, 1)
+            key, _, value = str(refused.value).rpartition("search.")[2].partition("=")
+            require_statistics(graph, "search", config.model_copy(update={key: int(value)}), 1)
+        else:
+            require_statistics(graph, "search", config, 1)
+    assert failures == (0 if kind in ("two pixels", "no norm", "layer norm") else 95)
+
+
+def test_processes_that_share_statistics_may_have_one_image_each() -> None:
+    graph = graph_of({**NETWORKS["vectors"], "logits": ("linear", {"channels": 3}, ["norm"])})
+    require_statistics(graph, "retrain", RetrainConfig(batch_size=2), 2)
+    with pytest.raises(RunError, match=r"retrain\.batch_size=4"):
+        require_statistics(graph, "retrain", RetrainConfig(batch_size=2, sync_batch_norm=False), 2)
 
 
 def test_only_the_chosen_parameters_get_gradients_and_all_can_again_afterwards() -> None:
