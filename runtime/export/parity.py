@@ -26,6 +26,7 @@ Layout = Literal["none", "nchw", "nhwc"]
 
 BATCHES = (1, 2, 7, 64)
 TEST_BATCH = 256
+CONSTANT = 1e-6  # outputs that differ by less, relative to the largest, are the rounding of one number
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,16 @@ def compare(
     inputs += [("test", form.both(some_pixels(dataset.test, batch))) for batch in BATCHES]
     cases = [Case.of(images, torch_network(x), network(image), judge) for images, (x, image) in inputs]
     return Parity.of(tolerance, tuple(cases))
+
+
+def answers_nothing(network: Reference, form: ImageForm, dataset: Dataset) -> Literal["", "not finite", "constant"]:
+    """What makes the outputs for random and test images useless, if anything does."""
+    batch, shape = max(BATCHES), (len(dataset.normalise.mean), *dataset.test.size)
+    images = [form.random(batch, shape, dataset.seed)[0], form.both(some_pixels(dataset.test, batch))[0]]
+    outputs = np.concatenate([network(x) for x in images])
+    if not np.isfinite(outputs).all():
+        return "not finite"
+    return "constant" if np.ptp(outputs, axis=0).max() <= CONSTANT * np.abs(outputs).max() else ""
 
 
 # -- images and metrics ---------------------------------------------------------------------------------------------

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -30,6 +28,8 @@ from runtime.export.parity import (
     ImageForm,
     Judge,
     Parity,
+    Reference,
+    answers_nothing,
     compare,
     raw_batches,
     reference,
@@ -40,7 +40,7 @@ from runtime.export.quantise import half, int8
 from runtime.export.trained import Source, Trained, finished_job, load_trained
 from runtime.jobs.logs import Console
 from runtime.rundir.directory import Opened, environment
-from runtime.rundir.files import guarded, sync, write_json
+from runtime.rundir.files import guarded, publish, read_bytes, remove, staging, sync, write_json
 from runtime.seeds import generator
 from runtime.strategies.latency import device_name
 from runtime.tasks.base import TOLERANCE
@@ -127,19 +127,11 @@ def run_export(opened: Opened, options: ExportOptions) -> ExportResult:
 @contextmanager
 def _staging(target: Path) -> Iterator[Path]:
     """An empty folder beside the target that is gone afterwards; RunError if the target cannot be written."""
-    folder = target.with_name(f".{target.name}.tmp")
-    with guarded(target):
-        if target.exists() and not target.is_file():
-            raise RunError(f"{target}: is no regular file, so it cannot be written\n  try: -o FOLDER/model.onnx")
-        made = not target.parent.exists()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if folder.exists():  # left by a killed export
-            shutil.rmtree(folder)
-        folder.mkdir()
+    made = not target.parent.exists()
     try:
-        yield folder
+        with staging(target) as folder:
+            yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
         if made:
             with suppress(OSError):  # there is something in it
                 target.parent.rmdir()
@@ -149,11 +141,10 @@ def _publish(folder: Path, target: Path) -> None:
     """Rename what was staged into place, the float32 model last."""
     with guarded(target):
         staged = sorted(folder.iterdir(), key=lambda path: path.name == target.name)
-        for path in staged:
-            sync(path)
-        for path in staged:
-            os.replace(path, target.with_name(path.name))
-        sync(target.parent)
+    for path in staged:
+        sync(path)
+    for path in staged:
+        publish(path, target.with_name(path.name))
 
 
 def _write_reports(folder: Path, result: ExportResult, *, others_go: bool) -> None:
@@ -161,14 +152,13 @@ def _write_reports(folder: Path, result: ExportResult, *, others_go: bool) -> No
     record = {"model": result.model.path, **as_record(result)}
     latencies = record.pop("latencies")
     write_json(folder / PARITY, record)
-    with guarded(folder):
-        if latencies:
-            write_json(folder / LATENCY, {"device": device_name(HERE.device), "latencies": latencies})
-        else:
-            (folder / LATENCY).unlink(missing_ok=True)
-        for kind in ("fp16", "int8"):
-            if others_go and kind not in {file.kind for file in result.files}:
-                _path_of(kind, folder / MODEL).unlink(missing_ok=True)
+    if latencies:
+        write_json(folder / LATENCY, {"device": device_name(HERE.device), "latencies": latencies})
+    else:
+        remove(folder / LATENCY)
+    for kind in ("fp16", "int8"):
+        if others_go and kind not in {file.kind for file in result.files}:
+            remove(_path_of(kind, folder / MODEL))
 
 
 def _path_of(kind: str, target: Path) -> Path:
@@ -202,6 +192,7 @@ class _Export:
         proto = self._emit()
         torch_network = reference(self.trained.module, self.head)
         judge = Judge(self.task, probabilities=self.head is not None)
+        self._check_outputs(torch_network)
         network = self._stage("fp32", proto)
         parity = compare(network, torch_network, self.form, self.dataset, judge, self.settings.tolerance)
         self._tell_parity(parity)
@@ -212,7 +203,7 @@ class _Export:
             scores = score_all(networks, torch_network, self.form, self.dataset, judge, advance)
         for kind, form in protos.items():
             helper.set_model_props(form, self._metadata(scores[kind], parity))
-            save(form, self._staged(kind))
+            self._save(kind, form)
         files = tuple(self._file(kind, form, scores[kind]) for kind, form in protos.items())
         self._tell_scores(scores, files)
         self._check_small_forms(files)
@@ -232,6 +223,20 @@ class _Export:
             latencies=latencies,
         )
 
+    def _check_outputs(self, network: Reference) -> None:
+        """RunError if outputs are not finite; a warning if the network says the same of all images."""
+        problem = answers_nothing(network, self.form, self.dataset)
+        where = f"{self.opened.run.path}: what the network gives for test and random images is"
+        if problem == "not finite":
+            raise RunError(
+                f"{where} {problem}, so it is of no use\n"
+                f"  nothing was written; try: graphspec {self.options.source} {self.opened.run.path} --overwrite"
+            )
+        if problem:
+            self.console.warn(
+                f"{where} {problem}: it has learned nothing, or its weights are damaged; the file will be of no use"
+            )
+
     def _emit(self) -> onnx.ModelProto:
         layout, normalise = self.form.layout, self.dataset.normalise
         return emit(
@@ -247,8 +252,12 @@ class _Export:
 
     def _stage(self, kind: Kind, proto: onnx.ModelProto) -> OnnxNetwork:
         """Check and write a model, and load it as a user would."""
-        save(proto, self._staged(kind))
+        self._save(kind, proto)
         return OnnxNetwork(self._staged(kind))
+
+    def _save(self, kind: Kind, proto: onnx.ModelProto) -> None:
+        with guarded(self.target):
+            save(proto, self._staged(kind))
 
     def _small_forms(self, proto: onnx.ModelProto) -> dict[Kind, onnx.ModelProto]:
         forms: dict[Kind, onnx.ModelProto] = {}
@@ -257,8 +266,10 @@ class _Export:
         if self.options.int8:
             path = self._staged("int8")
             self.console.line("int8: calibrating on training images (minutes for a network of a thousand nodes)")
-            int8(proto, path, self._calibration())
-            forms["int8"] = onnx.load(path)
+            batches = list(self._calibration())
+            with guarded(self.target):
+                int8(proto, path, batches)
+                forms["int8"] = onnx.load(path)
         return forms
 
     def _calibration(self) -> Iterator[Any]:
@@ -283,7 +294,7 @@ class _Export:
             "std": self.dataset.normalise.std,
             "outputs": self.output_name,
             "spec": self.opened.spec.name,
-            "spec_hash": hashlib.sha256(self.opened.run.resolved.read_bytes()).hexdigest(),
+            "spec_hash": hashlib.sha256(read_bytes(self.opened.run.resolved)).hexdigest(),
             "arch_hash": graph_hash(self.trained.model.graph),
             "source": self.options.source,
             **score.metrics,

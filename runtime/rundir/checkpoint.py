@@ -27,10 +27,11 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from compiler.errors import RunError
-from runtime.rundir.files import guarded, write_bytes, write_text
+from runtime.rundir.files import damaged, guarded, read_json, read_tensors, remove, write_bytes, write_text
+from runtime.rundir.records import Checkpointed
 
 FORMAT = 1
-_FILE = re.compile(r"\.?\d{8}\.(safetensors|json)(\.tmp)?")
+_FILE = re.compile(r"\.?\d{8}\.(safetensors|json)(\..*tmp)?")
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-class _DamagedError(Exception):
-    """A checkpoint is not what was written."""
+class _NewerError(RunError):
+    """A checkpoint is of a later version."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,13 @@ class CheckpointStore:
         for number in numbers:
             try:
                 return self._read(number)
-            except _DamagedError as error:
-                self.warn(f"checkpoint {self._path(number, 'json')} is damaged ({error}): taking the one before")
+            except _NewerError:
+                raise
+            except RunError as error:
+                why = str(error).partition("\n")[0]
+                self.warn(f"checkpoint {self._path(number, 'json')} is damaged ({why}): taking the one before")
         if numbers:
-            raise RunError(f"{self.folder}: every checkpoint is damaged\n  try: start anew, without --resume")
+            raise RunError(f"{self.folder}: every checkpoint is damaged\n  try: start anew, with --overwrite")
         return None
 
     def _path(self, number: int, suffix: str) -> Path:
@@ -106,30 +110,26 @@ class CheckpointStore:
         return sorted((int(stem) for stem in stems if stem.isdecimal()), reverse=True)
 
     def _read(self, number: int) -> Checkpoint:
-        try:
-            document = json.loads(self._path(number, "json").read_bytes())
-            digest = document.pop("sha256")
-        except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
-            raise _DamagedError(f"its JSON cannot be read: {error}") from error
-        if digest != _digest(document):
-            raise _DamagedError("its JSON was altered")
+        """A whole checkpoint; RunError if it is not what was written."""
+        file, tensors_file = self._path(number, "json"), self._path(number, "safetensors")
+        document = read_json(file, Checkpointed)
+        if document.pop("sha256") != _digest(document):
+            raise damaged(file, "it was altered")
         if document["format"] > FORMAT:
-            raise RunError(f"{self._path(number, 'json')}: a newer graphspec wrote it\n  try: update graphspec")
-        try:
-            content = self._path(number, "safetensors").read_bytes()
-        except OSError as error:
-            raise _DamagedError(f"its tensors cannot be read: {error.strerror}") from error
+            raise _NewerError(f"{file}: a newer graphspec wrote it\n  try: update graphspec")
+        tensors, content = read_tensors(tensors_file, safetensors.torch.load)
         if document["tensors"] != hashlib.sha256(content).hexdigest():
-            raise _DamagedError("its tensors were altered")
-        return Checkpoint(number, safetensors.torch.load(content), document["state"])
+            raise damaged(tensors_file, "it was altered")
+        return Checkpoint(number, tensors, document["state"])
 
     def _remove_others(self, newest: int) -> None:
         """Remove all files of checkpoints but those of the `keep` newest up to `newest`, the JSON files first."""
         kept = {f"{number:08d}" for number in [n for n in self._numbers() if n <= newest][: self.keep]}
         with guarded(self.folder):
-            for entry in sorted(self.folder.iterdir()):  # the JSON of a number sorts before its tensors
-                if _FILE.fullmatch(entry.name) and entry.name.lstrip(".").partition(".")[0] not in kept:
-                    entry.unlink()
+            entries = sorted(self.folder.iterdir())  # the JSON of a number sorts before its tensors
+        for entry in entries:
+            if _FILE.fullmatch(entry.name) and entry.name.lstrip(".").partition(".")[0] not in kept:
+                remove(entry)
 
 
 def _dump(document: Mapping[str, Any]) -> str:

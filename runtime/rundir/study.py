@@ -7,9 +7,7 @@ not import torch: reports read studies.
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,8 +17,23 @@ import yaml
 
 from compiler.analysis.limits import MEASURES
 from compiler.errors import RunError
+from compiler.language.config import Configuration
+from compiler.language.parse import parse_file
 from runtime.rundir.directory import Compiled, JobDir, RunDir
-from runtime.rundir.files import guarded, read_json, sync, write_json
+from runtime.rundir.files import (
+    MOST_TENSORS,
+    checked,
+    damaged,
+    guarded,
+    move,
+    read_bytes,
+    read_json,
+    read_text,
+    remove,
+    write_bytes,
+    write_json,
+)
+from runtime.rundir.records import Result
 from runtime.tasks.base import Task
 
 R = TypeVar("R")
@@ -113,14 +126,10 @@ def make_seed_run(study: RunDir, seed: int) -> RunDir:
     if run.path.exists():
         return run
     temporary = run.path.with_name(f".{seed}.tmp")
-    with guarded(temporary):
-        if temporary.exists():
-            shutil.rmtree(temporary)
+    remove(temporary)
     made = RunDir.create(_with_seed(study, seed), temporary, name_latest=False)
     copy_search(study.search, made.search)
-    with guarded(run.path):
-        os.replace(temporary, run.path)
-        sync(run.path.parent)
+    move(temporary, run.path)
     return run
 
 
@@ -130,29 +139,25 @@ def copy_search(source: JobDir, target: JobDir) -> None:
     if not source.arch.is_file():
         return
     temporary = target.path.with_name(f".{target.path.name}.tmp")
-    with guarded(target.path):
-        if temporary.exists():
-            shutil.rmtree(temporary)
-        shutil.copytree(source.path, temporary, ignore=shutil.ignore_patterns("checkpoints", "tensorboard"))
-        os.replace(temporary, target.path)
+    remove(temporary)
+    with guarded(source.path, "read"):
+        names = [entry.name for entry in source.path.iterdir() if entry.is_file() and entry.name[0] != "."]
+    for name in names:
+        write_bytes(temporary / name, read_bytes(source.path / name, MOST_TENSORS))
+    move(temporary, target.path)
 
 
 def _with_seed(study: RunDir, seed: int) -> Compiled:
     """The study's compiled files with another seed, on which the graph does not depend."""
-
-    def read(name: str) -> str:
-        with guarded(study.path / name, "read"):
-            return (study.path / name).read_text(encoding="utf-8")
-
-    resolved = {**yaml.safe_load(read(study.resolved.name)), "seed": seed}
+    spec = parse_file(checked(study.resolved))
     return Compiled(
-        name=json.loads(read("run.json"))["name"],
+        name=spec.name,
         seed=seed,
-        spec=read(study.spec.name),
-        resolved=yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True),
-        config=json.dumps({**json.loads(read(study.config.name)), "seed": seed}, indent=2) + "\n",
-        graph_json=read(study.graph_json.name),
-        graph_text=read(study.graph_text.name),
+        spec=read_text(study.spec),
+        resolved=yaml.safe_dump({**spec.root.plain(), "seed": seed}, sort_keys=False, allow_unicode=True),
+        config=json.dumps({**read_json(study.config, Configuration), "seed": seed}, indent=2) + "\n",
+        graph_json=read_text(study.graph_json),
+        graph_text=read_text(study.graph_text),
     )
 
 
@@ -163,7 +168,10 @@ def found_params(run: RunDir) -> int:
         raise RunError(f"--match {run.path}: holds the runs of several seeds\n  try: --seeds, or --match {first.path}")
     if not run.search.is_finished:
         raise RunError(f"--match {run.path}: this run has no finished search; try: graphspec search {run.path}")
-    return int(read_json(run.search.result)["found"]["params"])
+    params = value_at(read_json(run.search.result, Result), "found.params")
+    if params is None:
+        raise damaged(run.search.result, "it does not say what was found")
+    return int(params)
 
 
 def found_sizes(match: RunDir, seeds: Sequence[int]) -> dict[int, int]:
@@ -176,7 +184,7 @@ def found_sizes(match: RunDir, seeds: Sequence[int]) -> dict[int, int]:
 def results_of(study: RunDir, job: str) -> dict[int, dict[str, Any]]:
     """The result of every seed that has finished the job; RunError if one is damaged."""
     files = {seed: JobDir(run.path / job).result for seed, run in study.seed_runs().items()}
-    return {seed: read_json(file) for seed, file in files.items() if file.is_file()}
+    return {seed: read_json(file, Result) for seed, file in files.items() if file.is_file()}
 
 
 def summary_of(job: str, task: type[Task], results: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
@@ -193,7 +201,7 @@ def value_at(result: Mapping[str, Any], key: str) -> float | None:
     """The number at a dotted key of a result."""
     value: Any = result
     for part in key.split("."):
-        value = value[part]
+        value = value.get(part) if isinstance(value, Mapping) else None
     return None if value is None else float(value)
 
 

@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any, Self
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
+
+from compiler.errors import RunError
+from compiler.language.findings import describe
 
 
 class Measured:
@@ -26,7 +29,14 @@ class Measured:
         """The result from its JSON record."""
         own = {field.name for field in fields(cls)}  # type: ignore[arg-type]  # subclasses are dataclasses
         metrics = {name: value for name, value in record.items() if name not in own}
-        return TypeAdapter(cls).validate_python({**record, "metrics": metrics})
+        try:
+            return TypeAdapter(cls).validate_python({**record, "metrics": metrics})
+        except ValidationError as error:
+            item = error.errors()[0]
+            raise RunError(
+                f"{record.get('run')}: a result of its jobs is damaged: {item['loc'][0]}: {describe(item)}\n"
+                f"  try: the job again, with --overwrite"
+            ) from error
 
 
 def as_record(result: Any) -> dict[str, Any]:

@@ -15,12 +15,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from compiler.errors import RunError
+from compiler.errors import GraphspecError, RunError
 from compiler.language.config import CheckpointConfig
 from runtime.jobs.logs import Console, MetricsLog
 from runtime.jobs.signals import Interrupted, StopFlag
 from runtime.processes.world import World
 from runtime.rundir.checkpoint import CheckpointStore
+from runtime.rundir.records import State
 from runtime.seeds import mix
 from runtime.tasks.base import Task
 from runtime.training.stages import Position, Stage
@@ -100,12 +101,30 @@ class Loop:
         found = self.world.decided(newest)
         if found is None:
             return False
-        state = found["state"]
-        self.job.restore(self.world.from_main(tensors), state["job"])
-        self.position, self.sums = Position(**state["position"]), dict(state["sums"])
+        tensors = self.world.from_main(tensors)
         self.written = found["number"]
-        self.metrics.rewind(state["metrics"])
+        try:
+            state = State.model_validate(found["state"])
+            self._restore(state, tensors)
+        except GraphspecError:
+            raise
+        except Exception as error:  # whatever a job says of state that is not its own
+            raise RunError(
+                f"{self.store.latest_path}: cannot go on: the checkpoint is none of this job: {error!r}\n"
+                f"  try: --overwrite to start anew"
+            ) from error
+        self.metrics.rewind(state.metrics.model_dump())
         return True
+
+    def _restore(self, state: State, tensors: Mapping[str, Tensor]) -> None:
+        """Become the job of a checkpoint; ValueError if it stands where the job never is."""
+        at = self.position = Position(**state.position.model_dump())
+        stages = self.job.stages
+        stage = stages[at.stage] if at.stage < len(stages) else Stage("", 0, 0, 0)
+        if at.stage > len(stages) or at.epoch > stage.epochs or at.step > stage.steps_per_epoch:
+            raise ValueError(f"it stands at {at}")
+        self.job.restore(tensors, state.job)
+        self.sums = dict(state.sums)
 
     def run(self) -> None:
         """Run what is left; Interrupted (after a checkpoint) on a signal, RunError if a number is not finite."""

@@ -153,7 +153,7 @@ RECORD = json.loads(to_json(graph_of({"a": ("conv", {"kernel": 3}, ["input"])}))
     [
         ("", "this is no graphspec-graph file"),
         ("[1, 2]", "this is no graphspec-graph file"),
-        ('{"format": "else"}', "format is 'else'"),
+        ('{"format": "else"}', "format: expected 'graphspec-graph', found 'else'"),
         (json.dumps(RECORD | {"version": FORMAT_VERSION + 1}), "compile again"),
         (json.dumps(RECORD | {"nodes": [["a"]]}), "damaged"),
         (json.dumps(RECORD | {"choices": [["c", [7], None]]}), "damaged"),

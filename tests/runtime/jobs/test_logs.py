@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import errno
 import json
 import os
 import pty
@@ -140,11 +141,15 @@ def test_a_rank_that_writes_nothing_writes_nothing(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "tensorboard/events.out.tfevents.0000000001"])
-def test_a_full_disk_is_a_clear_error(tmp_path: Path, name: str) -> None:
-    log = Log(tmp_path)
+def test_a_full_disk_is_a_clear_error(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, content: bytes) -> int:
+        if os.fstat(descriptor).st_ino == (tmp_path / name).stat().st_ino:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, content)
+
+    log, write = Log(tmp_path), os.write
     epochs(log, range(1, 2))
-    (tmp_path / name).unlink()
-    (tmp_path / name).symlink_to("/dev/full")
+    monkeypatch.setattr(os, "write", full)
     with pytest.raises(RunError, match=f"{name}: cannot write: No space left on device\n  try: free some space"):
         log.write({"epoch": 2, "loss": 0.5})
 

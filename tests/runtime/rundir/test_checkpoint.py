@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -69,7 +72,7 @@ def at(folder):
         save(store, 2)
         def work():
             os.open, os.fsync, os.replace = (dying(f, die_at) for f in (os.open, os.fsync, os.replace))
-            Path.unlink = dying(Path.unlink, die_at)
+            os.unlink = dying(os.unlink, die_at)
             save(store, 3)
         status = os.waitpid(forked(work), 0)[1]
         found.append(check(store, 2))
@@ -244,7 +247,7 @@ def test_all_damaged_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     store.save(2, small(2), {})
     flip_bit(tmp_path / "00000001.safetensors", -1)
     flip_bit(tmp_path / "00000002.safetensors", -1)
-    with pytest.raises(RunError, match="every checkpoint is damaged\n  try: start anew, without --resume"):
+    with pytest.raises(RunError, match="every checkpoint is damaged\n  try: start anew, with --overwrite"):
         store.load_latest()
 
 
@@ -277,13 +280,21 @@ def test_a_pickle_in_the_place_of_the_tensors_is_never_loaded(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("part", ["json", "safetensors"])
-def test_a_full_disk_leaves_the_former_checkpoints(tmp_path: Path, part: str) -> None:
+def test_a_full_disk_leaves_the_former_checkpoints(tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(tmp_path)
     store.save(1, small(1), {})
     store.save(2, small(2), {})
-    (tmp_path / f".00000003.{part}.tmp").symlink_to("/dev/full")
-    with pytest.raises(RunError, match=f"00000003.{part}: cannot write: No space left on device\n  try: free some"):
-        store.save(3, small(3), {})
+    write, calls = os.write, itertools.count()
+
+    def full(descriptor: int, content: bytes) -> int:
+        if next(calls) == ["safetensors", "json"].index(part):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, content)
+
+    with monkeypatch.context() as context:
+        context.setattr(os, "write", full)
+        with pytest.raises(RunError, match=f"00000003.{part}: cannot write: No space left on device\n  try: free"):
+            store.save(3, small(3), {})
     found = store.load_latest()
     assert found is not None
     assert (found.number, store.warnings) == (2, [])
