@@ -73,7 +73,7 @@ def test_damage_is_named(job: JobDir) -> None:
     with pytest.raises(RunError, match="it has no gates that fit 'blk'"):
         read_model(job)
     job.weights.write_bytes(job.weights.read_bytes()[:100])
-    with pytest.raises(RunError, match="weights.safetensors: is damaged: it holds no tensors that can be read"):
+    with pytest.raises(RunError, match=r"weights\.safetensors: is damaged: it holds no tensors that can be read"):
         read_model(job)
 
 
