@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 from compiler.errors import GraphspecError
 from compiler.ir.graph import AttrValue, Block, Choice, Gate, Graph, Node, Phase, Subject, TensorType, attrs_of
 from compiler.ir.verify import verify
-from compiler.language.findings import describe
+from compiler.language.findings import first_of
 
 FORMAT = "graphspec-graph"
 FORMAT_VERSION = 2
@@ -119,26 +119,18 @@ def graph_and_version(source: str) -> tuple[Graph, int]:
     """As `from_json`, with the version of the format that the graph was written in."""
     try:
         version = _Head.model_validate_json(source).version
-    except ValidationError as error:
-        raise GraphFormatError(f"this is no {FORMAT} file ({_said(error)}); `graphspec compile` writes them") from error
-    if version not in READABLE:
-        raise GraphFormatError(
-            f"the graph has format version {version!r}, this graphspec reads {FORMAT_VERSION} and older ones; compile "
-            f"again"
-        )
-    try:
+        if version not in READABLE:
+            raise GraphFormatError(
+                f"the graph has format version {version!r}, this graphspec reads {FORMAT_VERSION} and older ones; "
+                f"compile again"
+            )
         graph = _graph_of(_Record.model_validate_json(source))
     except ValidationError as error:
-        raise GraphFormatError(f"the graph file is damaged ({_said(error)}); compile again") from error
+        raise GraphFormatError(f"this is no {FORMAT} file, or damaged ({first_of(error)}); compile again") from error
     except (ValueError, IndexError) as error:
         raise GraphFormatError(f"the graph file is damaged ({error}); compile again") from error
     verify(graph)
     return graph, version
-
-
-def _said(error: ValidationError) -> str:
-    item = error.errors()[0]
-    return f"{'.'.join(map(str, item['loc']))}: {describe(item)}".removeprefix(": ")
 
 
 def _graph_of(record: _Record) -> Graph:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from compiler.errors import RuleError
 from compiler.ir.graph import INPUT, OUTPUT, Gate, Graph, Node, Phase, Subject
-from compiler.language.findings import describe
+from compiler.language.findings import first_of
 from compiler.ops import TypeMismatchError, UnknownOpError, infer, read_attrs
 
 Violations = Iterator[tuple[str, str, str]]
@@ -69,9 +69,7 @@ def ops_are_known(graph: Graph) -> Violations:
         except UnknownOpError as error:
             yield node.id, str(error), "`graphspec ops` lists all ops"
         except ValidationError as error:
-            item = error.errors()[0]
-            where = ".".join(map(str, item["loc"]))
-            yield node.id, f"{where}: {describe(item)}", "`graphspec ops` lists the attributes of all ops"
+            yield node.id, first_of(error), "`graphspec ops` lists the attributes of all ops"
 
 
 def every_op_has_inputs(graph: Graph) -> Violations:

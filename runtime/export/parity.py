@@ -161,14 +161,19 @@ def compare(
     return Parity.of(tolerance, tuple(cases))
 
 
-def answers_nothing(network: Reference, form: ImageForm, dataset: Dataset) -> Literal["", "not finite", "constant"]:
-    """What makes the outputs for random and test images useless, if anything does."""
+def check_outputs(network: Reference, form: ImageForm, dataset: Dataset) -> str:
+    """A warning if the network gives the same for all random and test images; RunError if it is not finite."""
     batch, shape = max(BATCHES), (len(dataset.normalise.mean), *dataset.test.size)
     images = [form.random(batch, shape, dataset.seed)[0], form.both(some_pixels(dataset.test, batch))[0]]
     outputs = np.concatenate([network(x) for x in images])
     if not np.isfinite(outputs).all():
-        return "not finite"
-    return "constant" if np.ptp(outputs, axis=0).max() <= CONSTANT * np.abs(outputs).max() else ""
+        raise RunError(
+            "what the network gives for random and test images is not finite\n"
+            "  nothing was written; try: train it again, with a lower learning rate"
+        )
+    if np.ptp(outputs, axis=0).max() > CONSTANT * np.abs(outputs).max():
+        return ""
+    return "the network gives the same for all images: it has learned nothing or is damaged, and so is the file"
 
 
 # -- images and metrics ---------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,8 +28,7 @@ from runtime.export.parity import (
     ImageForm,
     Judge,
     Parity,
-    Reference,
-    answers_nothing,
+    check_outputs,
     compare,
     raw_batches,
     reference,
@@ -40,7 +39,17 @@ from runtime.export.quantise import half, int8
 from runtime.export.trained import Source, Trained, finished_job, load_trained
 from runtime.jobs.logs import Console
 from runtime.rundir.directory import Opened, environment
-from runtime.rundir.files import guarded, publish, read_bytes, remove, staging, sync, write_json
+from runtime.rundir.files import (
+    folder_of,
+    guarded,
+    move,
+    read_bytes,
+    refuse_special,
+    remove,
+    sync,
+    temporary,
+    write_json,
+)
 from runtime.seeds import generator
 from runtime.strategies.latency import device_name
 from runtime.tasks.base import TOLERANCE
@@ -127,14 +136,19 @@ def run_export(opened: Opened, options: ExportOptions) -> ExportResult:
 @contextmanager
 def _staging(target: Path) -> Iterator[Path]:
     """An empty folder beside the target that is gone afterwards; RunError if the target cannot be written."""
-    made = not target.parent.exists()
-    try:
-        with staging(target) as folder:
-            yield folder
-    finally:
-        if made:
-            with suppress(OSError):  # there is something in it
-                target.parent.rmdir()
+    with ExitStack() as stack:
+        with guarded(target):
+            if not target.parent.exists():
+                stack.callback(_remove_empty, target.parent)
+            beside = stack.enter_context(folder_of(target, make=True))
+            refuse_special(target, beside)
+            name, _ = stack.enter_context(temporary(target.name, beside, is_folder=True))
+        yield target.with_name(name)
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):  # there is something in it
+        folder.rmdir()
 
 
 def _publish(folder: Path, target: Path) -> None:
@@ -144,7 +158,7 @@ def _publish(folder: Path, target: Path) -> None:
     for path in staged:
         sync(path)
     for path in staged:
-        publish(path, target.with_name(path.name))
+        move(path, target.with_name(path.name))
 
 
 def _write_reports(folder: Path, result: ExportResult, *, others_go: bool) -> None:
@@ -192,7 +206,8 @@ class _Export:
         proto = self._emit()
         torch_network = reference(self.trained.module, self.head)
         judge = Judge(self.task, probabilities=self.head is not None)
-        self._check_outputs(torch_network)
+        if warning := check_outputs(torch_network, self.form, self.dataset):
+            self.console.warn(warning)
         network = self._stage("fp32", proto)
         parity = compare(network, torch_network, self.form, self.dataset, judge, self.settings.tolerance)
         self._tell_parity(parity)
@@ -222,20 +237,6 @@ class _Export:
             },
             latencies=latencies,
         )
-
-    def _check_outputs(self, network: Reference) -> None:
-        """RunError if outputs are not finite; a warning if the network says the same of all images."""
-        problem = answers_nothing(network, self.form, self.dataset)
-        where = f"{self.opened.run.path}: what the network gives for test and random images is"
-        if problem == "not finite":
-            raise RunError(
-                f"{where} {problem}, so it is of no use\n"
-                f"  nothing was written; try: graphspec {self.options.source} {self.opened.run.path} --overwrite"
-            )
-        if problem:
-            self.console.warn(
-                f"{where} {problem}: it has learned nothing, or its weights are damaged; the file will be of no use"
-            )
 
     def _emit(self) -> onnx.ModelProto:
         layout, normalise = self.form.layout, self.dataset.normalise
@@ -305,7 +306,8 @@ class _Export:
         return {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
 
     def _file(self, kind: Kind, proto: onnx.ModelProto, score: FileScore) -> ExportedFile:
-        size = sum(path.stat().st_size for path in self.folder.glob(f"{self._staged(kind).name}*"))
+        with guarded(self.target):
+            size = sum(path.stat().st_size for path in self.folder.glob(f"{self._staged(kind).name}*"))
         path = str(_path_of(kind, self.target))
         return ExportedFile(kind, path, len(proto.graph.node), size, score.metrics, score.agreement)
 

@@ -79,7 +79,7 @@ class CheckpointStore:
         text = _dump(document | {"sha256": _digest(document)})
         write_bytes(self._path(number, "safetensors"), content)
         write_text(self._path(number, "json"), text)
-        self._remove_others(number)
+        self.remove_others(number)
 
     def load_latest(self) -> Checkpoint | None:
         """The newest whole checkpoint, with a warning for each damaged newer one; None if there is none at all.
@@ -122,7 +122,7 @@ class CheckpointStore:
             raise damaged(tensors_file, "it was altered")
         return Checkpoint(number, tensors, document["state"])
 
-    def _remove_others(self, newest: int) -> None:
+    def remove_others(self, newest: int) -> None:
         """Remove all files of checkpoints but those of the `keep` newest up to `newest`, the JSON files first."""
         kept = {f"{number:08d}" for number in [n for n in self._numbers() if n <= newest][: self.keep]}
         with guarded(self.folder):

@@ -20,20 +20,8 @@ from typing import Any
 from compiler.errors import RunError
 from compiler.ir.graph import Graph
 from compiler.language.spec import Spec
-from runtime.rundir.files import (
-    MARKER,
-    folder_of,
-    guarded,
-    make_folder,
-    opened,
-    read_json,
-    read_text,
-    remove,
-    shown,
-    sweep,
-    write_json,
-    write_text,
-)
+from runtime.rundir import files
+from runtime.rundir.files import MARKER, folder_of, guarded, read_json, remove, write_json, write_text
 from runtime.rundir.records import Marker
 
 RUNS = Path("runs")  # under the working directory
@@ -146,7 +134,6 @@ class RunDir:
         """
         if out is None:
             out = _next_free(compiled, root)
-        make_folder(out)
         _check_free(out)  # before a lock is put there
         run = RunDir(out)
         with run.locked():
@@ -166,11 +153,11 @@ class RunDir:
         """The run directory at `path` (also `<root>/latest`); RunError if there is none or it is incomplete."""
         with guarded(path, "read"):
             if path.is_file() and path.name == "latest":
-                path = path.parent / read_text(path).strip()
+                path = path.parent / files.read_text(path).strip()
             if not path.is_dir():
                 found = "is a file, not a run directory" if path.exists() else "no such run directory"
                 raise RunError(f"{path}: {found}\n  try: graphspec compile SPEC, which makes one")
-            run = RunDir(shown(path.resolve()))
+            run = RunDir(files.shown(path.resolve()))
             _check_marker(run.path)
             if not run.graph_json.is_file():
                 raise RunError(f"{run.path}: its compilation did not finish\n  try: graphspec compile SPEC again")
@@ -195,7 +182,7 @@ class RunDir:
         file = self.path / ".lock"
         with ExitStack() as stack:
             with guarded(file):
-                descriptor = stack.enter_context(opened(file, os.O_RDWR | os.O_CREAT))
+                descriptor = stack.enter_context(files.opened(file, os.O_RDWR | os.O_CREAT))
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -205,11 +192,8 @@ class RunDir:
                 ) from error
             except OSError:
                 pass  # some network disks have no locks: there it is up to the user
-            for job in (self.search, self.retrain):
-                sweep(job.path)
-                sweep(job.checkpoints)
-            for folder in (self.path, self.export, self.path / "seeds"):
-                sweep(folder)
+            jobs = (self.search, self.retrain)
+            files.sweep(self.path, self.export, *(job.path for job in jobs), *(job.checkpoints for job in jobs))
             yield
 
 
@@ -240,7 +224,7 @@ def environment(seed: int) -> dict[str, Any]:
 def _check_free(out: Path) -> None:
     """RunError if the folder holds something that compiling must not touch."""
     with guarded(out):
-        names = {entry.name for entry in out.iterdir()}
+        names = {entry.name for entry in out.iterdir()} if os.path.lexists(out) else set()
     if all(re.fullmatch(rf"\.lock|\.{MARKER}\..*tmp", name) for name in names):  # what a killed `create` can leave
         return
     if MARKER not in names:
@@ -269,34 +253,15 @@ def _next_free(compiled: Compiled, root: Path) -> Path:
 
 def _name_latest(run: RunDir, root: Path) -> None:
     """Let `<root>/latest` name `run`: a relative symbolic link, or its text in a file where links are not possible."""
-    latest, temporary = root / "latest", f".latest.{os.getpid()}.tmp"
-    target = os.path.relpath(run.path.resolve(), root.resolve())  # a link is read from where it really lies
+    latest, target = root / "latest", os.path.relpath(run.path.resolve(), root.resolve())  # from where the link lies
     with guarded(latest), folder_of(latest, make=True) as folder:
-        for name in os.listdir(folder):
-            if (left := re.fullmatch(r"\.latest\.(\d{1,9})\.tmp", name)) and not _is_running(int(left[1])):
-                os.unlink(name, dir_fd=folder)
         try:
-            os.symlink(target, temporary, dir_fd=folder)
-        except OSError:  # a file system without links
+            with files.temporary(latest.name, folder, is_folder=True) as (_, made):
+                os.symlink(target, "link", dir_fd=made)
+                os.replace("link", latest.name, src_dir_fd=made, dst_dir_fd=folder)
+        except PermissionError:  # a file system without links
             write_text(latest, target + "\n")
-            return
-        try:
-            os.replace(temporary, latest.name, src_dir_fd=folder, dst_dir_fd=folder)
-        except OSError:
-            os.unlink(temporary, dir_fd=folder)
-            raise
         os.fsync(folder)
-
-
-def _is_running(process: int) -> bool:
-    """Whether there is another process of this number."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it is another user's
-        return True
-    return process != os.getpid()
 
 
 def _check_marker(path: Path) -> None:

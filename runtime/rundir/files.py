@@ -18,7 +18,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from compiler.errors import GraphspecError, RunError
-from compiler.language.findings import describe
+from compiler.language.findings import first_of
 
 MARKER = "run.json"  # says that a folder is a run
 MOST_TEXT = 2**27  # bytes; the largest network that compiles has a graph of a quarter of it
@@ -97,7 +97,7 @@ def folder_of(path: Path, *, make: bool = False) -> Iterator[int]:
 def opened(path: Path, flags: int) -> Iterator[int]:
     """A descriptor of the regular file at `path`; OSError if there is none, RunError if it is something else."""
     linked = flags == os.O_RDONLY and run_of(path) is None  # a user's own link to a file to read
-    with folder_of(path) as folder:
+    with folder_of(path, make=bool(flags & os.O_CREAT)) as folder:
         descriptor = os.open(path.name, flags | (_SAFE & ~os.O_NOFOLLOW if linked else _SAFE), 0o666, dir_fd=folder)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -150,8 +150,7 @@ def _parsed(path: Path, content: bytes, model: type[T], where: str = "") -> dict
         found = from_json(content, allow_inf_nan=False)
         json.dumps(found, allow_nan=False)  # 1e999 is read as infinity
     except ValidationError as error:
-        item = error.errors()[0]
-        raise damaged(path, f"{where}{'.'.join(map(str, item['loc'])) or 'all of it'}: {describe(item)}") from error
+        raise damaged(path, f"{where}{first_of(error)}") from error
     except ValueError as error:
         raise damaged(path, f"{where}{error}") from error
     return dict(found)
@@ -209,20 +208,18 @@ def write_bytes(path: Path, content: bytes) -> None:
     error the temporary file is gone and the former content intact. What a killed writer of this path left is removed.
     """
     with guarded(path), folder_of(path, make=True) as folder:
-        _refuse_special(path, folder)
-        with _temporary(path.name, folder) as (temporary, descriptor):
+        refuse_special(path, folder)
+        with temporary(path.name, folder) as (made, descriptor):
             _write(descriptor, content)
             os.fsync(descriptor)
-            os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+            os.replace(made, path.name, src_dir_fd=folder, dst_dir_fd=folder)
         os.fsync(folder)
 
 
-def _refuse_special(path: Path, folder: int) -> None:
+def refuse_special(path: Path, folder: int) -> None:
     """RunError if something else than a file is there: renaming over /dev/null would replace it."""
     with suppress(FileNotFoundError):
-        mode = os.lstat(path.name, dir_fd=folder).st_mode
-        mode = os.stat(path.name, dir_fd=folder).st_mode if stat.S_ISLNK(mode) and run_of(path) is None else mode
-        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+        if not stat.S_ISREG(os.stat(path.name, dir_fd=folder).st_mode):
             raise RunError(f"{path}: is no regular file, so it cannot be written\n  try: another path")
 
 
@@ -233,28 +230,28 @@ def _write(descriptor: int, content: bytes) -> None:
 
 
 @contextmanager
-def _temporary(name: str, folder: int, *, is_folder: bool = False) -> Iterator[tuple[str, int]]:
+def temporary(name: str, folder: int, *, is_folder: bool = False) -> Iterator[tuple[str, int]]:
     """Name and descriptor of a new file or folder for `name`, gone afterwards unless it was renamed.
 
     It is locked while it is in use, by which those that a killed process left are known.
     """
     _sweep(folder, re.compile(rf"\.{re.escape(name)}(\.[0-9a-f]{{8}})?\.tmp"))
     while True:
-        temporary = f".{name}.{secrets.token_hex(4)}.tmp"
+        made = f".{name}.{secrets.token_hex(4)}.tmp"
         if is_folder:
-            os.mkdir(temporary, dir_fd=folder)
+            os.mkdir(made, dir_fd=folder)
         flags = os.O_RDONLY if is_folder else os.O_WRONLY | os.O_CREAT | os.O_EXCL
-        descriptor = os.open(temporary, flags | _SAFE, 0o666, dir_fd=folder)
+        descriptor = os.open(made, flags | _SAFE, 0o666, dir_fd=folder)
         try:
             with suppress(OSError):  # some network disks have no locks
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             if os.fstat(descriptor).st_nlink:  # else another process has swept it before it was locked
-                yield temporary, descriptor
+                yield made, descriptor
                 return
         finally:
             os.close(descriptor)
             with suppress(OSError):
-                _remove(temporary, folder)
+                _remove(made, folder)
 
 
 def _sweep(folder: int, pattern: re.Pattern[str]) -> None:
@@ -269,10 +266,11 @@ def _sweep(folder: int, pattern: re.Pattern[str]) -> None:
                 os.close(descriptor)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed processes left in a folder of a run."""
-    with suppress(OSError), folder_of(folder / MARKER) as descriptor:
-        _sweep(descriptor, _LEFT_OVER)
+def sweep(*folders: Path) -> None:
+    """Remove what killed processes left in these folders of a run."""
+    for path in folders:
+        with suppress(OSError), folder_of(path / MARKER) as folder:
+            _sweep(folder, _LEFT_OVER)
 
 
 def _remove(name: str, folder: int) -> None:
@@ -288,34 +286,10 @@ def remove(path: Path) -> None:
         _remove(path.name, folder)
 
 
-def make_folder(path: Path) -> None:
-    """Make a folder and those above it, where they are missing."""
-    with guarded(path), folder_of(path / MARKER, make=True):
-        pass
-
-
 def move(source: Path, target: Path) -> None:
-    """Rename something within its folder, onto what is there; it is on the disk for good then."""
-    with guarded(target), folder_of(target) as folder:
-        os.replace(source.name, target.name, src_dir_fd=folder, dst_dir_fd=folder)
-        os.fsync(folder)
-
-
-@contextmanager
-def staging(target: Path) -> Iterator[Path]:
-    """A new folder beside `target`, gone afterwards; RunError if `target` cannot be written."""
-    with ExitStack() as stack:
-        with guarded(target):
-            folder = stack.enter_context(folder_of(target, make=True))
-            _refuse_special(target, folder)
-            name, _ = stack.enter_context(_temporary(target.name, folder, is_folder=True))
-        yield target.with_name(name)
-
-
-def publish(staged: Path, target: Path) -> None:
-    """Put a file out of a folder that `staging` gave beside its target, in one step."""
-    with guarded(target), folder_of(staged) as source, folder_of(target) as folder:
-        os.replace(staged.name, target.name, src_dir_fd=source, dst_dir_fd=folder)
+    """Put something in another's place, in one step; it is on the disk for good then."""
+    with guarded(target), folder_of(source) as start, folder_of(target) as folder:
+        os.replace(source.name, target.name, src_dir_fd=start, dst_dir_fd=folder)
         os.fsync(folder)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 from pydantic import TypeAdapter, ValidationError
 
 from compiler.errors import RunError
-from compiler.language.findings import describe
+from compiler.language.findings import first_of
 
 
 class Measured:
@@ -32,11 +32,8 @@ class Measured:
         try:
             return TypeAdapter(cls).validate_python({**record, "metrics": metrics})
         except ValidationError as error:
-            item = error.errors()[0]
-            raise RunError(
-                f"{record.get('run')}: a result of its jobs is damaged: {item['loc'][0]}: {describe(item)}\n"
-                f"  try: the job again, with --overwrite"
-            ) from error
+            where = f"{record.get('run')}: a result of its jobs is damaged: {first_of(error)}"
+            raise RunError(f"{where}\n  try: the job again, with --overwrite") from error
 
 
 def as_record(result: Any) -> dict[str, Any]:

@@ -105,7 +105,8 @@ class Loop:
         self.written = found["number"]
         try:
             state = State.model_validate(found["state"])
-            self._restore(state, tensors)
+            self.position, self.sums = self._checked(Position(**dict(state.position))), state.sums
+            self.job.restore(tensors, state.job)
         except GraphspecError:
             raise
         except Exception as error:  # whatever a job says of state that is not its own
@@ -113,18 +114,15 @@ class Loop:
                 f"{self.store.latest_path}: cannot go on: the checkpoint is none of this job: {error!r}\n"
                 f"  try: --overwrite to start anew"
             ) from error
-        self.metrics.rewind(state.metrics.model_dump())
+        self.metrics.rewind(dict(state.metrics))
         return True
 
-    def _restore(self, state: State, tensors: Mapping[str, Tensor]) -> None:
-        """Become the job of a checkpoint; ValueError if it stands where the job never is."""
-        at = self.position = Position(**state.position.model_dump())
-        stages = self.job.stages
-        stage = stages[at.stage] if at.stage < len(stages) else Stage("", 0, 0, 0)
-        if at.stage > len(stages) or at.epoch > stage.epochs or at.step > stage.steps_per_epoch:
+    def _checked(self, at: Position) -> Position:
+        """The position; IndexError or ValueError if the job never stands there."""
+        stage = (*self.job.stages, Stage("the end", 0, 0, 0))[at.stage]
+        if at.epoch > stage.epochs or at.step > stage.steps_per_epoch:
             raise ValueError(f"it stands at {at}")
-        self.job.restore(tensors, state.job)
-        self.sums = dict(state.sums)
+        return at
 
     def run(self) -> None:
         """Run what is left; Interrupted (after a checkpoint) on a signal, RunError if a number is not finite."""
@@ -137,6 +135,8 @@ class Loop:
             self._save(stage)
             self._heed(int(self.world.tables([self.stop.signum or 0]).max()))  # of any process
             self.after_epoch()
+        if self.world.is_main and self.written:
+            self.store.remove_others(self.written)  # a kill may have left some after the last one was written
 
     def _epoch(self, stage: Stage) -> None:
         started, first = time.perf_counter(), self.position.step
