@@ -38,18 +38,9 @@ from runtime.export.parity import (
 from runtime.export.quantise import half, int8
 from runtime.export.trained import Source, Trained, finished_job, load_trained
 from runtime.jobs.logs import Console
+from runtime.rundir import files
 from runtime.rundir.directory import Opened, environment
-from runtime.rundir.files import (
-    folder_of,
-    guarded,
-    move,
-    read_bytes,
-    refuse_special,
-    remove,
-    sync,
-    temporary,
-    write_json,
-)
+from runtime.rundir.files import guarded, read_bytes, write_json
 from runtime.seeds import generator
 from runtime.strategies.latency import device_name
 from runtime.tasks.base import TOLERANCE
@@ -140,9 +131,9 @@ def _staging(target: Path) -> Iterator[Path]:
         with guarded(target):
             if not target.parent.exists():
                 stack.callback(_remove_empty, target.parent)
-            beside = stack.enter_context(folder_of(target, make=True))
-            refuse_special(target, beside)
-            name, _ = stack.enter_context(temporary(target.name, beside, is_folder=True))
+            beside = stack.enter_context(files.folder_of(target, make=True))
+            files.refuse_special(target, beside)
+            name, _ = stack.enter_context(files.temporary(target.name, beside, is_folder=True))
         yield target.with_name(name)
 
 
@@ -156,9 +147,9 @@ def _publish(folder: Path, target: Path) -> None:
     with guarded(target):
         staged = sorted(folder.iterdir(), key=lambda path: path.name == target.name)
     for path in staged:
-        sync(path)
+        files.sync(path)
     for path in staged:
-        move(path, target.with_name(path.name))
+        files.move(path, target.with_name(path.name))
 
 
 def _write_reports(folder: Path, result: ExportResult, *, others_go: bool) -> None:
@@ -169,10 +160,10 @@ def _write_reports(folder: Path, result: ExportResult, *, others_go: bool) -> No
     if latencies:
         write_json(folder / LATENCY, {"device": device_name(HERE.device), "latencies": latencies})
     else:
-        remove(folder / LATENCY)
+        files.remove(folder / LATENCY)
     for kind in ("fp16", "int8"):
         if others_go and kind not in {file.kind for file in result.files}:
-            remove(_path_of(kind, folder / MODEL))
+            files.remove(_path_of(kind, folder / MODEL))
 
 
 def _path_of(kind: str, target: Path) -> Path:
@@ -203,11 +194,11 @@ class _Export:
 
     def run(self) -> ExportResult:
         """Emit, judge, label and time; RunError with the figures if something does not pass."""
-        proto = self._emit()
         torch_network = reference(self.trained.module, self.head)
         judge = Judge(self.task, probabilities=self.head is not None)
         if warning := check_outputs(torch_network, self.form, self.dataset):
             self.console.warn(warning)
+        proto = self._emit()
         network = self._stage("fp32", proto)
         parity = compare(network, torch_network, self.form, self.dataset, judge, self.settings.tolerance)
         self._tell_parity(parity)

@@ -6,6 +6,7 @@ makes run directories. What is in the files is the business of whoever writes th
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import importlib.metadata
 import os
@@ -259,8 +260,10 @@ def _name_latest(run: RunDir, root: Path) -> None:
             with files.temporary(latest.name, folder, is_folder=True) as (_, made):
                 os.symlink(target, "link", dir_fd=made)
                 os.replace("link", latest.name, src_dir_fd=made, dst_dir_fd=folder)
-        except PermissionError:  # a file system without links
-            write_text(latest, target + "\n")
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP):
+                raise
+            write_text(latest, target + "\n")  # a file system without links
         os.fsync(folder)
 
 

@@ -19,20 +19,9 @@ from compiler.analysis.limits import MEASURES
 from compiler.errors import RunError
 from compiler.language.config import Configuration
 from compiler.language.parse import parse_file
+from runtime.rundir import files
 from runtime.rundir.directory import Compiled, JobDir, RunDir
-from runtime.rundir.files import (
-    MOST_TENSORS,
-    checked,
-    damaged,
-    guarded,
-    move,
-    read_bytes,
-    read_json,
-    read_text,
-    remove,
-    write_bytes,
-    write_json,
-)
+from runtime.rundir.files import guarded, read_json, read_text, remove, write_json
 from runtime.rundir.records import Result
 from runtime.tasks.base import Task
 
@@ -129,7 +118,7 @@ def make_seed_run(study: RunDir, seed: int) -> RunDir:
     remove(temporary)
     made = RunDir.create(_with_seed(study, seed), temporary, name_latest=False)
     copy_search(study.search, made.search)
-    move(temporary, run.path)
+    files.move(temporary, run.path)
     return run
 
 
@@ -143,13 +132,13 @@ def copy_search(source: JobDir, target: JobDir) -> None:
     with guarded(source.path, "read"):
         names = [entry.name for entry in source.path.iterdir() if entry.is_file() and entry.name[0] != "."]
     for name in names:
-        write_bytes(temporary / name, read_bytes(source.path / name, MOST_TENSORS))
-    move(temporary, target.path)
+        files.write_bytes(temporary / name, files.read_bytes(source.path / name, files.MOST_TENSORS))
+    files.move(temporary, target.path)
 
 
 def _with_seed(study: RunDir, seed: int) -> Compiled:
     """The study's compiled files with another seed, on which the graph does not depend."""
-    spec = parse_file(checked(study.resolved))
+    spec = parse_file(files.checked(study.resolved))
     return Compiled(
         name=spec.name,
         seed=seed,
@@ -170,7 +159,7 @@ def found_params(run: RunDir) -> int:
         raise RunError(f"--match {run.path}: this run has no finished search; try: graphspec search {run.path}")
     params = value_at(read_json(run.search.result, Result), "found.params")
     if params is None:
-        raise damaged(run.search.result, "it does not say what was found")
+        raise files.damaged(run.search.result, "it does not say what was found")
     return int(params)
 
 
@@ -183,8 +172,8 @@ def found_sizes(match: RunDir, seeds: Sequence[int]) -> dict[int, int]:
 
 def results_of(study: RunDir, job: str) -> dict[int, dict[str, Any]]:
     """The result of every seed that has finished the job; RunError if one is damaged."""
-    files = {seed: JobDir(run.path / job).result for seed, run in study.seed_runs().items()}
-    return {seed: read_json(file, Result) for seed, file in files.items() if file.is_file()}
+    paths = {seed: JobDir(run.path / job).result for seed, run in study.seed_runs().items()}
+    return {seed: read_json(file, Result) for seed, file in paths.items() if file.is_file()}
 
 
 def summary_of(job: str, task: type[Task], results: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:

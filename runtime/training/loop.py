@@ -13,10 +13,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from compiler.errors import GraphspecError, RunError
 from compiler.language.config import CheckpointConfig
+from compiler.language.findings import first_of
 from runtime.jobs.logs import Console, MetricsLog
 from runtime.jobs.signals import Interrupted, StopFlag
 from runtime.processes.world import World
@@ -110,8 +112,9 @@ class Loop:
         except GraphspecError:
             raise
         except Exception as error:  # whatever a job says of state that is not its own
+            what = first_of(error) if isinstance(error, ValidationError) else repr(error)
             raise RunError(
-                f"{self.store.latest_path}: cannot go on: the checkpoint is none of this job: {error!r}\n"
+                f"{self.store.latest_path}: cannot go on: the checkpoint is none of this job: {what}\n"
                 f"  try: --overwrite to start anew"
             ) from error
         self.metrics.rewind(dict(state.metrics))

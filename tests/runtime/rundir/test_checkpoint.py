@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import itertools
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +17,7 @@ from torch import Tensor, nn
 from compiler.errors import RunError
 from runtime.rundir.checkpoint import CheckpointStore, optimizer_state, restore_optimizer_state
 from runtime.strategies.apgnag import APGNAG
+from tests.full_disk import fill_disk
 
 TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
 
@@ -284,15 +282,8 @@ def test_a_full_disk_leaves_the_former_checkpoints(tmp_path: Path, part: str, mo
     store = Store(tmp_path)
     store.save(1, small(1), {})
     store.save(2, small(2), {})
-    write, calls = os.write, itertools.count()
-
-    def full(descriptor: int, content: bytes) -> int:
-        if next(calls) == ["safetensors", "json"].index(part):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(descriptor, content)
-
     with monkeypatch.context() as context:
-        context.setattr(os, "write", full)
+        fill_disk(context, after=["safetensors", "json"].index(part))
         with pytest.raises(RunError, match=f"00000003.{part}: cannot write: No space left on device\n  try: free"):
             store.save(3, small(3), {})
     found = store.load_latest()

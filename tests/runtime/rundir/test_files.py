@@ -14,6 +14,7 @@ import pytest
 from compiler.errors import RunError
 from runtime.rundir.files import guarded, write_bytes, write_json, write_text
 from tests.dying import DYING
+from tests.full_disk import fill_disk
 
 DIE_AT_CALL = (
     DYING
@@ -58,11 +59,8 @@ def test_an_interrupted_write_leaves_the_former_content_and_no_other_file(
 def test_a_full_disk_is_a_clear_error_and_the_former_content_is_intact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(descriptor: int, content: bytes) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     write_text(tmp_path / "a", "old")
-    monkeypatch.setattr(os, "write", full)
+    fill_disk(monkeypatch)
     with pytest.raises(RunError, match=r"/a: cannot write: No space left on device\n  try: free some space"):
         write_bytes(tmp_path / "a", b"new" * 100_000)
     assert files_of(tmp_path) == {"a": b"old"}
