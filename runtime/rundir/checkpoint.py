@@ -174,6 +174,8 @@ def restore_optimizer_state(
         if name not in named:
             raise RunError(f"there is optimizer state for {name!r}, which the network does not have")
         parameter = named[name]
+        if not tensor.is_floating_point():
+            raise RunError(f"{full_name} holds {tensor.dtype}, which is no state of an optimizer")
         if tensor.shape == parameter.shape:
             value = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
         elif tensor.dim() == 0:

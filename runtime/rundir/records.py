@@ -33,7 +33,7 @@ def _model(base: type[BaseModel] = Record, **fields: Any) -> Model:
 
 Marker = _model(format=int)  # run.json
 Settings = _model(search=_model(strategy=(str, "dso")), task=(str, ""))  # config.json, also of an earlier version
-Environment = _model(packages=dict[str, str | None])
+Environment = _model(packages=dict[str, str | None], threads=(Count | None, None))
 Epoch = _model(stage=str, epoch=Count, gate_values=(list[float], []))  # a line of metrics.jsonl
 Timing = _model(stage=str, epoch=Count, seconds=Annotated[float, Field(ge=0)], images_per_second=Positive)
 Section = _model(text=(str, ""), tables=(dict[str, Any], {}), curves=(dict[str, dict[str, str]], {}))  # strategy.json

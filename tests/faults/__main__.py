@@ -63,6 +63,7 @@ def main() -> int:
             found = tried(chosen, problem)
             seconds = time.monotonic() - started
             sys.stdout.write(f"{name}: {len(chosen)} trials, {len(found)} broken, {seconds:.0f} s\n")
+            sys.stdout.flush()
             broken |= found
     for trial, what in broken.items():
         sys.stdout.write(f"\n{trial}\n  {what}\n")

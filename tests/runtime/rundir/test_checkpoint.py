@@ -308,8 +308,8 @@ def killed(scenario: str, folder: Path) -> object:
 
 @pytest.mark.slow
 def test_a_kill_inside_any_call_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
-    """Two files of five calls each, of which the eighth commits; then the removal of two files; then nothing dies."""
-    assert killed("at", tmp_path) == [2] * 8 + [3] * 5
+    """Two files of five calls each, of which the ninth commits; then the removal of two files; then nothing dies."""
+    assert killed("at", tmp_path) == [2] * 9 + [3] * 6
 
 
 @pytest.mark.slow
