@@ -42,6 +42,7 @@ READERS = {
     "runtime/reporting/page.py": "files of the package",
     "runtime/processes/world.py": "messages of other processes",
     "runtime/training/free_memory.py": "/proc",
+    "runtime/training/threads.py": "/sys",
     "runtime/strategies/latency.py": "/proc",
     "runtime/export/bench.py": "an ONNX model, which may be anyone's",
     "runtime/export/run_export.py": "an empty folder that it has made",
