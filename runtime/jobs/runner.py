@@ -28,7 +28,7 @@ from runtime.processes.world import ALONE, World
 from runtime.reporting.page import write_report
 from runtime.rundir.checkpoint import CheckpointStore
 from runtime.rundir.directory import JobDir, Opened, RunDir, environment
-from runtime.rundir.files import read_json, write_bytes, write_json, write_text
+from runtime.rundir.files import names_in, read_json, write_bytes, write_json, write_text
 from runtime.rundir.records import Result
 from runtime.tasks.table import task_of
 from runtime.training.heap import freed_memory_kept
@@ -206,7 +206,7 @@ def _full_memory_explained(name: str) -> Iterator[None]:
 
 def has_results(folder: JobDir) -> bool:
     """Whether starting anew would lose something; a job that failed before its first checkpoint left nothing."""
-    return any(folder.checkpoints.glob("*.json")) or folder.arch.exists()
+    return any(name.endswith(".json") for name in names_in(folder.checkpoints)) or folder.arch.exists()
 
 
 def resume_command(name: str, opened: Opened, options: JobOptions, more: Sequence[str] = ()) -> str:

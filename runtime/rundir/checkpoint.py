@@ -27,7 +27,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from compiler.errors import RunError
-from runtime.rundir.files import damaged, guarded, read_json, read_tensors, remove, write_bytes, write_text
+from runtime.rundir.files import damaged, names_in, read_json, read_tensors, remove, write_bytes, write_text
 from runtime.rundir.records import Checkpointed
 
 FORMAT = 1
@@ -104,9 +104,8 @@ class CheckpointStore:
 
     def _numbers(self) -> list[int]:
         """Numbers of the checkpoints, newest first."""
-        with guarded(self.folder, "read"):
-            entries = list(self.folder.iterdir()) if self.folder.is_dir() else []
-        stems = (e.stem for e in entries if e.suffix == ".json" and _FILE.fullmatch(e.name))
+        names = map(Path, names_in(self.folder))
+        stems = (name.stem for name in names if name.suffix == ".json" and _FILE.fullmatch(name.name))
         return sorted((int(stem) for stem in stems if stem.isdecimal()), reverse=True)
 
     def _read(self, number: int) -> Checkpoint:
@@ -125,11 +124,9 @@ class CheckpointStore:
     def remove_others(self, newest: int) -> None:
         """Remove all files of checkpoints but those of the `keep` newest up to `newest`, the JSON files first."""
         kept = {f"{number:08d}" for number in [n for n in self._numbers() if n <= newest][: self.keep]}
-        with guarded(self.folder):
-            entries = sorted(self.folder.iterdir())  # the JSON of a number sorts before its tensors
-        for entry in entries:
-            if _FILE.fullmatch(entry.name) and entry.name.lstrip(".").partition(".")[0] not in kept:
-                remove(entry)
+        for name in names_in(self.folder):  # sorted: the JSON of a number comes before its tensors
+            if _FILE.fullmatch(name) and name.lstrip(".").partition(".")[0] not in kept:
+                remove(self.folder / name)
 
 
 def _dump(document: Mapping[str, Any]) -> str:

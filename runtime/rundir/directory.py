@@ -76,7 +76,7 @@ class JobDir:
     @property
     def is_started(self) -> bool:
         """Whether the job has left anything."""
-        return self.path.is_dir() and any(self.path.iterdir())
+        return bool(files.names_in(self.path))
 
     @property
     def is_finished(self) -> bool:
@@ -111,9 +111,7 @@ class RunDir:
 
     def seed_runs(self) -> dict[int, RunDir]:
         """The runs of several seeds below this one, by seed."""
-        folder = self.path / "seeds"
-        with guarded(folder, "read"):
-            names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+        names = files.names_in(self.path / "seeds")
         return {seed: self.seed_run(seed) for seed in sorted(int(name) for name in names if name.isdecimal())}
 
     @property
@@ -224,8 +222,7 @@ def environment(seed: int) -> dict[str, Any]:
 
 def _check_free(out: Path) -> None:
     """RunError if the folder holds something that compiling must not touch."""
-    with guarded(out):
-        names = {entry.name for entry in out.iterdir()} if os.path.lexists(out) else set()
+    names = files.names_in(out)
     if all(re.fullmatch(rf"\.lock|\.{MARKER}\..*tmp", name) for name in names):  # what a killed `create` can leave
         return
     if MARKER not in names:

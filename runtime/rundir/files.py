@@ -119,6 +119,13 @@ def read_bytes(path: Path, most: int = MOST_TEXT) -> bytes:
         return file.read(size)
 
 
+def names_in(folder: Path) -> list[str]:
+    """Names of what lies in a folder; none if it is not there."""
+    with guarded(folder, "read"), suppress(FileNotFoundError), folder_of(folder / MARKER) as descriptor:
+        return sorted(os.listdir(descriptor))
+    return []
+
+
 def checked(path: Path) -> Path:
     """`path` if it is a regular file that may be read, for readers of their own (specs); RunError otherwise."""
     with guarded(path, "read"), opened(path, os.O_RDONLY):

@@ -21,7 +21,7 @@ from compiler.language.config import Configuration
 from compiler.language.parse import parse_file
 from runtime.rundir import files
 from runtime.rundir.directory import Compiled, JobDir, RunDir
-from runtime.rundir.files import guarded, read_json, read_text, remove, write_json
+from runtime.rundir.files import read_json, read_text, remove, write_json
 from runtime.rundir.records import Result
 from runtime.tasks.base import Task
 
@@ -129,9 +129,9 @@ def copy_search(source: JobDir, target: JobDir) -> None:
         return
     temporary = target.path.with_name(f".{target.path.name}.tmp")
     remove(temporary)
-    with guarded(source.path, "read"):
-        names = [entry.name for entry in source.path.iterdir() if entry.is_file() and entry.name[0] != "."]
-    for name in names:
+    for name in files.names_in(source.path):
+        if name[0] == "." or (source.path / name).is_dir():  # checkpoints and events of the search stay behind
+            continue
         files.write_bytes(temporary / name, files.read_bytes(source.path / name, files.MOST_TENSORS))
     files.move(temporary, target.path)
 

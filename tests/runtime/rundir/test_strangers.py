@@ -31,7 +31,7 @@ from runtime.rundir.records import Epoch, Record
 
 ROOT = Path(__file__).parents[3]
 OPENING = re.compile(
-    r"open|.*\.(open|read_text|read_bytes|write_text|write_bytes|touch|unlink|mkdir|rmdir|symlink_to|hardlink_to)"
+    r"open|.*\.(open|read_text|read_bytes|write_text|write_bytes|iterdir|glob|touch|unlink|mkdir|rmdir|symlink_to|hardlink_to)"
     r"|os\.(replace|rename|remove|symlink|truncate)|json\.loads?|yaml\.\w*load\w*|shutil\.\w+|tempfile\.\w+"
     r"|safetensors\.\w+\.(load|load_file|save_file)|(torch|np|pickle)\.(load|save)"
 )
