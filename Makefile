@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 .DEFAULT_GOAL := help
-.PHONY: help env demo quick test lint types unit format clean
+.PHONY: help env demo quick test faults lint types unit format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ quick: lint types ## Run linters, type checks and the tests that are not slow (u
 	$(PYTEST) -m 'not slow'
 
 test: lint types unit ## Run linters, type checks and all tests
+
+faults: $(READY) ## Kill file calls, fail disks and damage runs in all ways, then run every command (hours)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults $(MOST)
 
 lint: $(READY) ## Check style
 	$(BIN)/ruff check .

@@ -26,7 +26,7 @@ from compiler.elaborate.builder import load as load_spec
 from compiler.errors import GraphspecError, RunError
 from compiler.garbage import collector_paused
 from compiler.ir.graph import Graph
-from compiler.ir.text import graph_and_version, graph_hash, json_and_hash, text, to_json
+from compiler.ir.text import graph_hash, json_and_hash, text, to_json
 from compiler.language.layers import dump
 from compiler.language.overrides import Override, Overrides, overrides_of
 from compiler.language.parse import SPEC, parse_file
@@ -37,8 +37,8 @@ from runtime.data.survey import Survey, survey
 from runtime.processes.launch import refuse_processes
 from runtime.rundir.directory import RUNS, Opened, RunDir
 from runtime.rundir.directory import Compiled as RunFiles
-from runtime.rundir.files import guarded, write_text
-from runtime.rundir.network import read_architecture
+from runtime.rundir.files import checked, write_text
+from runtime.rundir.network import read_architecture, read_graph_and_version
 from runtime.rundir.study import Study, checked_seeds, copy_search, found_params, found_sizes
 from runtime.strategies.table import check_strategy
 from runtime.tasks.base import Task
@@ -133,7 +133,7 @@ def open_run(target: Target = None, overrides: Overrides = ()) -> Opened:
         return Opened(compiled.run, compiled.spec, compiled.graph)
     run = target if isinstance(target, RunDir) else RunDir.latest() if target is None else RunDir.open(Path(target))
     typed = overrides_of(overrides)
-    spec = parse_file(run.resolved, typed)
+    spec = parse_file(checked(run.resolved), typed)
     changed = any(override.path[0] in SPEC.names for override in typed)
     if changed and _structure(spec) != _structure(parse_file(run.resolved)):
         raise RunError(
@@ -161,8 +161,7 @@ def _opened(target: Target, overrides: Overrides) -> Iterator[Opened]:
 
 def _compiled_graph(run: RunDir) -> Graph:
     """The graph as it was compiled; a file of version 1 knows no choices, which then follow from the spec."""
-    with guarded(run.graph_json, "read"):
-        graph, version = graph_and_version(run.graph_json.read_text(encoding="utf-8"))
+    graph, version = read_graph_and_version(run.graph_json)
     if version > 1:
         return graph
     again = load(run.resolved)[1]

@@ -78,7 +78,8 @@ def test_compile_prints_the_table_and_writes_a_run(run: Run) -> None:
     assert os.readlink("runs/latest") == "tiny-001-s0"
     made = Path("runs/tiny-001-s0")
     assert {p.name for p in made.iterdir()} == {
-        "run.json", "spec.yaml", "spec.resolved.yaml", "config.json", "graph.json", "graph.txt", "environment.json",
+        ".lock", "run.json", "spec.yaml", "spec.resolved.yaml", "config.json", "graph.json", "graph.txt",
+        "environment.json",
     }  # fmt: skip
     assert (made / "spec.yaml").read_text() == TINY
 

@@ -159,7 +159,7 @@ def test_a_derived_network_is_retrained(shell: Shell, share: str) -> None:
 
 
 def test_derive_says_what_is_wrong_and_leaves_nothing(shell: Shell) -> None:
-    assert "cannot be read" in shell("derive", "nowhere.yaml", "--into", "tiny.yaml", code=1)[1]
+    assert "there is no such file" in shell("derive", "nowhere.yaml", "--into", "tiny.yaml", code=1)[1]
     assert "no architecture" in shell("derive", "tiny.yaml", "--into", "tiny.yaml", code=1)[1]
     assert not Path("runs").exists()
 

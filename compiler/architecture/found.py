@@ -25,7 +25,7 @@ from compiler.errors import GraphspecError, did_you_mean
 from compiler.ir.graph import Graph, Model, gate_scope
 from compiler.ir.text import graph_hash
 from compiler.language.config import StrategyName
-from compiler.language.findings import describe
+from compiler.language.findings import first_of
 
 VERSION = 1
 ORIGIN = ("name", "strategy", "seed", "spec_hash", "graph_hash")
@@ -230,8 +230,7 @@ def _read_document(text: str, where: str) -> _Document:
     try:
         return _Document.model_validate(record)
     except ValidationError as error:
-        item = error.errors()[0]
-        raise _damaged(where, f"{'.'.join(map(str, item['loc']))}: {describe(item)}") from error
+        raise _damaged(where, first_of(error)) from error
 
 
 def _damaged(where: str, what: str) -> ArchitectureError:

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError
 
 from compiler.errors import GraphspecError
 from compiler.ir.graph import AttrValue, Block, Choice, Gate, Graph, Node, Phase, Subject, TensorType, attrs_of
 from compiler.ir.verify import verify
+from compiler.language.findings import first_of
 
 FORMAT = "graphspec-graph"
 FORMAT_VERSION = 2
@@ -79,6 +82,30 @@ def _node_record(graph: Graph, node: Node, gates: dict[str, int]) -> list[Any]:
     return [node.id, node.op, dict(node.attrs), list(node.type.shape) if node.type else None, reads]
 
 
+_Sizes = list[Annotated[int, Field(gt=0)]] | None
+_Index = Annotated[int, Field(ge=0)]
+_Value = bool | int | float | str | list[int] | list[float] | None
+
+
+class _Head(BaseModel, strict=True):
+    """What every version says."""
+
+    format: Literal["graphspec-graph"]
+    version: int
+
+
+class _Record(BaseModel, strict=True, allow_inf_nan=False):
+    """The JSON form, of version 1 too."""
+
+    name: str
+    phase: Phase
+    blocks: list[tuple[str, str, str, list[str], str]]
+    gates: list[str]
+    vector_gates: list[tuple[str, Subject, _Index, list[str]]] = []
+    choices: list[tuple[str, list[_Index], _Index | None]] = []
+    nodes: list[tuple[str, str, dict[str, _Value], _Sizes, list[tuple[str, _Index | None]]]]
+
+
 class GraphFormatError(GraphspecError):
     """A file is no graph that this version can read."""
 
@@ -91,36 +118,32 @@ def from_json(source: str) -> Graph:
 def graph_and_version(source: str) -> tuple[Graph, int]:
     """As `from_json`, with the version of the format that the graph was written in."""
     try:
-        record = json.loads(source)
-        if record["format"] != FORMAT:
-            raise ValueError(f"format is {record['format']!r}")
-    except (ValueError, TypeError, KeyError) as error:
-        raise GraphFormatError(f"this is no {FORMAT} file ({error}); `graphspec compile` writes them") from error
-    if record.get("version") not in READABLE:
-        raise GraphFormatError(
-            f"the graph has format version {record.get('version')!r}, this graphspec reads {FORMAT_VERSION} and older "
-            f"ones; compile again"
-        )
-    try:
-        graph = _graph_of(record)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise GraphFormatError(f"the graph file is damaged ({error!r}); compile again") from error
+        version = _Head.model_validate_json(source).version
+        if version not in READABLE:
+            raise GraphFormatError(
+                f"the graph has format version {version!r}, this graphspec reads {FORMAT_VERSION} and older ones; "
+                f"compile again"
+            )
+        graph = _graph_of(_Record.model_validate_json(source))
+    except ValidationError as error:
+        raise GraphFormatError(f"this is no {FORMAT} file, or damaged ({first_of(error)}); compile again") from error
+    except (ValueError, IndexError) as error:
+        raise GraphFormatError(f"the graph file is damaged ({error}); compile again") from error
     verify(graph)
-    return graph, record["version"]
+    return graph, version
 
 
-def _graph_of(record: dict[str, Any]) -> Graph:
-    blocks = [Block(i, kind, stage, tuple(inputs), output) for i, kind, stage, inputs, output in record["blocks"]]
-    graph = Graph(record["name"], Phase(record["phase"]), blocks)
-    for node_id, op, attrs, shape, _ in record["nodes"]:
+def _graph_of(record: _Record) -> Graph:
+    blocks = [Block(i, kind, stage, tuple(inputs), output) for i, kind, stage, inputs, output in record.blocks]
+    graph = Graph(record.name, record.phase, blocks)
+    for node_id, op, attrs, shape, _ in record.nodes:
         graph.add(Node(node_id, op, attrs_of(attrs), None if shape is None else TensorType(tuple(shape))))
-    for node_id, *_, reads in record["nodes"]:
+    for node_id, *_, reads in record.nodes:
         for source, gate in reads:
-            graph.connect(source, node_id, None if gate is None else record["gates"][gate])
-    vectors = [Gate(i, Subject(what), size, tuple(places)) for i, what, size, places in record.get("vector_gates", ())]
-    gates = [*record["gates"], *(gate.id for gate in vectors)]
-    graph.vector_gates = tuple(vectors)
-    graph.choices = tuple(Choice(i, tuple(gates[g] for g in of), most) for i, of, most in record.get("choices", ()))
+            graph.connect(source, node_id, None if gate is None else record.gates[gate])
+    graph.vector_gates = tuple(Gate(i, what, size, tuple(places)) for i, what, size, places in record.vector_gates)
+    gates = [*record.gates, *(gate.id for gate in graph.vector_gates)]
+    graph.choices = tuple(Choice(i, tuple(gates[g] for g in of), most) for i, of, most in record.choices)
     return graph
 
 

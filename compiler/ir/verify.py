@@ -10,8 +10,11 @@ import keyword
 import re
 from collections.abc import Callable, Iterator
 
+from pydantic import ValidationError
+
 from compiler.errors import RuleError
 from compiler.ir.graph import INPUT, OUTPUT, Gate, Graph, Node, Phase, Subject
+from compiler.language.findings import first_of
 from compiler.ops import Reads, TypeMismatchError, UnknownOpError, infer, op, read_attrs
 
 Violations = Iterator[tuple[str, str, str]]
@@ -59,12 +62,14 @@ def ids_are_module_paths(graph: Graph) -> Violations:
 
 
 def ops_are_known(graph: Graph) -> Violations:
-    """Every node's op is in the catalogue."""
+    """Every node's op is in the catalogue and takes the node's attributes."""
     for node in graph.nodes():
         try:
-            op(node.op)
+            read_attrs(node.op, node.attrs)
         except UnknownOpError as error:
             yield node.id, str(error), "`graphspec ops` lists all ops"
+        except ValidationError as error:
+            yield node.id, first_of(error), "`graphspec ops` lists the attributes of all ops"
 
 
 def every_op_has_inputs(graph: Graph) -> Violations:

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, ValidationError
 
 from compiler.errors import did_you_mean
 
@@ -30,6 +30,12 @@ _EXPECTED = {
     "less_than_equal": "at most {le}",
     "literal_error": "{expected}",
 }
+
+
+def first_of(error: ValidationError) -> str:
+    """The first thing that pydantic finds wrong, with its place."""
+    item = error.errors()[0]
+    return f"{'.'.join(map(str, item['loc'])) or 'all of it'}: {describe(item)}"
 
 
 def describe(item: ErrorDetails) -> str:

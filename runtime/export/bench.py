@@ -37,6 +37,7 @@ from runtime.jobs.logs import Console
 from runtime.rundir.directory import JobDir, RunDir
 from runtime.rundir.files import guarded, read_json
 from runtime.rundir.network import read_model, read_weights
+from runtime.rundir.records import Exported
 from runtime.rundir.study import rendered
 from runtime.strategies.latency import device_name
 
@@ -265,12 +266,9 @@ def subjects_of(target: Path | None) -> tuple[str, tuple[Subject, ...]]:
     record = run.export / "parity.json"
     if not record.is_file():
         raise RunError(f"{run.path}: nothing was exported yet\n  try: graphspec export {run.path} first")
-    exported = read_json(record)
-    try:
-        files = [OnnxFile(file["kind"], _where_it_lies(run, Path(file["path"]))) for file in exported["files"]]
-        return str(run.path), (TorchNetwork(JobDir(run.path / exported["source"])), *files)
-    except (KeyError, TypeError) as error:
-        raise RunError(f"{record}: is damaged: {error!r}\n  try: graphspec export {run.path}") from error
+    exported = read_json(record, Exported)
+    files = [OnnxFile(file["kind"], _where_it_lies(run, Path(file.get("path", "")))) for file in exported["files"]]
+    return str(run.path), (TorchNetwork(JobDir(run.path / exported["source"])), *files)
 
 
 def _where_it_lies(run: RunDir, path: Path) -> Path:

@@ -26,6 +26,7 @@ Layout = Literal["none", "nchw", "nhwc"]
 
 BATCHES = (1, 2, 7, 64)
 TEST_BATCH = 256
+CONSTANT = 1e-6  # outputs that differ by less, relative to the largest, are the rounding of one number
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,21 @@ def compare(
     inputs += [("test", form.both(some_pixels(dataset.test, batch))) for batch in BATCHES]
     cases = [Case.of(images, torch_network(x), network(image), judge) for images, (x, image) in inputs]
     return Parity.of(tolerance, tuple(cases))
+
+
+def check_outputs(network: Reference, form: ImageForm, dataset: Dataset) -> str:
+    """A warning if the network gives the same for all random and test images; RunError if it is not finite."""
+    batch, shape = max(BATCHES), (len(dataset.normalise.mean), *dataset.test.size)
+    images = [form.random(batch, shape, dataset.seed)[0], form.both(some_pixels(dataset.test, batch))[0]]
+    outputs = np.concatenate([network(x) for x in images])
+    if not np.isfinite(outputs).all():
+        raise RunError(
+            "what the network gives for random and test images is not finite\n"
+            "  nothing was written; try: train it again, with a lower learning rate"
+        )
+    if np.ptp(outputs, axis=0).max() > CONSTANT * np.abs(outputs).max():
+        return ""
+    return "the network gives the same for all images: it has learned nothing or is damaged, and so is the file"
 
 
 # -- images and metrics ---------------------------------------------------------------------------------------------

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +28,7 @@ from runtime.export.parity import (
     ImageForm,
     Judge,
     Parity,
+    check_outputs,
     compare,
     raw_batches,
     reference,
@@ -39,8 +38,9 @@ from runtime.export.parity import (
 from runtime.export.quantise import half, int8
 from runtime.export.trained import Source, Trained, finished_job, load_trained
 from runtime.jobs.logs import Console
+from runtime.rundir import files
 from runtime.rundir.directory import Opened, environment
-from runtime.rundir.files import guarded, sync, write_json
+from runtime.rundir.files import guarded, read_bytes, write_json
 from runtime.seeds import generator
 from runtime.strategies.latency import device_name
 from runtime.tasks.base import TOLERANCE
@@ -127,33 +127,29 @@ def run_export(opened: Opened, options: ExportOptions) -> ExportResult:
 @contextmanager
 def _staging(target: Path) -> Iterator[Path]:
     """An empty folder beside the target that is gone afterwards; RunError if the target cannot be written."""
-    folder = target.with_name(f".{target.name}.tmp")
-    with guarded(target):
-        if target.exists() and not target.is_file():
-            raise RunError(f"{target}: is no regular file, so it cannot be written\n  try: -o FOLDER/model.onnx")
-        made = not target.parent.exists()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if folder.exists():  # left by a killed export
-            shutil.rmtree(folder)
-        folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if made:
-            with suppress(OSError):  # there is something in it
-                target.parent.rmdir()
+    with ExitStack() as stack:
+        with guarded(target):
+            if not target.parent.exists():
+                stack.callback(_remove_empty, target.parent)
+            beside = stack.enter_context(files.folder_of(target, make=True))
+            files.refuse_special(target, beside)
+            name, _ = stack.enter_context(files.temporary(target.name, beside, is_folder=True))
+        yield target.with_name(name)
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):  # there is something in it
+        folder.rmdir()
 
 
 def _publish(folder: Path, target: Path) -> None:
     """Rename what was staged into place, the float32 model last."""
     with guarded(target):
         staged = sorted(folder.iterdir(), key=lambda path: path.name == target.name)
-        for path in staged:
-            sync(path)
-        for path in staged:
-            os.replace(path, target.with_name(path.name))
-        sync(target.parent)
+    for path in staged:
+        files.sync(path)
+    for path in staged:
+        files.move(path, target.with_name(path.name))
 
 
 def _write_reports(folder: Path, result: ExportResult, *, others_go: bool) -> None:
@@ -161,14 +157,13 @@ def _write_reports(folder: Path, result: ExportResult, *, others_go: bool) -> No
     record = {"model": result.model.path, **as_record(result)}
     latencies = record.pop("latencies")
     write_json(folder / PARITY, record)
-    with guarded(folder):
-        if latencies:
-            write_json(folder / LATENCY, {"device": device_name(HERE.device), "latencies": latencies})
-        else:
-            (folder / LATENCY).unlink(missing_ok=True)
-        for kind in ("fp16", "int8"):
-            if others_go and kind not in {file.kind for file in result.files}:
-                _path_of(kind, folder / MODEL).unlink(missing_ok=True)
+    if latencies:
+        write_json(folder / LATENCY, {"device": device_name(HERE.device), "latencies": latencies})
+    else:
+        files.remove(folder / LATENCY)
+    for kind in ("fp16", "int8"):
+        if others_go and kind not in {file.kind for file in result.files}:
+            files.remove(_path_of(kind, folder / MODEL))
 
 
 def _path_of(kind: str, target: Path) -> Path:
@@ -199,9 +194,11 @@ class _Export:
 
     def run(self) -> ExportResult:
         """Emit, judge, label and time; RunError with the figures if something does not pass."""
-        proto = self._emit()
         torch_network = reference(self.trained.module, self.head)
         judge = Judge(self.task, probabilities=self.head is not None)
+        if warning := check_outputs(torch_network, self.form, self.dataset):
+            self.console.warn(warning)
+        proto = self._emit()
         network = self._stage("fp32", proto)
         parity = compare(network, torch_network, self.form, self.dataset, judge, self.settings.tolerance)
         self._tell_parity(parity)
@@ -212,7 +209,7 @@ class _Export:
             scores = score_all(networks, torch_network, self.form, self.dataset, judge, advance)
         for kind, form in protos.items():
             helper.set_model_props(form, self._metadata(scores[kind], parity))
-            save(form, self._staged(kind))
+            self._save(kind, form)
         files = tuple(self._file(kind, form, scores[kind]) for kind, form in protos.items())
         self._tell_scores(scores, files)
         self._check_small_forms(files)
@@ -247,8 +244,12 @@ class _Export:
 
     def _stage(self, kind: Kind, proto: onnx.ModelProto) -> OnnxNetwork:
         """Check and write a model, and load it as a user would."""
-        save(proto, self._staged(kind))
+        self._save(kind, proto)
         return OnnxNetwork(self._staged(kind))
+
+    def _save(self, kind: Kind, proto: onnx.ModelProto) -> None:
+        with guarded(self.target):
+            save(proto, self._staged(kind))
 
     def _small_forms(self, proto: onnx.ModelProto) -> dict[Kind, onnx.ModelProto]:
         forms: dict[Kind, onnx.ModelProto] = {}
@@ -257,8 +258,10 @@ class _Export:
         if self.options.int8:
             path = self._staged("int8")
             self.console.line("int8: calibrating on training images (minutes for a network of a thousand nodes)")
-            int8(proto, path, self._calibration())
-            forms["int8"] = onnx.load(path)
+            batches = list(self._calibration())
+            with guarded(self.target):
+                int8(proto, path, batches)
+                forms["int8"] = onnx.load(path)
         return forms
 
     def _calibration(self) -> Iterator[Any]:
@@ -283,7 +286,7 @@ class _Export:
             "std": self.dataset.normalise.std,
             "outputs": self.output_name,
             "spec": self.opened.spec.name,
-            "spec_hash": hashlib.sha256(self.opened.run.resolved.read_bytes()).hexdigest(),
+            "spec_hash": hashlib.sha256(read_bytes(self.opened.run.resolved)).hexdigest(),
             "arch_hash": graph_hash(self.trained.model.graph),
             "source": self.options.source,
             **score.metrics,
@@ -294,7 +297,8 @@ class _Export:
         return {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
 
     def _file(self, kind: Kind, proto: onnx.ModelProto, score: FileScore) -> ExportedFile:
-        size = sum(path.stat().st_size for path in self.folder.glob(f"{self._staged(kind).name}*"))
+        with guarded(self.target):
+            size = sum(path.stat().st_size for path in self.folder.glob(f"{self._staged(kind).name}*"))
         path = str(_path_of(kind, self.target))
         return ExportedFile(kind, path, len(proto.graph.node), size, score.metrics, score.agreement)
 

@@ -19,6 +19,7 @@ from runtime.jobs.runner import read_settings
 from runtime.rundir.directory import JobDir, Opened
 from runtime.rundir.files import read_json
 from runtime.rundir.network import read_model
+from runtime.rundir.records import Result
 from runtime.training.step import recalibrate
 
 Source = Literal["retrain", "search"]
@@ -74,7 +75,8 @@ def load_trained(opened: Opened, source: Source, dataset: Dataset, tell: Callabl
     model = read_model(folder)
     module = lower_model(model)
     if source == "retrain":
-        return Trained(module.eval(), model, float(read_json(folder.result)[dataset.task.decides.name]))
+        score = read_json(folder.result, Result).get(dataset.task.decides.name)
+        return Trained(module.eval(), model, score)
     _recalibrate(module, opened, dataset, tell)
     gated = replace(model, weights=weights_of(module))
     return Trained(module.eval(), TO_INHERIT.run(gated), None)

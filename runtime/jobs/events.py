@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.utils.tensorboard.summary import histogram
 
-from runtime.rundir.files import guarded
+from runtime.rundir.files import append, write_bytes
 
 _BINS = 64
 
@@ -29,9 +30,7 @@ class EventLog:
         # TensorBoard reads the files of a folder in the order of their names. A job that starts twice at one step has
         # nothing to keep from the first time.
         self.path = folder / f"events.out.tfevents.{first_step:010d}"
-        with guarded(self.path):
-            folder.mkdir(parents=True, exist_ok=True)
-            self.path.write_bytes(b"")
+        write_bytes(self.path, b"")
         start = Event(step=first_step, session_log=SessionLog(status=SessionLog.START))
         self._write([Event(file_version="brain.Event:2"), start])
 
@@ -49,8 +48,9 @@ class EventLog:
             self._write([Event(step=step, summary=summary)])
 
     def _write(self, events: list[Event]) -> None:
-        with guarded(self.path), self.path.open("ab") as file:
-            writer = RecordWriter(file)
-            for event in events:
-                event.wall_time = time.time()
-                writer.write(event.SerializeToString())
+        records = BytesIO()
+        writer = RecordWriter(records)
+        for event in events:
+            event.wall_time = time.time()
+            writer.write(event.SerializeToString())
+        append(self.path, records.getvalue())

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from compiler.errors import folded, printable
 from runtime.jobs.events import EventLog
-from runtime.rundir.files import guarded, sync
+from runtime.rundir.files import append, read_bytes, sync, write_bytes
 
 Advance = Callable[..., None]
 BAR = 28  # columns of the bar: with name, share and time it stays within 80
@@ -44,7 +44,7 @@ class MetricsLog:
 
     def rewind(self, position: Mapping[str, int]) -> None:
         """Keep what was written before `position` was asked for; warns if the files hold less."""
-        self._lines = dict(position)
+        self._lines = {name: position[name] for name in START}
         if self._folder is None:
             return
         for name in self._lines:
@@ -54,9 +54,8 @@ class MetricsLog:
     def position(self) -> dict[str, int]:
         """How much is written, and on the disk for good: for a checkpoint's state."""
         if self._folder is not None and self._events is not None:
-            with guarded(self._folder):
-                for name in self._lines:
-                    sync(self._folder / f"{name}.jsonl")
+            for name in self._lines:
+                sync(self._folder / f"{name}.jsonl")
         return dict(self._lines)
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -79,8 +78,7 @@ class MetricsLog:
             return
         path = self._folder / f"{name}.jsonl"
         line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n"
-        with guarded(path), path.open("ab") as file:
-            file.write(line.encode())
+        append(path, line.encode())
         events.scalars(self._lines[name], dict(_curves(record)))
 
     def _started(self) -> EventLog | None:
@@ -89,13 +87,10 @@ class MetricsLog:
         return self._events
 
     def _cut(self, path: Path, name: str) -> None:
-        """Cut the file off after the lines to keep; a file that is missing is made."""
-        with guarded(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-            lines = path.read_bytes().splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith(b"\n")][: self._lines[name]]
-            os.truncate(path, sum(map(len, whole)))
+        """Write the file anew with the lines to keep: a copy that shares it (a hard link) stays as it is."""
+        lines = read_bytes(path).splitlines(keepends=True) if os.path.lexists(path) else []
+        whole = [line for line in lines if line.endswith(b"\n")][: self._lines[name]]
+        write_bytes(path, b"".join(whole))
         if len(whole) < self._lines[name]:
             self._warn(f"{path} has lost {self._lines[name] - len(whole)} of {self._lines[name]} lines")
             self._lines[name] = len(whole)

@@ -38,6 +38,7 @@ class RetrainResult(Measured):
     width: float  # the width multiplier
     full: Cost
     found: Cost
+    weights: str | None = None  # SHA-256 of the file of weights
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,7 @@ def run_retrain(opened: Opened, options: JobOptions | None = None) -> RetrainRes
 
 
 def _finish(found: Found, place: Workplace, job: RetrainJob) -> dict[str, Any]:
-    if place.world.is_main:
-        write_network(place.folder, job.graph, job.weights())
+    weights = write_network(place.folder, job.graph, job.weights()) if place.world.is_main else None
     test = job.scores(job.test.batches(0))
     validation = job.scores(job.validation.batches(0))
     result = RetrainResult(
@@ -129,6 +129,7 @@ def _finish(found: Found, place: Workplace, job: RetrainJob) -> dict[str, Any]:
         width=found.width,
         full=total_cost(place.opened.graph),
         found=total_cost(job.graph),
+        weights=weights,
     )
     following = f"graphspec export {place.opened.run.path}"
     place.console.line(f"{_verdict(result, job.task.decides)}\nwrote {place.folder.weights}; next: {following}")

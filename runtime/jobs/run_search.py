@@ -20,7 +20,7 @@ from runtime.data.split import Split
 from runtime.jobs.logs import Console
 from runtime.jobs.runner import JobOptions, Workplace, run_drawing, run_job, write_network
 from runtime.rundir.directory import JobDir, Opened
-from runtime.rundir.files import write_bytes, write_json, write_text
+from runtime.rundir.files import read_bytes, write_bytes, write_json, write_text
 from runtime.search.search_job import SearchJob
 from runtime.search.supernet import MODEL, below
 from runtime.strategies.base import Context, Found, Space, Strategy, TrainingStrategy
@@ -47,6 +47,7 @@ class SearchResult(Measured):
     kept_edges: int
     full: Cost
     found: Cost
+    weights: str | None = None  # SHA-256 of the file of weights
 
 
 def run_search(
@@ -97,9 +98,10 @@ def _finish(place: Workplace, job: SearchJob) -> dict[str, Any]:
     scores = None if found.net is None else job.context.scores(found.net)
 
     def write() -> dict[str, Any]:
-        if found.net is not None:
-            write_network(place.folder, found.net.graph, below(found.net.tensors(), MODEL))
-        return _conclude(place.opened, place.folder, place.console, job.strategy, found, scores)
+        net, weights = found.net, None
+        if net is not None:
+            weights = write_network(place.folder, net.graph, below(net.tensors(), MODEL))
+        return _conclude(place.opened, place.folder, place.console, job.strategy, found, scores) | {"weights": weights}
 
     return place.world.decided(write)
 
@@ -126,7 +128,7 @@ def _conclude(
         {gate: found.gates[gate] for gate in graph.gates()},
         strategy=config.search.strategy,
         seed=config.seed,
-        spec_hash=hashlib.sha256(opened.run.resolved.read_bytes()).hexdigest(),
+        spec_hash=hashlib.sha256(read_bytes(opened.run.resolved)).hexdigest(),
         metrics={**reached, **found.figures, **images},
         costs={name: asdict(cost) for name, cost in costs.items()},
     )

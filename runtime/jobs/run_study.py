@@ -12,7 +12,7 @@ from runtime.jobs.logs import Console
 from runtime.jobs.runner import JobOptions, LiveReport, check_config, resume_command
 from runtime.jobs.signals import Interrupted
 from runtime.rundir.directory import JobDir, Opened
-from runtime.rundir.files import guarded
+from runtime.rundir.files import read_bytes
 from runtime.rundir.study import (
     Study,
     copy_search,
@@ -169,5 +169,4 @@ def _listed(seeds: Sequence[int]) -> str:
 
 
 def _bytes(path: Path) -> bytes | None:
-    with guarded(path, "read"):
-        return path.read_bytes() if path.is_file() else None
+    return read_bytes(path) if path.is_file() else None

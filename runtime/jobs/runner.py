@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import time
@@ -13,7 +14,6 @@ from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from compiler.errors import GraphspecError, RunError
@@ -30,6 +30,7 @@ from runtime.reporting.page import write_report
 from runtime.rundir.checkpoint import CheckpointStore
 from runtime.rundir.directory import JobDir, Opened, RunDir, environment
 from runtime.rundir.files import read_json, write_bytes, write_json, write_text
+from runtime.rundir.records import Environment, Result
 from runtime.tasks.table import task_of
 from runtime.training.heap import freed_memory_kept
 from runtime.training.loop import Job, Loop
@@ -167,8 +168,7 @@ class _Attempt:
             )
         check_config(self.name, self.folder, self.opened.spec.config)
         self.console.line(f"the {self.name} of {self.opened.run.path} is complete already")
-        result: dict[str, Any] = read_json(self.folder.result)
-        return result
+        return read_json(self.folder.result, Result)
 
     @contextmanager
     def _threads(self) -> Iterator[None]:
@@ -178,7 +178,7 @@ class _Attempt:
         """
         now, file, before = torch.get_num_threads(), self.folder.environment, None
         if self.options.resume and self.world.decided(file.is_file):
-            before = self.world.decided(lambda: read_json(file).get("threads"))
+            before = self.world.decided(lambda: read_json(file, Environment).get("threads"))
         if isinstance(before, int) and 0 < before != now:
             if "OMP_NUM_THREADS" in os.environ:
                 self.console.warn(f"goes on with OMP_NUM_THREADS={now}, not {before} as before: results will differ")
@@ -266,13 +266,7 @@ def check_config(name: str, folder: JobDir, config: Configuration, may_differ: S
 
 def read_settings(file: Path) -> dict[str, Any]:
     """A `config.json` as this version would write it; RunError if it cannot be read as such."""
-    try:
-        return Configuration.model_validate_json(file.read_bytes()).model_dump(mode="json")
-    except (OSError, ValidationError) as error:
-        raise RunError(
-            f"{file}: these settings are damaged or of another version of graphspec: {error}\n"
-            f"  try: graphspec compile SPEC again, for a new run"
-        ) from error
+    return Configuration.model_validate(read_json(file, Configuration)).model_dump(mode="json")
 
 
 def _write_config(folder: JobDir, config: Configuration) -> None:
@@ -307,19 +301,21 @@ class LiveReport:
             self.write()
 
     def write(self) -> None:
-        """Write it; a report that cannot be written is a warning, the job goes on."""
+        """Write it; whatever is wrong with a report is a warning, the job goes on."""
         if not self.is_kept:
             return
         try:
             write_report(self.run)
-        except GraphspecError as error:
-            self.console.warn(f"no report: {error}")
+        except Exception as error:  # of a file that someone changed, or of the report itself
+            self.console.warn(f"no report: {error if isinstance(error, GraphspecError) else repr(error)}")
         self.written = time.monotonic()
 
 
-def write_network(folder: JobDir, graph: Graph, tensors: Mapping[str, Tensor]) -> None:
-    """Write a job's final graph (JSON and text) and its tensors by name."""
+def write_network(folder: JobDir, graph: Graph, tensors: Mapping[str, Tensor]) -> str:
+    """Write a job's final graph (JSON and text) and its tensors by name; the SHA-256 of the file of the tensors."""
     copies = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_bytes(folder.weights, safetensors.torch.save(copies))
+    content = safetensors.torch.save(copies)
+    write_bytes(folder.weights, content)
     write_text(folder.graph_text, text(graph))
     write_text(folder.graph_json, to_json(graph))
+    return hashlib.sha256(content).hexdigest()

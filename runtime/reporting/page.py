@@ -26,7 +26,7 @@ from compiler.ops import Cost
 from runtime.reporting import tables
 from runtime.reporting.charts import Chart, Series, draw_chart
 from runtime.reporting.heatmap import heat_map
-from runtime.reporting.record import Record, RunRecord, by_stage, read_run
+from runtime.reporting.record import Record, RunRecord, by_stage, number_at, read_run
 from runtime.reporting.summary import summarise, tiles
 from runtime.reporting.tables import CostRow, cell, flat, grids
 from runtime.rundir.directory import RunDir
@@ -167,5 +167,5 @@ def _seed_charts(record: RunRecord) -> list[Chart]:
 
 def _points(records: Sequence[Record], key: str) -> tuple[tuple[float, float], ...]:
     """(epoch counted over all stages, value) where there is a value."""
-    found = enumerate((record.get(key) for record in records), start=1)
-    return tuple((float(index), float(value)) for index, value in found if value is not None)
+    found = enumerate((number_at(record, key) for record in records), start=1)
+    return tuple((float(index), value) for index, value in found if value is not None)

@@ -6,22 +6,23 @@ lines, whose last line may be unfinished and is then left for the next reading.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from compiler.errors import PassError, RunError
+from compiler.errors import PassError
 from compiler.ir.graph import Graph
-from compiler.ir.text import from_json
 from compiler.language.config import SearchConfig
 from compiler.passes.prune_zero_edges import prune
 from runtime.rundir.directory import JobDir, RunDir
-from runtime.rundir.files import guarded
+from runtime.rundir.files import MissingFileError, read_json, read_lines, read_text
+from runtime.rundir.network import read_graph
+from runtime.rundir.records import Environment, Epoch, Exported, Latencies, Result, Section, Settings, Timing
 from runtime.tasks.base import Task
 from runtime.tasks.table import TASKS
 
+T = TypeVar("T")
 Record = Mapping[str, Any]
 GateHistory = dict[int, dict[str, float]]
 """Gate values at the end of the epochs of the search stage, oldest first; pruned gates are zero."""
@@ -133,9 +134,15 @@ def at(value: Any, *keys: str) -> Any:
     return value
 
 
+def number_at(record: Record, key: str) -> float | None:
+    """The number that a record has at a key; None if there is none."""
+    value = record.get(key)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
 def read_run(run: RunDir) -> RunRecord:
     """Everything in the run directory; RunError if what compiling wrote is missing or a file is damaged."""
-    return _read(run, _graph(run.graph_json) or _missing(run.graph_json))
+    return _read(run, read_graph(run.graph_json))
 
 
 def _read(run: RunDir, graph: Graph) -> RunRecord:
@@ -143,73 +150,45 @@ def _read(run: RunDir, graph: Graph) -> RunRecord:
     return RunRecord(
         path=run.path,
         graph=graph,
-        config=_json(run.config) or _missing(run.config),
-        spec=_text(run.spec) or _missing(run.spec),
-        environment=_json(run.environment) or {},
+        config=read_json(run.config, Settings),
+        spec=read_text(run.spec),
+        environment=_there(read_json, run.environment, Environment) or {},
         search=search,
         retrain=_job(run.retrain),
         gates=_gates(graph, search.epochs),
-        section=_json(run.search.strategy) or {},
-        parity=_json(run.export / "parity.json"),
-        latency=_json(run.export / "latency.json"),
+        section=_there(read_json, run.search.strategy, Section) or {},
+        parity=_there(read_json, run.export / "parity.json", Exported),
+        latency=_there(read_json, run.export / "latency.json", Latencies),
         seeds={seed: _read(one, graph) for seed, one in run.seed_runs().items()},
     )
 
 
-def _missing(path: Path) -> Any:
-    raise RunError(f"{path}: is missing, so there is nothing to report\n  try: graphspec compile SPEC again")
-
-
 def _job(job: JobDir) -> JobRecord:
     return JobRecord(
-        epochs=_lines(job.metrics),
-        timings=_lines(job.timings),
-        result=_json(job.result),
-        arch=_text(job.arch),
-        graph=_graph(job.graph_json),
-        environment=_json(job.environment),
-        config=_json(job.config),
+        epochs=_there(read_lines, job.metrics, Epoch) or (),
+        timings=_there(read_lines, job.timings, Timing) or (),
+        result=_there(read_json, job.result, Result),
+        arch=_there(read_text, job.arch),
+        graph=_there(read_graph, job.graph_json),
+        environment=_there(read_json, job.environment, Environment),
+        config=_there(read_json, job.config, Settings),
         started=job.is_started,
     )
+
+
+def _there(read: Callable[..., T], *what: Any) -> T | None:
+    """What a reader gives; None if there is no such file yet."""
+    try:
+        return read(*what)
+    except MissingFileError:
+        return None
 
 
 def _gates(graph: Graph, epochs: Sequence[Record]) -> GateHistory:
     """The gate values in the search's epoch records, which list them in the order of the graph."""
     gates = graph.gates()
     return {
-        int(record["epoch"]): dict(zip(gates, record["gate_values"], strict=True))
+        record["epoch"]: dict(zip(gates, record["gate_values"], strict=True))
         for record in epochs
         if record["stage"] == "search" and len(record.get("gate_values", ())) == len(gates) > 0
     }
-
-
-def _text(path: Path) -> str | None:
-    with guarded(path, "read"):
-        try:
-            return path.read_text(encoding="utf-8", errors="replace")
-        except FileNotFoundError:
-            return None
-
-
-def _json(path: Path) -> Any:
-    text = _text(path)
-    return None if text is None else _parsed(path, text)
-
-
-def _graph(path: Path) -> Graph | None:
-    text = _text(path)
-    return None if text is None else from_json(text)
-
-
-def _lines(path: Path) -> list[Record]:
-    """The records of a log; an unfinished last line is left out."""
-    whole = [line for line in (_text(path) or "").splitlines(keepends=True) if line.endswith("\n")]
-    return [_parsed(path, line) for line in whole if line.strip()]
-
-
-def _parsed(path: Path, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        message = f"{path}: is damaged ({error})\n  try: remove it; the report then leaves that part out"
-        raise RunError(message) from error

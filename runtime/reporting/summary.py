@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from compiler.analysis.limits import MEASURES, measured
 from compiler.drawing.scene import counted
-from runtime.reporting.record import RunRecord, at
+from runtime.reporting.record import RunRecord, at, number_at
 from runtime.reporting.tables import PERCENT, CostRow
 from runtime.rundir.study import Figure
 from runtime.tasks.base import Metric
@@ -172,7 +172,7 @@ def _listed(summary: Summary, wanted: Mapping[str, tuple[str, str, str]]) -> lis
 def _newest(record: RunRecord, metric: Metric) -> list[Tile]:
     """What unfinished jobs have come to in validation."""
     last = [job.epochs[-1] for job in record.jobs.values() if job.result is None and job.epochs]
-    known = [(epoch, epoch[metric.name]) for epoch in last if epoch.get(metric.name) is not None]
+    known = [(epoch, value) for epoch in last if (value := number_at(epoch, metric.name)) is not None]
     note = f"validation {metric.title}"
     return [Tile(f"{epoch['stage']}, epoch {epoch['epoch']}", metric.text(value), note) for epoch, value in known]
 

@@ -27,10 +27,11 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from compiler.errors import RunError
-from runtime.rundir.files import guarded, write_bytes, write_text
+from runtime.rundir.files import damaged, names_in, read_json, read_tensors, remove, write_bytes, write_text
+from runtime.rundir.records import Checkpointed
 
 FORMAT = 1
-_FILE = re.compile(r"\.?\d{8}\.(safetensors|json)(\.tmp)?")
+_FILE = re.compile(r"\.?\d{8}\.(safetensors|json)(\..*tmp)?")
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-class _DamagedError(Exception):
-    """A checkpoint is not what was written."""
+class _NewerError(RunError):
+    """A checkpoint is of a later version."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class CheckpointStore:
         text = _dump(document | {"sha256": _digest(document)})
         write_bytes(self._path(number, "safetensors"), content)
         write_text(self._path(number, "json"), text)
-        self._remove_others(number)
+        self.remove_others(number)
 
     def load_latest(self) -> Checkpoint | None:
         """The newest whole checkpoint, with a warning for each damaged newer one; None if there is none at all.
@@ -89,10 +90,13 @@ class CheckpointStore:
         for number in numbers:
             try:
                 return self._read(number)
-            except _DamagedError as error:
-                self.warn(f"checkpoint {self._path(number, 'json')} is damaged ({error}): taking the one before")
+            except _NewerError:
+                raise
+            except RunError as error:
+                why = str(error).partition("\n")[0]
+                self.warn(f"checkpoint {self._path(number, 'json')} is damaged ({why}): taking the one before")
         if numbers:
-            raise RunError(f"{self.folder}: every checkpoint is damaged\n  try: start anew, without --resume")
+            raise RunError(f"{self.folder}: every checkpoint is damaged\n  try: start anew, with --overwrite")
         return None
 
     def _path(self, number: int, suffix: str) -> Path:
@@ -100,36 +104,29 @@ class CheckpointStore:
 
     def _numbers(self) -> list[int]:
         """Numbers of the checkpoints, newest first."""
-        with guarded(self.folder, "read"):
-            entries = list(self.folder.iterdir()) if self.folder.is_dir() else []
-        stems = (e.stem for e in entries if e.suffix == ".json" and _FILE.fullmatch(e.name))
+        names = map(Path, names_in(self.folder))
+        stems = (name.stem for name in names if name.suffix == ".json" and _FILE.fullmatch(name.name))
         return sorted((int(stem) for stem in stems if stem.isdecimal()), reverse=True)
 
     def _read(self, number: int) -> Checkpoint:
-        try:
-            document = json.loads(self._path(number, "json").read_bytes())
-            digest = document.pop("sha256")
-        except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
-            raise _DamagedError(f"its JSON cannot be read: {error}") from error
-        if digest != _digest(document):
-            raise _DamagedError("its JSON was altered")
+        """A whole checkpoint; RunError if it is not what was written."""
+        file, tensors_file = self._path(number, "json"), self._path(number, "safetensors")
+        document = read_json(file, Checkpointed)
+        if document.pop("sha256") != _digest(document):
+            raise damaged(file, "it was altered")
         if document["format"] > FORMAT:
-            raise RunError(f"{self._path(number, 'json')}: a newer graphspec wrote it\n  try: update graphspec")
-        try:
-            content = self._path(number, "safetensors").read_bytes()
-        except OSError as error:
-            raise _DamagedError(f"its tensors cannot be read: {error.strerror}") from error
+            raise _NewerError(f"{file}: a newer graphspec wrote it\n  try: update graphspec")
+        tensors, content = read_tensors(tensors_file, safetensors.torch.load)
         if document["tensors"] != hashlib.sha256(content).hexdigest():
-            raise _DamagedError("its tensors were altered")
-        return Checkpoint(number, safetensors.torch.load(content), document["state"])
+            raise damaged(tensors_file, "it was altered")
+        return Checkpoint(number, tensors, document["state"])
 
-    def _remove_others(self, newest: int) -> None:
+    def remove_others(self, newest: int) -> None:
         """Remove all files of checkpoints but those of the `keep` newest up to `newest`, the JSON files first."""
         kept = {f"{number:08d}" for number in [n for n in self._numbers() if n <= newest][: self.keep]}
-        with guarded(self.folder):
-            for entry in sorted(self.folder.iterdir()):  # the JSON of a number sorts before its tensors
-                if _FILE.fullmatch(entry.name) and entry.name.lstrip(".").partition(".")[0] not in kept:
-                    entry.unlink()
+        for name in names_in(self.folder):  # sorted: the JSON of a number comes before its tensors
+            if _FILE.fullmatch(name) and name.lstrip(".").partition(".")[0] not in kept:
+                remove(self.folder / name)
 
 
 def _dump(document: Mapping[str, Any]) -> str:
@@ -174,6 +171,8 @@ def restore_optimizer_state(
         if name not in named:
             raise RunError(f"there is optimizer state for {name!r}, which the network does not have")
         parameter = named[name]
+        if not tensor.is_floating_point():
+            raise RunError(f"{full_name} holds {tensor.dtype}, which is no state of an optimizer")
         if tensor.shape == parameter.shape:
             value = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
         elif tensor.dim() == 0:

@@ -6,15 +6,14 @@ makes run directories. What is in the files is the business of whoever writes th
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import importlib.metadata
-import json
 import os
 import platform
 import re
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,12 @@ from typing import Any
 from compiler.errors import RunError
 from compiler.ir.graph import Graph
 from compiler.language.spec import Spec
-from runtime.rundir.files import guarded, sync, write_json, write_text
+from runtime.rundir import files
+from runtime.rundir.files import MARKER, folder_of, guarded, read_json, remove, write_json, write_text
+from runtime.rundir.records import Marker
 
 RUNS = Path("runs")  # under the working directory
 FORMAT = 1  # of a run directory; a change that older programs cannot read raises it
-_MARKER = "run.json"
 _PACKAGES = (
     "graphspec", "networkx", "numpy", "onnx", "onnxruntime", "pillow", "pydantic", "pyyaml", "rich", "safetensors",
     "scikit-learn", "tensorboard", "torch", "torchvision", "typer",
@@ -76,12 +76,12 @@ class JobDir:
     @property
     def is_started(self) -> bool:
         """Whether the job has left anything."""
-        return self.path.is_dir() and any(self.path.iterdir())
+        return bool(files.names_in(self.path))
 
     @property
     def has_results(self) -> bool:
         """Whether starting anew would lose something; a job that failed before its first checkpoint left nothing."""
-        return any(self.checkpoints.glob("*.json")) or self.arch.exists()
+        return any(name.endswith(".json") for name in files.names_in(self.checkpoints)) or self.arch.exists()
 
     @property
     def is_finished(self) -> bool:
@@ -90,10 +90,9 @@ class JobDir:
 
     def clear(self) -> None:
         """Remove everything the job left, its result first, so that a half-cleared job never looks finished."""
-        with guarded(self.path):
-            self.result.unlink(missing_ok=True)
-            if self.path.exists():
-                shutil.rmtree(self.path)
+        if not self.path.is_symlink():
+            remove(self.result)
+        remove(self.path)
 
 
 @dataclass(frozen=True)
@@ -117,9 +116,7 @@ class RunDir:
 
     def seed_runs(self) -> dict[int, RunDir]:
         """The runs of several seeds below this one, by seed."""
-        folder = self.path / "seeds"
-        with guarded(folder, "read"):
-            names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+        names = files.names_in(self.path / "seeds")
         return {seed: self.seed_run(seed) for seed in sorted(int(name) for name in names if name.isdecimal())}
 
     @property
@@ -139,14 +136,18 @@ class RunDir:
         A kill at any moment leaves `<root>/latest` as it was or naming a complete run. RunError if `out` is not empty
         and not ours, or holds the results of a job.
         """
-        run = RunDir(_claim(out) if out else _next_free(compiled, root))
-        write_json(run.path / _MARKER, {"format": FORMAT, "name": compiled.name, "seed": compiled.seed})
-        with guarded(run.path):
-            run.graph_json.unlink(missing_ok=True)  # from here to the end the run is incomplete
-        for name in ("spec", "resolved", "config", "graph_text"):
-            write_text(getattr(run, name), getattr(compiled, name))
-        write_json(run.environment, environment(compiled.seed))
-        write_text(run.graph_json, compiled.graph_json)
+        if out is None:
+            out = _next_free(compiled, root)
+        _check_free(out)  # before a lock is put there
+        run = RunDir(out)
+        with run.locked():
+            _check_free(out)
+            write_json(run.path / MARKER, {"format": FORMAT, "name": compiled.name, "seed": compiled.seed})
+            remove(run.graph_json)  # from here to the end the run is incomplete
+            for name in ("spec", "resolved", "config", "graph_text"):
+                write_text(getattr(run, name), getattr(compiled, name))
+            write_json(run.environment, environment(compiled.seed))
+            write_text(run.graph_json, compiled.graph_json)
         if name_latest:
             _name_latest(run, root)
         return run
@@ -156,11 +157,11 @@ class RunDir:
         """The run directory at `path` (also `<root>/latest`); RunError if there is none or it is incomplete."""
         with guarded(path, "read"):
             if path.is_file() and path.name == "latest":
-                path = path.parent / path.read_text(encoding="utf-8", errors="replace").strip()
+                path = path.parent / files.read_text(path).strip()
             if not path.is_dir():
                 found = "is a file, not a run directory" if path.exists() else "no such run directory"
                 raise RunError(f"{path}: {found}\n  try: graphspec compile SPEC, which makes one")
-            run = RunDir(_shown(path.resolve()))
+            run = RunDir(files.shown(path.resolve()))
             _check_marker(run.path)
             if not run.graph_json.is_file():
                 raise RunError(f"{run.path}: its compilation did not finish\n  try: graphspec compile SPEC again")
@@ -187,18 +188,19 @@ class RunDir:
         with guarded(self.path):
             if RunDir.latest(root).path.samefile(self.path):
                 (root / "latest").unlink() if before is None else _name_latest(before, root)
-            shutil.rmtree(self.path)
+            remove(self.path)
             with suppress(OSError):  # it holds other runs
                 root.rmdir()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes from working in this run; RunError if one does. A killed process holds no lock."""
-        with guarded(self.path):
-            file = (self.path / ".lock").open("w")
-        with file:
+        file = self.path / ".lock"
+        with ExitStack() as stack:
+            with guarded(file):
+                descriptor = stack.enter_context(files.opened(file, os.O_RDWR | os.O_CREAT))
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise RunError(
                     f"{self.path}: another graphspec process works in this run\n"
@@ -206,6 +208,8 @@ class RunDir:
                 ) from error
             except OSError:
                 pass  # some network disks have no locks: there it is up to the user
+            jobs = (self.search, self.retrain)
+            files.sweep(self.path, self.export, *(job.path for job in jobs), *(job.checkpoints for job in jobs))
             yield
 
 
@@ -233,20 +237,17 @@ def environment(seed: int) -> dict[str, Any]:
     }
 
 
-def _claim(out: Path) -> Path:
-    """`out`, made if missing; RunError if it holds something that compiling must not touch."""
-    with guarded(out):
-        out.mkdir(parents=True, exist_ok=True)
-        names = {entry.name for entry in out.iterdir()}
-    if not names - {f".{_MARKER}.tmp"}:  # all that a killed `create` can leave before the marker
-        return out
-    if _MARKER not in names:
+def _check_free(out: Path) -> None:
+    """RunError if the folder holds something that compiling must not touch."""
+    names = files.names_in(out)
+    if all(re.fullmatch(rf"\.lock|\.{MARKER}\..*tmp", name) for name in names):  # what a killed `create` can leave
+        return
+    if MARKER not in names:
         raise RunError(f"{out}: is not empty, and graphspec did not make it\n  try: another folder, or an empty one")
     _check_marker(out)
     run = RunDir(out)
     if run.search.is_started or run.retrain.is_started or run.export.exists() or run.seed_runs():
         raise RunError(f"{out}: holds the results of an earlier job\n  try: another folder, or remove this one")
-    return out
 
 
 def _next_free(compiled: Compiled, root: Path) -> Path:
@@ -259,50 +260,35 @@ def _next_free(compiled: Compiled, root: Path) -> Path:
         while True:
             number += 1
             path = root / f"{compiled.name}-{number:03d}-s{compiled.seed}"
-            with suppress(FileExistsError):  # another process was faster
-                path.mkdir()
-                sync(root)
+            with suppress(FileExistsError), folder_of(path) as folder:  # another process was faster
+                os.mkdir(path.name, dir_fd=folder)
+                os.fsync(folder)
                 return path
 
 
 def _name_latest(run: RunDir, root: Path) -> None:
     """Let `<root>/latest` name `run`: a relative symbolic link, or its text in a file where links are not possible."""
-    latest, temporary = root / "latest", root / f".latest.{os.getpid()}.tmp"
-    with guarded(latest):
-        root.mkdir(parents=True, exist_ok=True)
-        target = os.path.relpath(run.path.resolve(), root.resolve())  # a link is read from where it really lies
-        temporary.unlink(missing_ok=True)
+    latest, target = root / "latest", os.path.relpath(run.path.resolve(), root.resolve())  # from where the link lies
+    with guarded(latest), folder_of(latest, make=True) as folder:
         try:
-            os.symlink(target, temporary)
-        except OSError:  # a file system without links
-            temporary.write_text(target + "\n", encoding="utf-8")
-            sync(temporary)
-        try:
-            os.replace(temporary, latest)
-        except OSError:
-            temporary.unlink()
-            raise
-        sync(root)
+            with files.temporary(latest.name, folder, is_folder=True) as (_, made):
+                os.symlink(target, "link", dir_fd=made)
+                os.replace("link", latest.name, src_dir_fd=made, dst_dir_fd=folder)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP):
+                raise
+            write_text(latest, target + "\n")  # a file system without links
+        os.fsync(folder)
 
 
 def _check_marker(path: Path) -> None:
     """RunError unless the folder says that a graphspec of this format or an older one made it."""
-    marker = path / _MARKER
-    if not marker.is_file():
+    if not (path / MARKER).is_file():
         raise RunError(
-            f"{path}: is no run directory: it has no {_MARKER}\n  try: graphspec compile SPEC, which makes one"
+            f"{path}: is no run directory: it has no {MARKER}\n  try: graphspec compile SPEC, which makes one"
         )
-    try:
-        made_with = json.loads(marker.read_text(encoding="utf-8"))["format"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise RunError(f"{marker}: is damaged\n  try: compile the spec into another folder") from error
-    if not isinstance(made_with, int) or made_with > FORMAT:
+    made_with = read_json(path / MARKER, Marker)["format"]
+    if made_with > FORMAT:
         raise RunError(
             f"{path}: a newer graphspec made it (format {made_with}, known: {FORMAT})\n  try: update graphspec"
         )
-
-
-def _shown(path: Path) -> Path:
-    """`path` (absolute) as people like to read it: relative where it lies under the working directory."""
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path

@@ -1,23 +1,46 @@
-"""Files that are written whole or not at all: every result of a job goes through here.
+"""The one place that opens files of a run: written whole or not at all, checked when they are read.
 
-Owns the atomic write and what is said when a disk refuses it. It must not import torch: `graphspec compile` uses it.
+A run may come from a stranger. Its folders and files are opened one below the other and never through a link, so that
+nothing outside of it is read or written; what is read is a regular file of limited size and nesting. A file that lies
+in no run (`-o model.onnx`) is written in the same way, through the links that lead to its folder. It must not import
+torch: `graphspec compile` uses it.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
+import functools
 import json
 import os
+import re
+import secrets
+import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from compiler.errors import RunError
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
 
+from compiler.errors import GraphspecError, RunError
+from compiler.language.findings import first_of
+
+MARKER = "run.json"  # says that a folder is a run
+MOST_TEXT = 2**27  # bytes; the largest network that compiles has a graph of a quarter of it
+MOST_TENSORS = 2**36
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # not through a link, and no wait for a pipe's other end
+_LEFT_OVER = re.compile(r"\..+\.tmp")  # of any version
+
+T = TypeVar("T")
+
+
+class MissingFileError(RunError):
+    """There is no such file."""
 
 
 @contextmanager
@@ -26,7 +49,10 @@ def guarded(path: Path, verb: str = "write") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(f"{path}: cannot {verb}: {error.strerror or error}\n  try: {_advice(error)}") from error
+        kind = MissingFileError if isinstance(error, FileNotFoundError) else RunError
+        why = "it is reached through a link" if error.errno == errno.ELOOP else error.strerror or error
+        advice = _anew(path) if kind is MissingFileError and verb == "read" else _advice(error)
+        raise kind(f"{path}: cannot {verb}: {why}\n  try: {advice}") from error
 
 
 def _advice(error: OSError) -> str:
@@ -34,48 +60,256 @@ def _advice(error: OSError) -> str:
         return "free some space there, then give the same command again (search, retrain: with --resume)"
     if error.errno in _FORBIDDEN:
         return "a folder that is yours to read and write"
+    if error.errno == errno.ELOOP:
+        return "put what the link names in its place: nothing in a run is read or written through links"
     return "another path, or remove what stands in the way"
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds; RunError if it is missing or damaged."""
+# -- opening ----------------------------------------------------------------------------------------------------------
+
+
+def run_of(path: Path) -> Path | None:
+    """The run that a path lies in: the outermost folder with a marker, since a study holds runs."""
+    return next((p for p in reversed(path.absolute().parents) if os.path.lexists(p / MARKER)), None)
+
+
+@contextmanager
+def folder_of(path: Path, *, make: bool = False) -> Iterator[int]:
+    """A descriptor of the folder that `path` lies in, made if missing with `make`; OSError at a link in a run."""
+    run = run_of(path)
+    if make and run is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(run or path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with guarded(path, "read"):
-            return json.loads(path.read_text(encoding="utf-8"))
+        for part in path.absolute().parent.relative_to(run).parts if run else ():
+            if make:
+                with suppress(FileExistsError):
+                    os.mkdir(part, dir_fd=descriptor)
+            inner = os.open(part, os.O_RDONLY | _SAFE, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = inner
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def opened(path: Path, flags: int) -> Iterator[int]:
+    """A descriptor of the regular file at `path`; OSError if there is none, RunError if it is something else."""
+    linked = flags == os.O_RDONLY and run_of(path) is None  # a user's own link to a file to read
+    with folder_of(path, make=bool(flags & os.O_CREAT)) as folder:
+        descriptor = os.open(path.name, flags | (_SAFE & ~os.O_NOFOLLOW if linked else _SAFE), 0o666, dir_fd=folder)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise RunError(f"{path}: is no regular file, so it cannot be opened\n  try: another path")
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_bytes(path: Path, most: int = MOST_TEXT) -> bytes:
+    """What a regular file of at most `most` bytes holds; MissingFileError or RunError if it cannot be read."""
+    with guarded(path, "read"), opened(path, os.O_RDONLY) as descriptor, open(descriptor, "rb", closefd=False) as file:
+        size = os.fstat(descriptor).st_size
+        if size > most:
+            raise damaged(path, f"it has {size:,} bytes, and such a file has at most {most:,}")
+        return file.read(size)
+
+
+def names_in(folder: Path) -> list[str]:
+    """Names of what lies in a folder; none if it is not there."""
+    with guarded(folder, "read"), suppress(FileNotFoundError), folder_of(folder / MARKER) as descriptor:
+        return sorted(os.listdir(descriptor))
+    return []
+
+
+def checked(path: Path) -> Path:
+    """`path` if it is a regular file that may be read, for readers of their own (specs); RunError otherwise."""
+    with guarded(path, "read"), opened(path, os.O_RDONLY):
+        return path
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8; RunError if it cannot be read or is no such text."""
+    try:
+        return read_bytes(path).decode()
+    except UnicodeDecodeError as error:
+        raise damaged(path, f"it is no UTF-8 text: {error.reason} at byte {error.start}") from error
+
+
+def read_json(path: Path, model: type[T]) -> dict[str, Any]:
+    """The JSON object of a file, its keys in their order; RunError unless `model` (pydantic's) accepts it."""
+    return _parsed(path, read_bytes(path), model)
+
+
+def read_lines(path: Path, model: type[T]) -> list[dict[str, Any]]:
+    """The JSON objects of a log, one a line, as `read_json`; an unfinished last line is left out."""
+    lines = read_bytes(path).split(b"\n")[:-1]
+    return [_parsed(path, line, model, f"line {n}: ") for n, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _parsed(path: Path, content: bytes, model: type[T], where: str = "") -> dict[str, Any]:
+    try:
+        _adapter(model).validate_json(content)
+        found = from_json(content, allow_inf_nan=False)
+        json.dumps(found, allow_nan=False)  # 1e999 is read as infinity
+    except ValidationError as error:
+        raise damaged(path, f"{where}{first_of(error)}") from error
     except ValueError as error:
-        raise RunError(f"{path}: is damaged: {error}\n  try: run the command that writes it again") from error
+        raise damaged(path, f"{where}{error}") from error
+    return dict(found)
+
+
+_adapter: Callable[[Any], TypeAdapter[Any]] = functools.cache(TypeAdapter)
+
+
+def read_tensors(path: Path, load: Callable[[bytes], dict[str, Any]]) -> tuple[dict[str, Any], bytes]:
+    """What a safetensors file holds, as `load` of safetensors gives it, and the file's bytes; RunError if damaged."""
+    content = read_bytes(path, MOST_TENSORS)
+    try:
+        return load(content), content
+    except Exception as error:  # of safetensors, numpy or torch, which do not say which
+        raise damaged(path, f"it holds no tensors that can be read: {error}") from error
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error about what a file holds name the file."""
+    try:
+        yield
+    except GraphspecError as error:
+        raise damaged(path, str(error)) from error
+
+
+def damaged(path: Path, what: str) -> RunError:
+    """The error for a file that does not hold what was written, with the command that writes it again."""
+    return RunError(f"{path}: is damaged: {what}\n  try: {_anew(path)}")
+
+
+def _anew(path: Path) -> str:
+    run = run_of(path)
+    parts = () if run is None else path.absolute().relative_to(run).parts
+    if parts[:1] == ("seeds",):
+        run, parts = Path(run or ".", *parts[:2]), parts[2:]
+    command = {"search": "search {} --overwrite", "retrain": "retrain {} --overwrite", "export": "export {}"}
+    again = command.get(parts[0], "").format(run and shown(run)) if len(parts) > 1 else ""
+    return f"graphspec {again or 'compile SPEC'}, which writes it anew"
+
+
+def shown(path: Path) -> Path:
+    """`path` (absolute) as people like to read it: relative where it lies under the working directory."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Put `content` at `path`; folders that are missing are made. RunError if the disk refuses.
 
     At every moment, also under SIGKILL or a power cut, `path` holds its former content or all of the new one. After an
-    error the temporary file is gone and the former content intact. The temporary name depends on `path` alone, so that
-    the next write replaces what a killed one left; two processes must not write one path at a time.
+    error the temporary file is gone and the former content intact. What a killed writer of this path left is removed.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    with guarded(path):
-        if path.exists() and not stat.S_ISREG(path.stat().st_mode):  # renaming over /dev/null would replace it
+    with guarded(path), folder_of(path, make=True) as folder:
+        refuse_special(path, folder)
+        with temporary(path.name, folder) as (made, descriptor):
+            _write(descriptor, content)
+            os.fsync(descriptor)
+            os.replace(made, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+        os.fsync(folder)
+
+
+def refuse_special(path: Path, folder: int) -> None:
+    """RunError if something else than a file is there: renaming over /dev/null would replace it."""
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.stat(path.name, dir_fd=folder).st_mode):
             raise RunError(f"{path}: is no regular file, so it cannot be written\n  try: another path")
-        path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _write(descriptor: int, content: bytes) -> None:
+    left = memoryview(content)
+    while left:
+        left = left[os.write(descriptor, left) :]
+
+
+@contextmanager
+def temporary(name: str, folder: int, *, is_folder: bool = False) -> Iterator[tuple[str, int]]:
+    """Name and descriptor of a new file or folder for `name`, gone afterwards unless it was renamed.
+
+    It is locked while it is in use, by which those that a killed process left are known.
+    """
+    _sweep(folder, re.compile(rf"\.{re.escape(name)}(\.[0-9a-f]{{8}})?\.tmp"))
+    while True:
+        made = f".{name}.{secrets.token_hex(4)}.tmp"
+        if is_folder:
+            os.mkdir(made, dir_fd=folder)
+        flags = os.O_RDONLY if is_folder else os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        descriptor = os.open(made, flags | _SAFE, 0o666, dir_fd=folder)
         try:
-            temporary.write_bytes(content)
-            sync(temporary)
-            os.replace(temporary, path)
-        except BaseException:
+            with suppress(OSError):  # some network disks have no locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.fstat(descriptor).st_nlink:  # else another process has swept it before it was locked
+                yield made, descriptor
+                return
+        finally:
+            os.close(descriptor)
             with suppress(OSError):
-                temporary.unlink()
-            raise
-        sync(path.parent)
+                _remove(made, folder)
+
+
+def _sweep(folder: int, pattern: re.Pattern[str]) -> None:
+    """Remove the temporaries of these names that no process holds."""
+    for name in filter(pattern.fullmatch, os.listdir(folder)):
+        with suppress(OSError):
+            descriptor = os.open(name, os.O_RDONLY | _SAFE, dir_fd=folder)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(name, folder)
+            finally:
+                os.close(descriptor)
+
+
+def sweep(*folders: Path) -> None:
+    """Remove what killed processes left in these folders of a run."""
+    for path in folders:
+        with suppress(OSError), folder_of(path / MARKER) as folder:
+            _sweep(folder, _LEFT_OVER)
+
+
+def _remove(name: str, folder: int) -> None:
+    if stat.S_ISDIR(os.lstat(name, dir_fd=folder).st_mode):
+        shutil.rmtree(name, dir_fd=folder)
+    else:
+        os.unlink(name, dir_fd=folder)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all that is in it, if there is one; RunError if the disk refuses."""
+    with guarded(path), suppress(FileNotFoundError), folder_of(path) as folder:
+        _remove(path.name, folder)
+
+
+def move(source: Path, target: Path) -> None:
+    """Put something in another's place, in one step; it is on the disk for good then."""
+    with guarded(target), folder_of(source) as start, folder_of(target) as folder:
+        os.replace(source.name, target.name, src_dir_fd=start, dst_dir_fd=folder)
+        os.fsync(folder)
+
+
+def append(path: Path, content: bytes) -> None:
+    """Add to a file that is there; after an error a part of it may be written. RunError if the disk refuses."""
+    with guarded(path), opened(path, os.O_WRONLY | os.O_APPEND) as descriptor:
+        _write(descriptor, content)
 
 
 def sync(path: Path) -> None:
-    """Wait until the file at `path`, or the entries of the folder at `path`, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
+    """Wait until a file is on the disk."""
+    with guarded(path), opened(path, os.O_RDONLY) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_text(path: Path, content: str) -> None:

@@ -7,21 +7,21 @@ not import torch: reports read studies.
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
-import yaml
-
 from compiler.analysis.limits import MEASURES
 from compiler.errors import RunError
+from compiler.language.config import Configuration
 from compiler.language.layers import dump
+from compiler.language.parse import parse_file
+from runtime.rundir import files
 from runtime.rundir.directory import Compiled, JobDir, RunDir
-from runtime.rundir.files import guarded, read_json, sync, write_json
+from runtime.rundir.files import read_json, read_text, remove, write_json
+from runtime.rundir.records import Result
 from runtime.tasks.base import Task
 
 R = TypeVar("R")
@@ -114,14 +114,10 @@ def make_seed_run(study: RunDir, seed: int) -> RunDir:
     if run.path.exists():
         return run
     temporary = run.path.with_name(f".{seed}.tmp")
-    with guarded(temporary):
-        if temporary.exists():
-            shutil.rmtree(temporary)
+    remove(temporary)
     made = RunDir.create(_with_seed(study, seed), temporary, name_latest=False)
     copy_search(study.search, made.search)
-    with guarded(run.path):
-        os.replace(temporary, run.path)
-        sync(run.path.parent)
+    files.move(temporary, run.path)
     return run
 
 
@@ -131,29 +127,25 @@ def copy_search(source: JobDir, target: JobDir) -> None:
     if not source.arch.is_file():
         return
     temporary = target.path.with_name(f".{target.path.name}.tmp")
-    with guarded(target.path):
-        if temporary.exists():
-            shutil.rmtree(temporary)
-        shutil.copytree(source.path, temporary, ignore=shutil.ignore_patterns("checkpoints", "tensorboard"))
-        os.replace(temporary, target.path)
+    remove(temporary)
+    for name in files.names_in(source.path):
+        if name[0] == "." or (source.path / name).is_dir():  # checkpoints and events of the search stay behind
+            continue
+        files.write_bytes(temporary / name, files.read_bytes(source.path / name, files.MOST_TENSORS))
+    files.move(temporary, target.path)
 
 
 def _with_seed(study: RunDir, seed: int) -> Compiled:
     """The study's compiled files with another seed, on which the graph does not depend."""
-
-    def read(name: str) -> str:
-        with guarded(study.path / name, "read"):
-            return (study.path / name).read_text(encoding="utf-8")
-
-    resolved = {**yaml.safe_load(read(study.resolved.name)), "seed": seed}
+    spec = parse_file(files.checked(study.resolved))
     return Compiled(
-        name=json.loads(read("run.json"))["name"],
+        name=spec.name,
         seed=seed,
-        spec=read(study.spec.name),
-        resolved=dump(resolved),
-        config=json.dumps({**json.loads(read(study.config.name)), "seed": seed}, indent=2) + "\n",
-        graph_json=read(study.graph_json.name),
-        graph_text=read(study.graph_text.name),
+        spec=read_text(study.spec),
+        resolved=dump({**spec.root.plain(), "seed": seed}),
+        config=json.dumps({**read_json(study.config, Configuration), "seed": seed}, indent=2) + "\n",
+        graph_json=read_text(study.graph_json),
+        graph_text=read_text(study.graph_text),
     )
 
 
@@ -164,7 +156,10 @@ def found_params(run: RunDir) -> int:
         raise RunError(f"--match {run.path}: holds the runs of several seeds\n  try: --seeds, or --match {first.path}")
     if not run.search.is_finished:
         raise RunError(f"--match {run.path}: this run has no finished search; try: graphspec search {run.path}")
-    return int(read_json(run.search.result)["found"]["params"])
+    params = value_at(read_json(run.search.result, Result), "found.params")
+    if params is None:
+        raise files.damaged(run.search.result, "it does not say what was found")
+    return int(params)
 
 
 def found_sizes(match: RunDir, seeds: Sequence[int]) -> dict[int, int]:
@@ -176,8 +171,8 @@ def found_sizes(match: RunDir, seeds: Sequence[int]) -> dict[int, int]:
 
 def results_of(study: RunDir, job: str) -> dict[int, dict[str, Any]]:
     """The result of every seed that has finished the job; RunError if one is damaged."""
-    files = {seed: JobDir(run.path / job).result for seed, run in study.seed_runs().items()}
-    return {seed: read_json(file) for seed, file in files.items() if file.is_file()}
+    paths = {seed: JobDir(run.path / job).result for seed, run in study.seed_runs().items()}
+    return {seed: read_json(file, Result) for seed, file in paths.items() if file.is_file()}
 
 
 def summary_of(job: str, task: type[Task], results: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
@@ -194,7 +189,7 @@ def value_at(result: Mapping[str, Any], key: str) -> float | None:
     """The number at a dotted key of a result."""
     value: Any = result
     for part in key.split("."):
-        value = value[part]
+        value = value.get(part) if isinstance(value, Mapping) else None
     return None if value is None else float(value)
 
 

@@ -212,7 +212,8 @@ class Dso(TrainingStrategy):
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Go on with the gates of the restored net."""
         self.gates = restored_gates(self.net, tensors, self.net.graph)
-        self.zero_looks, self.full_score = dict(state["zero_looks"]), state[self.full_key]
+        self.zero_looks = {gate: int(looks) for gate, looks in state["zero_looks"].items()}
+        self.full_score = None if state[self.full_key] is None else float(state[self.full_key])
         self.penalty = self._new_penalty()
 
     def found(self) -> Found:

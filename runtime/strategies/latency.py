@@ -12,16 +12,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from pydantic import PositiveFloat, TypeAdapter, ValidationError
 
 from compiler.drawing.scene import number_of
-from compiler.errors import RunError
 from compiler.ir.graph import Node
 from compiler.lowering.torch.modules import torch_module
-from runtime.rundir.files import write_json
+from runtime.rundir.files import read_json, write_json
+from runtime.rundir.records import Times
 from runtime.strategies.penalties import OpCall
 
-Table = dict[str, dict[str, PositiveFloat]]
 WARM_UP, REPEATS = 5, 30
 
 
@@ -71,7 +69,7 @@ def measured_latencies(
 
     The file maps device names to ops to seconds and is replaced in one step; RunError if it cannot be read.
     """
-    table = _read(file) if file.exists() else {}
+    table = read_json(file, Times) if file.exists() else {}
     known = table.setdefault(device_name(device), {})
     wanted = {call: f"{call}, batch {batch}" for call in calls}
     missing = [call for call, key in wanted.items() if key not in known]
@@ -80,10 +78,3 @@ def measured_latencies(
     if missing:
         write_json(file, table)
     return {call: known[key] for call, key in wanted.items()}
-
-
-def _read(file: Path) -> Table:
-    try:
-        return TypeAdapter(Table).validate_json(file.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise RunError(f"{file}: cannot read the measured times: {error}\n  try: delete the file") from error

@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any, Self
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
+
+from compiler.errors import RunError
+from compiler.language.findings import first_of
 
 
 class Measured:
@@ -26,7 +29,11 @@ class Measured:
         """The result from its JSON record."""
         own = {field.name for field in fields(cls)}  # type: ignore[arg-type]  # subclasses are dataclasses
         metrics = {name: value for name, value in record.items() if name not in own}
-        return TypeAdapter(cls).validate_python({**record, "metrics": metrics})
+        try:
+            return TypeAdapter(cls).validate_python({**record, "metrics": metrics})
+        except ValidationError as error:
+            where = f"{record.get('run')}: a result of its jobs is damaged: {first_of(error)}"
+            raise RunError(f"{where}\n  try: the job again, with --overwrite") from error
 
 
 def as_record(result: Any) -> dict[str, Any]:

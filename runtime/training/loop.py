@@ -13,14 +13,17 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
-from compiler.errors import RunError
+from compiler.errors import GraphspecError, RunError
 from compiler.language.config import CheckpointConfig
+from compiler.language.findings import first_of
 from runtime.jobs.logs import Advance, Console, MetricsLog
 from runtime.jobs.signals import Interrupted, StopFlag
 from runtime.processes.world import World
 from runtime.rundir.checkpoint import CheckpointStore
+from runtime.rundir.records import State
 from runtime.seeds import mix
 from runtime.tasks.base import Task
 from runtime.training.stages import Position, Stage
@@ -100,12 +103,29 @@ class Loop:
         found = self.world.decided(newest)
         if found is None:
             return False
-        state = found["state"]
-        self.job.restore(self.world.from_main(tensors), state["job"])
-        self.position, self.sums = Position(**state["position"]), dict(state["sums"])
+        tensors = self.world.from_main(tensors)
         self.written = found["number"]
-        self.metrics.rewind(state["metrics"])
+        try:
+            state = State.model_validate(found["state"])
+            self.position, self.sums = self._checked(Position(**dict(state.position))), state.sums
+            self.job.restore(tensors, state.job)
+        except GraphspecError:
+            raise
+        except Exception as error:  # whatever a job says of state that is not its own
+            what = first_of(error) if isinstance(error, ValidationError) else repr(error)
+            raise RunError(
+                f"{self.store.latest_path}: cannot go on: the checkpoint is none of this job: {what}\n"
+                f"  try: --overwrite to start anew"
+            ) from error
+        self.metrics.rewind(dict(state.metrics))
         return True
+
+    def _checked(self, at: Position) -> Position:
+        """The position; IndexError or ValueError if the job never stands there."""
+        stage = (*self.job.stages, Stage("the end", 0, 0, 0))[at.stage]
+        if at.epoch > stage.epochs or at.step > stage.steps_per_epoch:
+            raise ValueError(f"it stands at {at}")
+        return at
 
     def run(self) -> None:
         """Run what is left; Interrupted (after a checkpoint) on a signal, RunError if a number is not finite."""
@@ -119,6 +139,8 @@ class Loop:
                 self._save(stage)
                 self._heed(int(self.world.tables([self.stop.signum or 0]).max()))  # of any process
                 self.after_epoch()
+        if self.world.is_main and self.written:
+            self.store.remove_others(self.written)  # a kill may have left some after the last one was written
 
     def _images(self) -> tuple[int, int]:
         """How many images all stages go through, and how many of them it has been."""

@@ -153,7 +153,7 @@ RECORD = json.loads(to_json(graph_of({"a": ("conv", {"kernel": 3}, ["input"])}))
     [
         ("", "this is no graphspec-graph file"),
         ("[1, 2]", "this is no graphspec-graph file"),
-        ('{"format": "else"}', "format is 'else'"),
+        ('{"format": "else"}', "format: expected 'graphspec-graph', found 'else'"),
         (json.dumps(RECORD | {"version": FORMAT_VERSION + 1}), "compile again"),
         (json.dumps(RECORD | {"nodes": [["a"]]}), "damaged"),
         (json.dumps(RECORD | {"choices": [["c", [7], None]]}), "damaged"),
@@ -163,11 +163,24 @@ RECORD = json.loads(to_json(graph_of({"a": ("conv", {"kernel": 3}, ["input"])}))
         (json.dumps(RECORD | {"gates": [], "nodes": [["a", "relu", {}, None, [["a", 0]]]]}), "damaged"),
         (json.dumps({k: v for k, v in RECORD.items() if k != "blocks"}), "damaged"),
         (json.dumps(RECORD | {"nodes": RECORD["nodes"] * 2}), "exists already"),
+        (
+            json.dumps(RECORD | {"gates": ["s/a<input"], "nodes": [["a", "relu", {}, None, [["input", -1]]]]}),
+            "at least 0",
+        ),
+        ("[" * 200_000, "recursion limit exceeded"),
+        (json.dumps(RECORD).replace(": 3", ": 1e999"), "damaged"),
     ],
 )
 def test_other_files_are_refused_with_a_hint(source: str, message: str) -> None:
     with pytest.raises(GraphFormatError, match=message):
         from_json(source)
+
+
+@pytest.mark.parametrize("attrs", [{"act": "rElu"}, {"kernel": -3}, {"kernel": "3"}, {"x": 1}])
+def test_attributes_that_an_op_does_not_take_are_named(attrs: dict[str, object]) -> None:
+    wrong = json.dumps(RECORD).replace('{"kernel": 3}', json.dumps({"kernel": 3} | attrs))
+    with pytest.raises(RuleError, match=rf"\[ops_are_known\] a: {next(iter(attrs))}: .*\n  try: `graphspec ops`"):
+        from_json(wrong)
 
 
 def test_a_graph_that_breaks_a_rule_is_not_read() -> None:

@@ -214,6 +214,6 @@ def test_the_listing_has_every_op_and_attribute() -> None:
         assert f"\n{record['name']} " in f"\n{listing}"
         for attr in record["attributes"]:
             assert f"    {attr['name']} " in listing
-    assert "concat           inputs joined along the channels  (reads apart)" in listing
+    assert "concat            inputs joined along the channels  (reads apart)" in listing
     assert "[required]" in listing
     assert [r["name"] for r in op_records()] == NAMES

@@ -16,6 +16,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from compiler.errors import RunError, folded
 from runtime.jobs.logs import Console, MetricsLog
+from runtime.jobs.runner import LiveReport
+from runtime.rundir.directory import RunDir
+from tests.full_disk import fill_disk
+from tests.runtime.reporting.report_runs import finished_run
 
 
 class Log(MetricsLog):
@@ -141,11 +145,10 @@ def test_a_rank_that_writes_nothing_writes_nothing(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "tensorboard/events.out.tfevents.0000000001"])
-def test_a_full_disk_is_a_clear_error(tmp_path: Path, name: str) -> None:
+def test_a_full_disk_is_a_clear_error(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     log = Log(tmp_path)
     epochs(log, range(1, 2))
-    (tmp_path / name).unlink()
-    (tmp_path / name).symlink_to("/dev/full")
+    fill_disk(monkeypatch, after=["metrics.jsonl", "tensorboard/events.out.tfevents.0000000001"].index(name))
     with pytest.raises(RunError, match=f"{name}: cannot write: No space left on device\n  try: free some space"):
         log.write({"epoch": 2, "loss": 0.5})
 
@@ -218,3 +221,29 @@ def test_a_terminal_gets_lines_of_80_columns(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert on_a_terminal(monkeypatch, "dumb").splitlines()[1:] == ["warning: careful"]
+
+
+# -- the report ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("line", ["5", '{"stage": 5}', '{"stage": "search", "epoch": 1, "gate_values": ["x"]}', "[["])
+def test_a_report_that_cannot_be_made_is_a_warning(
+    tmp_path: Path, line: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run, _ = finished_run(tmp_path)
+    with run.search.metrics.open("a") as file:
+        file.write(line + "\n")
+    LiveReport(run, Console(quiet=True)).write()
+    assert "warning: no report: " in (said := capfd.readouterr().err)
+    assert "metrics.jsonl: is damaged: line 13: " in said
+
+
+def test_no_fault_of_a_report_ends_a_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def broken(run: RunDir) -> Path:
+        raise ZeroDivisionError("a fault of ours")
+
+    monkeypatch.setattr("runtime.jobs.runner.write_report", broken)
+    LiveReport(RunDir(tmp_path), Console(quiet=True)).write()
+    assert "warning: no report: ZeroDivisionError('a fault of ours')" in capfd.readouterr().err

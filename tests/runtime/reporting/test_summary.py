@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from compiler.analysis.costs import total_cost
+from compiler.errors import RunError
 from runtime.reporting.record import read_run
 from runtime.reporting.summary import summarise
 from runtime.rundir.directory import RunDir
@@ -57,8 +58,11 @@ def test_seeds_become_mean_and_deviation(tmp_path: Path) -> None:
     assert figures["params.full"]["n"] == 1
 
 
-def test_damaged_figures_are_left_out(tmp_path: Path) -> None:
+def test_damaged_figures_are_named(tmp_path: Path) -> None:
     run, _ = finished_run(tmp_path)
-    (run.export / "latency.json").write_text('{"latencies": [null, 3]}')
-    (run.export / "parity.json").write_text('["other"]')
-    assert list(lines_of(run)) == ["supernet", "retrained", "params", "FLOPs"]
+    for name, content in {"latency.json": '{"latencies": [null, 3]}', "parity.json": '["other"]'}.items():
+        before = (run.export / name).read_text()
+        (run.export / name).write_text(content)
+        with pytest.raises(RunError, match=f"{name}: is damaged: .*\n  try: graphspec export .*/run"):
+            lines_of(run)
+        (run.export / name).write_text(before)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from compiler.errors import RunError
 from runtime.rundir.checkpoint import CheckpointStore, optimizer_state, restore_optimizer_state
 from runtime.strategies.apgnag import APGNAG
+from tests.full_disk import fill_disk
 
 TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
 
@@ -69,7 +70,7 @@ def at(folder):
         save(store, 2)
         def work():
             os.open, os.fsync, os.replace = (dying(f, die_at) for f in (os.open, os.fsync, os.replace))
-            Path.unlink = dying(Path.unlink, die_at)
+            os.unlink = dying(os.unlink, die_at)
             save(store, 3)
         status = os.waitpid(forked(work), 0)[1]
         found.append(check(store, 2))
@@ -244,7 +245,7 @@ def test_all_damaged_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     store.save(2, small(2), {})
     flip_bit(tmp_path / "00000001.safetensors", -1)
     flip_bit(tmp_path / "00000002.safetensors", -1)
-    with pytest.raises(RunError, match="every checkpoint is damaged\n  try: start anew, without --resume"):
+    with pytest.raises(RunError, match="every checkpoint is damaged\n  try: start anew, with --overwrite"):
         store.load_latest()
 
 
@@ -277,13 +278,14 @@ def test_a_pickle_in_the_place_of_the_tensors_is_never_loaded(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("part", ["json", "safetensors"])
-def test_a_full_disk_leaves_the_former_checkpoints(tmp_path: Path, part: str) -> None:
+def test_a_full_disk_leaves_the_former_checkpoints(tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(tmp_path)
     store.save(1, small(1), {})
     store.save(2, small(2), {})
-    (tmp_path / f".00000003.{part}.tmp").symlink_to("/dev/full")
-    with pytest.raises(RunError, match=f"00000003.{part}: cannot write: No space left on device\n  try: free some"):
-        store.save(3, small(3), {})
+    with monkeypatch.context() as context:
+        fill_disk(context, after=["safetensors", "json"].index(part))
+        with pytest.raises(RunError, match=f"00000003.{part}: cannot write: No space left on device\n  try: free"):
+            store.save(3, small(3), {})
     found = store.load_latest()
     assert found is not None
     assert (found.number, store.warnings) == (2, [])
@@ -306,8 +308,8 @@ def killed(scenario: str, folder: Path) -> object:
 
 @pytest.mark.slow
 def test_a_kill_inside_any_call_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
-    """Two files of five calls each, of which the eighth commits; then the removal of two files; then nothing dies."""
-    assert killed("at", tmp_path) == [2] * 8 + [3] * 5
+    """Two files of five calls each, of which the ninth commits; then the removal of two files; then nothing dies."""
+    assert killed("at", tmp_path) == [2] * 9 + [3] * 6
 
 
 @pytest.mark.slow

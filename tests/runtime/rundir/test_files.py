@@ -14,6 +14,7 @@ import pytest
 from compiler.errors import RunError
 from runtime.rundir.files import guarded, write_bytes, write_json, write_text
 from tests.dying import DYING
+from tests.full_disk import fill_disk
 
 DIE_AT_CALL = (
     DYING
@@ -43,20 +44,23 @@ def test_json_keeps_the_order_of_keys(tmp_path: Path) -> None:
 def test_an_interrupted_write_leaves_the_former_content_and_no_other_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def half(path: Path, content: bytes) -> None:
-        path.write_text("half of i")
+    def half(descriptor: int, content: bytes) -> int:
+        write(descriptor, b"half of i")
         raise KeyboardInterrupt
 
+    write = os.write
     write_text(tmp_path / "a", "old")
-    monkeypatch.setattr(Path, "write_bytes", half)
+    monkeypatch.setattr(os, "write", half)
     with pytest.raises(KeyboardInterrupt):
         write_text(tmp_path / "a", "new")
     assert files_of(tmp_path) == {"a": b"old"}
 
 
-def test_a_full_disk_is_a_clear_error_and_the_former_content_is_intact(tmp_path: Path) -> None:
+def test_a_full_disk_is_a_clear_error_and_the_former_content_is_intact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_text(tmp_path / "a", "old")
-    (tmp_path / ".a.tmp").symlink_to("/dev/full")  # a disk without space behind the temporary name
+    fill_disk(monkeypatch)
     with pytest.raises(RunError, match=r"/a: cannot write: No space left on device\n  try: free some space"):
         write_bytes(tmp_path / "a", b"new" * 100_000)
     assert files_of(tmp_path) == {"a": b"old"}
@@ -87,7 +91,7 @@ def test_the_advice_fits_the_cause(tmp_path: Path, code: int, advice: str) -> No
 
 
 def test_a_kill_at_any_call_leaves_the_old_or_the_new_content(tmp_path: Path) -> None:
-    """`open`, `fsync`, `replace` of the file, `open`, `fsync` of the folder: five calls; at the sixth it is done."""
+    """`open` of the folder and the file, `fsync`, `replace`, `fsync` of the folder: five calls; then it is done."""
     contents = []
     for die_at in range(6):
         path = tmp_path / str(die_at) / "a"
@@ -97,4 +101,4 @@ def test_a_kill_at_any_call_leaves_the_old_or_the_new_content(tmp_path: Path) ->
         contents.append(path.read_text()[:3])
         write_text(path, "next")  # what the killed process left is no hindrance and does not stay
         assert files_of(path.parent) == {"a": b"next"}
-    assert contents == ["old", "old", "old", "new", "new", "new"]
+    assert contents == ["old", "old", "old", "old", "new", "new"]

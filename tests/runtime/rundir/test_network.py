@@ -64,26 +64,26 @@ def test_damage_is_named(job: JobDir) -> None:
         job.weights.write_bytes(safetensors.numpy.save(changed))
 
     left({n: a for n, a in weights.items() if n != name})
-    with pytest.raises(GraphspecError, match=f"no weight called '{name}'\n  try: weights that were saved for this"):
+    with pytest.raises(GraphspecError, match=f"weights.safetensors: is damaged: no weight called '{name}'"):
         read_model(job)
     left({**weights, name: np.zeros((2, 1), np.float32)})
     with pytest.raises(GraphspecError, match=rf"'{name}' has shape \(2, 1\), the graph asks for \({array.shape[0]}"):
         read_model(job)
     left({**weights, "blk.gates": weights["blk.gates"][1:]})
-    with pytest.raises(RunError, match="has no gates that fit 'blk'\n  try: run the search again"):
+    with pytest.raises(RunError, match="it has no gates that fit 'blk'"):
         read_model(job)
     job.weights.write_bytes(job.weights.read_bytes()[:100])
-    with pytest.raises(RunError, match="cannot read the weights"):
+    with pytest.raises(RunError, match=r"weights\.safetensors: is damaged: it holds no tensors that can be read"):
         read_model(job)
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="nowhere: cannot read: No such file"):
         read_graph(tmp_path / "nowhere")
-    with pytest.raises(RunError, match=r"nowhere: cannot be read: .*No such file(.|\n)*search/arch.yaml of a run"):
+    with pytest.raises(RunError, match=r"nowhere: there is no such file\n  try: the search/arch.yaml of a run"):
         read_architecture(tmp_path / "nowhere")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(RunError, match="bytes: cannot be read: 'utf-8' codec"):
+    with pytest.raises(RunError, match="bytes: is damaged: it is no UTF-8 text: invalid start byte at byte 0"):
         read_architecture(tmp_path / "bytes")
-    with pytest.raises(RunError, match="nowhere: cannot read the weights"):
+    with pytest.raises(RunError, match="nowhere: cannot read: No such file"):
         read_weights(tmp_path / "nowhere")

@@ -60,7 +60,7 @@ def test_file_says_what_was_measured(tmp_path: Path) -> None:
 def test_damaged_file_is_named(tmp_path: Path, text: str) -> None:
     file = tmp_path / "latency.json"
     file.write_text(text)
-    with pytest.raises(RunError, match=r"latency\.json: cannot read the measured times(.|\n)*try: delete the file"):
+    with pytest.raises(RunError, match=r"latency\.json: is damaged: (.|\n)*try: graphspec"):
         measured_latencies([SEP], CPU, file)
     assert file.read_text() == text
 

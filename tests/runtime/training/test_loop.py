@@ -124,6 +124,32 @@ def test_a_signal_leaves_a_checkpoint_to_go_on_from(
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.mark.parametrize("change", [
+    {"position": {"stage": 99, "epoch": 0, "step": 0}}, {"position": {"stage": -1, "epoch": 0, "step": 0}},
+    {"position": {"stage": 0, "epoch": 7, "step": 0}}, {"position": {"stage": True, "epoch": 0, "step": 0}},
+    {"metrics": {"../../../x": 1}}, {"metrics": {"metrics": -1, "timings": 0}}, {"sums": {"train_loss": "x"}},
+    {"sums": []}, {"job": 5}, {"position": None},
+])  # fmt: skip
+def test_state_that_no_job_has_left_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    with pytest.raises(Interrupted):
+        run(tmp_path, Walk(once("second", 0, signal.SIGTERM)))
+    store = CheckpointStore(tmp_path / "checkpoints", 2, lambda line: None)
+    newest = store.load_latest()
+    assert newest is not None
+    store.save(newest.number + 1, newest.tensors, newest.state | change)
+    with pytest.raises(RunError, match=r"json: cannot go on: the checkpoint is none of this job: .*\n  try: "):
+        run(tmp_path, Walk())
+    assert not (tmp_path.parent / "x.jsonl").exists()
+
+
+def test_tensors_of_another_job_are_refused(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints", 2, lambda line: None)
+    state = {"job": {}, "position": {"stage": 0, "epoch": 0, "step": 1}, "sums": {}}
+    store.save(1, {}, state | {"metrics": {"metrics": 0, "timings": 0}})
+    with pytest.raises(RunError, match="the checkpoint is none of this job: KeyError"):
+        run(tmp_path, Walk())
+
+
 @pytest.mark.parametrize(("minutes", "written"), [(0.0, 3), (1e-12, 3 + 3 + 2 * 2), (60.0, 3)])
 def test_checkpoints_come_by_epoch_and_by_the_clock(tmp_path: Path, minutes: float, written: int) -> None:
     assert run(tmp_path, Walk(), minutes).written == written
