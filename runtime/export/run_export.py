@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -195,6 +195,8 @@ class _Export:
         self.form = ImageForm(self.settings.with_preprocessing, self.dataset.normalise)
         self.head = self.task.head if self.settings.probabilities else None  # behind the network in the file
         self.output_name = "probabilities" if self.head else self.task.output_name
+        if self.form.layout != "none" and self.dataset.test.found.deep:
+            self.console.warn("the images have more than 8 bits, the model takes 8: they are rounded")
         self.allowed = float(getattr(self.settings, TOLERANCE))  # points that a small form may lose
 
     def run(self) -> ExportResult:
@@ -281,6 +283,9 @@ class _Export:
             else "raw uint8 images",
             "mean": self.dataset.normalise.mean,
             "std": self.dataset.normalise.std,
+            "input_range": [0, 255],
+            "resize": "crop",  # scaled until it covers the input times the margin of `reading`, cropped in the middle
+            "reading": asdict(self.dataset.reading),
             "outputs": self.output_name,
             "spec": self.opened.spec.name,
             "spec_hash": hashlib.sha256(self.opened.run.resolved.read_bytes()).hexdigest(),

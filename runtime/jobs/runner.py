@@ -21,6 +21,7 @@ from compiler.ir.text import text, to_json
 from compiler.language.config import Configuration
 from compiler.language.overrides import changes
 from runtime.data.dataset import Dataset, load_dataset
+from runtime.data.remarks import tell
 from runtime.jobs.logs import Console, MetricsLog
 from runtime.jobs.signals import Interrupted, StopFlag
 from runtime.processes.launch import Launch, refuse_processes
@@ -166,6 +167,7 @@ class _Attempt:
         spec, config, main = opened.spec, opened.spec.config, world.is_main
         code = options.trust_code
         dataset = load_dataset(config.data, spec.input, task_of(spec, opened.graph), seed=config.seed, trust_code=code)
+        told = _tell_images(dataset, console)
         place = Workplace(opened, dataset, device, console, folder, world)
         job = make(place)
         if main:
@@ -182,6 +184,7 @@ class _Attempt:
                 console.line("no checkpoint yet: starting from the beginning")
             loop.run()
         _tell_skipped(dataset, console, world)
+        tell(dataset, console.warn, told)
         result = dict(finish(place, job))
         if main:
             write_json(folder.result, result)
@@ -251,6 +254,13 @@ def _write_config(folder: JobDir, config: Configuration) -> None:
     """Write down what the job runs with; called when nothing is wrong with it, so that a mistake leaves no folder."""
     if not folder.config.is_file():
         write_json(folder.config, config.model_dump(mode="json"))
+
+
+def _tell_images(dataset: Dataset, console: Console) -> list[str]:
+    """Say what the set has, and what of it is worth a warning; the kinds of warnings that were given."""
+    for listing in dataset.listings:
+        console.line(listing.line())
+    return tell(dataset, console.warn)
 
 
 def _tell_skipped(dataset: Dataset, console: Console, world: World) -> None:

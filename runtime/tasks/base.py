@@ -103,6 +103,12 @@ class Task(ABC):
         """(N,) int64: images of one number are spread evenly over the parts of a split; None: drawn without that."""
         return None
 
+    def chance(self, targets: Tensor) -> float | None:
+        """The share of these images that one answer alone gets right at best, where that is what the deciding metric
+        counts; otherwise None.
+        """
+        return None
+
     @abstractmethod
     def loss(
         self, output: Tensor, targets: Tensor, training: TrainingConfig | None = None, reduction: str = "mean"
