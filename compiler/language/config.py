@@ -92,7 +92,7 @@ class DataConfig(Section):
     workers: Annotated[int, Field(ge=0)] = 2
     """Loader processes, for data sets that are not held in memory."""
     in_memory: bool | None = None
-    """`folder`: hold the decoded images in memory. Default: if they take less than 2 GB. `imagenet` is never
+    """`folder`: hold the decoded images in memory. Default: if they take less than 2 GB at 8 bits. `imagenet` is never
     held in memory, all other data sets always are."""
     skip_corrupt: bool = False
     """Skip and count unreadable images. Default: an unreadable image is an error."""

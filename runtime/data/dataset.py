@@ -16,9 +16,8 @@ from compiler.errors import RunError
 from compiler.language.config import DataConfig
 from runtime.data.augment import Augment, Normalise, crop_and_flip, draw, to_float
 from runtime.data.folders import Listing
-from runtime.data.named_sets import Shape, open_dataset, reading_of
-from runtime.data.pixels import Reading
-from runtime.data.sources import AS_USUAL, Fetched, Images, Request
+from runtime.data.named_sets import Shape, open_dataset
+from runtime.data.sources import Fetched, Images, Request
 from runtime.data.split import Split, split_images
 from runtime.seeds import generator, mix
 from runtime.tasks.base import Task
@@ -88,10 +87,7 @@ class Loader:
             if len(fetched.rows):
                 yield self._finish(fetched, order, epoch, *step)
             elif self.training:
-                raise RunError(
-                    f"{self.purpose}: every image of a batch is unreadable, {len(self.images.skipped)} images so far\n"
-                    "  try: mend or remove the files, or set a larger batch_size"
-                )
+                raise RunError("every image of a batch is unreadable: mend or remove the files, or use a larger batch")
 
     def _order(self, epoch: int) -> Tensor:
         if not self.training:
@@ -142,7 +138,6 @@ class Dataset:
     augment: Augment  # of training batches
     seed: int
     validation_share: float
-    reading: Reading = AS_USUAL  # how image files become pixels
     listings: tuple[Listing, ...] = ()  # of training and test images, where they lie in folders
 
     @property
@@ -199,20 +194,9 @@ def load_dataset(config: DataConfig, input_shape: Shape, task: Task, *, seed: in
         own_mean, own_std = channel_statistics(opened.train, training, seed)
         mean, std = mean or own_mean, std or own_std
     augment = replace(opened.augment, crop_padding=config.crop_padding, flip=config.flip or opened.augment.flip)
-    normalise, share = Normalise(mean, std), config.validation
-    return Dataset(
-        config.name,
-        task,
-        opened.train,
-        opened.test,
-        opened.labels,
-        normalise,
-        augment,
-        seed,
-        share,
-        reading_of(config),
-        opened.listings,
-    )
+    normalise, share, (train, test) = Normalise(mean, std), config.validation, (opened.train, opened.test)
+    labels, listings = opened.labels, opened.listings
+    return Dataset(config.name, task, train, test, labels, normalise, augment, seed, share, listings)
 
 
 def channel_statistics(images: Images, rows: Tensor, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -225,27 +209,16 @@ def channel_statistics(images: Images, rows: Tensor, seed: int) -> tuple[tuple[f
         sample = torch.randperm(len(rows), generator=generator(seed, "statistics sample"))
         rows = rows[sample[:_STATISTICS_SAMPLE]]
     requests = (Request(chunk) for chunk in torch.split(rows, _STATISTICS_CHUNK))
-    counts = torch.zeros(())
+    counts, is_deep = torch.zeros(()), False
     for fetched in images.fetch(requests, HERE.device):
         pixels = fetched.pixels.index_select(0, fetched.rows)
-        levels = 65_536 if pixels.is_floating_point() else 256
-        if levels > 256:
-            pixels = (pixels * 257).round().int()
-        by_channel = pixels.view(-1, pixels.shape[-1]).T.contiguous()
-        chunk = torch.stack([torch.bincount(channel, minlength=levels) for channel in by_channel])
-        counts = _finer(counts, levels) + _finer(chunk, counts.shape[-1] if counts.ndim else 0)
-    levels = counts.shape[1]
-    values = torch.arange(levels, dtype=torch.float64) / (levels - 1)
+        is_deep |= pixels.is_floating_point()
+        by_channel = (pixels * 257.0).round().int().view(-1, pixels.shape[-1]).T.contiguous()
+        chunk = torch.stack([torch.bincount(channel, minlength=65_536) for channel in by_channel])
+        counts = counts + chunk
+    counts = counts if is_deep else counts[:, ::257].contiguous()
+    values = torch.arange(counts.shape[1], dtype=torch.float64) / (counts.shape[1] - 1)
     shares = counts / counts.sum(dim=1, keepdim=True).double()
     mean = shares @ values
     deviation = (shares * (values - mean[:, None]) ** 2).sum(dim=1).sqrt()
     return tuple(mean.tolist()), tuple(d if d > 0 else 1.0 for d in deviation.tolist())
-
-
-def _finer(counts: Tensor, levels: int) -> Tensor:
-    """Counts (C, 256) of 8-bit values as counts of the same values among 65,536 where those are the `levels`."""
-    if counts.ndim == 0 or counts.shape[1] >= levels:
-        return counts
-    spread = torch.zeros(len(counts), levels, dtype=counts.dtype)
-    spread[:, :: (levels - 1) // (counts.shape[1] - 1)] = counts
-    return spread

@@ -8,18 +8,15 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from compiler.errors import RunError
 from runtime.rundir.files import guarded
 
-ENDINGS = (
-    ".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif", ".avif",
-)  # fmt: skip
-_MACOS, _MACOS_FOLDER = "._", "__MACOSX"  # what macOS leaves behind in archives and on foreign disks
-_SHOWN = 10  # classes whose images are counted in a line, and kinds of other files
+ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif", ".avif")
+_SHOWN = 10  # classes whose images are counted one by one
 
 
 @dataclass(frozen=True)
@@ -27,45 +24,33 @@ class Listing:
     """The images of one part of a set."""
 
     folder: Path
-    classes: tuple[str, ...]
-    paths: list[str] = field(default_factory=list)
-    numbers: list[int] = field(default_factory=list)  # of each image's class
-    passed: Counter[str] = field(default_factory=Counter)  # what else lies there: kind -> how many
-
-    @property
-    def counts(self) -> Counter[str]:
-        """Images per class."""
-        return Counter(self.classes[number] for number in self.numbers)
+    images: dict[str, list[str]]  # paths by class, in the order of their names
+    passed: Counter[str]  # what else lies there: kind -> how many
 
     def line(self) -> str:
         """The images per class, for people."""
-        counts, each = self.counts, ""
+        counts = {name: len(paths) for name, paths in self.images.items()}
+        each = ", ".join(f"{name} {count:,}" for name, count in counts.items())
         if len(counts) > _SHOWN:
             each = f"{min(counts.values()):,} to {max(counts.values()):,} each"
-        text = each or ", ".join(f"{name} {counts[name]:,}" for name in self.classes)
-        return f"{self.folder.name}: {len(self.paths):,} images of {len(self.classes):,} classes ({text})"
+        return f"{self.folder.name}: {sum(counts.values()):,} images of {len(counts):,} classes ({each})"
 
     def passed_over(self) -> str:
         """What is passed over, the most frequent first; empty if nothing is."""
-        shown = [f"{count:,} {kind}" for kind, count in self.passed.most_common(_SHOWN)]
-        return ", ".join([*shown, "..."] if len(self.passed) > _SHOWN else shown)
+        return ", ".join(f"{count:,} {kind}" for kind, count in self.passed.most_common())
 
 
 def list_images(folder: Path) -> Listing:
-    """All images of the class folders in `folder`, at whatever depth, in the order of their names.
+    """All images of the class folders in `folder`, at whatever depth.
 
     RunError if there is no class, one without images, or something that cannot be read.
     """
     with guarded(folder, "read"):
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         names, passed = _visible([entry.name for entry in entries if entry.is_dir()])
-        listing = Listing(folder, tuple(names), passed=passed)
-        beside = sum(entry.name.lower().endswith(ENDINGS) for entry in entries if entry.is_file())
-        listing.passed.update({"images beside the class folders": beside} if beside else {})
-        for number, name in enumerate(names):
-            for path in _images_in(folder / name, listing.passed):
-                listing.paths.append(path)
-                listing.numbers.append(number)
+        beside = [entry for entry in entries if entry.is_file() and not _kind(entry.name)]
+        passed.update("images beside the class folders" for _ in beside)
+        listing = Listing(folder, {name: _images_in(folder / name, passed) for name in names}, passed)
     _refuse(listing)
     return listing
 
@@ -73,55 +58,52 @@ def list_images(folder: Path) -> Listing:
 def refuse_other_classes(train: Path, test: Path, names: Sequence[str], test_names: Sequence[str]) -> None:
     """RunError if the two parts do not hold the same classes."""
     if differing := sorted(set(names) ^ set(test_names)):
-        forms = {unicodedata.normalize("NFC", name) for name in differing}
-        same = ", some only in the Unicode form of their names (NFC, NFD): rename those" * (len(forms) < len(differing))
+        form = ", some only in the Unicode form of their names (NFC, NFD): rename those" * _has_forms(differing)
         shown = ", ".join(differing[:5])
-        raise RunError(f"{train} and {test} do not hold the same classes: {shown} differ{same}")
+        raise RunError(f"{train} and {test} do not hold the same classes: {shown} differ{form}")
 
 
-def _images_in(folder: Path, passed: Counter[str]) -> Iterator[str]:
+def _has_forms(names: Sequence[str]) -> bool:
+    """Whether names differ only in their Unicode form."""
+    return len({unicodedata.normalize("NFC", name) for name in names}) < len(names)
+
+
+def _images_in(folder: Path, passed: Counter[str]) -> list[str]:
     """The paths of the images in a class folder; everything else is counted."""
-    found = []
-    for root, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
+    found, unreadable = [], ["unreadable folders"]
+    for root, folders, files in os.walk(folder, followlinks=True, onerror=lambda _: passed.update(unreadable)):
         folders[:], hidden = _visible(folders)
         passed.update(hidden)
-        found.append((root, files))
-    for root, files in sorted(found):
-        for name in sorted(files):
-            if name.startswith(_MACOS):
-                passed["._* of macOS"] += 1
-            elif name.lower().endswith(ENDINGS):
-                yield os.path.join(root, name)
-            else:
-                passed[_kind(name)] += 1
+        passed.update(filter(None, map(_kind, files)))
+        found.append((root, sorted(name for name in files if not _kind(name))))
+    return [os.path.join(root, name) for root, names in sorted(found) for name in names]
 
 
 def _visible(folders: list[str]) -> tuple[list[str], Counter[str]]:
     """Those that are not left behind by tools, and a count of the others."""
-    hidden = [name for name in folders if name.startswith(".") or name == _MACOS_FOLDER]
+    hidden = [name for name in folders if name.startswith(".") or name == "__MACOSX"]
     return [name for name in folders if name not in hidden], Counter(f"folder {name}" for name in hidden)
 
 
 def _kind(name: str) -> str:
+    """Of a file that is passed over; empty for an image."""
+    if name.startswith("._"):
+        return "._* of macOS"
+    if name.lower().endswith(ENDINGS):
+        return ""
     return name if name.startswith(".") else os.path.splitext(name)[1].lower() or "without an ending"
 
 
-def _raise(error: OSError) -> None:
-    raise error
-
-
 def _refuse(listing: Listing) -> None:
-    empty = set(listing.classes) - set(listing.counts)
-    if len({unicodedata.normalize("NFC", name) for name in listing.classes}) < len(listing.classes):
-        reason = "names of its folders differ only in their Unicode form (NFC, NFD)"
-    elif not listing.classes:
+    empty = [name for name, paths in listing.images.items() if not paths]
+    reason = f"no image is in {', '.join(empty[:5])}" if empty else ""
+    if not listing.images:
         reason = "there is no class folder in it"
-    elif empty:
-        reason = f"no image is in {', '.join(sorted(empty)[:5])}"
-    else:
-        return
-    other = f"; passed over: {listing.passed_over()}" if listing.passed else ""
-    raise RunError(
-        f"{listing.folder} is no folder of images, one folder per class: {reason}{other}\n"
-        f"  try: put images into every class folder ({' '.join(ENDINGS)}), or remove those without any"
-    )
+    elif _has_forms(list(listing.images)):
+        reason = "names of its folders differ only in their Unicode form (NFC, NFD)"
+    if reason:
+        other = f"; passed over: {listing.passed_over()}" if listing.passed else ""
+        raise RunError(
+            f"{listing.folder} is no folder of images, one folder per class: {reason}{other}\n"
+            f"  try: put images into every class folder ({' '.join(ENDINGS)}), or remove those without any"
+        )

@@ -196,8 +196,7 @@ def _open_folder(expected: _Expected, _: int) -> Opened:
     """A folder per class below train/ and test/ (or val/); images scaled and cropped to the spec's input."""
     opened = _find_files(expected, ("test", "val"), "fit")
     channels, height, width = expected.shape
-    count = sum(len(listing.paths) for listing in opened.listings)
-    needed = count * channels * height * width * opened.train.value_bytes
+    needed = (len(opened.train.targets) + len(opened.test.targets)) * channels * height * width
     hold = expected.config.in_memory
     if needed < _IN_MEMORY_BYTES if hold is None else hold:
         return replace(opened, train=opened.train.in_memory(), test=opened.test.in_memory())
@@ -223,20 +222,20 @@ def _find_files(expected: _Expected, test_names: tuple[str, str], view: View) ->
     root, config = expected.root, expected.config
     with guarded(root, "read"):
         test_root = next((root / name for name in test_names if (root / name).is_dir()), None)
-        has_both = test_root is not None and (root / "train").is_dir()
-    if test_root is None or not has_both:
-        raise RunError(
-            f"data set {config.name!r}: {root} must hold the folders train/ and {test_names[0]}/ (or {test_names[1]}/) "
-            "with one folder of images per class; set data.root to the folder that holds them"
-        )
+        if test_root is None or not (root / "train").is_dir():
+            raise RunError(
+                f"data set {config.name!r}: {root} must hold the folders train/ and {test_names[0]}/ (or "
+                f"{test_names[1]}/) with one folder of images per class; set data.root to the folder that holds them"
+            )
     listings = list_images(root / "train"), list_images(test_root)
-    names, test_classes = (listing.classes for listing in listings)
+    names, test_classes = (tuple(listing.images) for listing in listings)
     refuse_other_classes(root / "train", test_root, names, test_classes)
 
     def images(listing: Listing) -> FileImages:
-        targets, skip = expected.task.targets(torch.tensor(listing.numbers)), config.skip_corrupt
-        reading = reading_of(config)
-        return FileImages(listing.paths, targets, expected.shape, view, config.workers, skip, reading=reading)
+        numbered = [(path, number) for number, paths in enumerate(listing.images.values()) for path in paths]
+        paths, numbers = [path for path, _ in numbered], torch.tensor([number for _, number in numbered])
+        targets, skip, reading = expected.task.targets(numbers), config.skip_corrupt, reading_of(config)
+        return FileImages(paths, targets, expected.shape, view, config.workers, skip, reading=reading)
 
     train, test = map(images, listings)
     return Opened(train, test, expected.labels(train, test, names), Augment(), listings)

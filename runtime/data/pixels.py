@@ -1,7 +1,6 @@
-"""The reference reader: what the pixels of an image file are for a network. Training, export and prediction use it.
+"""The reference reader: what the pixels of an image file are for a network, in training and behind an exported model.
 
-It needs numpy and Pillow and nothing else: copy this file to where an exported model runs, and images are read there as
-they were in training (`examples/use_onnx.py`).
+It needs numpy and Pillow and nothing else, so that this file can be copied there (`examples/use_onnx.py`).
 """
 
 from __future__ import annotations
@@ -17,10 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 Pixels = NDArray[Any]  # uint8, or float32 in 0..255 where a file has more than 8 bits
-
 MODES = {1: "L", 3: "RGB"}  # channel count -> Pillow's name
-BITS, SAMPLE_FORMAT = 258, 339  # TIFF's tags; a sample format of 2 is a signed integer
-
+_BITS, _SAMPLE_FORMAT = 258, 339  # TIFF's tags; a sample format of 2 is a signed integer
 warnings.filterwarnings("ignore", "(Possibly )?[Cc]orrupt EXIF data", UserWarning)  # turning images is all it is for
 
 
@@ -48,13 +45,9 @@ class Found:
     white: float = 0.0  # the largest range that was assumed
 
     def __add__(self, other: Found) -> Found:
-        return Found(
-            self.transparent + other.transparent,
-            self.deep + other.deep,
-            min(self.low, other.low),
-            max(self.high, other.high),
-            max(self.white, other.white),
-        )
+        transparent, deep = self.transparent + other.transparent, self.deep + other.deep
+        low, high = min(self.low, other.low), max(self.high, other.high)
+        return Found(transparent, deep, low, high, max(self.white, other.white))
 
 
 def read_pixels(path: Any, shape: tuple[int, ...], reading: Reading) -> tuple[Pixels, Found]:
@@ -64,10 +57,8 @@ def read_pixels(path: Any, shape: tuple[int, ...], reading: Reading) -> tuple[Pi
 
 
 def read_image(path: Any, channels: int, reading: Reading) -> tuple[Image.Image, Found]:
-    """The whole image, upright, the first one of several: 8 bits in the mode of `channels`, or mode F in 0..255 (grey)
-    where the file has more bits.
-
-    UnreadableError when the file is damaged.
+    """The whole image, upright, the first of several: of 8 bits in the mode of `channels`, of more in mode F (grey),
+    0..255. UnreadableError when the file is damaged.
     """
     try:
         with Image.open(path) as file:
@@ -75,8 +66,9 @@ def read_image(path: Any, channels: int, reading: Reading) -> tuple[Image.Image,
             image = _upright(file)
             if image.mode == "F" or image.mode.startswith("I"):
                 return _scaled(image, reading)
-            shows_through = image.has_transparency_data
-            return (_on_background if shows_through else _opaque)(image, channels, reading)
+            if image.has_transparency_data:
+                return _on_background(image, channels, reading)
+            return image.convert(MODES[channels]), Found()
     except Exception as error:  # a damaged file makes Pillow raise almost anything
         raise UnreadableError(str(error) or type(error).__name__) from error
 
@@ -118,8 +110,8 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _scaled(image: Image.Image, reading: Reading) -> tuple[Image.Image, Found]:
     """Grey of 12, 16 or 32 bits, or of floats, over its range."""
-    values = np.asarray(image)
-    bits, signed = _bits(image)
+    values, tags = np.asarray(image), getattr(image, "tag_v2", {})  # only TIFF has tags; others have 16 bits
+    bits, signed = int(tags.get(_BITS, [16])[0]), tags.get(_SAMPLE_FORMAT, [1])[0] == 2
     if bits == 32 and not signed and image.mode == "I":
         values = values.view(np.uint32)  # Pillow takes them for signed ones
     white = reading.range or (1.0 if image.mode == "F" else 2.0 ** (bits - signed) - 1)
@@ -131,18 +123,8 @@ def _scaled(image: Image.Image, reading: Reading) -> tuple[Image.Image, Found]:
     return Image.fromarray(grey), found
 
 
-def _bits(image: Image.Image) -> tuple[int, bool]:
-    """Of a value, and whether it has a sign. Only TIFF says; of other formats Pillow makes 16 bits."""
-    tags = getattr(image, "tag_v2", {})
-    return int(tags.get(BITS, [16])[0]), tags.get(SAMPLE_FORMAT, [1])[0] == 2
-
-
 def _on_background(image: Image.Image, channels: int, reading: Reading) -> tuple[Image.Image, Found]:
     layers = image.convert("RGBA")
     ground = Image.new("RGBA", layers.size, (*reading.background, 255))
     flat = Image.alpha_composite(ground, layers).convert("RGB").convert(MODES[channels])
     return flat, Found(transparent=int(any(layers.getchannel("A").histogram()[:255])))
-
-
-def _opaque(image: Image.Image, channels: int, _: Reading) -> tuple[Image.Image, Found]:
-    return image.convert(MODES[channels]), Found()

@@ -1,4 +1,4 @@
-"""What a person should know of the images of a set: what they have that was decided by a setting."""
+"""What a person should know of the images of a set: what a setting has decided, and what was passed over."""
 
 from __future__ import annotations
 
@@ -8,47 +8,39 @@ from collections.abc import Callable, Collection
 from runtime.data.dataset import Dataset
 from runtime.data.pixels import Found
 
-DARK = 0.25  # a set that uses less of its range is dark, mostly because the range is another one
-
-
-def remarks(dataset: Dataset) -> dict[str, str]:
-    """Warnings by kind about the images read so far, of which a stream reads more later."""
-    parts = {"train": dataset.train.found, "test": dataset.test.found}
-    passed = [f"{one.folder.name}/ ({text})" for one in dataset.listings if (text := one.passed_over())]
-    background, found = list(dataset.reading.background), parts["train"] + parts["test"]
-    texts = {
-        "passed": f"passed over in {', '.join(passed)}" if passed else "",
-        "transparent": f"{_counted(parts, lambda part: part.transparent)}are transparent: they are put on the colour "
-        f"{background}; data.background sets another one"
-        if found.transparent
-        else "",
-        "range": _of_the_range(found, _counted(parts, lambda part: part.deep)) if found.deep else "",
-    }
-    return {kind: text for kind, text in texts.items() if text}
-
 
 def tell(dataset: Dataset, warn: Callable[[str], None], told: Collection[str] = ()) -> list[str]:
     """Warn of what was not told yet; all kinds that are told now."""
     found = remarks(dataset)
-    for kind, text in found.items():
-        if kind not in told:
-            warn(text)
+    for kind in sorted(found.keys() - set(told)):
+        warn(found[kind])
     return list(found)
 
 
-def _counted(parts: dict[str, Found], count: Callable[[Found], int]) -> str:
-    numbers = [f"{count(found):,} images in {name}" for name, found in parts.items() if count(found)]
-    return " and ".join(numbers) + " "
+def remarks(dataset: Dataset) -> dict[str, str]:
+    """Warnings by kind about the images read so far, of which a stream reads more later."""
+    parts, texts = {"train": dataset.train.found, "test": dataset.test.found}, {}
+    if passed := [f"{one.folder.name}/ ({text})" for one in dataset.listings if (text := one.passed_over())]:
+        texts["passed"] = f"passed over in {', '.join(passed)}"
+    if counted := _counted({name: part.transparent for name, part in parts.items()}):
+        texts["transparent"] = f"{counted} are transparent: they are put on data.background, white unless it is set"
+    if doubt := _doubt(parts["train"] + parts["test"]):
+        counted = _counted({name: part.deep for name, part in parts.items()})
+        texts["range"] = f"the set ({counted} of more than 8 bits or of floats) {doubt}"
+    return texts
 
 
-def _of_the_range(found: Found, counted: str) -> str:
+def _counted(counts: dict[str, int]) -> str:
+    return " and ".join(f"{count:,} images in {name}" for name, count in counts.items() if count)
+
+
+def _doubt(found: Found) -> str:
+    """What is doubtful about the values of images of more than 8 bits: most of all, that their range is another one."""
     low, high = found.low * found.white, found.high * found.white
+    if not found.deep or (found.low >= 0 and 0.25 <= found.high <= 1):
+        return ""
+    problem = f"uses less than a quarter of its range: the largest value is {high:g}, white is {found.white:g}"
     if found.low < 0 or found.high > 1:
         problem = f"has values from {low:g} to {high:g}: those outside of 0 to {found.white:g} become black or white"
-    elif found.high < DARK:
-        problem = f"uses less than a quarter of its range: the largest value is {high:g}, white is {found.white:g}"
-    else:
-        return ""
-    better = 2 ** math.ceil(math.log2(high + 1)) - 1 if high > 1 else high
-    advice = f"; if {better:.6g} is white, set data.range: {better:.6g}" if high > 0 else ""
-    return f"the set ({counted}of more than 8 bits or of floats) {problem}{advice}"
+    white = 2 ** math.ceil(math.log2(high + 1)) - 1 if high > 1 else high
+    return problem + (f"; if {white:.6g} is white, set data.range: {white:.6g}" if high > 0 else "")

@@ -32,7 +32,7 @@ from runtime.data.pixels import Found, Reading, UnreadableError
 _SHOWN = 10  # paths of unreadable images named in an error
 _CHUNK = 64  # images a worker decodes at a time when a whole set is read into memory
 _FEW = 1000  # below this many images, starting workers takes longer than decoding
-NOTHING, AS_USUAL = Found(), Reading()
+NOTHING = Found()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +70,6 @@ class MemoryImages:
         return self
 
     @property
-    def value_bytes(self) -> int:
-        """Bytes of one channel of one pixel."""
-        return self.images.element_size()
-
-    @property
     def images(self) -> Tensor:
         """All images, (N, C, H, W) in channels-last memory."""
         return self._pixels[torch.device("cpu")].permute(0, 3, 1, 2)
@@ -104,13 +99,8 @@ class FileImages:
     workers: int = 0
     skip_corrupt: bool = False
     skipped: dict[str, str] = field(default_factory=dict)
-    reading: Reading = AS_USUAL
+    reading: Reading = field(default_factory=Reading)
     noted: dict[int, Found] = field(default_factory=dict)  # of the images read so far: number -> what is worth telling
-
-    @property
-    def value_bytes(self) -> int:
-        """Bytes of one channel of one pixel in memory, as far as the first file tells."""
-        return self._decoder[Request(torch.arange(1))][0].element_size()
 
     @property
     def found(self) -> Found:
@@ -141,8 +131,7 @@ class FileImages:
         workers = _processors() if self.workers and count >= _FEW else 0
         answers = self._decoded((Request(rows) for rows in chunks), workers, pin=False)
         for rows, (decoded, kept, failed, noted) in zip(chunks, answers, strict=True):
-            if decoded.is_floating_point() and not pixels.is_floating_point():
-                pixels = pixels.float()
+            pixels = pixels.to(torch.promote_types(pixels.dtype, decoded.dtype))
             pixels[rows[kept]] = decoded.to(pixels.dtype)
             read[rows[kept]] = True
             failures |= failed
@@ -155,7 +144,7 @@ class FileImages:
     def _decoded(self, requests: Iterable[Request], workers: int, pin: bool) -> Iterator[_Decoded]:
         workers = min(workers, _processors())
         loader: DataLoader[_Decoded] = DataLoader(
-            self._decoder,
+            _Decoder(self.paths, self.shape, self.view, self.reading),
             batch_size=None,
             sampler=requests,
             num_workers=workers,
@@ -168,12 +157,8 @@ class FileImages:
         )
         if not workers:
             return iter(loader)
-        with _interrupts_held_back(), _main_module_unknown():
+        with _sheltered():
             return iter(loader)
-
-    @property
-    def _decoder(self) -> _Decoder:
-        return _Decoder(self.paths, self.shape, self.view, self.reading)
 
     def _note(self, failed: dict[int, str], noted: dict[int, Found]) -> None:
         self.noted.update(noted)
@@ -186,25 +171,17 @@ class FileImages:
                 "  mend or remove the files, or set data.skip_corrupt: true to leave them out"
             )
         self.skipped.update(named)
-        self._refuse_lost_classes(failed)
-
-    def _refuse_lost_classes(self, failed: Iterable[int]) -> None:
-        if self.targets.ndim > 1 or self.targets.is_floating_point():
-            return
-        readable = torch.tensor([path not in self.skipped for path in self.paths])
-        rows = torch.tensor(list(failed))
-        lost = rows[~torch.isin(self.targets[rows], self.targets[readable])]
-        if len(lost):
-            count, path = len(set(self.targets[lost].tolist())), self.paths[int(lost[0])]
-            raise RunError(
-                f"every image of {count} class(es) is unreadable, as {path}: {self.skipped[path]}\n"
-                "  try: mend the files, or remove the class from training and test images"
-            )
+        left = self.targets[torch.tensor([path not in self.skipped for path in self.paths])]
+        for row, reason in failed.items():
+            if not (left == self.targets[row])[..., None].flatten(1).all(1).any():
+                raise RunError(
+                    f"every image of a class is unreadable, as {self.paths[row]}: {reason}\n"
+                    "  try: mend the files, or remove the class from training and test images"
+                )
 
 
 Images = MemoryImages | FileImages  # a set of images of one shape with their targets
-# Pixels (N, H, W, C), positions kept, and by number of the image why it cannot be read and what is worth telling.
-_Decoded = tuple[Tensor, list[int], dict[int, str], dict[int, Found]]
+_Decoded = tuple[Tensor, list[int], dict[int, str], dict[int, Found]]  # pixels, positions kept, by row: failures, notes
 
 
 @dataclass(frozen=True)
@@ -241,25 +218,18 @@ def _as_it_is(decoded: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """A Ctrl-C never reaches the processes started in here, which inherit the mask; for this one it waits."""
+def _sheltered() -> Iterator[None]:
+    """A Ctrl-C never reaches the processes started in here, which inherit the mask; for this one it waits. Nor do they
+    import the user's script, whose top level would run once more in each.
+    """
     resource_tracker.ensure_running()  # starting it would take interrupts out of the mask
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextlib.contextmanager
-def _main_module_unknown() -> Iterator[None]:
-    """Processes started in here do not import the user's script, whose top level would run once more in each."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
+    main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
     try:
         yield
     finally:
         sys.modules["__main__"] = main
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _live_and_die_with_the_parent(_: int) -> None:

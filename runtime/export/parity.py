@@ -175,9 +175,7 @@ def raw_batches(images: Images, rows: Tensor, batch: int) -> Iterator[tuple[Tens
 
 
 def some_pixels(images: Images, count: int) -> Tensor:
-    """Pixels (N, H, W, C) of `count` images spread over the set, over again where it has fewer; RunError if none can
-    be read.
-    """
+    """Pixels (N, H, W, C) of `count` images spread over the set, over again where it has fewer; RunError if none is."""
     total = len(images.targets)
     rows = torch.arange(count) * max(total // count, 1)
     for start in range(total):

@@ -24,6 +24,7 @@ from compiler.errors import RunError
 from compiler.ir.text import graph_hash
 from compiler.lowering.onnx.model import Preprocessing, check_opset, emit, save
 from runtime.data.dataset import HERE, Dataset, load_dataset
+from runtime.data.named_sets import reading_of
 from runtime.export.bench import Latency, OnnxNetwork, eager_latency, onnx_latency
 from runtime.export.parity import (
     FileScore,
@@ -285,7 +286,7 @@ class _Export:
             "std": self.dataset.normalise.std,
             "input_range": [0, 255],
             "resize": "crop",  # scaled until it covers the input times the margin of `reading`, cropped in the middle
-            "reading": asdict(self.dataset.reading),
+            "reading": asdict(reading_of(self.opened.spec.config.data)),
             "outputs": self.output_name,
             "spec": self.opened.spec.name,
             "spec_hash": hashlib.sha256(self.opened.run.resolved.read_bytes()).hexdigest(),

@@ -19,7 +19,6 @@ from runtime.jobs.runner import JobOptions, Workplace, run_job, write_network
 from runtime.rundir.directory import Opened
 from runtime.rundir.network import read_architecture, read_model
 from runtime.tasks.base import Metric, Task
-from runtime.tasks.chance import chance_warning
 from runtime.tasks.results import Measured, as_record
 from runtime.training.memory import Trial, require_memory
 from runtime.training.retrain_job import RetrainJob
@@ -131,7 +130,7 @@ def _finish(found: Found, place: Workplace, job: RetrainJob) -> dict[str, Any]:
         found=total_cost(job.graph),
     )
     following = f"graphspec export {place.opened.run.path}"
-    if doubt := chance_warning(job.task, getattr(result, job.task.decides.name), place.dataset.test.targets):
+    if doubt := job.task.chance_warning(test.metrics[job.task.decides.name], place.dataset.test.targets):
         place.console.warn(f"test {doubt}")
     place.console.line(f"{_verdict(result, job.task.decides)}\nwrote {place.folder.weights}; next: {following}")
     return as_record(result)

@@ -167,7 +167,9 @@ class _Attempt:
         spec, config, main = opened.spec, opened.spec.config, world.is_main
         code = options.trust_code
         dataset = load_dataset(config.data, spec.input, task_of(spec, opened.graph), seed=config.seed, trust_code=code)
-        told = _tell_images(dataset, console)
+        for listing in dataset.listings:
+            console.line(listing.line())
+        told = tell(dataset, console.warn)
         place = Workplace(opened, dataset, device, console, folder, world)
         job = make(place)
         if main:
@@ -254,13 +256,6 @@ def _write_config(folder: JobDir, config: Configuration) -> None:
     """Write down what the job runs with; called when nothing is wrong with it, so that a mistake leaves no folder."""
     if not folder.config.is_file():
         write_json(folder.config, config.model_dump(mode="json"))
-
-
-def _tell_images(dataset: Dataset, console: Console) -> list[str]:
-    """Say what the set has, and what of it is worth a warning; the kinds of warnings that were given."""
-    for listing in dataset.listings:
-        console.line(listing.line())
-    return tell(dataset, console.warn)
 
 
 def _tell_skipped(dataset: Dataset, console: Console, world: World) -> None:

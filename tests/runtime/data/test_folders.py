@@ -44,7 +44,8 @@ def test_a_set_of_awkward_images_is_what_the_reader_says(tmp_path: Path) -> None
     dataset = opened(root)
     assert isinstance(dataset.train, MemoryImages)
     assert len(dataset.train.targets) == len(files) + 24
-    pixels = dict(zip(list_images(root / "train").paths, dataset.train.images, strict=True))
+    paths = [path for paths in list_images(root / "train").images.values() for path in paths]
+    pixels = dict(zip(paths, dataset.train.images, strict=True))
     for path in files.values():
         wanted = read_pixels(path, SHAPE, Reading())[0]
         assert np.array_equal(pixels[str(path)].permute(1, 2, 0).numpy(), wanted.astype(np.float32)), path.name
@@ -135,9 +136,7 @@ def test_transparency_and_doubtful_ranges_are_told_once(tmp_path: Path, in_memor
     assert sorted(told) == ["range", "transparent"]
     assert len(warnings) == 2
     said = remarks(dataset)
-    assert said["transparent"].startswith(
-        "3 images in train are transparent: they are put on the colour [255, 255, 255]"
-    )
+    assert said["transparent"].startswith("3 images in train are transparent: they are put on data.background")
     assert "1 images in train of more than 8 bits" in said["range"]
     assert said["range"].endswith("largest value is 4080, white is 65535; if 4095 is white, set data.range: 4095")
     again = opened(root, in_memory=in_memory, range=4095)
@@ -186,7 +185,7 @@ def test_a_class_that_has_lost_all_its_images_is_an_error(tmp_path: Path, part: 
         for rows in (torch.arange(24), None):
             list(dataset.evaluation_loader(rows, 4).batches(0))
 
-    with pytest.raises(RunError, match=rf"every image of 1 class\(es\) is unreadable, as .*{part}/dog"):
+    with pytest.raises(RunError, match=rf"every image of a class is unreadable, as .*{part}/dog"):
         read_all()
 
 
@@ -201,5 +200,5 @@ def test_a_stream_passes_over_batches_that_cannot_be_read(tmp_path: Path) -> Non
     for path in sorted((root / "train" / "cat").iterdir())[1:]:
         path.write_bytes(b"damaged")
     dataset = opened(root, in_memory=False, skip_corrupt=True)
-    with pytest.raises(RunError, match=r"every image of a batch is unreadable, .*\n  try: mend"):
+    with pytest.raises(RunError, match=r"every image of a batch is unreadable: mend"):
         list(dataset.training_loader(torch.arange(24), 1, "weights").batches(0))
