@@ -32,8 +32,11 @@ def draw_shapes(folder: Path, training: int = 120, test: int = 30, size: int = 4
 
 
 def draw_shape(shape: str, size: int, rng: random.Random) -> Image.Image:
-    """One filled shape of random place, size and colour on a random ground."""
-    ground, colour = (tuple(rng.randrange(256) for _ in range(3)) for _ in range(2))
+    """One filled shape of random place, size and bright colour on a dark ground.
+
+    Of colours that are any at all, a network learns a few hundred by heart before it learns shapes.
+    """
+    ground, colour = (tuple(first + rng.randrange(96) for _ in range(3)) for first in (0, 160))
     image = Image.new("RGB", (size, size), ground)
     left, top = rng.randrange(size // 3), rng.randrange(size // 3)
     right, bottom = left + rng.randrange(size // 3, size // 2), top + rng.randrange(size // 3, size // 2)

@@ -1,7 +1,10 @@
-"""Classify images with an exported model: plain Python, no torch and no graphspec.
+"""Classify images with an exported model, without torch.
 
     pip install onnxruntime numpy pillow
     python examples/use_onnx.py MODEL.onnx IMAGE [IMAGE ...]
+
+Images are read as in training, by graphspec's own reader, which needs numpy and Pillow only. Where graphspec is not
+installed, copy runtime/data/pixels.py beside this file and import it as `pixels`.
 
 Works for a model exported with its preprocessing (`export.with_preprocessing`, raw bytes go in) and for one without
 (mean and standard deviation are then read from the model's metadata).
@@ -16,20 +19,8 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from PIL import Image
 
-MODES = {1: "L", 3: "RGB"}
-
-
-def pixels(path: Path, channels: int, height: int, width: int) -> Any:
-    """The image as (height, width, channels) uint8: scaled until it covers the size, cropped in the middle."""
-    with Image.open(path) as file:
-        grey16 = file.mode.startswith("I;16")  # which Pillow's own conversion would make white
-        image = (Image.fromarray((np.asarray(file) >> 8).astype(np.uint8)) if grey16 else file).convert(MODES[channels])
-    factor = min(image.width / width, image.height / height)
-    left, top = (image.width - width * factor) / 2, (image.height - height * factor) / 2
-    box = (left, top, left + width * factor, top + height * factor)
-    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box)).reshape(height, width, channels)
+from runtime.data.pixels import Reading, read_pixels
 
 
 def batch(session: onnxruntime.InferenceSession, paths: list[Path]) -> Any:
@@ -39,8 +30,10 @@ def batch(session: onnxruntime.InferenceSession, paths: list[Path]) -> Any:
     raw, sizes = image.type == "tensor(uint8)", list(image.shape[1:])
     last = metadata.get("layout") == "nhwc"
     channels, height, width = (sizes[2], *sizes[:2]) if last else sizes
-    images = np.stack([pixels(path, channels, height, width) for path in paths])
+    reading = Reading(**json.loads(metadata.get("reading", "{}")))
+    images = np.stack([read_pixels(path, (channels, height, width), reading)[0] for path in paths])
     if raw:
+        images = images.round().astype(np.uint8)
         return images if last else images.transpose(0, 3, 1, 2)
     mean, std = (np.array(json.loads(metadata[key]), np.float32) for key in ("mean", "std"))
     return ((images.astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2)

@@ -29,6 +29,7 @@ Rate = Annotated[float, Field(gt=0.0, le=LARGEST)]
 NonNegative = Annotated[float, Field(ge=0.0, le=LARGEST)]
 Epochs = Annotated[int, Field(ge=0, le=MOST)]
 Pixels = Annotated[int, Field(ge=0, le=2**16)]
+Byte = Annotated[int, Field(ge=0, le=255)]
 
 
 def _share(value: float) -> float:
@@ -96,10 +97,15 @@ class DataConfig(Section):
     """Mean per channel in 0..1. Default: computed on the training images."""
     std: tuple[Annotated[Share, Field(gt=0.0)], ...] | None = None
     """Standard deviation per channel in 0..1. Default: computed on the training images."""
+    background: Annotated[tuple[Byte, ...], Field(min_length=3, max_length=3)] = (255, 255, 255)
+    """Colour, red, green and blue in 0..255, that shows through where an image file is transparent."""
+    range: Annotated[float, Field(gt=0.0, le=1e12)] | None = None
+    """The value that is white in images of more than 8 bits or of floats, such as 4095 of 12 bits. Default: the largest
+    of their type, of floats 1."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 2
     """Loader processes, for data sets that are not held in memory."""
     in_memory: bool | None = None
-    """`folder`: hold the decoded images in memory as uint8. Default: if they take less than 2 GB. `imagenet` is never
+    """`folder`: hold the decoded images in memory. Default: if they take less than 2 GB at 8 bits. `imagenet` is never
     held in memory, all other data sets always are."""
     skip_corrupt: bool = False
     """Skip and count unreadable images. Default: an unreadable image is an error."""

@@ -1,8 +1,8 @@
 """Augmentation and normalisation of whole batches on the device, with all random choices drawn beforehand on the CPU.
 
-Pixels travel as uint8 (N, H, W, C) and leave as float32 (N, C, H, W) in channels-last memory; signals, (N, T, C) and
-(N, C, T), are normalised only. Drawing and applying are
-apart, so that choices are the same on every device and can be drawn for the global batch of many processes.
+Pixels travel as uint8, or float32 in 0..255, (N, H, W, C) and leave as float32 (N, C, H, W) in channels-last memory;
+signals, (N, T, C) and (N, C, T), are normalised only. Drawing and applying are apart, so that choices are the same on
+every device and can be drawn for the global batch of many processes.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _inside(positions: Tensor, size: int) -> Tensor:
 
 
 def to_float(pixels: Tensor, normalise: Normalise, draws: Draws, cutout: int) -> Tensor:
-    """Normalise uint8 pixels (N, H, W, C) or (N, T, C), add the colour shift and cut out: float32, channels second.
+    """Normalise pixels (N, H, W, C) or (N, T, C) in 0..255, add the colour shift and cut out: float32, channels second.
 
     In memory the channels stay last.
     """
@@ -127,7 +127,7 @@ def to_float(pixels: Tensor, normalise: Normalise, draws: Draws, cutout: int) ->
 
 @functools.lru_cache(maxsize=32)
 def _scale_and_bias(normalise: Normalise, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Factor and summand for uint8 values, (width * channels,): repeated along a line of the image, so that the inner
+    """Factor and summand for pixel values, (width * channels,): repeated along a line of the image, so that the inner
     loop of the addition runs over width * channels values and not over 3. Kept, because a copy to a GPU waits for it.
     """
     mean = torch.tensor(normalise.mean, dtype=torch.float64)

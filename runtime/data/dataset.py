@@ -15,6 +15,7 @@ from torch import Tensor
 from compiler.errors import RunError
 from compiler.language.config import DataConfig
 from runtime.data.augment import Augment, Normalise, crop_and_flip, draw, to_float
+from runtime.data.folders import Listing
 from runtime.data.named_sets import Shape, open_dataset
 from runtime.data.sources import Fetched, Images, Request
 from runtime.data.split import Split, split_images
@@ -84,7 +85,10 @@ class Loader:
         plan = [(batch, first, end) for batch, first, end in mine if first < end]
         requests = (self._request(order, epoch, *step) for step in plan)
         for step, fetched in zip(plan, self.images.fetch(requests, self.place.device), strict=True):
-            yield self._finish(fetched, order, epoch, *step)
+            if len(fetched.rows):
+                yield self._finish(fetched, order, epoch, *step)
+            elif self.training:
+                raise RunError("every image of a batch is unreadable: mend or remove the files, or use a larger batch")
 
     def _order(self, epoch: int) -> Tensor:
         if not self.training:
@@ -136,6 +140,7 @@ class Dataset:
     augment: Augment  # of training batches
     seed: int
     validation_share: float
+    listings: tuple[Listing, ...] = ()  # of training and test images, where they lie in folders
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -195,12 +200,14 @@ def load_dataset(config: DataConfig, input_shape: Shape, task: Task, *, seed: in
         own_mean, own_std = channel_statistics(opened.train, training, seed)
         mean, std = mean or own_mean, std or own_std
     augment = replace(opened.augment, crop_padding=config.crop_padding, flip=config.flip or opened.augment.flip)
-    normalise, share = Normalise(mean, std), config.validation
-    return Dataset(config.name, task, opened.train, opened.test, opened.labels, normalise, augment, seed, share)
+    normalise, share, (train, test) = Normalise(mean, std), config.validation, (opened.train, opened.test)
+    labels, listings = opened.labels, opened.listings
+    return Dataset(config.name, task, train, test, labels, normalise, augment, seed, share, listings)
 
 
 def channel_statistics(images: Images, rows: Tensor, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel in 0..1, from exact counts of the 256 values.
+    """Mean and standard deviation per channel in 0..1, from exact counts of the 256 values; of more than 8 bits, from
+    counts of 65,536.
 
     A channel that never changes gets a deviation of 1, because there is nothing to scale.
     """
@@ -208,13 +215,15 @@ def channel_statistics(images: Images, rows: Tensor, seed: int) -> tuple[tuple[f
         sample = torch.randperm(len(rows), generator=generator(seed, "statistics sample"))
         rows = rows[sample[:_STATISTICS_SAMPLE]]
     requests = (Request(chunk) for chunk in torch.split(rows, _STATISTICS_CHUNK))
-    counts = torch.zeros(())
+    counts, is_deep = torch.zeros(()), False
     for fetched in images.fetch(requests, HERE.device):
         pixels = fetched.pixels.index_select(0, fetched.rows)
-        by_channel = pixels.view(-1, pixels.shape[-1]).T.contiguous()
-        chunk = torch.stack([torch.bincount(channel, minlength=256) for channel in by_channel])
+        is_deep |= pixels.is_floating_point()
+        by_channel = (pixels * 257.0).round().int().view(-1, pixels.shape[-1]).T.contiguous()
+        chunk = torch.stack([torch.bincount(channel, minlength=65_536) for channel in by_channel])
         counts = counts + chunk
-    values = torch.arange(256, dtype=torch.float64) / 255
+    counts = counts if is_deep else counts[:, ::257].contiguous()
+    values = torch.arange(counts.shape[1], dtype=torch.float64) / (counts.shape[1] - 1)
     shares = counts / counts.sum(dim=1, keepdim=True).double()
     mean = shares @ values
     deviation = (shares * (values - mean[:, None]) ** 2).sum(dim=1).sqrt()

@@ -9,22 +9,25 @@ import fcntl
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from compiler.errors import RunError, did_you_mean
 from compiler.ir.graph import TensorType
 from compiler.language.config import DataConfig
 from runtime.data.augment import Augment
-from runtime.data.decode import MODES, View
-from runtime.data.sources import FileImages, Images, MemoryImages
+from runtime.data.decode import TEST_MARGIN, View
+from runtime.data.folders import Listing, list_images, refuse_other_classes
+from runtime.data.pixels import MODES, Found, Reading, scaled
+from runtime.data.sources import NOTHING, FileImages, Images, MemoryImages
 from runtime.data.split import stratified_order
-from runtime.data.survey import BUILT_IN, check_shape, data_root, part_folders, refuse_other_classes
+from runtime.data.survey import BUILT_IN, check_shape, data_root, part_folders
 from runtime.seeds import generator
 from runtime.tasks.base import Task
 
@@ -42,6 +45,7 @@ class Opened:
     test: Images
     labels: tuple[str, ...]  # names of the outputs, as far as they have any
     augment: Augment  # what the set always gets, besides what the spec asks for
+    listings: tuple[Listing, ...] = ()  # of training and test images, where they lie in folders
 
 
 def open_dataset(config: DataConfig, shape: Shape, task: Task, *, seed: int, trust_code: bool) -> Opened:
@@ -58,6 +62,11 @@ def open_dataset(config: DataConfig, shape: Shape, task: Task, *, seed: int, tru
     return SETS[config.name](expected, seed)
 
 
+def reading_of(config: DataConfig) -> Reading:
+    """How files become pixels, for the images of this set and for those the network is used on."""
+    return Reading(config.background, config.range, TEST_MARGIN if config.name == "imagenet" else 1.0)
+
+
 @dataclass(frozen=True, slots=True)
 class _Expected:
     """What the spec says about the data."""
@@ -71,14 +80,24 @@ class _Expected:
         return data_root(self.config)
 
     def images(self, pixels: Any, targets: Any) -> MemoryImages:
-        """`pixels`: (N, H, W) or (N, H, W, C) uint8 array, `targets`: what the set has of each image."""
-        images = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.uint8))
-        images = images if images.ndim == 4 else images[..., None]
-        return MemoryImages(images, self.task.targets(torch.as_tensor(targets)))
+        """`pixels`: (N, H, W) or (N, H, W, C) array, `targets`: what the set has of each image."""
+        array, found = _over_its_range(np.asarray(pixels), self.config.range)
+        images = torch.from_numpy(np.ascontiguousarray(array))
+        images = images if images.ndim > len(self.shape) else images[..., None]
+        return MemoryImages(images, self.task.targets(torch.as_tensor(targets)), found=found)
 
     def labels(self, train: Images, test: Images, classes: Sequence[str] | None) -> tuple[str, ...]:
         """Names of the outputs; RunError if the classes of the set do not fit the task."""
         return self.task.labels(self.config.name, train.targets, test.targets, classes)
+
+
+def _over_its_range(images: NDArray[Any], white: float | None) -> tuple[NDArray[Any], Found]:
+    """Images (N, ...) as uint8, or as float32 in 0..255 of another type; ValueError if one has values that are none."""
+    if images.dtype == np.uint8:
+        return images, NOTHING
+    white = white or (1.0 if images.dtype.kind == "f" else float(np.iinfo(images.dtype).max))
+    parts = [scaled(image, white) for image in images]
+    return np.stack([pixels for pixels, _ in parts]), sum((found for _, found in parts), NOTHING)
 
 
 def _opened(expected: _Expected, train: MemoryImages, test: MemoryImages, classes: Sequence[str] | None) -> Opened:
@@ -169,13 +188,13 @@ def _others_wait(root: Path) -> Iterator[None]:
 
 def _open_folder(expected: _Expected, _: int) -> Opened:
     """A folder per class below train/ and test/ (or val/); images scaled and cropped to the spec's input."""
-    train, test, names = _find_files(expected, "fit")
+    opened = _find_files(expected, "fit")
     channels, height, width = expected.shape
-    needed = (len(train.paths) + len(test.paths)) * channels * height * width
+    needed = (len(opened.train.targets) + len(opened.test.targets)) * channels * height * width
     hold = expected.config.in_memory
     if needed < _IN_MEMORY_BYTES if hold is None else hold:
-        return Opened(train.in_memory(), test.in_memory(), names, Augment())
-    return Opened(train, test, names, Augment())
+        return replace(opened, train=opened.train.in_memory(), test=opened.test.in_memory())
+    return opened
 
 
 def _open_imagenet(expected: _Expected, _: int) -> Opened:
@@ -185,55 +204,37 @@ def _open_imagenet(expected: _Expected, _: int) -> Opened:
             "data.in_memory: true cannot be had with data.name: imagenet, whose random crops are cut out of the "
             "original files; leave it out, or use data.name: folder"
         )
-    train, test, names = _find_files(expected, "fb_resnet")
-    return Opened(train, test, names, Augment(flip=True, lighting=expected.shape[0] == 3))
+    opened = _find_files(expected, "fb_resnet")
+    return replace(opened, augment=Augment(flip=True, lighting=expected.shape[0] == 3))
 
 
-def _find_files(expected: _Expected, view: View) -> tuple[FileImages, FileImages, tuple[str, ...]]:
+def _find_files(expected: _Expected, view: View) -> Opened:
     if len(expected.shape) != 3 or expected.shape[0] not in MODES:
         raise RunError(
             f"image files have 1 or 3 channels, the spec's input is {TensorType(expected.shape)}: change `input`"
         )
     config = expected.config
-    train_root, test_root = part_folders(config)
+    folders = part_folders(config)
+    listings = list_images(folders[0]), list_images(folders[1])
+    names, test_classes = (tuple(listing.images) for listing in listings)
+    refuse_other_classes(*folders, names, test_classes)
 
-    def images(folder: Path) -> tuple[FileImages, tuple[str, ...]]:
-        samples, names = _scan(folder)
-        paths, numbers = [path for path, _ in samples], torch.tensor([number for _, number in samples])
-        return FileImages(
-            paths, expected.task.targets(numbers), expected.shape, view, config.workers, config.skip_corrupt
-        ), names
+    def images(listing: Listing) -> FileImages:
+        numbered = [(path, number) for number, paths in enumerate(listing.images.values()) for path in paths]
+        paths, numbers = [path for path, _ in numbered], torch.tensor([number for _, number in numbered])
+        targets, skip, reading = expected.task.targets(numbers), config.skip_corrupt, reading_of(config)
+        return FileImages(paths, targets, expected.shape, view, config.workers, skip, reading=reading)
 
-    train, names = images(train_root)
-    test, test_classes = images(test_root)
-    refuse_other_classes(train_root, test_root, names, test_classes)
-    return train, test, expected.labels(train, test, names)
-
-
-def _scan(folder: Path) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
-    """Images with their labels and the names of the classes; hidden folders, which tools leave behind, are none."""
-    from torchvision.datasets import ImageFolder
-
-    class Visible(ImageFolder):  # type: ignore[misc]  # torchvision has no types
-        def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-            names = [name for name in super().find_classes(directory)[0] if not name.startswith(".")]
-            return names, {name: label for label, name in enumerate(names)}
-
-    try:
-        found = Visible(str(folder))
-    except (FileNotFoundError, PermissionError) as error:
-        raise RunError(
-            f"{folder} is no folder of images, one folder per class: {error}\n"
-            "  try: put images into every class folder, or remove those without any"
-        ) from error
-    return found.samples, tuple(found.classes)
+    train, test = map(images, listings)
+    return Opened(train, test, expected.labels(train, test, names), Augment(), listings)
 
 
 def _open_function(expected: _Expected, trust_code: bool) -> Opened:
     """Call the user's function with the data section.
 
-    It returns ((training images, targets), (test images, targets)): images (N, C, H, W) uint8, targets as the task
-    wants them (classification: integers from 0, (N,)), all arrays or tensors. Signals are (N, C, T) uint8.
+    It returns ((training images, targets), (test images, targets)): images (N, C, H, W) or signals (N, C, T), uint8 or
+    of another type over `data.range`, targets as the task wants them (classification: integers from 0, (N,)), all
+    arrays or tensors.
     """
     name = expected.config.name
     if not trust_code:
@@ -252,23 +253,24 @@ def _open_function(expected: _Expected, trust_code: bool) -> Opened:
     except Exception as error:  # whatever the user's code raises, the message must name it
         raise RunError(f"data.name: {name} raised {type(error).__name__}: {error}") from error
     try:
-        train, test = (_checked(expected.task, *half) for half in halves)
+        train, test = (_checked(expected, *half) for half in halves)
     except (TypeError, ValueError) as error:
         raise RunError(
             f"data.name: {name} must return ((training images, targets), (test images, targets)) with images "
-            f"(N, C, H, W) uint8, or signals (N, C, T), and a target for each: {error}"
+            f"(N, C, H, W), or signals (N, C, T), and a target for each: {error}"
         ) from error
     return _opened(expected, train, test, None)
 
 
-def _checked(task: Task, images: Any, given: Any) -> MemoryImages:
+def _checked(expected: _Expected, images: Any, given: Any) -> MemoryImages:
     """Raises ValueError that says what is wrong with the user's arrays."""
-    pixels, targets = torch.as_tensor(images), task.targets(torch.as_tensor(given))
-    if pixels.ndim not in (3, 4) or pixels.dtype != torch.uint8:
-        raise ValueError(f"images are {tuple(pixels.shape)} {pixels.dtype}")
-    if len(targets) != len(pixels) or len(targets) == 0:
-        raise ValueError(f"{len(pixels)} images come with targets {tuple(targets.shape)}")
-    return MemoryImages(pixels.movedim(1, -1), targets)
+    pixels = np.asarray(images)
+    if pixels.ndim not in (3, 4) or pixels.dtype.kind not in "uif":
+        raise ValueError(f"images are {pixels.shape} {pixels.dtype}")
+    checked = expected.images(np.moveaxis(pixels, 1, -1), given)
+    if len(checked.targets) != len(pixels) or len(pixels) == 0:
+        raise ValueError(f"{len(pixels)} images come with targets {tuple(checked.targets.shape)}")
+    return checked
 
 
 SETS: dict[str, Callable[[_Expected, int], Opened]] = {

@@ -1,7 +1,8 @@
-"""Where images come from: held in memory as uint8, or decoded from files by worker processes batch by batch.
+"""Where images come from: held in memory, or decoded from files by worker processes batch by batch.
 
-Both kinds answer the same question, `fetch`: the pixels of these images, request by request. Neither shuffles, augments
-batches or keeps a place; `runtime.data.dataset.Loader` does.
+Pixels are uint8, or float32 in 0..255 where a file or an array has more than 8 bits. Both kinds answer the same
+question, `fetch`: the pixels of these images, request by request. Neither shuffles, augments batches or keeps a place;
+`runtime.data.dataset.Loader` does.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
+from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,11 +26,13 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from compiler.errors import RunError
-from runtime.data.decode import UNREADABLE, View, decode
+from runtime.data.decode import View, decode
+from runtime.data.pixels import Found, Reading, UnreadableError
 
 _SHOWN = 10  # paths of unreadable images named in an error
 _CHUNK = 64  # images a worker decodes at a time when a whole set is read into memory
 _FEW = 1000  # below this many images, starting workers takes longer than decoding
+NOTHING = Found()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,7 @@ class Request:
 class Fetched:
     """Answer to a request: image i is `pixels[rows[i]]`, and was number `kept[i]` of the request."""
 
-    pixels: Tensor  # (M, H, W, C) or (M, T, C) uint8 on the device
+    pixels: Tensor  # (M, H, W, C) or (M, T, C) on the device
     rows: Tensor  # (N,) int64 on the device
     kept: Tensor | None = None  # (N,) int64 on the CPU; None: all of them, in order
 
@@ -52,15 +57,21 @@ class MemoryImages:
 
     streams: ClassVar[bool] = False  # whether images are decoded anew for every request
 
-    def __init__(self, pixels: Tensor, targets: Tensor, skipped: dict[str, str] | None = None) -> None:
-        """`pixels`: (N, H, W, C) or (N, T, C) uint8, `targets`: (N, ...) as the task has them; both on the CPU."""
-        self.targets = targets
+    def __init__(
+        self, pixels: Tensor, targets: Tensor, skipped: dict[str, str] | None = None, *, found: Found = NOTHING
+    ) -> None:
+        """`pixels`: (N, H, W, C) or (N, T, C), uint8 or float32, `targets`: (N, ...) of the task; both on the CPU."""
+        self.targets, self.found = targets, found
         self.skipped = skipped or {}  # unreadable images left out so far: path -> reason
         self._pixels = {torch.device("cpu"): pixels.contiguous()}
 
+    def in_memory(self) -> MemoryImages:
+        """These, which are there already."""
+        return self
+
     @property
     def images(self) -> Tensor:
-        """All images, (N, C, H, W) or (N, C, T) uint8 in channels-last memory."""
+        """All images, (N, C, H, W) or (N, C, T) in channels-last memory."""
         return self._pixels[torch.device("cpu")].movedim(-1, 1)
 
     @property
@@ -88,6 +99,13 @@ class FileImages:
     workers: int = 0
     skip_corrupt: bool = False
     skipped: dict[str, str] = field(default_factory=dict)
+    reading: Reading = field(default_factory=Reading)
+    noted: dict[int, Found] = field(default_factory=dict)  # of the images read so far: number -> what is worth telling
+
+    @property
+    def found(self) -> Found:
+        """What the images read so far have, all together."""
+        return sum(self.noted.values(), NOTHING)
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -96,36 +114,37 @@ class FileImages:
 
     def fetch(self, requests: Iterable[Request], device: torch.device) -> Iterator[Fetched]:
         """Decode request by request. An unreadable file is left out with `skip_corrupt`, else a RunError naming it."""
-        for pixels, kept, failed in self._decoded(requests, self.workers, device.type == "cuda"):
-            self._note(failed)
-            if not kept:
-                raise RunError(f"every image of a batch is unreadable: {_listed(failed)}")
+        for pixels, kept, failed, noted in self._decoded(requests, self.workers, device.type == "cuda"):
+            self._note(failed, noted)
             on_device = pixels.to(device, non_blocking=True)
             rows = torch.arange(len(kept), device=device)
-            yield Fetched(on_device, rows, torch.tensor(kept) if failed else None)
+            yield Fetched(on_device, rows, torch.tensor(kept, dtype=torch.int64) if failed else None)
 
     def in_memory(self) -> MemoryImages:
         """Decode every file once. All unreadable files are found before any is complained about."""
         count, (channels, height, width) = len(self.paths), self.shape
         pixels = torch.empty((count, height, width, channels), dtype=torch.uint8)
         read = torch.zeros(count, dtype=torch.bool)
-        failures: dict[str, str] = {}
+        failures: dict[int, str] = {}
+        notable: dict[int, Found] = {}
         chunks = torch.split(torch.arange(count), _CHUNK)
         workers = _processors() if self.workers and count >= _FEW else 0
         answers = self._decoded((Request(rows) for rows in chunks), workers, pin=False)
-        for rows, (decoded, kept, failed) in zip(chunks, answers, strict=True):
-            pixels[rows[kept]] = decoded
+        for rows, (decoded, kept, failed, noted) in zip(chunks, answers, strict=True):
+            pixels = pixels.to(torch.promote_types(pixels.dtype, decoded.dtype))
+            pixels[rows[kept]] = decoded.to(pixels.dtype)
             read[rows[kept]] = True
             failures |= failed
-        self._note(failures)
+            notable |= noted
+        self._note(failures, notable)
         if not failures:
-            return MemoryImages(pixels, self.targets, self.skipped)  # choosing rows copies them all
-        return MemoryImages(pixels[read], self.targets[read], self.skipped)
+            return MemoryImages(pixels, self.targets, self.skipped, found=self.found)  # choosing rows copies them all
+        return MemoryImages(pixels[read], self.targets[read], self.skipped, found=self.found)
 
     def _decoded(self, requests: Iterable[Request], workers: int, pin: bool) -> Iterator[_Decoded]:
         workers = min(workers, _processors())
         loader: DataLoader[_Decoded] = DataLoader(
-            _Decoder(self.paths, self.shape, self.view),
+            _Decoder(self.paths, self.shape, self.view, self.reading),
             batch_size=None,
             sampler=requests,
             num_workers=workers,
@@ -138,20 +157,31 @@ class FileImages:
         )
         if not workers:
             return iter(loader)
-        with _interrupts_held_back():
+        with _sheltered():
             return iter(loader)
 
-    def _note(self, failed: dict[str, str]) -> None:
-        if failed and not self.skip_corrupt:
+    def _note(self, failed: dict[int, str], noted: dict[int, Found]) -> None:
+        self.noted.update(noted)
+        if not failed:
+            return
+        named = {self.paths[row]: reason for row, reason in failed.items()}
+        if not self.skip_corrupt:
             raise RunError(
-                f"cannot read {_listed(failed)}\n"
+                f"cannot read {_listed(named)}\n"
                 "  mend or remove the files, or set data.skip_corrupt: true to leave them out"
             )
-        self.skipped.update(failed)
+        self.skipped.update(named)
+        left = self.targets[torch.tensor([path not in self.skipped for path in self.paths])]
+        for row, reason in failed.items():
+            if not (left == self.targets[row])[..., None].flatten(1).all(1).any():
+                raise RunError(
+                    f"every image of a class is unreadable, as {self.paths[row]}: {reason}\n"
+                    "  try: mend the files, or remove the class from training and test images"
+                )
 
 
 Images = MemoryImages | FileImages  # a set of images of one shape with their targets
-_Decoded = tuple[Tensor, list[int], dict[str, str]]  # pixels (N, H, W, C), positions kept, failures by path
+_Decoded = tuple[Tensor, list[int], dict[int, str], dict[int, Found]]  # pixels, positions kept, by row: failures, notes
 
 
 @dataclass(frozen=True)
@@ -161,20 +191,26 @@ class _Decoder(TorchDataset[_Decoded]):
     paths: Sequence[str]
     shape: tuple[int, ...]
     view: View
+    reading: Reading
 
     def __getitem__(self, request: Request) -> _Decoded:
         channels, height, width = self.shape
-        pixels = np.empty((len(request.rows), height, width, channels), dtype=np.uint8)
+        images = [np.empty((0, height, width, channels), dtype=np.uint8)]
         kept: list[int] = []
-        failed: dict[str, str] = {}
+        failed: dict[int, str] = {}
+        noted: dict[int, Found] = {}
         for position, row in enumerate(request.rows.tolist()):
-            key = request.keys[position] if request.keys else None
+            key = request.keys[position] if request.keys and self.view == "fb_resnet" else None
             try:
-                pixels[len(kept)] = decode(self.paths[row], self.shape, self.view, key)
-                kept.append(position)
-            except UNREADABLE as error:
-                failed[self.paths[row]] = str(error) or type(error).__name__
-        return torch.from_numpy(pixels[: len(kept)]), kept, failed
+                pixels, found = decode(self.paths[row], self.shape, self.reading, key)
+            except UnreadableError as error:
+                failed[row] = str(error)
+                continue
+            images.append(pixels[None])
+            kept.append(position)
+            if found != NOTHING:
+                noted[row] = found
+        return torch.from_numpy(np.concatenate(images)), kept, failed, noted
 
 
 def _as_it_is(decoded: Any) -> Any:
@@ -182,13 +218,17 @@ def _as_it_is(decoded: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """A Ctrl-C never reaches the processes started in here, which inherit the mask; for this one it waits."""
+def _sheltered() -> Iterator[None]:
+    """A Ctrl-C never reaches the processes started in here, which inherit the mask; for this one it waits. Nor do they
+    import the user's script, whose top level would run once more in each.
+    """
     resource_tracker.ensure_running()  # starting it would take interrupts out of the mask
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
     try:
         yield
     finally:
+        sys.modules["__main__"] = main
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 

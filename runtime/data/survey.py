@@ -13,9 +13,9 @@ from typing import NamedTuple
 from compiler.errors import RunError
 from compiler.ir.graph import TensorType
 from compiler.language.config import DataConfig
+from runtime.data.folders import ENDINGS, refuse_other_classes
 from runtime.tasks.base import Task, refuse_classes
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 COUNTED = 100_000
 """So many files are counted; of a larger set only the classes are looked at."""
 PARTS = 3
@@ -96,12 +96,6 @@ def part_folders(config: DataConfig) -> tuple[Path, Path]:
             "folder of images per class; set data.root to the folder that holds them"
         )
     return root / "train", test
-
-
-def refuse_other_classes(train: Path, test: Path, names: Sequence[str], test_names: Sequence[str]) -> None:
-    """RunError if the two parts do not hold the same classes."""
-    if differing := sorted(set(names) ^ set(test_names)):
-        raise RunError(f"{train} and {test} do not hold the same classes: {', '.join(differing[:5])} differ")
 
 
 def _in_folders(config: DataConfig, root: Path, task: Task) -> Survey:

@@ -37,7 +37,9 @@ class ImageForm:
     normalise: Normalise
 
     def both(self, pixels: Tensor) -> tuple[Tensor, Array]:
-        """What the torch network reads and what the ONNX model reads, of raw pixels (N, ..., C) uint8."""
+        """What the torch network reads and what the ONNX model reads, of raw pixels (N, ..., C) in 0..255."""
+        if self.layout != "none":
+            pixels = pixels.round().to(torch.uint8)  # of what has more bits the model gets these
         x = to_float(pixels, self.normalise, Draws(), 0).contiguous()
         if self.layout == "none":
             return x, x.numpy()
@@ -179,18 +181,22 @@ def check_outputs(network: Reference, form: ImageForm, dataset: Dataset) -> str:
 
 
 def raw_batches(images: Images, rows: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pixels (N, H, W, C) uint8 and targets (N, ...) of these images, in order; unreadable ones are left out."""
+    """Pixels (N, H, W, C) and targets (N, ...) of these images, in order; unreadable ones are left out."""
     chunks = torch.split(rows, batch)
     for chunk, fetched in zip(chunks, images.fetch((Request(c) for c in chunks), HERE.device), strict=True):
         kept = chunk if fetched.kept is None else chunk[fetched.kept]
-        yield fetched.pixels.index_select(0, fetched.rows), images.targets[kept]
+        if len(kept):
+            yield fetched.pixels.index_select(0, fetched.rows), images.targets[kept]
 
 
 def some_pixels(images: Images, count: int) -> Tensor:
-    """Pixels (N, H, W, C) uint8 of `count` images spread over the set, over again where it has fewer."""
+    """Pixels (N, H, W, C) of `count` images spread over the set, over again where it has fewer; RunError if none is."""
     total = len(images.targets)
-    rows = torch.arange(count) * max(total // count, 1) % total
-    return next(raw_batches(images, rows, count))[0]
+    rows = torch.arange(count) * max(total // count, 1)
+    for start in range(total):
+        for pixels, _ in raw_batches(images, (rows + start) % total, count):
+            return pixels
+    raise RunError(f"none of the {total} test images can be read\n  try: mend them, or --set data.root=FOLDER")
 
 
 @dataclass(frozen=True)

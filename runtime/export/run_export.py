@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from compiler.errors import RunError
 from compiler.ir.text import graph_hash
 from compiler.lowering.onnx.model import Preprocessing, check_opset, emit, save
 from runtime.data.dataset import HERE, Dataset, load_dataset
+from runtime.data.named_sets import reading_of
 from runtime.export.bench import Latency, OnnxNetwork, eager_latency, onnx_latency
 from runtime.export.parity import (
     FileScore,
@@ -190,6 +191,8 @@ class _Export:
         self.form = ImageForm(self.settings.with_preprocessing, self.dataset.normalise)
         self.head = self.task.head if self.settings.probabilities else None  # behind the network in the file
         self.output_name = "probabilities" if self.head else self.task.output_name
+        if self.form.layout != "none" and self.dataset.test.found.deep:
+            self.console.warn("the images have more than 8 bits, the model takes 8: they are rounded")
         self.allowed = float(getattr(self.settings, TOLERANCE))  # points that a small form may lose
 
     def run(self) -> ExportResult:
@@ -284,6 +287,9 @@ class _Export:
             else "raw uint8 images",
             "mean": self.dataset.normalise.mean,
             "std": self.dataset.normalise.std,
+            "input_range": [0, 255],
+            "resize": "crop",  # scaled until it covers the input times the margin of `reading`, cropped in the middle
+            "reading": asdict(reading_of(self.opened.spec.config.data)),
             "outputs": self.output_name,
             "spec": self.opened.spec.name,
             "spec_hash": hashlib.sha256(read_bytes(self.opened.run.resolved)).hexdigest(),

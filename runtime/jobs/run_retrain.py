@@ -132,6 +132,8 @@ def _finish(found: Found, place: Workplace, job: RetrainJob) -> dict[str, Any]:
         weights=weights,
     )
     following = f"graphspec export {place.opened.run.path}"
+    if doubt := job.task.chance_warning(test.metrics[job.task.decides.name], place.dataset.test.targets):
+        place.console.warn(f"test {doubt}")
     place.console.line(f"{_verdict(result, job.task.decides)}\nwrote {place.folder.weights}; next: {following}")
     return as_record(result)
 

@@ -22,6 +22,7 @@ from compiler.ir.text import text, to_json
 from compiler.language.config import Configuration, TrainingConfig
 from compiler.language.overrides import changes
 from runtime.data.dataset import Dataset, load_dataset
+from runtime.data.remarks import tell
 from runtime.jobs.logs import Console, MetricsLog
 from runtime.jobs.signals import Interrupted, StopFlag
 from runtime.processes.launch import Launch, refuse_processes
@@ -199,6 +200,9 @@ class _Attempt:
         spec, config, main = opened.spec, opened.spec.config, world.is_main
         code, threads = options.trust_code, torch.get_num_threads()
         dataset = load_dataset(config.data, spec.input, task_of(spec, opened.graph), seed=config.seed, trust_code=code)
+        for listing in dataset.listings:
+            console.line(listing.line())
+        told = tell(dataset, console.warn)
         place = Workplace(opened, dataset, device, console, folder, world)
         job = make(place)
         if main:
@@ -215,6 +219,7 @@ class _Attempt:
                 console.line("no checkpoint yet: starting from the beginning")
             loop.run()
         _tell_skipped(dataset, console, world)
+        tell(dataset, console.warn, told)
         result = dict(finish(place, job))
         if main:
             write_json(folder.result, result)

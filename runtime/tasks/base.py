@@ -6,6 +6,7 @@ It must not import torch, nor must a task at its top: `graphspec compile` and re
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -106,6 +107,10 @@ class Task(ABC):
         """(N,) int64: images of one number are spread evenly over the parts of a split; None: drawn without that."""
         return None
 
+    def chance(self, targets: Tensor) -> float | None:
+        """What one answer to all these images reaches at best, if the deciding metric is a share of right ones."""
+        return None
+
     @abstractmethod
     def loss(
         self, output: Tensor, targets: Tensor, training: TrainingConfig | None = None, reduction: str = "mean"
@@ -130,6 +135,19 @@ class Task(ABC):
     def agree(self, answers: Tensor, others: Tensor) -> Tensor:
         """(N,) bool: whether two networks say the same of an image."""
         return (answers == others).flatten(1).all(1) if answers.ndim > 1 else answers == others
+
+    def chance_warning(self, value: float, targets: Tensor) -> str:
+        """What to say where the deciding metric on images with these targets is within two deviations (binomial) of
+        chance; empty if it is better, or the task knows no chance.
+        """
+        chance, count = self.chance(targets), len(targets)
+        if chance is None or value > chance + (noise := 2 * math.sqrt(chance * (1 - chance) / count)):
+            return ""
+        text, best, more = (self.decides.text(number) for number in (value, chance, noise))
+        return (
+            f"{self.decides.title} {text} on {count:,} images is within the noise of chance ({best} +- {more}): if the "
+            f"training loss stayed high, try more epochs or another learning rate; if it fell, more images"
+        )
 
     @property
     def decides(self) -> Metric:

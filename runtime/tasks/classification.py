@@ -51,6 +51,10 @@ class Classification(Task):
         """The classes."""
         return targets
 
+    def chance(self, targets: Tensor) -> float:
+        """The share of the most frequent class."""
+        return int(targets.bincount().max()) / len(targets)
+
     def loss(
         self, output: Tensor, targets: Tensor, training: TrainingConfig | None = None, reduction: str = "mean"
     ) -> Tensor:

@@ -5,7 +5,6 @@ import hashlib
 import http.server
 import pickle
 import struct
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -265,7 +264,7 @@ def test_whatever_else_lies_in_a_folder_does_no_harm(tmp_path: Path) -> None:
     assert dataset.labels == ("cat 2", "große Hunde")
     assert isinstance(dataset.train, MemoryImages)
     assert dataset.train.images.shape == (14, 3, 8, 8)
-    assert dataset.train.images[6].unique().tolist() == [0x80]
+    assert torch.allclose(dataset.train.images[6].unique(), torch.tensor([0x8040 / 65535 * 255]))
 
 
 def test_images_of_the_right_size_are_taken_as_they_are(tmp_path: Path) -> None:
@@ -384,62 +383,8 @@ def test_a_folder_of_the_wrong_form_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"1 or 3 channels, the spec's input is 2x8x8"):
         load_dataset(DataConfig(name="folder", root=str(root)), (2, 8, 8), class_task(2), seed=0)
     (root / "train" / "emu").mkdir()
-    with pytest.raises(RunError, match=r"emu.*\n  try: put images into every class folder"):
+    with pytest.raises(RunError, match=r"no image is in emu\n  try: put images into every class folder"):
         folder_set(root)
     Image.new("RGB", (8, 8)).save(root / "train" / "emu" / "0.png")
     with pytest.raises(RunError, match=r"do not hold the same classes: emu differ"):
         folder_set(root)
-
-
-OWN = """
-import numpy as np
-def make(config):
-    def half(count):
-        return np.zeros((count, 3, 4, 4), np.uint8), np.arange(count) % 5
-    return half(50), half(20)
-def floats(config):
-    return (np.zeros((5, 3, 4, 4)), np.arange(5)), (np.zeros((5, 3, 4, 4)), np.arange(5))
-def short(config):
-    return (np.zeros((5, 3, 4, 4), np.uint8), np.arange(4)), (np.zeros((5, 3, 4, 4), np.uint8), np.arange(5))
-def nothing(config):
-    return None
-def broken(config):
-    raise KeyError("lost")
-"""
-
-
-@pytest.fixture
-def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    name = "graphspec_test_own_images"
-    (tmp_path / f"{name}.py").write_text(OWN)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, name, raising=False)
-    return name
-
-
-def test_the_users_function_runs_only_when_code_is_trusted(own_module: str) -> None:
-    config = DataConfig(name=f"{own_module}:make")
-    with pytest.raises(RunError, match="--trust-code"):
-        load_dataset(config, (3, 4, 4), class_task(5), seed=0)
-    assert own_module not in sys.modules
-    dataset = load_dataset(config, (3, 4, 4), class_task(5), seed=0, trust_code=True)
-    assert isinstance(dataset.train, MemoryImages)
-    assert dataset.train.images.shape == (50, 3, 4, 4)
-    assert dataset.test.targets.tolist() == [0, 1, 2, 3, 4] * 4
-
-
-@pytest.mark.parametrize(
-    ("function", "message"),
-    [
-        ("floats", r"images are \(5, 3, 4, 4\) torch.float64"),
-        ("short", r"5 images come with targets \(4,\)"),
-        ("nothing", r"must return"),
-        ("broken", r"raised KeyError: 'lost'"),
-        ("missing", r"cannot be imported.*PYTHONPATH"),
-    ],
-)
-def test_what_is_wrong_with_the_users_function_is_said(own_module: str, function: str, message: str) -> None:
-    with pytest.raises(RunError, match=message):
-        load_dataset(DataConfig(name=f"{own_module}:{function}"), (3, 4, 4), class_task(5), seed=0, trust_code=True)
-    with pytest.raises(RunError, match="has 5 classes, the spec says 6"):
-        load_dataset(DataConfig(name=f"{own_module}:make"), (3, 4, 4), class_task(6), seed=0, trust_code=True)

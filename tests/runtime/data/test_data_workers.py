@@ -1,4 +1,4 @@
-"""Worker processes of a stream: they outlive Ctrl-C and do not outlive a parent that is killed."""
+"""Worker processes of a stream: they outlive Ctrl-C, do not outlive a parent that is killed, and run no user's code."""
 
 import os
 import select
@@ -37,6 +37,35 @@ def main():
 if __name__ == "__main__":
     main()
 """
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+from runtime.data.augment import Normalise
+from runtime.data.dataset import Loader
+from runtime.data.sources import FileImages
+with Path("ran").open("a") as file:
+    file.write("once\\n")
+images = FileImages([sys.argv[1]] * 8, torch.zeros(8, dtype=torch.int64), (3, 8, 8), workers=2)
+loader = Loader(images, torch.arange(8), Normalise((0.5,) * 3, (0.2,) * 3), 4, training=False)
+assert [len(y) for _, y in loader.batches(0)] == [4, 4]
+assert __name__ == "__main__" and sys.modules["__main__"].images is images
+"""
+
+
+def test_workers_do_not_run_the_users_script_again(tmp_path: Path) -> None:
+    """Which need not protect its steps by `if __name__ == "__main__"`."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "black.png")
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "script.py", "black.png"]
+    path = {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, **path}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "ran").read_text() == "once\n"
 
 
 def test_workers_outlive_an_interrupt_but_not_their_parent(tmp_path: Path) -> None:

@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
 
 from compiler.errors import RunError
-from runtime.data.augment import Augment, Normalise
+from runtime.data.augment import Augment, Draws, Normalise, to_float
 from runtime.data.dataset import Dataset
-from runtime.data.sources import MemoryImages
-from runtime.export.parity import BATCHES, Case, ImageForm, Judge, Parity, compare, reference, score_all, some_pixels
+from runtime.data.sources import FileImages, MemoryImages
+from runtime.export.parity import (
+    BATCHES,
+    Case,
+    ImageForm,
+    Judge,
+    Parity,
+    compare,
+    raw_batches,
+    reference,
+    score_all,
+    some_pixels,
+)
 from tests.tasks import class_task
 
 TASK = class_task(4)
@@ -33,6 +46,33 @@ def dataset(images: int = 20) -> Dataset:
 
 def outputs(*rows: tuple[float, ...]) -> Any:
     return np.array(rows, np.float32)
+
+
+def test_images_that_cannot_be_read_are_passed_over(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.png" for number in range(6)]
+    for path in paths:
+        Image.new("RGB", (4, 3), (9, 9, 9)).save(path)
+    for path in (paths[0], paths[1], paths[3]):
+        path.write_bytes(b"damaged")
+    images = FileImages(list(map(str, paths)), torch.arange(6) // 6, (3, 3, 4), skip_corrupt=True)
+    assert [len(some_pixels(images, count)) for count in (1, 2, 6)] == [1, 1, 3]
+    batches = list(raw_batches(images, torch.arange(6), 2))
+    assert [len(targets) for _, targets in batches] == [1, 2]
+    for path in paths:
+        path.write_bytes(b"damaged")
+    with pytest.raises(RunError, match="unreadable"):
+        some_pixels(images, 1)
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_of_more_than_8_bits_both_networks_get_8(layout: Literal["nchw", "nhwc"]) -> None:
+    pixels = torch.linspace(0, 255, 2 * 3 * 4 * 2).view(2, 3, 4, 2)
+    x, image = ImageForm(layout, NORMALISE).both(pixels)
+    whole, raw = ImageForm(layout, NORMALISE).both(pixels.round().to(torch.uint8))
+    assert torch.equal(x, whole)
+    assert np.array_equal(image, raw)
+    assert image.dtype == np.uint8
+    assert torch.allclose(ImageForm("none", NORMALISE).both(pixels)[0], to_float(pixels, NORMALISE, Draws(), 0))
 
 
 # -- one case -------------------------------------------------------------------------------------------------------

@@ -57,6 +57,16 @@ def test_classification_is_cross_entropy_smoothed_in_training_only() -> None:
     assert int(task.agree(answers, y).sum()) == int((answers == y).sum())
 
 
+def test_a_figure_within_the_noise_of_chance_is_told() -> None:
+    """Always the most frequent of uneven classes is right in half of 100 cases, and two deviations are a tenth."""
+    task, targets = class_task(3), torch.tensor([0] * 50 + [1] * 30 + [2] * 20)
+    said = task.chance_warning(0.6, targets)
+    assert said.startswith("accuracy 60.00% on 100 images is within the noise of chance (50.00% +- 10.00%): ")
+    assert task.chance_warning(0.2, targets)
+    assert not task.chance_warning(0.61, targets)
+    assert not task.chance_warning(0.52, targets.repeat(100))
+
+
 def test_an_output_that_the_task_does_not_take_is_refused_where_it_stands(tmp_path: Path) -> None:
     head = "pool: {op: global_avg_pool, from: in}\n      out: {op: linear, from: pool}"
     text = TINY.replace("[classes]", "[classes, H, W]").replace(head, "out: {op: conv, kernel: 1, from: in}")

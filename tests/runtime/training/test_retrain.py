@@ -107,6 +107,14 @@ def test_what_is_left_is_the_compact_network_and_its_figures(
     assert all(tensor.dtype == torch.float32 for tensor in weights.values())
 
 
+def test_a_network_that_learned_nothing_is_told_of(
+    searched: RunDir, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The labels of the fake images are random."""
+    api.retrain(copy_of(searched, tmp_path), quiet=True)
+    assert " on 48 images is within the noise of chance (" in " ".join(capfd.readouterr().err.split())
+
+
 def test_the_written_network_is_the_one_that_was_measured(searched: RunDir, tmp_path: Path) -> None:
     run = copy_of(searched, tmp_path)
     result = api.retrain(run, overrides=RECIPE, quiet=True)
