@@ -6,9 +6,11 @@ This file is the bottom of the import order and imports nothing of the project.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 MAX_DIAGNOSTICS = 20  # are shown
@@ -125,15 +127,17 @@ def _fold(line: str) -> str:
 
 
 class _Suggestions:
-    """How many words may still be compared: of thousands of mistakes few are shown, and comparing takes its time."""
-
-    MOST = 50_000  # about a second
-    left = MOST
+    left: float = math.inf  # words that may still be compared
 
 
-def suggest_anew() -> None:
-    """Let suggestions be made again: a new text is read."""
-    _Suggestions.left = _Suggestions.MOST
+@contextmanager
+def few_suggestions() -> Iterator[None]:
+    """Within, suggestions end after about a second: of thousands of mistakes few are shown, and comparing takes time."""
+    before, _Suggestions.left = _Suggestions.left, min(_Suggestions.left, 50_000)
+    try:
+        yield
+    finally:
+        _Suggestions.left = before
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

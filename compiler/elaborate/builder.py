@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from compiler.elaborate.template import MAX_EDGES, OUT, Reporter, Template, TemplateNode, make_template, resolve_op
-from compiler.errors import Diagnostic, SpecError, did_you_mean, suggest_anew
+from compiler.errors import Diagnostic, SpecError, did_you_mean, few_suggestions
 from compiler.garbage import collector_paused
 from compiler.ir.graph import INPUT, OUTPUT, Attrs, Block, Choice, Graph, Node, Phase, TensorType, attrs_of
 from compiler.ir.verify import verify
@@ -33,12 +33,12 @@ _OTHER_CHANNELS = frozenset({Channels.JOINED, Channels.FLATTENED, Channels.AVERA
 
 
 @collector_paused()
+@few_suggestions()
 def load(path: str | os.PathLike[str], overrides: Sequence[Override] = ()) -> tuple[Spec, Graph]:
     """Parse and elaborate a spec file; SpecError with every independent mistake of structure and of meaning.
 
     RuleError if the graph breaks a rule of the search phase.
     """
-    suggest_anew()
     parsed = parse(path, overrides)
     if parsed.spec is None:
         raise SpecError(parsed.diagnostics)
@@ -47,10 +47,10 @@ def load(path: str | os.PathLike[str], overrides: Sequence[Override] = ()) -> tu
     return parsed.spec, graph
 
 
+@few_suggestions()
 @collector_paused()
 def elaborate(spec: Spec, problems: Iterable[Diagnostic] = ()) -> Graph:
     """The search graph of a spec, typed; SpecError with every mistake found, after those that parsing found."""
-    suggest_anew()
     report = Reporter(spec)
     report.found += problems
     for shorthand in spec.ops.values():

@@ -84,7 +84,7 @@ def _node_record(graph: Graph, node: Node, gates: dict[str, int]) -> list[Any]:
 
 _Sizes = list[Annotated[int, Field(gt=0)]] | None
 _Index = Annotated[int, Field(ge=0)]
-_Value = bool | int | float | str | list[int] | list[float] | None
+_Value = bool | int | float | str | list[int | list[int]] | list[float] | None
 
 
 class _Head(BaseModel, strict=True):
