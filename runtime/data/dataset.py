@@ -215,16 +215,18 @@ def channel_statistics(images: Images, rows: Tensor, seed: int) -> tuple[tuple[f
         sample = torch.randperm(len(rows), generator=generator(seed, "statistics sample"))
         rows = rows[sample[:_STATISTICS_SAMPLE]]
     requests = (Request(chunk) for chunk in torch.split(rows, _STATISTICS_CHUNK))
-    counts, is_deep = torch.zeros(()), False
+    counts = dict.fromkeys((256, 65_536), torch.zeros(()))
     for fetched in images.fetch(requests, HERE.device):
         pixels = fetched.pixels.index_select(0, fetched.rows)
-        is_deep |= pixels.is_floating_point()
-        by_channel = (pixels * 257.0).round().int().view(-1, pixels.shape[-1]).T.contiguous()
-        chunk = torch.stack([torch.bincount(channel, minlength=65_536) for channel in by_channel])
-        counts = counts + chunk
-    counts = counts if is_deep else counts[:, ::257].contiguous()
-    values = torch.arange(counts.shape[1], dtype=torch.float64) / (counts.shape[1] - 1)
-    shares = counts / counts.sum(dim=1, keepdim=True).double()
+        levels, numbers = (65_536, (pixels * 257).round().int()) if pixels.is_floating_point() else (256, pixels)
+        by_channel = numbers.view(-1, pixels.shape[-1]).T.contiguous()
+        chunk = torch.stack([torch.bincount(channel, minlength=levels) for channel in by_channel])
+        counts[levels] = counts[levels] + chunk
+    if (found := counts[65_536]).ndim:
+        found[:, ::257] += counts[256]
+    found = found if found.ndim else counts[256]
+    values = torch.arange(found.shape[1], dtype=torch.float64) / (found.shape[1] - 1)
+    shares = found / found.sum(dim=1, keepdim=True).double()
     mean = shares @ values
     deviation = (shares * (values - mean[:, None]) ** 2).sum(dim=1).sqrt()
     return tuple(mean.tolist()), tuple(d if d > 0 else 1.0 for d in deviation.tolist())

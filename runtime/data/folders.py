@@ -1,7 +1,4 @@
-"""Folders of images, one folder per class: which files are images of a set, and which are passed over.
-
-It must not import torch, so that a set can be looked at quickly.
-"""
+"""Folders of images by class: which files are images of a set, and which are passed over. It must not import torch."""
 
 from __future__ import annotations
 
