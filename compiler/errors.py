@@ -132,7 +132,7 @@ class _Suggestions:
 
 @contextmanager
 def few_suggestions() -> Iterator[None]:
-    """Within, suggestions end after about a second: of thousands of mistakes few are shown, and comparing takes time."""
+    """Within, suggestions end after about a second: of thousands of mistakes few are shown."""
     before, _Suggestions.left = _Suggestions.left, min(_Suggestions.left, 50_000)
     try:
         yield
