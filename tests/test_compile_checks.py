@@ -79,7 +79,7 @@ def test_data_that_is_elsewhere_is_no_error(tmp_path: Path) -> None:
         ({"classes": 3}, "has 2 classes, the spec says 3: set `classes: 2`"),
         ({"data.root": "/proc/self/fd"}, "must hold the folders train/ and test/"),
         ({"data.name": "digits"}, "has 10 classes, the spec says 2"),
-        ({"data.name": "mnist", "classes": 10}, "are 1x28x28 (channels x height x width), the spec's input is 1x8x8"),
+        ({"data.name": "mnist", "classes": 10}, "are 1x28x28 (channels first), the spec's input is 1x8x8"),
         ({"classes": 1}, "tells at least 2 classes apart, found 1"),
     ],
 )  # fmt: skip
@@ -99,7 +99,7 @@ def test_classes_that_only_one_part_has_are_refused(tmp_path: Path) -> None:
 def test_data_that_no_spec_names_is_a_doubt(tmp_path: Path) -> None:
     spec = write_spec(tmp_path, TINY.replace("data: {name: digits}\n", ""))
     (warning,) = api.compile(spec, overrides={"input": [1, 16, 16]}, dry_run=True).warnings
-    assert "are 1x8x8 (channels x height x width), the spec's input is 1x16x16" in warning
+    assert "are 1x8x8 (channels first), the spec's input is 1x16x16" in warning
 
 
 # -- settings that cannot work ----------------------------------------------------------------------------------------

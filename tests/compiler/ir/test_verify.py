@@ -63,6 +63,13 @@ def with_a_gated_output() -> Graph:
     return graph
 
 
+def with_a_gated_product() -> Graph:
+    graph = good()
+    graph.replace(replace(graph.node("b"), op="multiply", attrs=()))
+    graph.connect(INPUT, "b", "s/b<input")
+    return graph
+
+
 def with_a_gate_without_scope() -> Graph:
     graph = good()
     graph.connect(INPUT, "b", "gate")
@@ -115,6 +122,7 @@ BAD: dict[str, Callable[[], Graph]] = {
     "ops_are_known": with_an_unknown_op,
     "every_op_has_inputs": with_a_node_that_reads_nothing,
     "output_edge_has_no_gate": with_a_gated_output,
+    "products_have_no_gates": with_a_gated_product,
     "gates_are_scoped": with_a_gate_without_scope,
     "gates_have_one_subject": lambda: with_a_gate(Gate("s/b<input", Subject.CHANNELS, 4, ("a",))),
     "vector_gates_fit_their_places": lambda: with_a_gate(Gate("s/a", Subject.CHANNELS, 5, ("a",))),

@@ -82,7 +82,7 @@ def test_results_have_metrics_as_attributes_and_beside_the_other_fields_of_their
 
     cost = {"params": 1, "flops": 2, "mac_bytes": 3, "activation_bytes": 4}
     record = {
-        "run": "r", "accuracy": 0.5, "loss": 1.0, "test_images": 4, "validation_accuracy": 0.25,
+        "run": "r", "weights": "0f", "accuracy": 0.5, "loss": 1.0, "test_images": 4, "validation_accuracy": 0.25,
         "supernet_accuracy": None, "pruned_accuracy": 0.75, "width": 1.0, "full": cost, "found": cost,
     }  # fmt: skip
     result = RetrainResult.of(record)
