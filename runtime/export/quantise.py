@@ -88,9 +88,8 @@ def int8(proto: onnx.ModelProto, path: Path, calibration: Iterable[Array]) -> No
     """
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static  # takes a second
 
-    image, head_ops = proto.graph.input[0].name, {op for op, _ in HEADS.values()}
-    made_by = {node.output[0]: node.op_type for node in proto.graph.node}
-    heads = [output.name for output in proto.graph.output if made_by[output.name] in head_ops]
+    image, outputs = proto.graph.input[0].name, {output.name for output in proto.graph.output}
+    heads = {n.output[0] for n in proto.graph.node if n.op_type in dict(HEADS.values())} & outputs
     feeds = ({image: batch} for batch in calibration)
     inferred = onnx.shape_inference.infer_shapes(proto)
     # Says that shapes are inferred, which is all of onnxruntime's preparation that this model needs.
