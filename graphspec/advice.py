@@ -108,10 +108,7 @@ def schedule_warnings(where: str, schedule: Schedule, base: float, epochs: int) 
 
 
 def advise(configuration: Configuration, init: float | None = 1.0) -> list[str]:
-    """All warnings, for gates that start at `init` (None: there are none, so nothing is searched).
-
-    How long gates take to close is known only with the size of the data set.
-    """
+    """All warnings, for gates that start at `init` (None: there are none, so nothing is searched)."""
     search, retrain, found = configuration.search, configuration.retrain, []
     if init is not None:
         images = training_images(configuration.data)

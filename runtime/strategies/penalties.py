@@ -140,17 +140,14 @@ class Penalty:
             case "none":
                 return [1.0] * len(self._gated)
             case "flops":
-                return self._flops_factors(left, living)
+                now = self._block_flops(left, (e for e in self._edges if e in living))
+                share = {b: _within(now[b] / f, MIN_FACTOR, 1.0) if f else 1.0 for b, f in self._full_flops.items()}
+                return [share[block] for block in self._blocks]
             case "memory_access":
                 most = max(lasting, default=0.0) or 1.0
                 return [_within(price / most, MIN_FACTOR, 1.0) for price in prices]
             case "latency":
                 return _latency_factors(prices, lasting)
-
-    def _flops_factors(self, left: Graph, living: Collection[Edge]) -> list[float]:
-        now = self._block_flops(left, (e for e in self._edges if e in living))
-        share = {b: _within(now[b] / full, MIN_FACTOR, 1.0) if full else 1.0 for b, full in self._full_flops.items()}
-        return [share[block] for block in self._blocks]
 
     def _block_flops(self, graph: Graph, living: Iterable[Edge]) -> dict[str, int]:
         """Multiply-adds by block id of the nodes that living edges lead into, each reading its living inputs only."""

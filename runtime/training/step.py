@@ -166,16 +166,14 @@ def require_statistics(graph: Graph, name: str, config: TrainingConfig, processe
     part = min(map(len, torch.empty(images).chunk(min(config.accumulate, images))))
     if part * (processes if config.sync_batch_norm else 1) > 1:
         return
-    steps = (
-        (node.id, each) for node in graph.nodes()[1:] for each in walk(node.op, node.attrs, input_shapes(graph, node))
-    )
-    for node_id, (step, _, _, _, out) in steps:
-        if traits_of(step.op, step.attrs).affine is Affine.STATISTICS and math.prod(out[1:]) == 1:
-            change = "accumulate=1" if images > 1 else f"batch_size={2 * processes * config.accumulate}"
-            raise RunError(
-                f"{node_id}: batch norm would see one image of one pixel at a time in training, and one value has no "
-                f"variance\n  try: --set {name}.{change}"
-            )
+    change = "accumulate=1" if images > 1 else f"batch_size={2 * processes * config.accumulate}"
+    for node in graph.nodes()[1:]:
+        for step, _, _, _, out in walk(node.op, node.attrs, input_shapes(graph, node)):
+            if traits_of(step.op, step.attrs).affine is Affine.STATISTICS and math.prod(out[1:]) == 1:
+                raise RunError(
+                    f"{node.id}: batch norm would see one image of one pixel at a time in training, which has no "
+                    f"variance\n  try: --set {name}.{change}"
+                )
 
 
 def clip_gradients(params: Iterable[Parameter], limit: float | None) -> None:

@@ -23,9 +23,7 @@ from compiler.lowering.torch.modules import TORCH, Builder, Chain, torch_module
 from compiler.ops import Reads, input_shapes, op
 
 Vectors = Mapping[str, nn.Parameter]
-SEAM = "\u00b7"
-"""A dot in the id of a node that stands apart from the module it is named below; no name of a spec has one, and Python
-allows it in names of attributes."""
+SEAM = "\u00b7"  # a dot of an id that is none of a path; no name of a spec has one, and Python allows it in attributes
 
 
 def tensor_name(path: str) -> str:
