@@ -162,22 +162,15 @@ def _level_nodes(block: BlockSpec, inputs: tuple[str, ...], report: Reporter) ->
 def _choice_nodes(name: str, node: NodeSpec, sources: tuple[Source, ...], report: Reporter) -> Iterable[TemplateNode]:
     """One node for every op of the choice on every edge, and the node that merges them through gates."""
     resolved = [(written, *resolve_op(written, report)) for written in node.choose]
-    merged, segments = [], _segments([source.name for source in sources])
+    merged, read = [], {source.name for source in sources}
     for source in sources:
+        segment = "from_in" if source.name == "in" else source.name.replace(".", "_")
+        segment = segment if segment == source.name else free_id(read, segment)
         for written, op_name, attrs in resolved:
-            made = f"{name}.{segments[source.name]}.{written.label}"
+            made = f"{name}.{segment}.{written.label}"
             yield TemplateNode(made, op_name, attrs, (source,), written.path)
             merged.append(Source(made, True, node.path, source.name))
     yield TemplateNode(name, *resolve_op(node.op, report), tuple(merged), node.path)
-
-
-def _segments(sources: Iterable[str]) -> dict[str, str]:
-    """A segment of an id for each of these names, which stands for no other."""
-    found = {name: name for name in sources}
-    for name in found:
-        made = "from_in" if name == "in" else name.replace(".", "_")
-        found[name] = name if made == name else free_id(found.keys() | found.values(), made)
-    return found
 
 
 def _sources(

@@ -55,17 +55,19 @@ def gives_zeros(name: str, attrs: Attrs) -> bool:
 
 
 class Scale(enum.Enum):
-    """What becomes of a factor c > 0 of all inputs together, in training and to eps."""
+    """What a value is, in training and to eps, whose network had an input scaled by c > 0."""
 
-    KEPT = enum.auto()  # the value has the factor
-    SHIFTED = enum.auto()  # it has, up to a constant per channel
-    GONE = enum.auto()  # a norm has undone it
-    FELT = enum.auto()  # nothing is known
+    KEPT = enum.auto()  # c times what it was
+    SHIFTED = enum.auto()  # that, and a constant per channel
+    GONE = enum.auto()  # what it was: a norm has undone the scale
+    FELT = enum.auto()  # anything
 
 
 @functools.lru_cache(maxsize=65536)
 def scale_after(name: str, attrs: Attrs, scale: Scale = Scale.KEPT) -> Scale:
-    """What is left of the factor of the inputs (`KEPT` or `SHIFTED`) in the op's value."""
+    """What the op's value is where all that it reads, together, is this."""
+    if scale in (Scale.GONE, Scale.FELT):
+        return scale
     for traits in chain_of(name, attrs):
         if traits.normalises and (scale is Scale.KEPT or traits.affine is Affine.STATISTICS):
             return Scale.GONE

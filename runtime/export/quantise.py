@@ -88,9 +88,8 @@ def int8(proto: onnx.ModelProto, path: Path, calibration: Iterable[Array]) -> No
     """
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static  # takes a second
 
-    image, head_ops = proto.graph.input[0].name, {op for op, _ in HEADS.values()}
-    made_by = {node.output[0]: node.op_type for node in proto.graph.node}
-    heads = [output.name for output in proto.graph.output if made_by[output.name] in head_ops]
+    image, nodes, outputs = proto.graph.input[0].name, proto.graph.node, {output.name for output in proto.graph.output}
+    heads = {node.name for node in nodes if node.op_type in dict(HEADS.values()) and node.output[0] in outputs}
     feeds = ({image: batch} for batch in calibration)
     inferred = onnx.shape_inference.infer_shapes(proto)
     # Says that shapes are inferred, which is all of onnxruntime's preparation that this model needs.
@@ -102,9 +101,7 @@ def int8(proto: onnx.ModelProto, path: Path, calibration: Iterable[Array]) -> No
         quant_format=QuantFormat.QDQ,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
-        nodes_to_exclude=[
-            n.name for n in proto.graph.node if n.op_type == "BatchNormalization" or n.output[0] in heads
-        ],
+        nodes_to_exclude=[*heads, *(node.name for node in nodes if node.op_type == "BatchNormalization")],
         per_channel=True,
         reduce_range=True,
     )

@@ -356,9 +356,7 @@ class _Export:
                 f"{file.nodes} nodes, {file.bytes:,} bytes{small}{allowed}"
             )
             if file.kind != "fp32" and file.bytes >= files[0].bytes:
-                self.console.warn(
-                    f"{file.kind} is no smaller than fp32, so it will hardly be faster: use the fp32 file"
-                )
+                self.console.warn(f"{file.kind} is no smaller than fp32 and hardly faster: use the fp32 file")
         if expected is not None and abs(metric.lost(expected, found)) > NOTABLE:
             self.console.warn(
                 f"{self.options.source} measured {metric.text(expected)}, the saved network now has "

@@ -65,6 +65,7 @@ class Workplace:
 
 
 REPORT_SECONDS = 30.0
+MOST_THREADS = 1025  # more than any processor has
 FULL = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")  # in errors of a full memory
 HARMLESS = ("data.workers", "data.download")  # with checkpoint.*: settings that no result depends on
 
@@ -143,8 +144,27 @@ class _Attempt:
                 return self._prepared()
 
             done = self.world.decided(prepare)
-            with _full_memory_explained(self.name):
-                return job() if done is None else done
+            if done is not None:
+                return done
+            with _full_memory_explained(self.name), self._threads():
+                return job()
+
+    @contextmanager
+    def _threads(self) -> Iterator[None]:
+        """Within, torch has as many threads as before, on which results depend; `OMP_NUM_THREADS` goes first."""
+        now, file = torch.get_num_threads(), self.folder.environment
+        before = self.world.decided(
+            lambda: read_json(file, Environment) if self.options.resume and file.is_file() else {}
+        )
+        threads = before.get("threads", now) if isinstance(before, dict) else now
+        if threads != now and "OMP_NUM_THREADS" in os.environ:
+            self.console.warn(f"goes on with OMP_NUM_THREADS={now}, not {threads} as before: results will differ")
+        elif threads in range(1, MOST_THREADS):
+            torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(now)
 
     def _prepared(self) -> dict[str, Any] | None:
         """Make the folder ready for what is asked for; the result of a job that is finished already."""
@@ -171,31 +191,8 @@ class _Attempt:
         self.console.line(f"the {self.name} of {self.opened.run.path} is complete already")
         return read_json(self.folder.result, Result)
 
-    @contextmanager
-    def _threads(self) -> Iterator[None]:
-        """Within, torch uses as many threads as the part of the job before: their number decides how sums are rounded.
-
-        `OMP_NUM_THREADS` goes first.
-        """
-        now, file, before = torch.get_num_threads(), self.folder.environment, None
-        if self.options.resume and self.world.decided(file.is_file):
-            before = self.world.decided(lambda: read_json(file, Environment).get("threads"))
-        if isinstance(before, int) and 0 < before != now:
-            if "OMP_NUM_THREADS" in os.environ:
-                self.console.warn(f"goes on with OMP_NUM_THREADS={now}, not {before} as before: results will differ")
-            else:
-                torch.set_num_threads(before)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(now)
-
     def train(self, device: torch.device, make: MakeJob[J], finish: Finish[J]) -> dict[str, Any]:
         """Make the job, train it from its last checkpoint or the beginning, and write what it reached."""
-        with self._threads():
-            return self._train(device, make, finish)
-
-    def _train(self, device: torch.device, make: MakeJob[J], finish: Finish[J]) -> dict[str, Any]:
         opened, options, folder, console, world = self.opened, self.options, self.folder, self.console, self.world
         spec, config, main = opened.spec, opened.spec.config, world.is_main
         code, threads = options.trust_code, torch.get_num_threads()

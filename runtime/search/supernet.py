@@ -16,14 +16,8 @@ from compiler.analysis.weights import GATES
 from compiler.ir.graph import Graph
 from compiler.language.config import SearchConfig
 from compiler.lowering.torch.batch_parts import share_batches
-from compiler.lowering.torch.fx import (
-    freeze_norm_scales,
-    gate_parameters,
-    gate_values,
-    initialise,
-    lower,
-    tensor_name,
-)
+from compiler.lowering.torch.emit import tensor_name
+from compiler.lowering.torch.fx import freeze_norm_scales, gate_parameters, gate_values, initialise, lower
 from compiler.passes.carry import Cut, carried_tensors, take
 from compiler.passes.prune_zero_edges import prune
 from runtime.processes.world import ALONE, World

@@ -18,6 +18,7 @@ from torch.nn import Parameter
 from compiler import ops
 from compiler.ir.graph import Attrs, Edge, Graph, Node, block_of
 from compiler.language.config import GateConfig
+from compiler.ops import Scale
 from compiler.passes.prune_zero_edges import prune, surviving_edges
 from runtime.strategies.apgnag import APGNAG
 
@@ -106,9 +107,8 @@ class Penalty:
         self._blocks = [block_of(edge.dst, self._block_ids) for edge in self._gated]
         self._full_flops = self._block_flops(full, full.edges()) if config.adaptive == "flops" else {}
         apart = (node for node in graph.nodes() if ops.op(node.op).reads is ops.Reads.APART)
-        self._narrows = config.adaptive in ("flops", "memory_access") and not all(
-            ops.joins_into_weight(node.op, node.attrs) for node in apart
-        )  # closing a gate takes channels from what is read
+        narrows = not all(ops.joins_into_weight(node.op, node.attrs) for node in apart)  # a closed gate takes channels
+        self._narrows = narrows and config.adaptive in ("flops", "memory_access")
         priced = self._gated if config.adaptive in ("memory_access", "latency") else []
         calls = [priced_call(graph, edge) for edge in priced]
         self._prices = [float(call.mac_bytes) if latency is None else latency[call] for call in calls]
@@ -140,17 +140,14 @@ class Penalty:
             case "none":
                 return [1.0] * len(self._gated)
             case "flops":
-                return self._flops_factors(left, living)
+                now = self._block_flops(left, (e for e in self._edges if e in living))
+                share = {b: _within(now[b] / f, MIN_FACTOR, 1.0) if f else 1.0 for b, f in self._full_flops.items()}
+                return [share[block] for block in self._blocks]
             case "memory_access":
                 most = max(lasting, default=0.0) or 1.0
                 return [_within(price / most, MIN_FACTOR, 1.0) for price in prices]
             case "latency":
                 return _latency_factors(prices, lasting)
-
-    def _flops_factors(self, left: Graph, living: Collection[Edge]) -> list[float]:
-        now = self._block_flops(left, (e for e in self._edges if e in living))
-        share = {b: _within(now[b] / full, MIN_FACTOR, 1.0) if full else 1.0 for b, full in self._full_flops.items()}
-        return [share[block] for block in self._blocks]
 
     def _block_flops(self, graph: Graph, living: Iterable[Edge]) -> dict[str, int]:
         """Multiply-adds by block id of the nodes that living edges lead into, each reading its living inputs only."""
@@ -169,17 +166,14 @@ class Penalty:
         count, readers = Counter(edge.dst for edge in living), defaultdict(list)
         for edge in living:
             readers[edge.src].append(self._graph.node(edge.dst))
-        undone: dict[tuple[str, ops.Scale], bool] = {}  # whether all that read a value undo a factor that it has
+        undone: set[tuple[str, Scale]] = set()  # values that have a factor, which all that read them undo
 
-        def undoes(node: Node, scale: ops.Scale = ops.Scale.KEPT) -> bool:
+        def undoes(node: Node, scale: Scale = Scale.KEPT) -> bool:
             after = ops.scale_after(node.op, node.attrs, scale)
-            return count[node.id] == 1 and (after is ops.Scale.GONE or undone.get((node.id, after), False))
+            return count[node.id] == 1 and (after is Scale.GONE or (node.id, after) in undone)
 
-        for node in reversed(self._graph.nodes()):
-            for scale in (ops.Scale.KEPT, ops.Scale.SHIFTED):
-                undone[node.id, scale] = node.id in readers and all(
-                    undoes(reader, scale) for reader in readers[node.id]
-                )
+        for i in (node.id for node in reversed(self._graph.nodes()) if node.id in readers):
+            undone |= {(i, s) for s in (Scale.KEPT, Scale.SHIFTED) if all(undoes(each, s) for each in readers[i])}
         exempt = set()
         for gate, numbers in self._sharing.items():
             fed = [self._graph.node(self._gated[n].dst) for n in numbers if alive[n]]

@@ -15,7 +15,8 @@ from compiler.ir.graph import Graph
 from compiler.ir.text import graph_hash
 from compiler.language.config import Configuration
 from compiler.lowering.torch.batch_parts import DropPath, share_batches
-from compiler.lowering.torch.fx import initialise, load_weights, lower, tensor_name, weights_of
+from compiler.lowering.torch.emit import tensor_name
+from compiler.lowering.torch.fx import initialise, load_weights, lower, weights_of
 from compiler.passes.training_parts import with_training_parts
 from runtime.data.dataset import Dataset, Share
 from runtime.processes.world import ALONE, World
@@ -157,5 +158,4 @@ class RetrainJob(Job):
 
     def weights(self) -> dict[str, Tensor]:
         """Weights and statistics of the exported network, by `<node>.<param>`."""
-        found = {tensor_name(path): tensor for path, tensor in self.module.state_dict().items()}
-        return {name: tensor for name, tensor in found.items() if name in self.own}
+        return {n: tensor for path, tensor in self.module.state_dict().items() if (n := tensor_name(path)) in self.own}

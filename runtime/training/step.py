@@ -15,7 +15,8 @@ from compiler.errors import RunError
 from compiler.ir.graph import OUTPUT, Graph
 from compiler.language.config import Schedule, TrainingConfig
 from compiler.lowering.torch.batch_parts import BatchNorm
-from compiler.lowering.torch.fx import outputs_by_name, tensor_name
+from compiler.lowering.torch.emit import tensor_name
+from compiler.lowering.torch.fx import outputs_by_name
 from compiler.ops import Affine, input_shapes, read_attrs, traits_of, walk
 from runtime.data.dataset import Loader
 from runtime.processes.launch import Launch
@@ -86,8 +87,7 @@ def network_of(module: fx.GraphModule, config: TrainingConfig) -> nn.Module:
 
 def weight_parameters(module: nn.Module) -> dict[str, Parameter]:
     """The trainable parameters by name, gates left out."""
-    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad and not name.endswith(".gates")]
-    return {tensor_name(name): p for name, p in trained}
+    return {tensor_name(n): p for n, p in module.named_parameters() if p.requires_grad and not n.endswith(".gates")}
 
 
 def weight_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.SGD:
@@ -166,13 +166,13 @@ def require_statistics(graph: Graph, name: str, config: TrainingConfig, processe
     part = min(map(len, torch.empty(images).chunk(min(config.accumulate, images))))
     if part * (processes if config.sync_batch_norm else 1) > 1:
         return
+    change = "accumulate=1" if images > 1 else f"batch_size={2 * processes * config.accumulate}"
     for node in graph.nodes()[1:]:
         for step, _, _, _, out in walk(node.op, node.attrs, input_shapes(graph, node)):
             if traits_of(step.op, step.attrs).affine is Affine.STATISTICS and math.prod(out[1:]) == 1:
-                change = "accumulate=1" if images > 1 else f"batch_size={2 * processes * config.accumulate}"
                 raise RunError(
-                    f"{node.id}: batch norm would see one image of one pixel at a time in training, and there is no "
-                    f"variance of one value\n  try: --set {name}.{change}"
+                    f"{node.id}: batch norm would see one image of one pixel at a time in training, which has no "
+                    f"variance\n  try: --set {name}.{change}"
                 )
 
 

@@ -23,9 +23,12 @@ from compiler.lowering.torch.modules import TORCH, Builder, Chain, torch_module
 from compiler.ops import Reads, input_shapes, op
 
 Vectors = Mapping[str, nn.Parameter]
-SEAM = "\u00b7"
-"""A dot in the id of a node that stands apart from the module it is named below; no name of a spec has one, and Python
-allows it in names of attributes."""
+SEAM = "\u00b7"  # a dot of an id that is none of a path; no name of a spec has one, and Python allows it in attributes
+
+
+def tensor_name(path: str) -> str:
+    """The name `<node id>.<param>` or `<scope>.gates` of a tensor by its key in the network's `state_dict`."""
+    return path.replace(SEAM, ".")
 
 
 def python_name(node_id: str) -> str:
@@ -139,22 +142,16 @@ class Emitter:
 
     def apply(self, node: Node, values: list[fx.Node]) -> fx.Node:
         """The node's module, called with its inputs."""
-        return self.call_module(self.path(node), self.module(node), values)
-
-    def module(self, node: Node) -> nn.Module:
-        """The node's module."""
-        return torch_module(node, input_shapes(self.graph, node), self.table)
+        module = torch_module(node, input_shapes(self.graph, node), self.table)
+        return self.call_module(self.path(node), module, values)
 
     def path(self, node: Node) -> str:
-        """Where the node's module stands: under its id, but apart from a module above it that it would become a part of
-        or that has something of this name.
-        """
-        for end in (i for i, character in enumerate(node.id) if character == "."):
-            above, below = node.id[:end], node.id[end + 1 :]
-            if above in self.graph:
-                module = self.module(self.graph.node(above))
-                if isinstance(module, Chain) or hasattr(module, below.partition(".")[0]):
-                    return above + SEAM + below.replace(".", SEAM)
+        """Where the node's module stands: under its id, or apart from a module above it that has parts or this name."""
+        for end in (end for end, character in enumerate(node.id) if character == "." and node.id[:end] in self.graph):
+            owner, below = self.graph.node(node.id[:end]), node.id[end + 1 :]
+            module = torch_module(owner, input_shapes(self.graph, owner), self.table)
+            if isinstance(module, Chain) or hasattr(module, below.partition(".")[0]):
+                return owner.id + SEAM + below.replace(".", SEAM)
         return node.id
 
     # -- pieces of code ---------------------------------------------------------------------------------------------

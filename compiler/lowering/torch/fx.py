@@ -23,7 +23,7 @@ from compiler.errors import GraphspecError
 from compiler.ir.graph import OUTPUT, Graph, Model
 from compiler.lowering.groups import recomputed_blocks
 from compiler.lowering.torch.batch_parts import BatchNorm
-from compiler.lowering.torch.emit import SEAM, Emitter
+from compiler.lowering.torch.emit import Emitter, tensor_name
 from compiler.lowering.torch.fused import FusedEmitter
 
 Lowering = Literal["fused", "reference"]
@@ -85,11 +85,6 @@ def lower_model(model: Model) -> fx.GraphModule:
 def outputs_by_name(found: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
     """What a lowered network gave, by the names of its outputs, the main one first."""
     return found if isinstance(found, dict) else {OUTPUT: found}
-
-
-def tensor_name(path: str) -> str:
-    """The name `<node id>.<param>` or `<scope>.gates` of a tensor by its key in the network's `state_dict`."""
-    return path.replace(SEAM, ".")
 
 
 # -- gates ----------------------------------------------------------------------------------------------------------

@@ -376,7 +376,7 @@ def test_lowerings_penalties_drawings_and_widths_take_every_op(name: str, attrs:
         lone = penalty.gammas({"g/it<j"})["g/it<b"] == 0
         scale = Scale.KEPT
         for node in (graph.node(i) for i in ("it", "after", "flat", "pool") if i in graph):  # each alone reads the last
-            scale = scale_after(node.op, node.attrs, scale) if scale in (Scale.KEPT, Scale.SHIFTED) else scale
+            scale = scale_after(node.op, node.attrs, scale)
         assert lone == (scale is Scale.GONE) or not surviving_edges(graph, {"g/it<j"})
     cards = {card.id: card for figure in figures(view_of(graph, None, None), None) for card in figure.cards}
     assert cards["it"].family in ("weights", "pool", "merge", "plain")
