@@ -7,27 +7,21 @@ question, `fetch`: the pixels of these images, request by request. Neither shuff
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import os
-import signal
-import sys
-import threading
+import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import resource_tracker
-from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from compiler.errors import RunError
 from runtime.data.decode import View, decode
 from runtime.data.pixels import Found, Reading, UnreadableError
+from runtime.data.workers import answers, processors
 
 _SHOWN = 10  # paths of unreadable images named in an error
 _CHUNK = 64  # images a worker decodes at a time when a whole set is read into memory
@@ -128,7 +122,7 @@ class FileImages:
         failures: dict[int, str] = {}
         notable: dict[int, Found] = {}
         chunks = torch.split(torch.arange(count), _CHUNK)
-        workers = _processors() if self.workers and count >= _FEW else 0
+        workers = processors() if self.workers and count >= _FEW else 0
         answers = self._decoded((Request(rows) for rows in chunks), workers, pin=False)
         for rows, (decoded, kept, failed, noted) in zip(chunks, answers, strict=True):
             pixels = pixels.to(torch.promote_types(pixels.dtype, decoded.dtype))
@@ -142,23 +136,12 @@ class FileImages:
         return MemoryImages(pixels[read], self.targets[read], self.skipped, found=self.found)
 
     def _decoded(self, requests: Iterable[Request], workers: int, pin: bool) -> Iterator[_Decoded]:
-        workers = min(workers, _processors())
-        loader: DataLoader[_Decoded] = DataLoader(
-            _Decoder(self.paths, self.shape, self.view, self.reading),
-            batch_size=None,
-            sampler=requests,
-            num_workers=workers,
-            collate_fn=_as_it_is,
-            pin_memory=pin,
-            generator=torch.Generator(),  # a seed for the workers is drawn from it, not from the run's random state
-            worker_init_fn=_live_and_die_with_the_parent,
-            # Forking a process that runs threads (torch's, CUDA's) can hang the child.
-            multiprocessing_context=_worker_context() if workers else None,
-        )
-        if not workers:
-            return iter(loader)
-        with _sheltered():
-            return iter(loader)
+        first = next(iter(requests := iter(requests)), None)
+        if first is None:
+            return iter(())
+        most = 4 * len(first.rows) * math.prod(self.shape)  # bytes of an answer, as float32
+        decoder = _Decoder(self.paths, self.shape, self.view, self.reading)
+        return answers(decoder, itertools.chain([first], requests), min(workers, processors()), most, pin=pin)
 
     def _note(self, failed: dict[int, str], noted: dict[int, Found]) -> None:
         self.noted.update(noted)
@@ -181,7 +164,7 @@ class FileImages:
 
 
 Images = MemoryImages | FileImages  # a set of images of one shape with their targets
-_Decoded = tuple[Tensor, list[int], dict[int, str], dict[int, Found]]  # pixels, positions kept, by row: failures, notes
+_Decoded = tuple[Any, list[int], dict[int, str], dict[int, Found]]  # pixels, positions kept, by row: failures, notes
 
 
 @dataclass(frozen=True)
@@ -210,51 +193,7 @@ class _Decoder(TorchDataset[_Decoded]):
             kept.append(position)
             if found != NOTHING:
                 noted[row] = found
-        return torch.from_numpy(np.concatenate(images)), kept, failed, noted
-
-
-def _as_it_is(decoded: Any) -> Any:
-    return decoded
-
-
-@contextlib.contextmanager
-def _sheltered() -> Iterator[None]:
-    """A Ctrl-C never reaches the processes started in here, which inherit the mask; for this one it waits. Nor do they
-    import the user's script, whose top level would run once more in each.
-    """
-    resource_tracker.ensure_running()  # starting it would take interrupts out of the mask
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _live_and_die_with_the_parent(_: int) -> None:
-    """Outlive Ctrl-C, which reaches every process of a terminal while the parent still needs batches, but not the
-    parent: torch's own watch looks at the process that forked the worker, which here is the fork server.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for a fork server that others started, with interrupts
-    threading.Thread(target=_exit_after_the_parent, daemon=True).start()
-
-
-def _exit_after_the_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _worker_context() -> multiprocessing.context.BaseContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "PIL.Image"])  # imported once, not once per worker
-    return context
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return np.concatenate(images), kept, failed, noted
 
 
 def _listed(failed: dict[str, str]) -> str:

@@ -14,7 +14,7 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -53,6 +53,7 @@ NUMPY: dict[str, Any] = {
 }  # fmt: skip
 PEAK_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes in the unit that `getrusage` counts memory in
 MIB = 2**20
+LIMIT = 120.0  # seconds that a case may take, and ten times as long as it is to be measured
 
 
 # -- one network -----------------------------------------------------------------------------------------------------
@@ -73,11 +74,30 @@ class OnnxNetwork:
                 f"{path}: onnxruntime {onnxruntime.__version__} cannot load it: {error}\n"
                 f"  try: a lower export.opset, or a newer onnxruntime"
             ) from error
-        self.input = self.session.get_inputs()[0]
+        self.path = path
+
+    @property
+    def input(self) -> Any:
+        """What the model reads; RunError if that is nothing."""
+        if not (inputs := self.session.get_inputs()):
+            raise RunError(f"{self.path}: the model reads nothing\n  try: a model that takes images")
+        return inputs[0]
 
     def __call__(self, image: Array) -> Array:
         """Outputs (N, classes) of images in the model's own type and layout."""
-        outputs: Array = self.session.run(None, {self.input.name: image})[0]
+        outputs: Array = self.run({self.input.name: image})[0]
+        return outputs
+
+    def run(self, feed: Mapping[str, Array]) -> list[Any]:
+        """All outputs for these inputs by name; RunError if onnxruntime cannot compute them."""
+        try:
+            outputs: list[Any] = self.session.run(None, feed)
+        except Exception as error:  # its exceptions have no base class of their own
+            shapes = ", ".join(f"{name} {value.shape}" for name, value in feed.items())
+            raise RunError(
+                f"{self.path}: onnxruntime cannot run it on {shapes}: {error}\n"
+                f"  try: another --batch; a number of images may be fixed inside the model"
+            ) from error
         return outputs
 
 
@@ -207,9 +227,9 @@ class OnnxFile:
 
     def runner(self, threads: int, batch: int) -> Callable[[], object]:
         """Runs one batch; RunError if the file takes no such batch or onnxruntime refuses it."""
-        session = OnnxNetwork(self.path, threads).session
-        feed = {item.name: self._values(item, batch) for item in session.get_inputs()}
-        return lambda: session.run(None, feed)
+        network = OnnxNetwork(self.path, threads)
+        feed = {item.name: self._values(item, batch) for item in network.session.get_inputs()}
+        return lambda: network.run(feed)
 
     def _values(self, item: Any, batch: int) -> Array:
         """Normal floats, any bytes, and zeros for other whole numbers, which may be indices."""
@@ -262,6 +282,8 @@ def subjects_of(target: Path | None) -> tuple[str, tuple[Subject, ...]]:
     """
     if target is not None and target.is_file():
         return str(target), (OnnxFile("onnx", target),)
+    if target is not None and target.suffix == ".onnx":
+        raise RunError(f"{target}: there is no such file\n  try: the path of a model, or of a run directory")
     run = RunDir.latest() if target is None else RunDir.open(target)
     record = run.export / "parity.json"
     if not record.is_file():
@@ -307,17 +329,18 @@ def _measured(
     for count, batch, subject in itertools.product(threads, batches, subjects):
         # the parent hears Ctrl-C; the child would print a traceback
         with ProcessPoolExecutor(1, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as process:
+            started, limit = time.monotonic(), LIMIT + 10 * seconds
             try:
-                yield process.submit(measure, subject, count, batch, seconds).result()
+                yield process.submit(measure, subject, count, batch, seconds, limit).result()
             except BrokenProcessPool as error:
-                raise RunError(
-                    f"{subject.name} with batches of {batch} was killed, perhaps for its memory\n"
-                    f"  try: a smaller --batch"
-                ) from error
+                late = time.monotonic() - started > limit
+                why = f"took longer than {limit:.0f} s" if late else "was killed, perhaps for its memory"
+                raise RunError(f"{subject.name} with batches of {batch} {why}\n  try: a smaller --batch") from error
 
 
-def measure(subject: Subject, threads: int, batch: int, seconds: float) -> Measured:
-    """One case, in a process that has measured nothing before."""
+def measure(subject: Subject, threads: int, batch: int, seconds: float, limit: float = 0) -> Measured:
+    """One case, in a process that has measured nothing before, and that ends after `limit` seconds (0: none)."""
+    signal.setitimer(signal.ITIMER_REAL, limit)  # SIGALRM ends it, wherever onnxruntime may be
     before = _peak_bytes()
     times = seconds_of_runs(subject.runner(threads, batch), seconds)
     return Measured(Latency.of(subject.name, threads, batch, times), (_peak_bytes() - before) / MIB)

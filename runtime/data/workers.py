@@ -1,0 +1,132 @@
+"""Worker processes that answer requests one after the other, and what to say when they cannot.
+
+Answers come back through shared memory. Where that is too small for those under way (64 MB is usual in a container, and
+a full one stops the workers for ever), they come through pipes, which is slower.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from compiler.errors import RunError
+
+AHEAD = 2  # answers that a worker makes before they are asked for
+WAIT = 600.0  # seconds until workers that say nothing are given up
+SHARED = "/dev/shm"
+
+
+@dataclass(frozen=True)
+class _Source(Dataset[Any]):
+    """Answers as the source gives them, `(pixels, ...)`, the pixels in shared memory or not."""
+
+    source: Any
+    shared: bool
+
+    def __getitem__(self, request: Any) -> Any:
+        pixels, *rest = self.source[request]
+        return (torch.from_numpy(pixels) if self.shared else pixels, *rest)
+
+
+def answers(source: Any, requests: Iterable[Any], workers: int, most: int, *, pin: bool) -> Iterator[Any]:
+    """`source[request]` for each, in order: the first item a numpy array of at most `most` bytes, given as a tensor.
+
+    Made by so many worker processes (0: in this one). RunError if one of them dies or all fall silent.
+    """
+    fits = _free(SHARED) > (AHEAD + 1) * max(1, workers) * most
+    loader: DataLoader[Any] = DataLoader(
+        _Source(source, fits),
+        batch_size=None,
+        sampler=requests,
+        num_workers=workers,
+        timeout=WAIT if workers else 0,
+        prefetch_factor=AHEAD if workers else None,
+        collate_fn=_as_it_is,
+        pin_memory=pin,
+        generator=torch.Generator(),  # a seed for the workers is drawn from it, not from the run's random state
+        worker_init_fn=_live_and_die_with_the_parent,
+        # Forking a process that runs threads (torch's, CUDA's) can hang the child.
+        multiprocessing_context=_worker_context() if workers else None,
+    )
+    with _sheltered() if workers else contextlib.nullcontext():
+        iterator = iter(loader)
+    return _explained(iterator)
+
+
+def _explained(iterator: Iterator[Any]) -> Iterator[Any]:
+    try:
+        for pixels, *rest in iterator:
+            yield (torch.as_tensor(pixels), *rest)
+    except RuntimeError as error:
+        if "DataLoader" not in str(error):
+            raise
+        what = f"has given nothing for {WAIT:.0f} s" if "timed out" in str(error) else "died, perhaps for its memory"
+        raise RunError(
+            f"a process that loads images {what}: {error}\n"
+            f"  try: a lower data.workers (0: none), or a smaller batch size"
+        ) from error
+
+
+def _free(folder: str) -> float:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:  # systems without it share memory in another way
+        return float("inf")
+
+
+def _as_it_is(answer: Any) -> Any:
+    return answer
+
+
+@contextlib.contextmanager
+def _sheltered() -> Iterator[None]:
+    """A Ctrl-C never reaches the processes started in here, which inherit the mask; for this one it waits. Nor do they
+    import the user's script, whose top level would run once more in each.
+    """
+    resource_tracker.ensure_running()  # starting it would take interrupts out of the mask
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _live_and_die_with_the_parent(_: int) -> None:
+    """Outlive Ctrl-C, which reaches every process of a terminal while the parent still needs batches, but not the
+    parent: torch's own watch looks at the process that forked the worker, which here is the fork server.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for a fork server that others started, with interrupts
+    threading.Thread(target=_exit_after_the_parent, daemon=True).start()
+
+
+def _exit_after_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _worker_context() -> multiprocessing.context.BaseContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "PIL.Image"])  # imported once, not once per worker
+    return context
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
