@@ -47,9 +47,15 @@ def list_images(folder: Path) -> Listing:
         names, passed = _visible([entry.name for entry in entries if entry.is_dir()])
         beside = [entry for entry in entries if entry.is_file() and not _kind(entry.name)]
         passed.update("images beside the class folders" for _ in beside)
-        listing = Listing(folder, {name: _images_in(folder / name, passed) for name in names}, passed)
+        listing = Listing(folder, {name: images_in(folder / name, passed) for name in names}, passed)
     _refuse(listing)
     return listing
+
+
+def class_names(folder: Path) -> list[str]:
+    """The names of the class folders in it; RunError if it cannot be read."""
+    with guarded(folder, "read"):
+        return _visible(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()))[0]
 
 
 def refuse_other_classes(train: Path, test: Path, names: Sequence[str], test_names: Sequence[str]) -> None:
@@ -65,8 +71,8 @@ def _has_forms(names: Sequence[str]) -> bool:
     return len({unicodedata.normalize("NFC", name) for name in names}) < len(names)
 
 
-def _images_in(folder: Path, passed: Counter[str]) -> list[str]:
-    """The paths of the images in a class folder; everything else is counted."""
+def images_in(folder: Path, passed: Counter[str]) -> list[str]:
+    """The paths of the images in a class folder, in torchvision's order; everything else is counted."""
     found: list[str] = []
     left, seen = [str(folder)], set[tuple[int, int]]()
     while left:
@@ -86,7 +92,7 @@ def _images_in(folder: Path, passed: Counter[str]) -> list[str]:
         files = [entry for entry in entries if not entry.is_dir()]
         passed.update(kind for entry in files if (kind := _kind(entry.name) or _special(entry)))
         found += [entry.path for entry in files if not _kind(entry.name) and not _special(entry)]
-    return found
+    return sorted(found, key=os.path.split)
 
 
 def _special(entry: os.DirEntry[str]) -> str:

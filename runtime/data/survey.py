@@ -6,6 +6,7 @@ It must not import torch: `graphspec compile` asks this, and is quick.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,8 @@ from typing import NamedTuple
 from compiler.errors import RunError
 from compiler.ir.graph import TensorType
 from compiler.language.config import DataConfig
-from runtime.data.folders import ENDINGS, refuse_other_classes
+from runtime.data.folders import class_names, images_in, refuse_other_classes
+from runtime.rundir.files import guarded
 from runtime.tasks.base import Task, refuse_classes
 
 COUNTED = 100_000
@@ -89,38 +91,29 @@ def check_shape(name: str, found: Sequence[int], wanted: Sequence[int]) -> None:
 def part_folders(config: DataConfig) -> tuple[Path, Path]:
     """The folders of training and test images; RunError if one is missing."""
     root, names = data_root(config), TEST_FOLDERS[config.name]
-    test = next((root / name for name in names if (root / name).is_dir()), None)
-    if test is None or not (root / "train").is_dir():
-        raise RunError(
-            f"data set {config.name!r}: {root} must hold the folders train/ and {names[0]}/ (or {names[1]}/) with one "
-            "folder of images per class; set data.root to the folder that holds them"
-        )
+    with guarded(root, "read"):
+        test = next((root / name for name in names if (root / name).is_dir()), None)
+        if test is None or not (root / "train").is_dir():
+            raise RunError(
+                f"data set {config.name!r}: {root} must hold the folders train/ and {names[0]}/ (or {names[1]}/) with "
+                "one folder of images per class; set data.root to the folder that holds them"
+            )
     return root / "train", test
 
 
 def _in_folders(config: DataConfig, root: Path, task: Task) -> Survey:
     """Classes of both parts, and the images of each where there are not too many."""
     train, test = part_folders(config)
-    names, test_names = _classes(train), _classes(test)
+    names, test_names = class_names(train), class_names(test)
     refuse_other_classes(train, test, names, test_names)
     refuse_classes(config.name, len(names), task)
-    counts = dict.fromkeys(names, 0)
-    for folder, _, files in os.walk(train, followlinks=True):
-        name = os.path.relpath(folder, train).split(os.sep)[0]
-        if name in counts:
-            counts[name] += sum(file.lower().endswith(ENDINGS) for file in files)
+    counts: dict[str, int] = {}
+    for name in names:
+        counts[name] = len(images_in(train / name, Counter()))
         if sum(counts.values()) > COUNTED:
             return Survey(f"{len(names)} classes in {root}; their images were neither counted nor read")
     says = f"{sum(counts.values()):,} training images of {len(names)} classes in {root}; none was read"
     return Survey(says, sum(counts.values()), _doubts(counts))
-
-
-def _classes(folder: Path) -> list[str]:
-    """The names of the folders in it; RunError if it cannot be read."""
-    try:
-        return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-    except OSError as error:
-        raise RunError(f"{folder}: {error.strerror}\n  try: other rights, or another data.root") from error
 
 
 def _doubts(counts: dict[str, int]) -> tuple[str, ...]:

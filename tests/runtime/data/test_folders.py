@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
 from compiler.errors import RunError
 from compiler.language.config import DataConfig
@@ -17,6 +18,7 @@ from runtime.data.folders import list_images
 from runtime.data.pixels import Reading, read_pixels
 from runtime.data.remarks import remarks, tell
 from runtime.data.sources import FileImages, MemoryImages
+from runtime.data.survey import part_folders, survey
 from tests.runtime.data.awkward import FINE, RAMP, write_images, write_pgm
 from tests.tasks import class_task
 
@@ -79,6 +81,17 @@ def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
         "1 folder .cache", "1 folder __MACOSX", "1 images beside the class folders",
     }  # fmt: skip
     assert test == "test/ (1 folder .x)"
+
+
+def test_the_order_is_that_of_torchvision(tmp_path: Path) -> None:
+    """On which parts and batches depend; a folder's name may be the beginning of another one's."""
+    root = make_set(tmp_path, train=2)
+    for inner in ("a", "a/x", "a-b", "B", "a/x/1"):
+        (root / "train" / "cat" / inner).mkdir(exist_ok=True)
+        for name in ("z.png", "Y.png", "10.png", "9.png"):
+            SMALL.save(root / "train" / "cat" / inner / name)
+    paths = [path for paths in list_images(root / "train").images.values() for path in paths]
+    assert paths == [path for path, _ in ImageFolder(str(root / "train")).samples]
 
 
 def test_many_classes_are_summed_up(tmp_path: Path) -> None:
@@ -202,3 +215,19 @@ def test_a_stream_passes_over_batches_that_cannot_be_read(tmp_path: Path) -> Non
     dataset = opened(root, in_memory=False, skip_corrupt=True)
     with pytest.raises(RunError, match=r"every image of a batch is unreadable: mend"):
         list(dataset.training_loader(torch.arange(24), 1, "weights").batches(0))
+
+
+def test_what_is_counted_before_a_set_is_opened_is_what_is_opened(tmp_path: Path) -> None:
+    root = make_set(tmp_path)
+    cat = root / "train" / "cat"
+    for hidden in (cat / ".ipynb_checkpoints", root / "train" / "__MACOSX", root / "test" / ".cache"):
+        hidden.mkdir()
+        SMALL.save(hidden / "000.png")
+    (cat / "._000.png").write_bytes(b"none")
+    SMALL.save(cat / "more.jfif", format="JPEG")
+    (cat / "back").symlink_to(cat)
+    config = DataConfig(name="folder", root=str(root))
+    found = survey(config, SHAPE, class_task(2))
+    assert found.training == len(opened(root).train.targets) == 25
+    with pytest.raises(RunError, match=r"cannot read: File name too long"):
+        part_folders(DataConfig(name="folder", root=str(tmp_path / ("x" * 300))))
