@@ -223,6 +223,17 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
+def test_a_tag_of_another_type_is_damage_whatever_pillow_raises(tmp_path: Path) -> None:
+    Image.fromarray(RAMP).save(tmp_path / "a.tif")
+    content = (tmp_path / "a.tif").read_bytes()
+    (whole, number) = (b"\x11\x01\x04\x00", b"\x11\x01\x0b\x00")  # where the pixels are, tag 273, as a float
+    assert content.count(whole) == 1
+    (tmp_path / "a.tif").write_bytes(content.replace(whole, number))
+    with pytest.raises(UnreadableError) as caught:
+        read_pixels(tmp_path / "a.tif", SHAPE, USUAL)
+    assert isinstance(caught.value.__cause__, TypeError)
+
+
 @pytest.mark.parametrize("count", [400, pytest.param(5000, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
 def test_damaged_files_are_read_alike_or_refused_alike(files: dict[str, Path], tmp_path: Path, count: int) -> None:
     """What training leaves out is what the reader refuses, and everything else has the same pixels in both."""
