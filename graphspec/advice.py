@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 
+from compiler.analysis.costs import node_costs
 from compiler.analysis.guards import smallest_closed
 from compiler.analysis.limits import MEASURES, limits_of
 from compiler.errors import Diagnostic, PassError, SpecError
 from compiler.ir.graph import Graph
 from compiler.language.config import BudgetConfig, Configuration, GateConfig, Schedule, SearchConfig
 from compiler.language.spec import Spec
+from compiler.ops import BYTES
 from compiler.passes.prune_zero_edges import prune
 from compiler.passes.widen import require_reachable
 from runtime.training.schedules import learning_rate, period_ends
@@ -20,6 +22,7 @@ from runtime.training.schedules import learning_rate, period_ends
 TOO_SOON = 0.1
 """A gate without gradient that is zero within this many epochs: too fast to tell useful edges from useless ones."""
 SAMPLES = 20_000
+MANY = 50_000  # classes
 
 
 def gate_steps_per_epoch(search: SearchConfig, images: int) -> int:
@@ -96,6 +99,18 @@ def gate_warnings(search: SearchConfig, steps_per_epoch: int | None, init: float
         f"with search.gates.gamma {gates.gamma:g} and lr {gates.lr:g}, a gate without gradient is zero after about "
         f"{max(needed, 1):.0f} gate steps{share}: lower gamma or the gates' lr, or useful edges are pruned too"
     ] * soon
+
+
+def class_warnings(spec: Spec, graph: Graph) -> list[str]:
+    """What a great number of classes costs, where there is one."""
+    if spec.classes <= MANY:
+        return []
+    costs = node_costs(graph).items()
+    params = sum(cost.params for node_id, cost in costs if graph.node(node_id).shape[0] == spec.classes)
+    return [
+        f"classes {spec.classes:,}: the layers that give so many values have {params:,} parameters, "
+        f"{params * BYTES / 2**30:.2g} GiB, and training keeps three numbers for each"
+    ]
 
 
 def refuse_hopeless(spec: Spec, graph: Graph, images: int | None) -> None:

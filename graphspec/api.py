@@ -31,7 +31,7 @@ from compiler.language.layers import dump
 from compiler.language.overrides import Override, Overrides, overrides_of
 from compiler.language.parse import SPEC, parse_file
 from compiler.language.spec import Spec
-from graphspec.advice import advise, refuse_hopeless
+from graphspec.advice import advise, class_warnings, refuse_hopeless
 from graphspec.cost_report import CostReport, cost_report
 from runtime.data.survey import Survey, survey
 from runtime.processes.launch import refuse_processes
@@ -93,7 +93,11 @@ def compile(  # noqa: A001  (the verb of the command line)
     data = _survey(spec, task)
     images = None if data.training is None else round(data.training * (1 - spec.config.data.validation))
     refuse_hopeless(spec, graph, None if spec.config.data.name == "fake" else images)
-    warnings = (*data.warnings, *advise(spec.config, images, spec.gate_init if graph.gates() else None))
+    warnings = (
+        *data.warnings,
+        *class_warnings(spec, graph),
+        *advise(spec.config, images, spec.gate_init if graph.gates() else None),
+    )
     run = None if dry_run else RunDir.create(_files(spec, graph, graph_json), Path(out) if out else None, root)
     return CompiledSpec(spec, graph, costs, data.says, warnings, run)
 

@@ -96,6 +96,12 @@ def test_classes_that_only_one_part_has_are_refused(tmp_path: Path) -> None:
         compiled(tmp_path)
 
 
+def test_a_million_classes_are_warned_about(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, TINY.replace("classes: 10", "classes: 1000000").replace("name: digits", "name: fake"))
+    said = " ".join(api.compile(spec, dry_run=True).warnings)
+    assert "classes 1,000,000: the layers that give so many values have 17,000,000 parameters, 0.063 GiB" in said
+
+
 def test_data_that_no_spec_names_is_a_doubt(tmp_path: Path) -> None:
     spec = write_spec(tmp_path, TINY.replace("data: {name: digits}\n", ""))
     (warning,) = api.compile(spec, overrides={"input": [1, 16, 16]}, dry_run=True).warnings

@@ -25,8 +25,10 @@ from torch.utils.data import DataLoader, Dataset
 from compiler.errors import RunError
 
 AHEAD = 2  # answers that a worker makes before they are asked for
-WAIT = 600.0  # seconds until workers that say nothing are given up
+LOOK = 5.0  # seconds between looks at workers that say nothing: one may be dead
+WAIT = 600.0  # seconds until they are given up
 SHARED = "/dev/shm"
+DIED = "died, perhaps for its memory"
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def answers(source: Any, requests: Iterable[Any], workers: int, most: int, *, pi
         batch_size=None,
         sampler=requests,
         num_workers=workers,
-        timeout=WAIT if workers else 0,
+        timeout=LOOK if workers else 0,
         prefetch_factor=AHEAD if workers else None,
         collate_fn=_as_it_is,
         pin_memory=pin,
@@ -67,17 +69,25 @@ def answers(source: Any, requests: Iterable[Any], workers: int, most: int, *, pi
 
 
 def _explained(iterator: Iterator[Any]) -> Iterator[Any]:
-    try:
-        for pixels, *rest in iterator:
-            yield (torch.as_tensor(pixels), *rest)
-    except RuntimeError as error:
-        if "DataLoader" not in str(error):
-            raise
-        what = f"has given nothing for {WAIT:.0f} s" if "timed out" in str(error) else "died, perhaps for its memory"
-        raise RunError(
-            f"a process that loads images {what}: {error}\n"
-            f"  try: a lower data.workers (0: none), or a smaller batch size"
-        ) from error
+    waited = 0.0
+    while True:
+        try:
+            pixels, *rest = next(iterator)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            silent = "timed out" in str(error)
+            waited += LOOK
+            if silent and waited < WAIT:
+                continue
+            if "DataLoader" not in str(error):
+                raise
+            raise RunError(
+                f"a process that loads images {f'has given nothing for {WAIT:.0f} s' if silent else DIED}: {error}\n"
+                f"  try: a lower data.workers (0: none), or a smaller batch size"
+            ) from error
+        waited = 0.0
+        yield (torch.as_tensor(pixels), *rest)
 
 
 def _free(folder: str) -> float:

@@ -54,7 +54,10 @@ def test_a_process_that_dies_is_named() -> None:
 
 
 def test_a_process_that_says_nothing_is_given_up() -> None:
-    with patch("runtime.data.workers.WAIT", 1.0), pytest.raises(RunError, match="has given nothing for 1 s"):
+    with (
+        patch.multiple("runtime.data.workers", WAIT=1.0, LOOK=0.5),
+        pytest.raises(RunError, match="has given nothing for 1 s"),
+    ):
         list(answers(Waits(), range(4), 1, 8, pin=False))
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -141,6 +142,31 @@ def test_files_that_cannot_be_run_are_refused(tmp_path: Path) -> None:
         path = identity_file(tmp_path / "net.onnx", sizes, kind)
         with pytest.raises(RunError, match=said):
             measure(OnnxFile("onnx", path), 1, 2, 0.0)
+
+
+def test_a_model_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"lost.onnx: there is no such file"):
+        run_bench(tmp_path / "lost.onnx", quiet=True)
+
+
+def test_what_onnxruntime_raises_is_an_error_of_ours(tmp_path: Path) -> None:
+    """A number of images may be fixed inside a model whose input says that any will do."""
+    shape = numpy_helper.from_array(np.array([2, 3], np.int64), "shape")
+    node = helper.make_node("Reshape", ["x", "shape"], ["y"])
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3]) for name in ("x", "y")]
+    graph = helper.make_graph([node], "g", [values[0]], [values[1]], [shape])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, tmp_path / "m.onnx")
+    assert measure(OnnxFile("onnx", tmp_path / "m.onnx"), 1, 2, 0.0).latency.runs >= 3
+    with pytest.raises(RunError, match=r"m.onnx: onnxruntime cannot run it on x \(4, 3\)"):
+        measure(OnnxFile("onnx", tmp_path / "m.onnx"), 1, 4, 0.0)
+
+
+@pytest.mark.slow
+def test_a_case_has_a_time_limit(tmp_path: Path) -> None:
+    path = identity_file(tmp_path / "net.onnx", ["N", 3])
+    with pytest.raises(RunError, match="took longer than 1 s"), patch("runtime.export.bench.LIMIT", -599.0):
+        run_bench(path, batches=(2,), threads=(1,), seconds=60.0, quiet=True)
 
 
 def test_an_error_of_the_measuring_process_is_the_users_message(tmp_path: Path) -> None:
