@@ -15,7 +15,7 @@ import hashlib
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,10 +33,11 @@ from compiler.language.parse import SPEC, parse_file
 from compiler.language.spec import Spec
 from graphspec.advice import advise
 from graphspec.cost_report import CostReport, cost_report
-from runtime.processes.launch import refuse_processes
-from runtime.rundir.directory import RUNS, Opened, RunDir
+from runtime.processes.launch import Launch, refuse_processes
+from runtime.rundir.directory import RUNS, JobDir, Opened, RunDir
 from runtime.rundir.directory import Compiled as RunFiles
 from runtime.rundir.files import guarded, write_text
+from runtime.rundir.given import Given, given_before, given_to, record_given
 from runtime.rundir.network import read_architecture
 from runtime.rundir.study import Study, checked_seeds, copy_search, found_params, found_sizes
 from runtime.strategies.table import check_strategy
@@ -112,7 +113,7 @@ def open_run(target: Target = None, overrides: Overrides = ()) -> Opened:
         compiled = compile(spec_file, overrides=overrides)
         assert compiled.run is not None
         return Opened(compiled.run, compiled.spec, compiled.graph)
-    run = target if isinstance(target, RunDir) else RunDir.latest() if target is None else RunDir.open(Path(target))
+    run = _run(target)
     typed = overrides_of(overrides)
     spec = parse_file(run.resolved, typed)
     changed = any(override.path[0] in SPEC.names for override in typed)
@@ -122,6 +123,31 @@ def open_run(target: Target = None, overrides: Overrides = ()) -> Opened:
             f"there\n  try: graphspec compile SPEC with the same --set"
         )
     return Opened(run, spec, _compiled_graph(run))
+
+
+def _run(target: Target) -> RunDir:
+    return target if isinstance(target, RunDir) else RunDir.latest() if target is None else RunDir.open(Path(target))
+
+
+def _given(
+    job: str, target: Target, overrides: Overrides, options: Mapping[str, Any], seeds: Sequence[int] | None
+) -> tuple[tuple[Override, ...], dict[str, Any], Given]:
+    """Overrides and options of a job: what was given before, unless it is given otherwise now; and the former alone."""
+    redone = (seeds or (None,)) if options.get("overwrite") else ()
+    resume = bool(options.get("resume"))
+    before = Given() if _spec_file(target) else given_before(_run(target), job, resume=resume, redone=redone)
+    device = options.get("device", "auto")
+    device = before.device if device == "auto" else device
+    typed = (*before.overrides, *overrides_of(overrides))
+    return typed, {**options, "device": device, "recalled": str(before)}, before
+
+
+def _record(job: str, target: Target, opened: Opened, typed: Sequence[Override], options: Mapping[str, Any]) -> None:
+    """Write down what a job is given, unless it has results: then its own files say what that was."""
+    started = any(JobDir(run.path / job).has_results for run in (opened.run, *opened.run.seed_runs().values()))
+    if Launch.here().is_main and (options.get("overwrite") or not started):
+        given = () if _spec_file(target) else typed  # otherwise they are compiled into the run
+        record_given(opened.run, job, opened.spec, given, options["device"], options.get("match"))
 
 
 def _compiled_graph(run: RunDir) -> Graph:
@@ -168,21 +194,25 @@ def search(
     `seeds` and a run of several seeds, that of the same seed). `strategy` is a class to search with in place
     of the one that the spec names.
     """
+    chosen = None if seeds is None else _checked(seeds, overrides)
+    given, options, before = _given("search", target, overrides, options, chosen)
+    match = before.match if match is None and chosen else match
+    found = None if match is None else _match(target, given, match)
+    if found is not None and chosen is None:
+        given = (*given, Override.of("search.random_params", found_params(found), "--match"))
+    opened = open_run(target, given)
+    _record("search", target, opened, given, {**options, "match": match and str(Path(match).absolute())})
     from runtime.jobs.run_search import SearchResult, run_search
     from runtime.jobs.run_study import StudyJob, refuse_study
     from runtime.jobs.runner import JobOptions
 
-    job, found = JobOptions(**options), None if match is None else _match(target, overrides, match)
-    if seeds is None:
-        size = () if found is None else (Override.of("search.random_params", found_params(found), "--match"),)
-        opened = open_run(target, (*overrides_of(overrides), *size))
+    if chosen is None:
         refuse_study(opened, "search")
-        return run_search(opened, job, strategy)
-    chosen = _checked(seeds, overrides)
+        return run_search(opened, JobOptions(**options), strategy)
     run_one = partial(run_search, strategy=strategy)
     path = None if match is None else Path(match)
     sizes = {} if found is None else found_sizes(found, chosen)
-    return StudyJob("search", open_run(target, overrides), chosen, job, run_one, SearchResult.of, path, sizes).run()
+    return StudyJob("search", opened, chosen, JobOptions(**options), run_one, SearchResult.of, path, sizes).run()
 
 
 @overload
@@ -196,17 +226,18 @@ def retrain(
 
     With `seeds`, once for each: what the search of the same seed found, or the one network that the run found.
     """
+    chosen = None if seeds is None else _checked(seeds, overrides)
+    given, options, _ = _given("retrain", target, overrides, options, chosen)
+    opened = open_run(target, given)
+    _record("retrain", target, opened, given, options)
     from runtime.jobs.run_retrain import RetrainResult, run_retrain
     from runtime.jobs.run_study import StudyJob, refuse_study
     from runtime.jobs.runner import JobOptions
 
-    job = JobOptions(**options)
-    if seeds is None:
-        opened = open_run(target, overrides)
+    if chosen is None:
         refuse_study(opened, "retrain")
-        return run_retrain(opened, job)
-    chosen = _checked(seeds, overrides)
-    return StudyJob("retrain", open_run(target, overrides), chosen, job, run_retrain, RetrainResult.of).run()
+        return run_retrain(opened, JobOptions(**options))
+    return StudyJob("retrain", opened, chosen, JobOptions(**options), run_retrain, RetrainResult.of).run()
 
 
 def _checked(seeds: Sequence[int], overrides: Overrides) -> tuple[int, ...]:
@@ -253,6 +284,8 @@ def smoke(target: Target = None, last: str = "search", *, overrides: Overrides =
         trial = RunDir.create(_files(spec, graph, to_json(graph)), Path(folder) / "run", Path(folder))
         if last == "retrain" and run:
             copy_search(run.search, trial.search)
+            for file in (trial.search.config, trial.search.data):  # fake data and short stages are no facts of the run
+                file.unlink(missing_ok=True)
         # without gates, or with a network found before, there is nothing to search before retraining
         searches = last == "search" or (bool(graph.gates()) and not trial.search.arch.is_file())
         if searches:
@@ -273,9 +306,11 @@ def export(target: Target = None, *, overrides: Overrides = (), **options: Any) 
     from runtime.export.run_export import ExportOptions, run_export
     from runtime.jobs.run_study import refuse_study
 
-    opened = open_run(target, overrides)
+    wanted = ExportOptions(**options)
+    before = None if _spec_file(target) else given_to(_run(target), wanted.source)
+    opened = open_run(target, (*(before.overrides if before else ()), *overrides_of(overrides)))
     refuse_study(opened, "export")
-    return run_export(opened, ExportOptions(**options))
+    return run_export(opened, wanted)
 
 
 def bench(target: Target = None, **options: Any) -> BenchResult:

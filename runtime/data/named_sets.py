@@ -58,6 +58,11 @@ def open_dataset(config: DataConfig, shape: Shape, task: Task, *, seed: int, tru
     return SETS[config.name](expected, seed)
 
 
+def data_root(config: DataConfig) -> Path:
+    """The folder that the set lies in."""
+    return Path(config.root or os.environ.get("GRAPHSPEC_DATA") or "data").expanduser().absolute()
+
+
 @dataclass(frozen=True, slots=True)
 class _Expected:
     """What the spec says about the data."""
@@ -68,7 +73,7 @@ class _Expected:
 
     @property
     def root(self) -> Path:
-        return Path(self.config.root or os.environ.get("GRAPHSPEC_DATA") or "data").expanduser().absolute()
+        return data_root(self.config)
 
     def images(self, pixels: Any, targets: Any) -> MemoryImages:
         """`pixels`: (N, H, W) or (N, H, W, C) uint8 array, `targets`: what the set has of each image."""

@@ -52,9 +52,12 @@ class MemoryImages:
 
     streams: ClassVar[bool] = False  # whether images are decoded anew for every request
 
-    def __init__(self, pixels: Tensor, targets: Tensor, skipped: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, pixels: Tensor, targets: Tensor, skipped: dict[str, str] | None = None, paths: Sequence[str] = ()
+    ) -> None:
         """`pixels`: (N, H, W, C) uint8, `targets`: (N, ...) as the task has them; both on the CPU."""
         self.targets = targets
+        self.paths = paths  # of all files they were read from, also of those left out
         self.skipped = skipped or {}  # unreadable images left out so far: path -> reason
         self._pixels = {torch.device("cpu"): pixels.contiguous()}
 
@@ -119,8 +122,8 @@ class FileImages:
             failures |= failed
         self._note(failures)
         if not failures:
-            return MemoryImages(pixels, self.targets, self.skipped)  # choosing rows copies them all
-        return MemoryImages(pixels[read], self.targets[read], self.skipped)
+            return MemoryImages(pixels, self.targets, self.skipped, self.paths)  # choosing rows copies them all
+        return MemoryImages(pixels[read], self.targets[read], self.skipped, self.paths)
 
     def _decoded(self, requests: Iterable[Request], workers: int, pin: bool) -> Iterator[_Decoded]:
         workers = min(workers, _processors())

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from compiler.errors import RunError
 from runtime.jobs.logs import Console
-from runtime.jobs.runner import JobOptions, LiveReport, check_config, has_results, resume_command
+from runtime.jobs.runner import JobOptions, LiveReport, check_config, resume_command
 from runtime.jobs.signals import Interrupted
 from runtime.rundir.directory import JobDir, Opened
 from runtime.rundir.files import guarded
@@ -101,7 +101,7 @@ class StudyJob(Generic[R]):
                 f"  try: graphspec compile {run.resolved}   for a run of its own"
             )
         if not (self.options.resume or self.options.overwrite):
-            started = [seed for seed in self.seeds if has_results(self._folder(seed))]
+            started = [seed for seed in self.seeds if self._folder(seed).has_results]
             if started:
                 raise RunError(
                     f"{run.path}: the {self.name} of seed {_listed(started)} has run or begun\n"

@@ -7,12 +7,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from compiler.errors import GraphspecError, RunError
@@ -21,6 +19,7 @@ from compiler.ir.text import text, to_json
 from compiler.language.config import Configuration
 from compiler.language.overrides import changes
 from runtime.data.dataset import Dataset, load_dataset
+from runtime.data.facts import facts_of, write_facts
 from runtime.jobs.logs import Console, MetricsLog
 from runtime.jobs.signals import Interrupted, StopFlag
 from runtime.processes.launch import Launch, refuse_processes
@@ -28,7 +27,9 @@ from runtime.processes.world import ALONE, World
 from runtime.reporting.page import write_report
 from runtime.rundir.checkpoint import CheckpointStore
 from runtime.rundir.directory import JobDir, Opened, RunDir, environment
+from runtime.rundir.facts import check_facts, read_facts
 from runtime.rundir.files import read_json, write_bytes, write_json, write_text
+from runtime.rundir.given import read_settings
 from runtime.tasks.table import task_of
 from runtime.training.heap import freed_memory_kept
 from runtime.training.loop import Job, Loop
@@ -45,6 +46,7 @@ class JobOptions:
     trust_code: bool = False
     quiet: bool = False
     silent: bool = False  # no warnings either
+    recalled: str = ""  # what the job was given by the run and not by this command, for people
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Workplace:
 
 REPORT_SECONDS = 30.0
 FULL = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")  # in errors of a full memory
-HARMLESS = ("data.workers", "data.download")  # with checkpoint.*: settings that no result depends on
+HARMLESS = ("data.workers", "data.download", "data.root")  # with checkpoint.*: settings that no result depends on
 
 J = TypeVar("J", bound=Job)
 MakeJob = Callable[[Workplace], J]
@@ -131,6 +133,8 @@ class _Attempt:
                 return self._prepared()
 
             done = self.world.decided(prepare)
+            if done is None and self.options.recalled:
+                self.console.line(f"as given before: {self.options.recalled}")
             with _full_memory_explained(self.name):
                 return job() if done is None else done
 
@@ -139,7 +143,7 @@ class _Attempt:
         name, folder, opened, options = self.name, self.folder, self.opened, self.options
         if folder.is_finished and not options.overwrite:
             return self._finished()
-        if options.overwrite or not has_results(folder):
+        if options.overwrite or not folder.has_results:
             folder.clear()
         elif not options.resume:
             raise RunError(
@@ -165,12 +169,18 @@ class _Attempt:
         opened, options, folder, console, world = self.opened, self.options, self.folder, self.console, self.world
         spec, config, main = opened.spec, opened.spec.config, world.is_main
         code = options.trust_code
-        dataset = load_dataset(config.data, spec.input, task_of(spec, opened.graph), seed=config.seed, trust_code=code)
+        known = read_facts(folder)
+        data = known.applied_to(config.data) if known else config.data
+        dataset = load_dataset(data, spec.input, task_of(spec, opened.graph), seed=config.seed, trust_code=code)
+        facts = facts_of(dataset, config.data)
+        check_facts(opened.run, self.name, facts, console.warn)
         place = Workplace(opened, dataset, device, console, folder, world)
         job = make(place)
         if main:
             _write_config(folder, config)
             write_json(folder.environment, environment(config.seed) | {"processes": world.size})
+            if known is None:
+                write_facts(folder, facts, dataset, console.line)
         checkpoint = (config.search if self.name == "search" else config.retrain).checkpoint
         store = CheckpointStore(folder.checkpoints, checkpoint.keep, console.warn)
         log = MetricsLog(folder.path if main else None, console.warn)
@@ -204,18 +214,9 @@ def _full_memory_explained(name: str) -> Iterator[None]:
         ) from error
 
 
-def has_results(folder: JobDir) -> bool:
-    """Whether starting anew would lose something; a job that failed before its first checkpoint left nothing."""
-    return any(folder.checkpoints.glob("*.json")) or folder.arch.exists()
-
-
 def resume_command(name: str, opened: Opened, options: JobOptions, more: Sequence[str] = ()) -> str:
-    """What to type to go on with a job that runs now, with the settings that were not compiled into its run."""
-    compiled = read_settings(opened.run.config)
-    now = opened.spec.config.model_dump(mode="json")
+    """What to type to go on with a job that runs now; its run knows what it was given."""
     command = [*Launch.here().prefix, "graphspec", name, str(opened.run.path), *more, "--resume"]
-    command += [word for override in changes(compiled, now) for word in override.words]
-    command += ["--device", options.device] if options.device != "auto" else []
     command += ["--trust-code"] if options.trust_code else []
     return shlex.join(command)
 
@@ -234,17 +235,6 @@ def check_config(name: str, folder: JobDir, config: Configuration, may_differ: S
             f"{folder.path}: cannot go on with a changed spec: {', '.join(relevant)}\n"
             f"  try: without these changes, or --overwrite to start anew"
         )
-
-
-def read_settings(file: Path) -> dict[str, Any]:
-    """A `config.json` as this version would write it; RunError if it cannot be read as such."""
-    try:
-        return Configuration.model_validate_json(file.read_bytes()).model_dump(mode="json")
-    except (OSError, ValidationError) as error:
-        raise RunError(
-            f"{file}: these settings are damaged or of another version of graphspec: {error}\n"
-            f"  try: graphspec compile SPEC again, for a new run"
-        ) from error
 
 
 def _write_config(folder: JobDir, config: Configuration) -> None:

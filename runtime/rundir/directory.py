@@ -63,6 +63,8 @@ class JobDir:
     path: Path
     config = _Below("config.json")  # what the job runs with
     environment = _Below("environment.json")  # versions and seed of the job, which may run elsewhere than `compile`
+    data = _Below("data.json")  # the data set as the job found it when it first opened it: `runtime.rundir.facts`
+    samples = _Below("samples.safetensors")  # a few test images and their targets, for where the set is gone
     checkpoints = _Below("checkpoints")
     metrics = _Below("metrics.jsonl")  # a line an epoch, the same for the same seed
     timings = _Below("timings.jsonl")  # a line an epoch: how long it took
@@ -77,6 +79,11 @@ class JobDir:
     def is_started(self) -> bool:
         """Whether the job has left anything."""
         return self.path.is_dir() and any(self.path.iterdir())
+
+    @property
+    def has_results(self) -> bool:
+        """Whether starting anew would lose something; a job that failed before its first checkpoint left nothing."""
+        return any(self.checkpoints.glob("*.json")) or self.arch.exists()
 
     @property
     def is_finished(self) -> bool:
@@ -100,6 +107,7 @@ class RunDir:
     resolved = _Below("spec.resolved.yaml")  # the spec with `extends` and overrides merged in
     config = _Below("config.json")  # the configuration as resolved
     environment = _Below("environment.json")  # versions and seed
+    given = _Below("given.json")  # what each job was given besides: `runtime.rundir.given`
     graph_text = _Below("graph.txt")  # the whole search space, one line a node
     graph_json = _Below("graph.json")  # the same, written last: a run directory that has it is complete
     report = _Below("report.html")
@@ -116,6 +124,11 @@ class RunDir:
         with guarded(folder, "read"):
             names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
         return {seed: self.seed_run(seed) for seed in sorted(int(name) for name in names if name.isdecimal())}
+
+    def siblings(self) -> list[RunDir]:
+        """The runs of all seeds of the study that this one belongs to; none where it belongs to none."""
+        above = self.path.absolute().parent
+        return list(RunDir(above.parent).seed_runs().values()) if above.name == "seeds" else []
 
     @property
     def search(self) -> JobDir:
@@ -138,6 +151,7 @@ class RunDir:
         write_json(run.path / _MARKER, {"format": FORMAT, "name": compiled.name, "seed": compiled.seed})
         with guarded(run.path):
             run.graph_json.unlink(missing_ok=True)  # from here to the end the run is incomplete
+            run.given.unlink(missing_ok=True)
         for name in ("spec", "resolved", "config", "graph_text"):
             write_text(getattr(run, name), getattr(compiled, name))
         write_json(run.environment, environment(compiled.seed))

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from compiler.errors import RunError
 from compiler.language.config import SearchConfig, TrainingConfig
 from runtime.data.sources import MemoryImages
-from runtime.jobs.runner import Workplace, has_results
+from runtime.jobs.runner import Workplace
 from runtime.processes.launch import Launch
 from runtime.tasks.base import Task
 from runtime.training.allocated import OnCpu, OnCuda
@@ -75,7 +75,7 @@ def require_memory(trial: Trial, place: Workplace) -> None:
     A job that goes on from a checkpoint fitted before. Compiled code is not measured: it would be compiled twice more.
     """
     config, world, free = trial.config, place.world.size, available_memory(place.device)
-    if free is None or config.compile or has_results(place.folder):
+    if free is None or config.compile or place.folder.has_results:
         return
     free = free // Launch.here().local_size if place.device.type == "cpu" else free - _copied(config, place)
     images = len(place.dataset.train.targets)
