@@ -7,6 +7,7 @@ import math
 import os
 import unicodedata
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import safetensors.torch
@@ -18,7 +19,7 @@ from compiler.language.config import DataConfig
 from runtime.data.augment import Normalise
 from runtime.data.dataset import HERE, NO_AUGMENTATION, Dataset
 from runtime.data.named_sets import data_root
-from runtime.data.sources import Images, MemoryImages, Request
+from runtime.data.sources import FileImages, Images, MemoryImages, Request
 from runtime.rundir.directory import JobDir
 from runtime.rundir.facts import DataFacts, PartFacts
 from runtime.rundir.files import guarded, write_bytes, write_json
@@ -53,7 +54,7 @@ def _digest(images: Images, root: Path) -> str:
         for tensor in _sample(images, _ARRAYS):
             digest.update(tensor.contiguous().numpy().tobytes())
     for path in images.paths:
-        name = unicodedata.normalize("NFC", os.path.relpath(path, root))
+        name = unicodedata.normalize("NFC", path.removeprefix(str(root)))
         digest.update(name.encode(errors="surrogateescape") + b"\0")
     with guarded(root, "read"):
         for row in _spread(len(images.paths), _SIZED).tolist():
@@ -72,20 +73,28 @@ def _spread(total: int, most: int) -> Tensor:
 
 def _sample(images: Images, most: int) -> tuple[Tensor, Tensor]:
     """Pixels (N, H, W, C) uint8 and targets (N, ...) of at most so many images; unreadable ones are left out."""
+    images = replace(images, workers=0) if isinstance(images, FileImages) else images  # starting some takes longer
     rows = _spread(len(images.targets), most)
     fetched = next(iter(images.fetch([Request(rows)], HERE.device)))
     kept = rows if fetched.kept is None else rows[fetched.kept]
     return fetched.pixels.index_select(0, fetched.rows), images.targets[kept]
 
 
-def write_facts(folder: JobDir, facts: DataFacts, dataset: Dataset, tell: Callable[[str], None]) -> None:
-    """Write down what a job has found, with a few test images; of a run that has begun without that, it is told."""
-    if folder.has_results or folder.is_finished:
-        tell(f"{folder.path} did not say what its data was; {folder.data} holds what it is now")
-    most = _SAMPLE_BYTES // (len(facts.mean) * math.prod(dataset.test.size))
-    pixels, targets = _sample(dataset.test, max(2, min(_SAMPLES, most)))
-    write_bytes(folder.samples, safetensors.torch.save({"pixels": pixels.contiguous(), "targets": targets}))
-    write_json(folder.data, facts.model_dump(mode="json"))
+def write_facts(
+    folder: JobDir, known: DataFacts | None, now: DataFacts, dataset: Dataset, tell: Callable[[str], None]
+) -> None:
+    """Write down what a job has found, with a few test images; of what is known, only where the set lies changes.
+
+    Of a run that has begun without the record it is told.
+    """
+    if known is None:
+        if folder.has_results or folder.is_finished:
+            tell(f"{folder.path} did not say what its data was; {folder.data} holds what it is now")
+        most = _SAMPLE_BYTES // (len(now.mean) * math.prod(dataset.test.size))
+        pixels, targets = _sample(dataset.test, max(2, min(_SAMPLES, most)))
+        write_bytes(folder.samples, safetensors.torch.save({"pixels": pixels.contiguous(), "targets": targets}))
+    if known is None or known.root != now.root:
+        write_json(folder.data, (known or now).model_copy(update={"root": now.root}).model_dump(mode="json"))
 
 
 def recorded_dataset(facts: DataFacts, folder: JobDir, task: Task, seed: int, validation: float) -> Dataset:

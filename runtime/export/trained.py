@@ -88,11 +88,9 @@ def training_data(
             raise
         reason = str(error).splitlines()[0]
     else:
-        if known is None:
-            write_facts(job, now, dataset, warn)
-            return dataset, True
-        reason = known.changes(now)
-        if known.same_classes(now):
+        reason = known.changes(now) if known else ""
+        if known is None or known.same_classes(now):
+            write_facts(job, known, now, dataset, warn)
             if reason:
                 warn(f"the data has changed since the training: {reason}; labels and normalisation are those of then")
             return dataset, True

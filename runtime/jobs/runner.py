@@ -179,8 +179,7 @@ class _Attempt:
         if main:
             _write_config(folder, config)
             write_json(folder.environment, environment(config.seed) | {"processes": world.size})
-            if known is None:
-                write_facts(folder, facts, dataset, console.line)
+            write_facts(folder, known, facts, dataset, console.line)
         checkpoint = (config.search if self.name == "search" else config.retrain).checkpoint
         store = CheckpointStore(folder.checkpoints, checkpoint.keep, console.warn)
         log = MetricsLog(folder.path if main else None, console.warn)
