@@ -15,7 +15,7 @@ import hashlib
 import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from compiler.language.spec import Spec
 from graphspec.advice import advise
 from graphspec.cost_report import CostReport, cost_report
 from runtime.processes.launch import Launch, refuse_processes
-from runtime.rundir.directory import RUNS, JobDir, Opened, RunDir
+from runtime.rundir.directory import RUNS, Opened, RunDir
 from runtime.rundir.directory import Compiled as RunFiles
 from runtime.rundir.files import guarded, write_text
 from runtime.rundir.given import Given, given_before, given_to, record_given
@@ -130,24 +130,25 @@ def _run(target: Target) -> RunDir:
 
 
 def _given(
-    job: str, target: Target, overrides: Overrides, options: Mapping[str, Any], seeds: Sequence[int] | None
+    job: str, target: Target, overrides: Overrides, options: dict[str, Any], seeds: Sequence[int] | None
 ) -> tuple[tuple[Override, ...], dict[str, Any], Given]:
     """Overrides and options of a job: what was given before, unless it is given otherwise now; and the former alone."""
-    redone = (seeds or (None,)) if options.get("overwrite") else ()
-    resume = bool(options.get("resume"))
+    redone, resume = (seeds or (None,)) if options.get("overwrite") else (), bool(options.get("resume"))
     before = Given() if _spec_file(target) else given_before(_run(target), job, resume=resume, redone=redone)
-    device = options.get("device", "auto")
-    device = before.device if device == "auto" else device
-    typed = (*before.overrides, *overrides_of(overrides))
-    return typed, {**options, "device": device, "recalled": str(before)}, before
+    chosen = options.get("device", "auto")
+    known = {"device": before.device if chosen == "auto" else chosen, "recalled": str(before)}
+    return (*before.overrides, *overrides_of(overrides)), {**options, **known}, before
 
 
-def _record(job: str, target: Target, opened: Opened, typed: Sequence[Override], options: Mapping[str, Any]) -> None:
-    """Write down what a job is given, unless it has results: then its own files say what that was."""
-    started = any(JobDir(run.path / job).has_results for run in (opened.run, *opened.run.seed_runs().values()))
-    if Launch.here().is_main and (options.get("overwrite") or not started):
-        given = () if _spec_file(target) else typed  # otherwise they are compiled into the run
-        record_given(opened.run, job, opened.spec, given, options["device"], options.get("match"))
+def _opened(
+    job: str, target: Target, given: Sequence[Override], options: dict[str, Any], match: Path | None = None
+) -> Opened:
+    """As `open_run`; what the job is given is written down."""
+    opened = open_run(target, given)
+    if Launch.here().is_main:
+        typed = () if _spec_file(target) else given  # otherwise they are compiled into the run
+        record_given(opened, job, typed, options["device"], match, overwrite=bool(options.get("overwrite")))
+    return opened
 
 
 def _compiled_graph(run: RunDir) -> Graph:
@@ -197,12 +198,12 @@ def search(
     chosen = None if seeds is None else _checked(seeds, overrides)
     given, options, before = _given("search", target, overrides, options, chosen)
     match = before.match if match is None and chosen else match
-    found = None if match is None else _match(target, given, match)
+    path, found = (None, None) if match is None else (Path(match).absolute(), _match(target, given, match))
     if found is not None and chosen is None:
         given = (*given, Override.of("search.random_params", found_params(found), "--match"))
-    opened = open_run(target, given)
-    _record("search", target, opened, given, {**options, "match": match and str(Path(match).absolute())})
-    from runtime.jobs.run_search import SearchResult, run_search
+    sizes = found_sizes(found, chosen) if found is not None and chosen is not None else {}
+    opened = _opened("search", target, given, options, path)
+    from runtime.jobs.run_search import SearchResult, run_search  # and with it torch
     from runtime.jobs.run_study import StudyJob, refuse_study
     from runtime.jobs.runner import JobOptions
 
@@ -210,9 +211,7 @@ def search(
         refuse_study(opened, "search")
         return run_search(opened, JobOptions(**options), strategy)
     run_one = partial(run_search, strategy=strategy)
-    path = None if match is None else Path(match)
-    sizes = {} if found is None else found_sizes(found, chosen)
-    return StudyJob("search", opened, chosen, JobOptions(**options), run_one, SearchResult.of, path, sizes).run()
+    return StudyJob("search", opened, chosen, JobOptions(**options), run_one, SearchResult.of, sizes).run()
 
 
 @overload
@@ -228,9 +227,8 @@ def retrain(
     """
     chosen = None if seeds is None else _checked(seeds, overrides)
     given, options, _ = _given("retrain", target, overrides, options, chosen)
-    opened = open_run(target, given)
-    _record("retrain", target, opened, given, options)
-    from runtime.jobs.run_retrain import RetrainResult, run_retrain
+    opened = _opened("retrain", target, given, options)
+    from runtime.jobs.run_retrain import RetrainResult, run_retrain  # and with it torch
     from runtime.jobs.run_study import StudyJob, refuse_study
     from runtime.jobs.runner import JobOptions
 

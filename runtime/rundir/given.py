@@ -14,8 +14,7 @@ from pydantic import BaseModel
 
 from compiler.language.config import Configuration
 from compiler.language.overrides import Override, changes
-from compiler.language.spec import Spec
-from runtime.rundir.directory import JobDir, RunDir
+from runtime.rundir.directory import JobDir, Opened, RunDir
 from runtime.rundir.facts import read_facts, read_record
 from runtime.rundir.files import write_json
 
@@ -72,15 +71,20 @@ def given_to(run: RunDir, job: str) -> Given | None:
 
 
 def record_given(
-    run: RunDir, job: str, spec: Spec, overrides: Sequence[Override], device: str, match: str | None
+    opened: Opened, job: str, overrides: Sequence[Override], device: str, match: Path | None, *, overwrite: bool
 ) -> None:
-    """Write down what a job is given; RunError if another process works in the run."""
-    root = spec.config.data.root
+    """Write down what a job is given, unless it has results that stay: these say what it was.
+
+    RunError if another process works in the run.
+    """
+    run, root = opened.run, opened.spec.config.data.root
+    if not overwrite and any(_has_results(one, job) for one in (run, *run.seed_runs().values())):
+        return
     lies_at = [] if root is None else [(ROOT, str(Path(root).expanduser().absolute()))]
     settings = [*((each.key, each.value.plain()) for each in overrides), *lies_at]
+    given = Given(settings=settings, device=device, match=None if match is None else str(match))
     with run.locked():
-        given = {**_read(run), job: Given(settings=settings, device=device, match=match)}
-        write_json(run.given, {name: each.model_dump() for name, each in given.items()})
+        write_json(run.given, {name: each.model_dump() for name, each in {**_read(run), job: given}.items()})
 
 
 def read_settings(file: Path) -> dict[str, Any]:
