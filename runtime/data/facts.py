@@ -103,6 +103,8 @@ def recorded_dataset(facts: DataFacts, folder: JobDir, task: Task, shape: Shape,
 
     `shape` is the network's input, (C, H, W) or (C, T). RunError if the record is damaged or does not fit it.
     """
+    if not len(facts.mean) == len(facts.std) == shape[0]:
+        raise damaged(folder.data, f"it needs mean and std of {shape[0]} channels each")
     kept = read_tensors(folder.samples, safetensors.torch.load)[0]
     pixels, targets = kept.get("pixels", torch.empty(0)), kept.get("targets", torch.empty(0))
     fits = pixels.dtype in (torch.uint8, torch.float32) and len(pixels) == len(targets) > 0

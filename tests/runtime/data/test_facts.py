@@ -6,9 +6,13 @@ import shutil
 import sys
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
+import safetensors.torch
+import torch
 
+from compiler.errors import RunError
 from compiler.language.config import DataConfig
 from runtime.data.dataset import Dataset, load_dataset
 from runtime.data.facts import facts_of, recorded_dataset, write_facts
@@ -21,7 +25,7 @@ MODULE = "import numpy as np\ndef make(config):\n    x = np.full((8, 3, 8, 8), {
 MODULE += "    return (x, np.arange(8) % 3), (x[:4], np.arange(4) % 3)\n"
 
 
-def opened(shape: tuple[int, int, int] = (3, 8, 8), classes: int = 3, **settings: object) -> tuple[Dataset, DataFacts]:
+def opened(shape: tuple[int, ...] = (3, 8, 8), classes: int = 3, **settings: object) -> tuple[Dataset, DataFacts]:
     config = DataConfig(validation=0.2, **settings)  # type: ignore[arg-type]  # as a spec gives them
     dataset = load_dataset(config, shape, class_task(classes), seed=0, trust_code=True)
     return dataset, facts_of(dataset, config)
@@ -74,3 +78,33 @@ def test_the_kept_images_are_test_images_and_the_record_is_read_as_written(tmp_p
     assert (kept.labels, kept.normalise) == (dataset.labels, dataset.normalise)
     assert kept.test.targets.equal(dataset.test.targets)
     assert kept.test.images.equal(dataset.test.images)  # type: ignore[union-attr]  # both are in memory
+
+
+def test_the_kept_signals_have_all_their_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "own_signals.py").write_text(
+        "import numpy as np\ndef make(config):\n    x = np.random.default_rng(0).random((6, 2, 16), np.float32)\n"
+        "    return (x, np.arange(6) % 3), (x[:3], np.arange(3))\n"
+    )
+    dataset, facts = opened((2, 16), name="own_signals:make")
+    write_facts(JobDir(tmp_path), None, facts, dataset, pytest.fail)
+    kept = recorded_dataset(facts, JobDir(tmp_path), dataset.task, (2, 16), 0, 0.2).test
+    assert kept.images.equal(dataset.test.images)  # type: ignore[union-attr]  # both are in memory
+    assert kept.found.deep == 3
+
+
+@pytest.mark.parametrize("damage", [
+    {"pixels": torch.zeros(4, 8, 8, 1, dtype=torch.uint8)}, {"pixels": torch.zeros(4, 8, 8, 3, dtype=torch.int64)},
+    {"pixels": torch.zeros(3, 8, 8, 3, dtype=torch.uint8)}, {"targets": torch.zeros(0)}, {"mean": (0.5,)},
+    {"labels": ("a", "b")},
+], ids=str)  # fmt: skip
+def test_a_record_that_does_not_fit_is_refused(tmp_path: Path, damage: dict[str, Any]) -> None:
+    make_set(tmp_path / "a")
+    dataset, facts = opened(name="folder", root=str(tmp_path / "a"))
+    folder = JobDir(tmp_path)
+    kept = {"pixels": torch.zeros(4, 8, 8, 3, dtype=torch.uint8), "targets": torch.zeros(4, dtype=torch.int64)}
+    changed = {key: damage.get(key, value) for key, value in kept.items()}
+    folder.samples.write_bytes(safetensors.torch.save(changed))
+    facts = facts.model_copy(update={key: value for key, value in damage.items() if key not in kept})
+    with pytest.raises(RunError, match="is damaged|has 2 classes"):
+        recorded_dataset(facts, folder, dataset.task, (3, 8, 8), 0, 0.2)
