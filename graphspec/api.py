@@ -34,10 +34,11 @@ from compiler.language.spec import Spec
 from graphspec.advice import advise, class_warnings, refuse_hopeless
 from graphspec.cost_report import CostReport, cost_report
 from runtime.data.survey import Survey, survey
-from runtime.processes.launch import refuse_processes
+from runtime.processes.launch import Launch, refuse_processes
 from runtime.rundir.directory import RUNS, Opened, RunDir
 from runtime.rundir.directory import Compiled as RunFiles
-from runtime.rundir.files import checked, write_text
+from runtime.rundir.files import checked, remove, write_text
+from runtime.rundir.given import Given, given_before, given_to, record_given
 from runtime.rundir.network import read_architecture, read_graph_and_version
 from runtime.rundir.study import Study, checked_seeds, copy_search, found_params, found_sizes
 from runtime.strategies.table import check_strategy
@@ -135,7 +136,7 @@ def open_run(target: Target = None, overrides: Overrides = ()) -> Opened:
         compiled = compile(spec_file, overrides=overrides)
         assert compiled.run is not None
         return Opened(compiled.run, compiled.spec, compiled.graph)
-    run = target if isinstance(target, RunDir) else RunDir.latest() if target is None else RunDir.open(Path(target))
+    run = _run(target)
     typed = overrides_of(overrides)
     spec = parse_file(checked(run.resolved), typed)
     changed = any(override.path[0] in SPEC.names for override in typed)
@@ -145,6 +146,21 @@ def open_run(target: Target = None, overrides: Overrides = ()) -> Opened:
             f"there\n  try: graphspec compile SPEC with the same --set"
         )
     return Opened(run, spec, _compiled_graph(run))
+
+
+def _run(target: Target) -> RunDir:
+    return target if isinstance(target, RunDir) else RunDir.latest() if target is None else RunDir.open(Path(target))
+
+
+def _given(
+    job: str, target: Target, overrides: Overrides, options: dict[str, Any], seeds: Sequence[int] | None
+) -> tuple[tuple[Override, ...], dict[str, Any], Given]:
+    """Overrides and options of a job: what was given before, unless it is given otherwise now; and the former alone."""
+    redone, resume = (seeds or (None,)) if options.get("overwrite") else (), bool(options.get("resume"))
+    before = Given() if _spec_file(target) else given_before(_run(target), job, resume=resume, redone=redone)
+    chosen = options.get("device", "auto")
+    known = {"device": before.device if chosen == "auto" else chosen, "recalled": str(before)}
+    return (*before.overrides, *overrides_of(overrides)), {**options, **known}, before
 
 
 @contextmanager
@@ -161,6 +177,18 @@ def _opened(target: Target, overrides: Overrides) -> Iterator[Opened]:
         if _spec_file(target):
             opened.run.withdraw(before)
         raise
+
+
+@contextmanager
+def _opened_for(
+    job: str, target: Target, given: Sequence[Override], options: dict[str, Any], match: Path | None = None
+) -> Iterator[Opened]:
+    """As `_opened`; what the job is given is written down."""
+    with _opened(target, given) as opened:
+        if Launch.here().is_main:
+            typed = () if _spec_file(target) else given  # otherwise they are compiled into the run
+            record_given(opened, job, typed, options["device"], match, overwrite=bool(options.get("overwrite")))
+        yield opened
 
 
 def _compiled_graph(run: RunDir) -> Graph:
@@ -206,22 +234,24 @@ def search(
     `seeds` and a run of several seeds, that of the same seed). `strategy` is a class to search with in place
     of the one that the spec names.
     """
-    from runtime.jobs.run_search import SearchResult, run_search
-    from runtime.jobs.run_study import StudyJob, refuse_study
-    from runtime.jobs.runner import JobOptions
+    chosen = None if seeds is None else _checked(seeds, overrides)
+    given, options, before = _given("search", target, overrides, options, chosen)
+    match = before.match if match is None and chosen else match
+    path, found = (None, None) if match is None else (Path(match).absolute(), _match(target, given, match))
+    if found is not None and chosen is None:
+        given = (*given, Override.of("search.random_params", found_params(found), "--match"))
+    sizes = found_sizes(found, chosen) if found is not None and chosen is not None else {}
+    with _opened_for("search", target, given, options, path) as opened:
+        from runtime.jobs.run_search import SearchResult, run_search  # and with it torch
+        from runtime.jobs.run_study import StudyJob, refuse_study
+        from runtime.jobs.runner import JobOptions
 
-    job, found = JobOptions(**options), None if match is None else _match(target, overrides, match)
-    if seeds is None:
-        size = () if found is None else (Override.of("search.random_params", found_params(found), "--match"),)
-        with _opened(target, (*overrides_of(overrides), *size)) as opened:
+        job = JobOptions(**options)
+        if chosen is None:
             refuse_study(opened, "search")
             return run_search(opened, job, strategy)
-    chosen = _checked(seeds, overrides)
-    run_one = partial(run_search, strategy=strategy)
-    path = None if match is None else Path(match)
-    sizes = {} if found is None else found_sizes(found, chosen)
-    with _opened(target, overrides) as opened:
-        return StudyJob("search", opened, chosen, job, run_one, SearchResult.of, path, sizes).run()
+        run_one = partial(run_search, strategy=strategy)
+        return StudyJob("search", opened, chosen, job, run_one, SearchResult.of, sizes).run()
 
 
 @overload
@@ -235,17 +265,17 @@ def retrain(
 
     With `seeds`, once for each: what the search of the same seed found, or the one network that the run found.
     """
-    from runtime.jobs.run_retrain import RetrainResult, run_retrain
-    from runtime.jobs.run_study import StudyJob, refuse_study
-    from runtime.jobs.runner import JobOptions
+    chosen = None if seeds is None else _checked(seeds, overrides)
+    given, options, _ = _given("retrain", target, overrides, options, chosen)
+    with _opened_for("retrain", target, given, options) as opened:
+        from runtime.jobs.run_retrain import RetrainResult, run_retrain  # and with it torch
+        from runtime.jobs.run_study import StudyJob, refuse_study
+        from runtime.jobs.runner import JobOptions
 
-    job = JobOptions(**options)
-    if seeds is None:
-        with _opened(target, overrides) as opened:
+        job = JobOptions(**options)
+        if chosen is None:
             refuse_study(opened, "retrain")
             return run_retrain(opened, job)
-    chosen = _checked(seeds, overrides)
-    with _opened(target, overrides) as opened:
         return StudyJob("retrain", opened, chosen, job, run_retrain, RetrainResult.of).run()
 
 
@@ -294,6 +324,8 @@ def smoke(target: Target = None, last: str = "search", *, overrides: Overrides =
         trial = RunDir.create(_files(spec, graph, to_json(graph)), Path(folder) / "run", Path(folder))
         if last == "retrain" and run:
             copy_search(run.search, trial.search)
+            for file in (trial.search.config, trial.search.data):  # fake data and short stages are no facts of the run
+                remove(file)
         # without gates, or with a network found before, there is nothing to search before retraining
         searches = last == "search" or (bool(graph.gates()) and not trial.search.arch.is_file())
         if searches:
@@ -314,9 +346,11 @@ def export(target: Target = None, *, overrides: Overrides = (), **options: Any) 
     from runtime.export.run_export import ExportOptions, run_export
     from runtime.jobs.run_study import refuse_study
 
-    with _opened(target, overrides) as opened:
+    wanted = ExportOptions(**options)
+    before = None if _spec_file(target) else given_to(_run(target), wanted.source)
+    with _opened(target, (*(before.overrides if before else ()), *overrides_of(overrides))) as opened:
         refuse_study(opened, "export")
-        return run_export(opened, ExportOptions(**options))
+        return run_export(opened, wanted)
 
 
 def bench(target: Target = None, **options: Any) -> BenchResult:

@@ -52,10 +52,17 @@ class MemoryImages:
     streams: ClassVar[bool] = False  # whether images are decoded anew for every request
 
     def __init__(
-        self, pixels: Tensor, targets: Tensor, skipped: dict[str, str] | None = None, *, found: Found = NOTHING
+        self,
+        pixels: Tensor,
+        targets: Tensor,
+        skipped: dict[str, str] | None = None,
+        *,
+        found: Found = NOTHING,
+        paths: Sequence[str] = (),
     ) -> None:
         """`pixels`: (N, H, W, C) or (N, T, C), uint8 or float32, `targets`: (N, ...) of the task; both on the CPU."""
         self.targets, self.found = targets, found
+        self.paths = paths  # of all files they were read from, also of those left out
         self.skipped = skipped or {}  # unreadable images left out so far: path -> reason
         self._pixels = {torch.device("cpu"): pixels.contiguous()}
 
@@ -131,9 +138,10 @@ class FileImages:
             failures |= failed
             notable |= noted
         self._note(failures, notable)
-        if not failures:
-            return MemoryImages(pixels, self.targets, self.skipped, found=self.found)  # choosing rows copies them all
-        return MemoryImages(pixels[read], self.targets[read], self.skipped, found=self.found)
+        targets = self.targets
+        if failures:  # choosing rows copies them all
+            pixels, targets = pixels[read], targets[read]
+        return MemoryImages(pixels, targets, self.skipped, found=self.found, paths=self.paths)
 
     def _decoded(self, requests: Iterable[Request], workers: int, pin: bool) -> Iterator[_Decoded]:
         first = next(iter(requests := iter(requests)), None)

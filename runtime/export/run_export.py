@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from onnx import helper
 from compiler.errors import RunError
 from compiler.ir.text import graph_hash
 from compiler.lowering.onnx.model import Preprocessing, check_opset, emit, save
-from runtime.data.dataset import HERE, Dataset, load_dataset
+from runtime.data.dataset import HERE, Dataset
 from runtime.data.named_sets import reading_of
 from runtime.export.bench import Latency, OnnxNetwork, eager_latency, onnx_latency
 from runtime.export.parity import (
@@ -37,7 +37,7 @@ from runtime.export.parity import (
     some_pixels,
 )
 from runtime.export.quantise import half, int8
-from runtime.export.trained import Source, Trained, finished_job, load_trained
+from runtime.export.trained import Source, Trained, finished_job, load_trained, training_data
 from runtime.jobs.logs import Console
 from runtime.rundir import files
 from runtime.rundir.directory import Opened, environment
@@ -46,7 +46,6 @@ from runtime.seeds import generator
 from runtime.strategies.latency import device_name
 from runtime.tasks.base import TOLERANCE
 from runtime.tasks.results import Measured, as_record
-from runtime.tasks.table import task_of
 
 Kind = Literal["fp32", "fp16", "int8"]
 MODEL, PARITY, LATENCY = "model.onnx", "parity.json", "latency.json"  # in the run's export folder
@@ -107,14 +106,16 @@ def run_export(opened: Opened, options: ExportOptions) -> ExportResult:
     GraphspecError if there is none, it does not pass the checks or cannot be written; then nothing is at the target
     path that was not there before.
     """
-    spec, config, console = opened.spec, opened.spec.config, Console(options.quiet)
-    check_opset(config.export.opset)
-    finished_job(opened, options.source)
+    console = Console(options.quiet)
+    check_opset(opened.spec.config.export.opset)
+    job = finished_job(opened, options.source)
     target = options.output or opened.run.export / MODEL
     with opened.run.locked(), _staging(target) as folder:
-        task, code = task_of(spec, opened.graph), options.trust_code
-        dataset = load_dataset(config.data, spec.input, task, seed=config.seed, trust_code=code)
+        needs = "--int8" if options.int8 else "--from search" if options.source == "search" else ""
+        dataset, is_whole = training_data(opened, job, console.warn, needs=needs, trust_code=options.trust_code)
         trained = load_trained(opened, options.source, dataset, console.line)
+        if not is_whole:  # what the job has measured is of other images
+            trained = replace(trained, score=None)
         result = _Export(opened, options, console, trained, dataset, target, folder).run()
         _publish(folder, target)
         _write_reports(opened.run.export, result, others_go=options.output is None)

@@ -14,12 +14,16 @@ from compiler.ir.graph import Model
 from compiler.language.overrides import changes
 from compiler.lowering.torch.fx import lower_model, weights_of
 from compiler.passes.pipeline import TO_INHERIT
-from runtime.data.dataset import Dataset
-from runtime.jobs.runner import read_settings
+from runtime.data.dataset import Dataset, load_dataset
+from runtime.data.facts import facts_of, recorded_dataset, write_facts
+from runtime.data.survey import data_root
 from runtime.rundir.directory import JobDir, Opened
+from runtime.rundir.facts import read_facts
 from runtime.rundir.files import read_json
+from runtime.rundir.given import read_settings
 from runtime.rundir.network import read_model
 from runtime.rundir.records import Result
+from runtime.tasks.table import task_of
 from runtime.training.step import recalibrate
 
 Source = Literal["retrain", "search"]
@@ -61,8 +65,47 @@ def _check_data(opened: Opened, folder: JobDir) -> None:
     if relevant:
         raise RunError(
             f"{folder.path}: the network was trained with other settings: {', '.join(relevant)}\n"
-            f"  try: the same --set and --seed as then ({folder.config} has them)"
+            f"  try: without these options; the run knows what it was trained with ({folder.config})"
         )
+
+
+def training_data(
+    opened: Opened, job: JobDir, warn: Callable[[str], None], *, needs: str = "", trust_code: bool = False
+) -> tuple[Dataset, bool]:
+    """The data that a job was trained on, with its labels and normalisation of then, and whether it is still there.
+
+    A set that is gone, or has other classes now, is replaced by the test images that the job has kept. RunError where
+    an option `needs` training images, or the set does not lie where this command says.
+    """
+    spec, config, known = opened.spec, opened.spec.config, read_facts(job)
+    task, data = task_of(spec, opened.graph), config.data
+    moved = known is None or (data.root is not None and str(data_root(data)) != known.root)
+    try:
+        settings = known.applied_to(data) if known else data
+        dataset = load_dataset(settings, spec.input, task, seed=config.seed, trust_code=trust_code)
+        now = facts_of(dataset, data)
+    except RunError as error:
+        if known is None or moved or (":" in data.name and not trust_code):
+            raise
+        reason = str(error).splitlines()[0]
+    else:
+        reason = known.changes(now) if known else ""
+        if known is None or known.same_classes(now):
+            write_facts(job, known, now, dataset, warn)
+            if reason:
+                warn(f"the data has changed since the training: {reason}; labels and normalisation are those of then")
+            return dataset, True
+    if needs:
+        raise RunError(
+            f"{needs} needs the images of the training, which are not there: {reason}\n"
+            f"  try: --set data.root=FOLDER, where they lie now, or without {needs}"
+        )
+    kept = recorded_dataset(known, job, task, spec.input, config.seed, data.validation)
+    warn(
+        f"the data of the training is not there ({reason}): labels and normalisation are those of then, and the checks "
+        f"take the {len(kept.test.targets)} test images of {job.samples}"
+    )
+    return kept, False
 
 
 def load_trained(opened: Opened, source: Source, dataset: Dataset, tell: Callable[[str], None]) -> Trained:

@@ -39,8 +39,7 @@ class StudyJob(Generic[R]):
     options: JobOptions
     run_one: Callable[[Opened, JobOptions], object]
     read: Callable[[Mapping[str, Any]], R]  # a result from its JSON record
-    match: Path | None = None  # run that random networks are drawn at the size of
-    sizes: Mapping[int, int] = field(default_factory=dict)  # those sizes by seed, in parameters
+    sizes: Mapping[int, int] = field(default_factory=dict)  # that random networks are drawn at, by seed, in parameters
 
     def run(self) -> Study[R]:
         """Run it for every seed that is not finished.
@@ -83,9 +82,7 @@ class StudyJob(Generic[R]):
             raise Interrupted(stop.signum, self._resume_command()) from None
 
     def _resume_command(self) -> str:
-        more = ["--seeds", ",".join(map(str, self.seeds))]
-        more += [] if self.match is None else ["--match", str(self.match)]
-        return resume_command(self.name, self.opened, self.options, more)
+        return resume_command(self.name, self.opened, self.options, ["--seeds", ",".join(map(str, self.seeds))])
 
     def _folder(self, seed: int) -> JobDir:
         return JobDir(self.opened.run.seed_run(seed).path / self.name)

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import safetensors.torch
@@ -22,6 +21,7 @@ from compiler.ir.text import text, to_json
 from compiler.language.config import Configuration, TrainingConfig
 from compiler.language.overrides import changes
 from runtime.data.dataset import Dataset, load_dataset
+from runtime.data.facts import facts_of, write_facts
 from runtime.data.remarks import tell
 from runtime.jobs.logs import Console, MetricsLog
 from runtime.jobs.signals import Interrupted, StopFlag
@@ -30,7 +30,9 @@ from runtime.processes.world import ALONE, World
 from runtime.reporting.page import write_report
 from runtime.rundir.checkpoint import CheckpointStore
 from runtime.rundir.directory import JobDir, Opened, RunDir, environment
+from runtime.rundir.facts import check_facts, read_facts
 from runtime.rundir.files import read_json, write_bytes, write_json, write_text
+from runtime.rundir.given import read_settings
 from runtime.rundir.records import Environment, Result
 from runtime.tasks.table import task_of
 from runtime.training.heap import freed_memory_kept
@@ -50,6 +52,7 @@ class JobOptions:
     quiet: bool = False
     silent: bool = False  # no warnings either
     fit_threads: bool = False  # choose how many threads torch computes with; otherwise they stay as they are
+    recalled: str = ""  # what the job was given by the run and not by this command, for people
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Workplace:
 REPORT_SECONDS = 30.0
 MOST_THREADS = 1025  # more than any processor has
 FULL = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")  # in errors of a full memory
-HARMLESS = ("data.workers", "data.download")  # with checkpoint.*: settings that no result depends on
+HARMLESS = ("data.workers", "data.download", "data.root")  # with checkpoint.*: settings that no result depends on
 
 J = TypeVar("J", bound=Job)
 MakeJob = Callable[[Workplace], J]
@@ -146,6 +149,8 @@ class _Attempt:
             done = self.world.decided(prepare)
             if done is not None:
                 return done
+            if self.options.recalled:
+                self.console.line(f"as given before: {self.options.recalled}")
             with _full_memory_explained(self.name), self._threads():
                 return job()
 
@@ -156,7 +161,7 @@ class _Attempt:
         before = self.world.decided(
             lambda: read_json(file, Environment) if self.options.resume and file.is_file() else {}
         )
-        threads = before.get("threads", now) if isinstance(before, dict) else now
+        threads = before.get("threads") or now
         if threads != now and "OMP_NUM_THREADS" in os.environ:
             self.console.warn(f"goes on with OMP_NUM_THREADS={now}, not {threads} as before: results will differ")
         elif threads in range(1, MOST_THREADS):
@@ -195,16 +200,20 @@ class _Attempt:
         """Make the job, train it from its last checkpoint or the beginning, and write what it reached."""
         opened, options, folder, console, world = self.opened, self.options, self.folder, self.console, self.world
         spec, config, main = opened.spec, opened.spec.config, world.is_main
-        code, threads = options.trust_code, torch.get_num_threads()
-        dataset = load_dataset(config.data, spec.input, task_of(spec, opened.graph), seed=config.seed, trust_code=code)
+        code, threads, known = options.trust_code, torch.get_num_threads(), read_facts(folder)
+        data = known.applied_to(config.data) if known else config.data
+        dataset = load_dataset(data, spec.input, task_of(spec, opened.graph), seed=config.seed, trust_code=code)
         for listing in dataset.listings:
             console.line(listing.line())
         told = tell(dataset, console.warn)
+        facts = facts_of(dataset, config.data)
+        check_facts(opened.run, self.name, facts, console.warn)
         place = Workplace(opened, dataset, device, console, folder, world)
         job = make(place)
         if main:
             _write_config(folder, config)
             write_json(folder.environment, environment(config.seed) | {"processes": world.size, "threads": threads})
+            write_facts(folder, known, facts, dataset, console.line)
         checkpoint = self.training.checkpoint
         store = CheckpointStore(folder.checkpoints, checkpoint.keep, console.warn)
         log = MetricsLog(folder.path if main else None, console.warn)
@@ -240,12 +249,8 @@ def _full_memory_explained(name: str) -> Iterator[None]:
 
 
 def resume_command(name: str, opened: Opened, options: JobOptions, more: Sequence[str] = ()) -> str:
-    """What to type to go on with a job that runs now, with the settings that were not compiled into its run."""
-    compiled = read_settings(opened.run.config)
-    now = opened.spec.config.model_dump(mode="json")
+    """What to type to go on with a job that runs now; its run knows what it was given."""
     command = [*Launch.here().prefix, "graphspec", name, str(opened.run.path), *more, "--resume"]
-    command += [word for override in changes(compiled, now) for word in override.words]
-    command += ["--device", options.device] if options.device != "auto" else []
     command += ["--trust-code"] if options.trust_code else []
     return shlex.join(command)
 
@@ -264,11 +269,6 @@ def check_config(name: str, folder: JobDir, config: Configuration, may_differ: S
             f"{folder.path}: cannot go on with a changed spec: {', '.join(relevant)}\n"
             f"  try: without these changes, or --overwrite to start anew"
         )
-
-
-def read_settings(file: Path) -> dict[str, Any]:
-    """A `config.json` as this version would write it; RunError if it cannot be read as such."""
-    return Configuration.model_validate(read_json(file, Configuration)).model_dump(mode="json")
 
 
 def _write_config(folder: JobDir, config: Configuration) -> None:

@@ -63,6 +63,8 @@ class JobDir:
     path: Path
     config = _Below("config.json")  # what the job runs with
     environment = _Below("environment.json")  # versions and seed of the job, which may run elsewhere than `compile`
+    data = _Below("data.json")  # the data set as the job found it when it first opened it: `runtime.rundir.facts`
+    samples = _Below("samples.safetensors")  # a few test images and their targets, for where the set is gone
     checkpoints = _Below("checkpoints")
     metrics = _Below("metrics.jsonl")  # a line an epoch, the same for the same seed
     timings = _Below("timings.jsonl")  # a line an epoch: how long it took
@@ -104,6 +106,7 @@ class RunDir:
     resolved = _Below("spec.resolved.yaml")  # the spec with `extends` and overrides merged in
     config = _Below("config.json")  # the configuration as resolved
     environment = _Below("environment.json")  # versions and seed
+    given = _Below("given.json")  # what each job was given besides: `runtime.rundir.given`
     graph_text = _Below("graph.txt")  # the whole search space, one line a node
     graph_json = _Below("graph.json")  # the same, written last: a run directory that has it is complete
     report = _Below("report.html")
@@ -118,6 +121,11 @@ class RunDir:
         """The runs of several seeds below this one, by seed."""
         names = files.names_in(self.path / "seeds")
         return {seed: self.seed_run(seed) for seed in sorted(int(name) for name in names if name.isdecimal())}
+
+    def siblings(self) -> list[RunDir]:
+        """The runs of all seeds of the study that this one belongs to; none where it belongs to none."""
+        above = self.path.absolute().parent
+        return list(RunDir(above.parent).seed_runs().values()) if above.name == "seeds" else []
 
     @property
     def search(self) -> JobDir:
@@ -144,6 +152,7 @@ class RunDir:
             _check_free(out)
             write_json(run.path / MARKER, {"format": FORMAT, "name": compiled.name, "seed": compiled.seed})
             remove(run.graph_json)  # from here to the end the run is incomplete
+            remove(run.given)
             for name in ("spec", "resolved", "config", "graph_text"):
                 write_text(getattr(run, name), getattr(compiled, name))
             write_json(run.environment, environment(compiled.seed))

@@ -36,6 +36,12 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # not through a link, and no wait for a pipe's other end
 _LEFT_OVER = re.compile(r"\..+\.tmp")  # of any version
 
+_OPTIONAL = {
+    "given.json": "remove it, and give the options again",
+    "data.json": "remove it, to take the data as it is",
+    "samples.safetensors": "--set data.root=FOLDER, where the data lies now",
+}  # files that a run can do without
+
 T = TypeVar("T")
 
 
@@ -191,6 +197,8 @@ def damaged(path: Path, what: str) -> RunError:
 
 def _anew(path: Path) -> str:
     run = run_of(path)
+    if run and path.name in _OPTIONAL:
+        return _OPTIONAL[path.name]
     parts = () if run is None else path.absolute().relative_to(run).parts
     if parts[:1] == ("seeds",):
         run, parts = Path(run or ".", *parts[:2]), parts[2:]

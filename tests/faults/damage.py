@@ -160,7 +160,7 @@ def _tensors(file: Path, draw: random.Random, outside: Path) -> None:
     array = arrays[name]
     changes: list[Callable[[], Any]] = [
         lambda: np.full_like(array, np.nan) if array.dtype.kind == "f" else array * 0 - 1,
-        lambda: np.full_like(array, -1),
+        lambda: array * 0 - 1,  # the largest number where there is no -1
         lambda: np.zeros_like(array),
         lambda: array.astype(np.int64),
         lambda: np.concatenate([array.reshape(-1), array.reshape(-1)]),

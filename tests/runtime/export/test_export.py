@@ -26,6 +26,7 @@ from compiler.passes.pipeline import TO_COMPACT
 from compiler.passes.prune_zero_edges import prune
 from graphspec import api
 from graphspec.cli.app import app
+from runtime.data.dataset import load_dataset
 from runtime.export.parity import FileScore, ImageForm, some_pixels
 from runtime.export.run_export import ExportOptions, ExportResult, run_export
 from runtime.jobs.runner import write_network
@@ -175,7 +176,7 @@ def test_raw_images_in_and_probabilities_out(run: RunDir, layout: Any) -> None:
     assert proto.graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
     assert (said["layout"], said["outputs"]) == (layout, "probabilities")
     opened = api.open_run(run)
-    dataset = runtime.export.run_export.load_dataset(opened.spec.config.data, (1, 8, 8), class_task(10), seed=0)
+    dataset = load_dataset(opened.spec.config.data, (1, 8, 8), class_task(10), seed=0)
     x, image = ImageForm(layout, dataset.normalise).both(some_pixels(dataset.test, 9))
     network = lower(from_json(run.retrain.graph_json.read_text()))
     load_weights(network, read_weights(run.retrain.weights))
@@ -287,7 +288,7 @@ def test_a_crash_leaves_nothing_and_the_next_export_works(run: RunDir, monkeypat
 def test_a_target_that_cannot_be_written_is_refused_before_any_work(
     run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime.export.run_export, "load_dataset", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(runtime.export.run_export, "training_data", lambda *_, **__: 1 / 0)
     (tmp_path / "file").write_text("mine")
     with pytest.raises(RunError, match="cannot write"):
         export(run, output=tmp_path / "file" / "model.onnx")

@@ -286,12 +286,12 @@ def test_after_a_signal_and_a_full_disk_the_checkpoint_is_there(tmp_path: Path) 
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate()
     assert process.returncode == 143, errors
-    assert "graphspec search runs/tiny-001-s0 --resume --set search.epochs=500" in errors
+    assert "graphspec search runs/tiny-001-s0 --resume\n" in errors
     assert "Traceback" not in errors
     before = {path.name: path.read_bytes() for path in checkpoints.iterdir()}
     assert before
     full = subprocess.run(
-        command("search", "--resume", *settings, "--quiet"), cwd=tmp_path, env=environment(), preexec_fn=limit_files,
+        command("search", "--resume", "--quiet"), cwd=tmp_path, env=environment(), preexec_fn=limit_files,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert full.returncode == 1, full.stderr

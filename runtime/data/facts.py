@@ -1,0 +1,116 @@
+"""The record of a data set (`runtime.rundir.facts`): how it is made, and the set as far as it knows it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import unicodedata
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from compiler.language.config import DataConfig
+from runtime.data.augment import Normalise
+from runtime.data.dataset import HERE, NO_AUGMENTATION, Dataset
+from runtime.data.named_sets import Shape
+from runtime.data.pixels import Found
+from runtime.data.sources import FileImages, Images, MemoryImages, Request
+from runtime.data.survey import data_root
+from runtime.rundir.directory import JobDir
+from runtime.rundir.facts import DataFacts, PartFacts
+from runtime.rundir.files import damaged, guarded, read_tensors, write_bytes, write_json
+from runtime.tasks.base import Task
+
+_SIZED, _OPENED, _READ = 20_000, 64, 2**16  # files whose size counts, files whose first bytes do, and how many bytes
+_ARRAYS = 1024  # images whose pixels count, of a set without files
+_SAMPLES, _SAMPLE_BYTES = 64, 2**20  # test images that are kept: so many, or as many as fit
+
+
+def facts_of(dataset: Dataset, config: DataConfig) -> DataFacts:
+    """What there is to know of an open data set; `config` says where it lies. RunError if a file has gone."""
+    root = data_root(config)
+    has_root = config.root is not None or (":" not in config.name and root.is_dir())
+    mean, std = dataset.normalise.mean, dataset.normalise.std
+    train, test = (_part(dataset, images, root) for images in (dataset.train, dataset.test))
+    where = str(root) if has_root else None
+    return DataFacts(name=config.name, root=where, labels=dataset.labels, mean=mean, std=std, train=train, test=test)
+
+
+def _part(dataset: Dataset, images: Images, root: Path) -> PartFacts:
+    strata = dataset.task.strata(images.targets)
+    counts = () if strata is None else tuple(torch.unique(strata, return_counts=True)[1].tolist())
+    digest = "" if dataset.name == "fake" else _digest(images, root)
+    return PartFacts(images=len(images.targets), counts=counts, digest=digest)
+
+
+def _digest(images: Images, root: Path) -> str:
+    """Of the files' names below the root (whatever their Unicode form) and sizes, and of a sample of the images."""
+    digest = hashlib.sha256()
+    if not images.paths:
+        for tensor in _sample(images, _ARRAYS):
+            digest.update(tensor.contiguous().numpy().tobytes())
+    for path in images.paths:
+        name = unicodedata.normalize("NFC", path.removeprefix(str(root)))
+        digest.update(name.encode(errors="surrogateescape") + b"\0")
+    with guarded(root, "read"):
+        for row in _spread(len(images.paths), _SIZED).tolist():
+            digest.update(b"%d\0" % os.stat(images.paths[row]).st_size)
+        for row in _spread(len(images.paths), _OPENED).tolist():
+            with open(images.paths[row], "rb") as file:
+                digest.update(file.read(_READ))
+    return digest.hexdigest()
+
+
+def _spread(total: int, most: int) -> Tensor:
+    """At most so many of `total` places, evenly over all of them."""
+    count = min(total, most)
+    return torch.arange(count) * total // max(count, 1)
+
+
+def _sample(images: Images, most: int) -> tuple[Tensor, Tensor]:
+    """Pixels (N, H, W, C) or (N, T, C) and targets (N, ...) of at most so many images; unreadable ones are left out."""
+    images = replace(images, workers=0) if isinstance(images, FileImages) else images  # starting some takes longer
+    rows = _spread(len(images.targets), most)
+    fetched = next(iter(images.fetch([Request(rows)], HERE.device)))
+    kept = rows if fetched.kept is None else rows[fetched.kept]
+    return fetched.pixels.index_select(0, fetched.rows), images.targets[kept]
+
+
+def write_facts(
+    folder: JobDir, known: DataFacts | None, now: DataFacts, dataset: Dataset, tell: Callable[[str], None]
+) -> None:
+    """Write down what a job has found, with a few test images; of what is known, only where the set lies changes.
+
+    Of a run that has begun without the record it is told.
+    """
+    if known is None:
+        if folder.has_results or folder.is_finished:
+            tell(f"{folder.path} did not say what its data was; {folder.data} holds what it is now")
+        most = _SAMPLE_BYTES // (len(now.mean) * math.prod(dataset.test.size))
+        pixels, targets = _sample(dataset.test, max(2, min(_SAMPLES, most)))
+        write_bytes(folder.samples, safetensors.torch.save({"pixels": pixels.contiguous(), "targets": targets}))
+    if known is None or known.root != now.root:
+        write_json(folder.data, (known or now).model_copy(update={"root": now.root}).model_dump(mode="json"))
+
+
+def recorded_dataset(facts: DataFacts, folder: JobDir, task: Task, shape: Shape, seed: int, share: float) -> Dataset:
+    """The set as a job recorded it: labels, normalisation and a few test images, which are all its images.
+
+    `shape` is the network's input, (C, H, W) or (C, T). RunError if the record is damaged or does not fit it.
+    """
+    if not len(facts.mean) == len(facts.std) == shape[0]:
+        raise damaged(folder.data, f"it needs mean and std of {shape[0]} channels each")
+    kept = read_tensors(folder.samples, safetensors.torch.load)[0]
+    pixels, targets = kept.get("pixels", torch.empty(0)), kept.get("targets", torch.empty(0))
+    fits = pixels.dtype in (torch.uint8, torch.float32) and len(pixels) == len(targets) > 0
+    if not fits or pixels.shape[1:] != (*shape[1:], shape[0]):
+        raise damaged(folder.samples, f"it holds no images of shape {shape} with a target each")
+    task.labels(facts.name, targets, targets, facts.labels or None)
+    found = Found(deep=len(pixels) * pixels.is_floating_point())
+    images, normalise = MemoryImages(pixels, targets, found=found), Normalise(facts.mean, facts.std)
+    return Dataset(facts.name, task, images, images, facts.labels, normalise, NO_AUGMENTATION, seed, share)
