@@ -144,7 +144,8 @@ def with_plain_convolutions(module: torch.nn.Module) -> torch.nn.Module:
     module = copy.deepcopy(module)
     for part in module.modules():
         if isinstance(part, Conv):
-            part.step, part.border, part.window = 1, 0, (part.stride, part.padding, part.dilation)
+            part.steps, part.border = (1, 1), None
+            part.window = part.stride, part.padding, part.dilation
     return module
 
 

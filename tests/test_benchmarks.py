@@ -224,8 +224,8 @@ def test_the_exporter_gets_the_same_network_with_plain_convolutions() -> None:
     with torch.no_grad():
         right, found = module(x), plain(x)
     assert (found - right).abs().max() <= 1e-10 * right.abs().max()
-    assert {part.step for part in plain.modules() if isinstance(part, Conv)} == {1}
-    assert 2 in {part.step for part in module.modules() if isinstance(part, Conv)}
+    assert {part.steps for part in plain.modules() if isinstance(part, Conv)} == {(1, 1)}
+    assert (2, 2) in {part.steps for part in module.modules() if isinstance(part, Conv)}
 
 
 # -- workers that take turns ------------------------------------------------------------------------------------------

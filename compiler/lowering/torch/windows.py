@@ -69,7 +69,9 @@ class Conv(nn.Conv2d):
 
     def __init__(self, inputs: int, outputs: int, axes: Sequence[Axis], groups: int, bias: bool) -> None:
         pair = _rows_and_columns(axes)
-        super().__init__(inputs, outputs, tuple(axis.kernel for axis in pair), groups=groups, bias=bias)  # type: ignore[arg-type]
+        kernels, strides, _, dilations = _arguments(pair, padded=False)
+        both = tuple(axis.before if axis.before == axis.after else 0 for axis in pair)
+        super().__init__(inputs, outputs, kernels, strides, both, dilations, groups=groups, bias=bias)  # type: ignore[arg-type]
         if len(axes) == 1:
             self.weight = nn.Parameter(self.weight[:, :, 0].clone())
         steps = self.steps = tuple(map(pixel_step, pair))
