@@ -26,6 +26,7 @@ from runtime.rundir.files import MARKER, folder_of, guarded, read_json, remove, 
 from runtime.rundir.records import Marker
 
 RUNS = Path("runs")  # under the working directory
+MAKES_ONE = "graphspec compile SPEC, which makes one"
 FORMAT = 1  # of a run directory; a change that older programs cannot read raises it
 _PACKAGES = (
     "graphspec", "networkx", "numpy", "onnx", "onnxruntime", "pillow", "pydantic", "pyyaml", "rich", "safetensors",
@@ -169,7 +170,9 @@ class RunDir:
                 path = path.parent / files.read_text(path).strip()
             if not path.is_dir():
                 found = "is a file, not a run directory" if path.exists() else "no such run directory"
-                raise RunError(f"{path}: {found}\n  try: graphspec compile SPEC, which makes one")
+                missing = path.suffix in (".yaml", ".yml") and not path.exists()
+                found, next_step = ("no such spec", "the path of one") if missing else (found, MAKES_ONE)
+                raise RunError(f"{path}: {found}\n  try: {next_step}")
             run = RunDir(files.shown(path.resolve()))
             _check_marker(run.path)
             if not run.graph_json.is_file():
