@@ -1,8 +1,6 @@
-"""`graphspec bench`: latency, throughput and peak memory of an exported model in onnxruntime, torch eager beside it.
+"""Latency, throughput and peak memory of exported models in onnxruntime, and of torch eager beside them.
 
-Exports measure latencies with the same pieces. In a bench every figure comes from a process of its own, forked from a
-server that has imported everything and run nothing: what its memory grows by is what the network needs, and no network
-warms another up.
+In a bench every figure comes from a process of its own, forked from a server that has run nothing.
 """
 
 from __future__ import annotations

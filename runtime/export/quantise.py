@@ -1,7 +1,4 @@
-"""Smaller forms of an ONNX model: float16, and int8 by onnxruntime's static quantisation.
-
-Both keep the input and output of the model they are made of. What they cost is for the caller to measure.
-"""
+"""Smaller forms of an ONNX model with the same input and output: float16, and int8 by static quantisation."""
 
 from __future__ import annotations
 

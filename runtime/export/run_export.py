@@ -1,7 +1,6 @@
 """`graphspec export`: emit the trained network, prove that the file computes the same, then put it into place.
 
-Everything is made and judged in a folder beside the target. Files are renamed into place only when all of them passed,
-so that a model at the target path has always been checked, and a failed export leaves an earlier one as it was.
+Files are made and judged in a folder beside the target, and renamed into place only when all of them passed.
 """
 
 from __future__ import annotations

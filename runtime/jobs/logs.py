@@ -1,7 +1,4 @@
-"""What a job tells: a metrics log for programs, TensorBoard and the report; lines and a progress bar for people.
-
-People's output goes to stderr. Nothing here decides what is worth telling.
-"""
+"""What a job tells: a metrics log for programs, TensorBoard and the report; lines and a bar on stderr for people."""
 
 from __future__ import annotations
 
@@ -115,10 +112,7 @@ def _curves(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 class Console:
-    """What people read, on stderr: plain lines, and on a terminal a progress bar with the time left.
-
-    `quiet` leaves only warnings, `silent` nothing.
-    """
+    """What people read, on stderr: lines, and on a terminal a bar. `quiet` leaves only warnings, `silent` nothing."""
 
     def __init__(self, quiet: bool = False, stream: TextIO | None = None, *, silent: bool = False) -> None:
         self._rich = rich.console.Console(file=stream or sys.stderr, highlight=False, soft_wrap=True, quiet=silent)

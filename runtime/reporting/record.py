@@ -1,7 +1,6 @@
 """What a report is made of: everything a run directory holds so far. Files that are not there yet are left out.
 
-A run in progress is read while another process writes it: every file is either whole (written atomically) or a log of
-lines, whose last line may be unfinished and is then left for the next reading.
+Another process may write at the same time: a file is whole, or a log whose last line is left for the next reading.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """The one place that opens files of a run: written whole or not at all, checked when they are read.
 
-A run may come from a stranger. Its folders and files are opened one below the other and never through a link, so that
-nothing outside of it is read or written; what is read is a regular file of limited size and nesting. A file that lies
-in no run (`-o model.onnx`) is written in the same way, through the links that lead to its folder. It must not import
-torch: `graphspec compile` uses it.
+A run may come from a stranger, so nothing in it is read or written through a link, and what is read is a regular file
+of limited size. Other files (`-o model.onnx`) are written in the same way. It must not import torch.
 """
 
 from __future__ import annotations

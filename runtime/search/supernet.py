@@ -1,7 +1,6 @@
-"""A gated network in training: graph, fx module, weights with their optimizer, gate vectors, and how it shrinks.
+"""A gated network in training, and how it shrinks.
 
-Weights, batch-norm statistics, gates and momenta are carried from the larger network to the smaller one by name (and by
-slice where a joining op lost an input), so a search goes on after pruning as if nothing had happened.
+All numbers are carried to the smaller network by name and by slice, so a search goes on as if nothing had happened.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The one training loop: stages of epochs of steps, checkpoints, resume, signals, logs; in one process or in many.
 
-Search and retrain are jobs that this loop runs. A job's random choices are functions of its position (stage, epoch,
-step), so a checkpoint holds tensors and counters only, and a resumed job ends bit-identical on CPU.
+A job's random choices are functions of its position, so a resumed job ends bit-identical on CPU.
 """
 
 from __future__ import annotations

@@ -46,10 +46,7 @@ statistics are updated twice. Versions in between have not been tried."""
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:n` as a device; RunError if it is not there.
-
-    Of several processes on a machine each gets a GPU of its own.
-    """
+    """`auto`, `cpu`, `cuda` (of several processes each its own) or `cuda:n`; RunError if it is not there."""
     launch = Launch.here()
     if launch.local_size > 1 and name.startswith("cuda:"):
         raise RunError(
@@ -71,10 +68,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def network_of(module: fx.GraphModule, config: TrainingConfig) -> nn.Module:
-    """What training steps call: the module, with its blocks compiled where the configuration asks for it.
-
-    RunError for compiled blocks that are recomputed where torch is too old for it.
-    """
+    """The module, with its blocks compiled where that is asked for; RunError if torch is too old to recompute them."""
     if not config.compile:
         return module
     if config.recompute and torch.__version__ < RECOMPUTES_COMPILED:
@@ -184,12 +178,8 @@ def clip_gradients(params: Iterable[Parameter], limit: float | None) -> None:
 
 @torch.no_grad()
 def evaluate(task: Task, module: nn.Module, batches: Iterable[Batch], world: World = ALONE) -> Scores:
-    """Loss and metrics of the main output in evaluation mode over the batches of all processes.
-
-    The module is left in training mode. Pieces of memory have other sizes than in a step and fit between those badly:
-    free memory is given back before and after.
-    """
-    give_back()
+    """Loss and metrics of the main output over the batches of all processes; the module is left in training mode."""
+    give_back()  # here and at the end: pieces of memory have other sizes than in a step and fit between those badly
     module.eval()
     found: list[Mapping[str, Tensor | int]] = []
     for x, y in batches:
@@ -215,10 +205,7 @@ def added(parts: Iterable[Mapping[str, Tensor | float]]) -> dict[str, float]:
 
 @torch.no_grad()
 def recalibrate(module: nn.Module, batches: Iterable[Batch]) -> None:
-    """Re-estimate batch norm's running statistics as the plain mean over these batches.
-
-    They lag behind gates that move, and are wrong after pruning; batches come from the weight part.
-    """
+    """Re-estimate batch norm's running statistics, which lag behind gates, as the plain mean over these batches."""
     norms = [m for m in module.modules() if isinstance(m, BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     module.train()

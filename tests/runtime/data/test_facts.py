@@ -106,5 +106,5 @@ def test_a_record_that_does_not_fit_is_refused(tmp_path: Path, damage: dict[str,
     changed = {key: damage.get(key, value) for key, value in kept.items()}
     folder.samples.write_bytes(safetensors.torch.save(changed))
     facts = facts.model_copy(update={key: value for key, value in damage.items() if key not in kept})
-    with pytest.raises(RunError, match="is damaged|has 2 classes"):
+    with pytest.raises(RunError, match=r"is damaged|has 2 classes"):
         recorded_dataset(facts, folder, dataset.task, (3, 8, 8), 0, 0.2)
