@@ -20,14 +20,8 @@ Array = NDArray[Any]
 LARGEST = float(np.finfo(np.float16).max)
 
 
-# -- float16 --------------------------------------------------------------------------------------------------------
-
-
 def half(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The model that `emit` gives with weights and arithmetic in float16, input and output as before.
-
-    RunError if a weight is too large for float16.
-    """
+    """What `emit` gives, with float16 inside, but for input and output; RunError if a weight is too large for it."""
     result = onnx.ModelProto()
     result.CopyFrom(proto)
     graph = result.graph
@@ -71,9 +65,6 @@ def _renamed(graph: onnx.GraphProto, old: str) -> str:
                 if name == old:
                     names[index] = new
     return new
-
-
-# -- int8 -----------------------------------------------------------------------------------------------------------
 
 
 def int8(proto: onnx.ModelProto, path: Path, calibration: Iterable[Array]) -> None:

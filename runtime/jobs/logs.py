@@ -26,12 +26,10 @@ START = {"metrics": 0, "timings": 0}
 
 
 class MetricsLog:
-    """`metrics.jsonl`, `timings.jsonl` and `tensorboard/` in a job's folder: one record an epoch.
+    """`metrics.jsonl`, `timings.jsonl` and `tensorboard/` in a job's folder: one record an epoch, times apart.
 
-    Whatever measures time goes to the timings, so that metrics are the same whenever the job is. The log starts empty,
-    unless `rewind` says how many lines to keep of an earlier one. A position (the number of lines of each file) goes
-    into every checkpoint, so that a resumed job's metrics are byte-identical to those of one that was never stopped.
-    `folder` None is the log of a rank that writes nothing. Every method raises RunError if the disk refuses.
+    The log starts empty, unless `rewind` keeps lines of an earlier one: with the position of a checkpoint, metrics end
+    byte-identical to those of a job that never stopped. `folder` None: write nothing. RunError if the disk refuses.
     """
 
     def __init__(self, folder: Path | None, warn: Callable[[str], None]) -> None:

@@ -115,9 +115,6 @@ def _widest(rows: Sequence[CostRow]) -> Cost:
     return Cost(*map(max, zip(*(astuple(row.before) for row in rows), strict=True)))
 
 
-# -- curves ---------------------------------------------------------------------------------------------------------
-
-
 def _charts(record: RunRecord) -> list[Chart]:
     """Loss, metrics, zero gates and FLOPs over all epochs, stages after each other."""
     losses = {"train_loss": "training (weights)", "gate_loss": "training (gates)", "loss": "validation"}

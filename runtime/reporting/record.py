@@ -139,13 +139,9 @@ def number_at(record: Record, key: str) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def read_run(run: RunDir) -> RunRecord:
-    """Everything in the run directory; RunError if what compiling wrote is missing or a file is damaged."""
-    return _read(run, read_graph(run.graph_json))
-
-
-def _read(run: RunDir, graph: Graph) -> RunRecord:
-    search = _job(run.search)
+def read_run(run: RunDir, graph: Graph | None = None) -> RunRecord:
+    """Everything in a run; RunError if a file is damaged, or what compiling wrote is missing. `graph`: of its space."""
+    graph, search = graph or read_graph(run.graph_json), _job(run.search)
     return RunRecord(
         path=run.path,
         graph=graph,
@@ -158,7 +154,7 @@ def _read(run: RunDir, graph: Graph) -> RunRecord:
         section=_there(read_json, run.search.strategy, Section) or {},
         parity=_there(read_json, run.export / "parity.json", Exported),
         latency=_there(read_json, run.export / "latency.json", Latencies),
-        seeds={seed: _read(one, graph) for seed, one in run.seed_runs().items()},
+        seeds={seed: read_run(one, graph) for seed, one in run.seed_runs().items()},
     )
 
 

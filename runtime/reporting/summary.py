@@ -141,9 +141,6 @@ def _numbers(records: Sequence[Any], *keys: str) -> list[float]:
     return [float(value) for value in found if isinstance(value, int | float)]
 
 
-# -- the figures at the top of a report ------------------------------------------------------------------------------
-
-
 class Tile(NamedTuple):
     """One figure."""
 

@@ -151,10 +151,7 @@ class Supernet:
         return supernet
 
     def pruned(self, closed: Collection[str]) -> Supernet:
-        """A new supernet without these gates' edges and what only they fed; PassError if nothing would be left.
-
-        It has copies of all numbers: it may replace this one, or be a sample that is run and trained beside it.
-        """
+        """A new supernet, with copies, without these gates' edges and what only they fed; PassError if none is left."""
         graph = prune(self.graph, closed)
         plan, ours = carried(self.graph, graph), self.tensors()
         kept = {name: take(tensor, plan[weight_of(name)]) for name, tensor in ours.items() if weight_of(name) in plan}

@@ -168,7 +168,7 @@ class Dso(TrainingStrategy):
             f"{after.edge_count()} left; FLOPs {total_cost(after).flops / 1e6:.2f} M "
             f"(were {total_cost(before.graph).flops / 1e6:.2f} M){took}"
         )
-        for block in emptied_blocks(before.graph, after):
+        for block in sorted(_identity_blocks(after) - _identity_blocks(before.graph)):
             self.context.console.line(f"block {block} lost all its edges: it is the identity now")
 
     def _tell_gain(self, seconds: float) -> None:
@@ -263,11 +263,6 @@ def restored_gates(net: Supernet, tensors: Mapping[str, Tensor], before: Graph) 
 def is_look(done: int, stride: float) -> bool:
     """Whether a look follows step number `done`, counted from 1: the n-th comes after n strides (0: none do)."""
     return stride > 0 and done == round(round(done / stride) * stride)
-
-
-def emptied_blocks(before: Graph, after: Graph) -> list[str]:
-    """Blocks that became the identity between the two graphs."""
-    return sorted(_identity_blocks(after) - _identity_blocks(before))
 
 
 def _listed(gates: Collection[str], most: int = 3) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -113,11 +113,6 @@ def set_precision(config: TrainingConfig, device: torch.device) -> None:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.precision != "fp32"
 
 
-def autocast(config: TrainingConfig, device: torch.device) -> AbstractContextManager[object]:
-    """bf16 autocast where the configuration asks for it."""
-    return torch.autocast(device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
-
-
 LossFn = Callable[[Tensor, Tensor], Tensor]  # x, y -> mean loss
 LOSS, IMAGES = ".loss", ".images"  # beside the task's sums
 
@@ -129,7 +124,7 @@ def training_loss(task: Task, graph: Graph, network: Network, config: TrainingCo
         return task.loss(output.to(torch.promote_types(output.dtype, torch.float32)), y, config)
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
-        with autocast(config, device):
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             found = outputs_by_name(network(x))
         total = one(found.pop(OUTPUT), y)
         for name, output in found.items():
