@@ -1,7 +1,4 @@
-"""The commands by name, in the order and under the headings of the help, and how their errors are told.
-
-Exit codes: 0 success; 1 wrong input or a failed job, with one message; 2 wrong usage.
-"""
+"""The commands in the order of the help. Exit codes: 0 success; 1 wrong input or a failed job; 2 wrong usage."""
 
 from __future__ import annotations
 
@@ -97,10 +94,7 @@ def _refuse_unprintable(arguments: list[str]) -> None:
 
 
 def _give_up(error: Exception) -> NoReturn:
-    """Say what the system refused (a full disk, no rights, too little memory, a broken installation); exit code 1.
-
-    What is still to be written to a closed or full output is dropped: Python would try again at its end.
-    """
+    """Say what the system refused; exit code 1. Output that cannot be written is dropped: Python would try again."""
     with suppress(OSError):
         say(f"error: the system refuses: {str(error) or type(error).__name__}\n  try: `--debug` to see where")
         sys.stdout.flush()

@@ -1,7 +1,6 @@
 """The entry point `graphspec`.
 
-It imports nothing of `compiler` and `runtime` before it knows that they are ours: `python -m` puts the working
-directory first, where a user may have a package of that name.
+It imports nothing of `compiler` and `runtime` before it knows that they are ours, and no package of a user's.
 """
 
 from __future__ import annotations
@@ -43,9 +42,7 @@ def main() -> None:
 
 def _run() -> None:
     _refuse_shadowed()
-    if (
-        "OMP_WAIT_POLICY" not in os.environ
-    ):  # else threads that wait for each other keep other programs from ending soon
+    if "OMP_WAIT_POLICY" not in os.environ:  # threads that wait for each other keep other programs from ending soon
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # read when torch is imported; changes no result
     from graphspec.cli.app import run
 

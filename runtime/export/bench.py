@@ -1,8 +1,6 @@
-"""`graphspec bench`: latency, throughput and peak memory of an exported model in onnxruntime, torch eager beside it.
+"""Latency, throughput and peak memory of exported models in onnxruntime, and of torch eager beside them.
 
-Exports measure latencies with the same pieces. In a bench every figure comes from a process of its own, forked from a
-server that has imported everything and run nothing: what its memory grows by is what the network needs, and no network
-warms another up.
+In a bench every figure comes from a process of its own, forked from a server that has run nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +53,6 @@ NUMPY: dict[str, Any] = {
 PEAK_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes in the unit that `getrusage` counts memory in
 MIB = 2**20
 LIMIT = 120.0  # seconds that a case may take, and ten times as long as it is to be measured
-
-
-# -- one network -----------------------------------------------------------------------------------------------------
 
 
 class OnnxNetwork:
@@ -164,9 +160,6 @@ def onnx_latency(path: Path, image: Array, threads: int, budget: float = EXPORT_
     return Latency.of(name, threads, len(image), seconds_of_runs(lambda: network(image), budget))
 
 
-# -- the result ------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Measured:
     """One network on so many threads with batches of one size."""
@@ -201,9 +194,6 @@ class BenchResult:
             rest = (f"{found.images_per_second:,.0f}", f"{row.peak_mib:.1f}", f"{found.runs:,}")
             table.append((found.network, *counts, *times, *rest))
         return f"{self.model} on {self.device}\n{rendered(table, numbers=True)}"
-
-
-# -- what is measured -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -263,23 +253,14 @@ class TorchNetwork:
         torch.set_num_threads(threads)
         model = read_model(self.job)
         x = torch.randn(batch, *model.graph.node(INPUT).shape, generator=torch.Generator().manual_seed(0))
-        module = lower_model(model).eval()
-
-        def run() -> None:
-            with torch.inference_mode():
-                module(x)
-
-        return run
+        return torch.inference_mode()(partial(lower_model(model).eval(), x))
 
 
 Subject = OnnxFile | TorchNetwork
 
 
 def subjects_of(target: Path | None) -> tuple[str, tuple[Subject, ...]]:
-    """The name of a run (default: the latest) or model file, and the networks to measure of it.
-
-    RunError if the run has not been exported, or there is neither.
-    """
+    """Name and networks of a run (default: the latest) or model file; RunError if there is none, or no export."""
     if target is not None and target.is_file():
         return str(target), (OnnxFile("onnx", target),)
     if target is not None and target.suffix == ".onnx":
@@ -297,9 +278,6 @@ def _where_it_lies(run: RunDir, path: Path) -> Path:
     """In the run's own folder, also if the run was moved, or where `-o` put it."""
     inside = run.export / path.name
     return inside if inside.is_file() else path
-
-
-# -- measuring ------------------------------------------------------------------------------------------------------
 
 
 def run_bench(

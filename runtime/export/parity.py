@@ -88,9 +88,6 @@ class Judge:
         return int(self.task.agree(wanted, found).sum())
 
 
-# -- outputs side by side -------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Case:
     """How far two networks are apart on one batch."""
@@ -175,9 +172,6 @@ def check_outputs(network: Reference, form: ImageForm, dataset: Dataset) -> str:
     if np.ptp(outputs, axis=0).max() > CONSTANT * np.abs(outputs).max():
         return ""
     return "the network gives the same for all images: it has learned nothing or is damaged, and so is the file"
-
-
-# -- images and metrics ---------------------------------------------------------------------------------------------
 
 
 def raw_batches(images: Images, rows: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,7 +1,4 @@
-"""Smaller forms of an ONNX model: float16, and int8 by onnxruntime's static quantisation.
-
-Both keep the input and output of the model they are made of. What they cost is for the caller to measure.
-"""
+"""Smaller forms of an ONNX model with the same input and output: float16, and int8 by static quantisation."""
 
 from __future__ import annotations
 
@@ -23,14 +20,8 @@ Array = NDArray[Any]
 LARGEST = float(np.finfo(np.float16).max)
 
 
-# -- float16 --------------------------------------------------------------------------------------------------------
-
-
 def half(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The model that `emit` gives with weights and arithmetic in float16, input and output as before.
-
-    RunError if a weight is too large for float16.
-    """
+    """What `emit` gives, with float16 inside, but for input and output; RunError if a weight is too large for it."""
     result = onnx.ModelProto()
     result.CopyFrom(proto)
     graph = result.graph
@@ -74,9 +65,6 @@ def _renamed(graph: onnx.GraphProto, old: str) -> str:
                 if name == old:
                     names[index] = new
     return new
-
-
-# -- int8 -----------------------------------------------------------------------------------------------------------
 
 
 def int8(proto: onnx.ModelProto, path: Path, calibration: Iterable[Array]) -> None:

@@ -1,7 +1,6 @@
 """`graphspec export`: emit the trained network, prove that the file computes the same, then put it into place.
 
-Everything is made and judged in a folder beside the target. Files are renamed into place only when all of them passed,
-so that a model at the target path has always been checked, and a failed export leaves an earlier one as it was.
+Files are made and judged in a folder beside the target, and renamed into place only when all of them passed.
 """
 
 from __future__ import annotations
@@ -123,9 +122,6 @@ def run_export(opened: Opened, options: ExportOptions) -> ExportResult:
     return result
 
 
-# -- files ----------------------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def _staging(target: Path) -> Iterator[Path]:
     """An empty folder beside the target that is gone afterwards; RunError if the target cannot be written."""
@@ -170,9 +166,6 @@ def _write_reports(folder: Path, result: ExportResult, *, others_go: bool) -> No
 
 def _path_of(kind: str, target: Path) -> Path:
     return target if kind == "fp32" else target.with_name(f"{target.stem}.{kind}{target.suffix}")
-
-
-# -- one export -----------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -238,7 +231,7 @@ class _Export:
         return emit(
             self.trained.model,
             opset=self.settings.opset,
-            output_name="probabilities" if self.head else self.task.output_name,
+            output_name=self.output_name,
             preprocessing=None if layout == "none" else Preprocessing(layout, normalise.mean, normalise.std),
             head=self.head,
         )
@@ -332,8 +325,6 @@ class _Export:
                 for latency in found:
                     self.console.line(latency.line())
                 yield from found
-
-    # -- what people read -------------------------------------------------------------------------------------------
 
     def _tell_parity(self, parity: Parity) -> None:
         for case in parity.cases:

@@ -40,10 +40,7 @@ class Trained:
 
 
 def finished_job(opened: Opened, source: Source) -> JobDir:
-    """The folder of the job whose network is asked for.
-
-    RunError if the job is not finished, has no weights, or was trained on other data than the configuration names.
-    """
+    """The folder of a job; RunError if it is not finished, has no weights, or had other settings of the data."""
     folder, run = JobDir(opened.run.path / source), opened.run.path
     if not folder.is_finished:
         state = "is not finished" if folder.is_started else "has not run"

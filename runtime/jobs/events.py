@@ -1,8 +1,4 @@
-"""TensorBoard event files, written with TensorBoard's own record writer and messages.
-
-Owns one folder of event files. Records are written at once and in this thread, so that a full disk is an error here and
-no background thread has to end well.
-"""
+"""TensorBoard event files, each record written at once and in this thread, so that a full disk is an error here."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What a job tells: a metrics log for programs, TensorBoard and the report; lines and a progress bar for people.
-
-People's output goes to stderr. Nothing here decides what is worth telling.
-"""
+"""What a job tells: a metrics log for programs, TensorBoard and the report; lines and a bar on stderr for people."""
 
 from __future__ import annotations
 
@@ -29,12 +26,10 @@ START = {"metrics": 0, "timings": 0}
 
 
 class MetricsLog:
-    """`metrics.jsonl`, `timings.jsonl` and `tensorboard/` in a job's folder: one record an epoch.
+    """`metrics.jsonl`, `timings.jsonl` and `tensorboard/` in a job's folder: one record an epoch, times apart.
 
-    Whatever measures time goes to the timings, so that metrics are the same whenever the job is. The log starts empty,
-    unless `rewind` says how many lines to keep of an earlier one. A position (the number of lines of each file) goes
-    into every checkpoint, so that a resumed job's metrics are byte-identical to those of one that was never stopped.
-    `folder` None is the log of a rank that writes nothing. Every method raises RunError if the disk refuses.
+    The log starts empty, unless `rewind` keeps lines of an earlier one: with the position of a checkpoint, metrics end
+    byte-identical to those of a job that never stopped. `folder` None: write nothing. RunError if the disk refuses.
     """
 
     def __init__(self, folder: Path | None, warn: Callable[[str], None]) -> None:
@@ -115,10 +110,7 @@ def _curves(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 class Console:
-    """What people read, on stderr: plain lines, and on a terminal a progress bar with the time left.
-
-    `quiet` leaves only warnings, `silent` nothing.
-    """
+    """What people read, on stderr: lines, and on a terminal a bar. `quiet` leaves only warnings, `silent` nothing."""
 
     def __init__(self, quiet: bool = False, stream: TextIO | None = None, *, silent: bool = False) -> None:
         self._rich = rich.console.Console(file=stream or sys.stderr, highlight=False, soft_wrap=True, quiet=silent)

@@ -125,12 +125,10 @@ class _Attempt:
 
     @property
     def folder(self) -> JobDir:
-        """Where the job leaves what it makes."""
         return JobDir(self.opened.run.path / self.name)
 
     @property
     def training(self) -> TrainingConfig:
-        """The settings of this job's training."""
         return self.opened.spec.config.search if self.name == "search" else self.opened.spec.config.retrain
 
     @property
@@ -260,10 +258,9 @@ def check_config(name: str, folder: JobDir, config: Configuration, may_differ: S
     if not folder.config.is_file():
         return
     changed = changes(read_settings(folder.config), config.model_dump(mode="json"))
-    relevant = [each.key for each in changed if each.path[0] in ("seed", "task", "data", "budget", name)]
-    relevant = [
-        key for key in relevant if key not in (*HARMLESS, *may_differ) and not key.startswith(f"{name}.checkpoint.")
-    ]
+    keys = [each.key for each in changed if each.path[0] in ("seed", "task", "data", "budget", name)]
+    harmless = (*HARMLESS, *may_differ)
+    relevant = [key for key in keys if key not in harmless and not key.startswith(f"{name}.checkpoint.")]
     if relevant:
         raise RunError(
             f"{folder.path}: cannot go on with a changed spec: {', '.join(relevant)}\n"

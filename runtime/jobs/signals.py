@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from contextlib import suppress
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 from compiler.errors import GraphspecError
@@ -50,9 +50,7 @@ class StopFlag:
                     self._former[signum] = signal.signal(signum, self._on_signal)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         while self._former:
             signal.signal(*self._former.popitem())
 

@@ -1,7 +1,6 @@
-"""The processes that share a job, and what they tell each other.
+"""The processes that share a job: each does the same on its slice of every batch.
 
-All of them do the same, each on its slice of every batch. What could come out differently from one to the next, such
-as a look at a file or a clock, is decided by the main process, which tells the others; it alone writes and speaks.
+What could come out differently (a look at a file or a clock) is decided by the main one, which alone writes and speaks.
 """
 
 from __future__ import annotations
@@ -49,10 +48,7 @@ class World:
 
     @classmethod
     def join(cls, device: torch.device) -> World:
-        """Meet the other processes that torchrun started; alone where it started none.
-
-        RunError if they do not find each other.
-        """
+        """Meet the other processes that torchrun started, if any; RunError if they do not find each other."""
         launch = Launch.here()
         on_gpu = device.type == "cuda"
         if on_gpu and device.index is not None:
@@ -119,10 +115,7 @@ class World:
         return data.numpy().tobytes()
 
     def tables(self, numbers: Sequence[float]) -> Tensor:
-        """The numbers of every process, `(size, len(numbers))` float64 on the CPU.
-
-        Every step asks for them, so they go the way of the gradients: between GPUs in microseconds.
-        """
+        """The numbers of every process, `(size, len(numbers))` float64 on the CPU; sent as fast as gradients."""
         own = torch.tensor([float(number) for number in numbers], dtype=torch.float64)
         if self.size == 1:
             return own[None]

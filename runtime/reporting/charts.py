@@ -1,7 +1,6 @@
 """Line charts as inline SVG: axes, grid, one line a series, told apart by colour and by dashes.
 
-The points travel along as JSON in an attribute, so that the page's script can show values under the pointer or the
-arrow keys; without a script the chart is whole all the same.
+The points travel along as JSON in an attribute, from which the page's script shows values.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""Gates over time: for every share scope a matrix of its gates, and a strip of all gates over all epochs.
-
-The matrices are SVG with the newest values drawn in, the page's script repaints them for the epoch that the slider
-names; the strip is painted by the script from the same values.
-"""
+"""Gates over time: an SVG matrix for every share scope, and the values by epoch, from which the script repaints it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""`graphspec report`: a run as one self-contained HTML page, also while the run is still in progress.
-
-The page needs nothing from outside: drawings and charts are inline SVG, the script is a few kilobytes. What a run has
-not come to yet is said to be missing.
-"""
+"""`graphspec report`: a run, also one in progress, as one HTML page that needs nothing from outside."""
 
 from __future__ import annotations
 
@@ -37,10 +33,7 @@ SPEED = "Training speed, images per second", {"images_per_second": "images/s"}
 
 
 def write_report(run: RunDir) -> Path:
-    """Write the report of what the run directory holds so far and return its path.
-
-    RunError if the run directory is incomplete or a file in it is damaged; an earlier report then stays.
-    """
+    """Write the report of what a run holds so far; its path. RunError if a file is damaged: an earlier one stays."""
     write_text(run.report, render(read_run(run), run.resolved))
     return run.report
 
@@ -120,9 +113,6 @@ def _without_gates(epochs: Sequence[Record]) -> list[Record]:
 def _widest(rows: Sequence[CostRow]) -> Cost:
     """The largest of every cost: what the bars of these rows are drawn against."""
     return Cost(*map(max, zip(*(astuple(row.before) for row in rows), strict=True)))
-
-
-# -- curves ---------------------------------------------------------------------------------------------------------
 
 
 def _charts(record: RunRecord) -> list[Chart]:

@@ -1,7 +1,6 @@
 """What a report is made of: everything a run directory holds so far. Files that are not there yet are left out.
 
-A run in progress is read while another process writes it: every file is either whole (written atomically) or a log of
-lines, whose last line may be unfinished and is then left for the next reading.
+Another process may write at the same time: a file is whole, or a log whose last line is left for the next reading.
 """
 
 from __future__ import annotations
@@ -140,13 +139,9 @@ def number_at(record: Record, key: str) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def read_run(run: RunDir) -> RunRecord:
-    """Everything in the run directory; RunError if what compiling wrote is missing or a file is damaged."""
-    return _read(run, read_graph(run.graph_json))
-
-
-def _read(run: RunDir, graph: Graph) -> RunRecord:
-    search = _job(run.search)
+def read_run(run: RunDir, graph: Graph | None = None) -> RunRecord:
+    """Everything in a run; RunError if a file is damaged, or what compiling wrote is missing. `graph`: of its space."""
+    graph, search = graph or read_graph(run.graph_json), _job(run.search)
     return RunRecord(
         path=run.path,
         graph=graph,
@@ -159,7 +154,7 @@ def _read(run: RunDir, graph: Graph) -> RunRecord:
         section=_there(read_json, run.search.strategy, Section) or {},
         parity=_there(read_json, run.export / "parity.json", Exported),
         latency=_there(read_json, run.export / "latency.json", Latencies),
-        seeds={seed: _read(one, graph) for seed, one in run.seed_runs().items()},
+        seeds={seed: read_run(one, graph) for seed, one in run.seed_runs().items()},
     )
 
 

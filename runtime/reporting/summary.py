@@ -1,7 +1,6 @@
-"""What a run reached, in at most six lines for people and as JSON for programs.
+"""What a run reached, in at most six lines for people and as JSON for programs, as far as it has come.
 
-Of a study (several seeds) every figure is a mean with its standard deviation. What a run has not come to yet is left
-out.
+Of a study (several seeds) every figure is a mean with its standard deviation.
 """
 
 from __future__ import annotations
@@ -34,10 +33,7 @@ CHECKS = {
 
 @dataclass(frozen=True)
 class Summary:
-    """Figures by dotted name, such as `params.found`; only those that there are.
-
-    Those of networks are named after the metric that decides: `<metric>.pruned`.
-    """
+    """Figures by dotted name, such as `params.found` and, of networks, `<metric>.pruned`; only those that there are."""
 
     figures: Mapping[str, Figure]
     metric: Metric
@@ -143,9 +139,6 @@ def _numbers(records: Sequence[Any], *keys: str) -> list[float]:
     """The numbers at these keys of the records that have one."""
     found = [at(record, *keys) for record in records]
     return [float(value) for value in found if isinstance(value, int | float)]
-
-
-# -- the figures at the top of a report ------------------------------------------------------------------------------
 
 
 class Tile(NamedTuple):

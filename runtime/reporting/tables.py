@@ -191,9 +191,6 @@ def cell(value: Any) -> str:
     return str(value)
 
 
-# -- several seeds --------------------------------------------------------------------------------------------------
-
-
 def seed_tables(record: RunRecord) -> list[Grid]:
     """For each job a row for every seed that finished it, then mean and sample standard deviation."""
     found = []
@@ -205,8 +202,6 @@ def seed_tables(record: RunRecord) -> list[Grid]:
             found.append(Grid(name, heads, tuple(rows)))
     return found
 
-
-# -- the exported model: how far it is from torch, its files, how long a run takes -----------------------------------
 
 FILE = ("kind", "path", "bytes", "nodes")
 COMPARED = ("images", "network", "threads", "batch", "max_abs", "max_rel", "agreement")

@@ -1,13 +1,9 @@
 """Checkpoints: what a job needs to go on, as safetensors and JSON, verified by hash. Nothing is ever unpickled.
 
-Owns the files of a checkpoint folder and the state of optimizers by parameter name. What goes into a checkpoint is the
-business of the job. A checkpoint is a pair of files:
-
     00000012.safetensors    all tensors
     00000012.json           {"format", "number", "tensors": SHA-256 of the other file, "state", "sha256": of the rest}
 
-The JSON file is renamed into place last, so that a checkpoint exists once its JSON does. Neither file holds a time or
-anything else of the machine: the same tensors and state give the same bytes.
+A checkpoint exists once its JSON, which is written last, does. The same tensors and state give the same bytes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""Run directories: where everything that one job leaves lies, how one is made, and which is the latest.
-
-Owns the names of the files and the marker that says a folder is ours. It must not import torch: `graphspec compile`
-makes run directories. What is in the files is the business of whoever writes them.
-"""
+"""Run directories: where everything lies that a job leaves, and how one is made. It must not import torch."""
 
 from __future__ import annotations
 

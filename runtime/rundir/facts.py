@@ -1,7 +1,4 @@
-"""What a job learned of its data when it first opened it: every later command takes labels and normalisation from here.
-
-It must not import torch. `runtime.data.facts` makes the record.
-"""
+"""What a job learned of its data when it first opened it; made by `runtime.data.facts`. It must not import torch."""
 
 from __future__ import annotations
 
@@ -21,20 +18,16 @@ class PartFacts(BaseModel):
     """The training or the test images of a set."""
 
     images: Count
-    counts: tuple[Count, ...]
-    """Images of every class, as far as the task has classes."""
-    digest: str
-    """Of the names and sizes of the files and of a sample of the images; empty where the seed draws them."""
+    counts: tuple[Count, ...]  # images of every class, as far as the task has classes
+    digest: str  # of the names and sizes of the files and of a sample of the images; empty where the seed draws them
 
 
 class DataFacts(BaseModel):
     """A data set as a job found it."""
 
     name: str
-    root: str | None
-    """The absolute folder it lies in; None where it has none."""
-    labels: tuple[str, ...]
-    """Names of the outputs, in order."""
+    root: str | None  # the absolute folder it lies in; None where it has none
+    labels: tuple[str, ...]  # names of the outputs, in order
     mean: tuple[Share, ...]
     std: tuple[Annotated[Share, Field(gt=0.0)], ...]
     train: PartFacts

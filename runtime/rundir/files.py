@@ -1,9 +1,7 @@
 """The one place that opens files of a run: written whole or not at all, checked when they are read.
 
-A run may come from a stranger. Its folders and files are opened one below the other and never through a link, so that
-nothing outside of it is read or written; what is read is a regular file of limited size and nesting. A file that lies
-in no run (`-o model.onnx`) is written in the same way, through the links that lead to its folder. It must not import
-torch: `graphspec compile` uses it.
+A run may come from a stranger, so nothing in it is read or written through a link, and what is read is a regular file
+of limited size. Other files (`-o model.onnx`) are written in the same way. It must not import torch.
 """
 
 from __future__ import annotations
@@ -31,8 +29,6 @@ from compiler.language.findings import first_of
 MARKER = "run.json"  # says that a folder is a run
 MOST_TEXT = 2**27  # bytes; the largest network that compiles has a graph of a quarter of it
 MOST_TENSORS = 2**36
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # not through a link, and no wait for a pipe's other end
 _LEFT_OVER = re.compile(r"\..+\.tmp")  # of any version
 
@@ -41,6 +37,12 @@ _OPTIONAL = {
     "data.json": "remove it, to take the data as it is",
     "samples.safetensors": "--set data.root=FOLDER, where the data lies now",
 }  # files that a run can do without
+_FULL = "free some space there, then give the same command again (search, retrain: with --resume)"
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "a folder that is yours to read and write"),
+    errno.ELOOP: "put what the link names in its place: nothing in a run is read or written through links",
+}  # by what the system says
 
 T = TypeVar("T")
 
@@ -57,21 +59,9 @@ def guarded(path: Path, verb: str = "write") -> Iterator[None]:
     except OSError as error:
         kind = MissingFileError if isinstance(error, FileNotFoundError) else RunError
         why = "it is reached through a link" if error.errno == errno.ELOOP else error.strerror or error
-        advice = _anew(path) if kind is MissingFileError and verb == "read" else _advice(error)
+        advice = _ADVICE.get(error.errno or 0, "another path, or remove what stands in the way")
+        advice = _anew(path) if kind is MissingFileError and verb == "read" else advice
         raise kind(f"{path}: cannot {verb}: {why}\n  try: {advice}") from error
-
-
-def _advice(error: OSError) -> str:
-    if error.errno in _FULL:
-        return "free some space there, then give the same command again (search, retrain: with --resume)"
-    if error.errno in _FORBIDDEN:
-        return "a folder that is yours to read and write"
-    if error.errno == errno.ELOOP:
-        return "put what the link names in its place: nothing in a run is read or written through links"
-    return "another path, or remove what stands in the way"
-
-
-# -- opening ----------------------------------------------------------------------------------------------------------
 
 
 def run_of(path: Path) -> Path | None:
@@ -111,9 +101,6 @@ def opened(path: Path, flags: int) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-# -- reading ----------------------------------------------------------------------------------------------------------
 
 
 def read_bytes(path: Path, most: int = MOST_TEXT) -> bytes:
@@ -162,10 +149,8 @@ def _parsed(path: Path, content: bytes, model: type[T], where: str = "") -> dict
         _adapter(model).validate_json(content)
         found = from_json(content, allow_inf_nan=False)
         json.dumps(found, allow_nan=False)  # 1e999 is read as infinity
-    except ValidationError as error:
-        raise damaged(path, f"{where}{first_of(error)}") from error
     except ValueError as error:
-        raise damaged(path, f"{where}{error}") from error
+        raise damaged(path, f"{where}{first_of(error) if isinstance(error, ValidationError) else error}") from error
     return dict(found)
 
 
@@ -211,9 +196,6 @@ def shown(path: Path) -> Path:
     """`path` (absolute) as people like to read it: relative where it lies under the working directory."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
-
-
-# -- writing ----------------------------------------------------------------------------------------------------------
 
 
 def write_bytes(path: Path, content: bytes) -> None:

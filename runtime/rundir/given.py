@@ -1,7 +1,4 @@
-"""What each job of a run was given: settings, device, match. Later commands take it from here.
-
-`RUN/given.json` is written before torch is imported; once a job has results, its `config.json` says what it ran with.
-"""
+"""What each job of a run was given: settings, device, match. Later commands take it from here, without torch."""
 
 from __future__ import annotations
 
@@ -24,11 +21,9 @@ ROOT = "data.root"
 class Given(BaseModel):
     """What one job was given."""
 
-    settings: list[tuple[str, Any]] = []
-    """Dotted key and value of every override, in order; the folder of the data is absolute."""
+    settings: list[tuple[str, Any]] = []  # dotted key and value of every override; the folder of the data is absolute
     device: str = "auto"
-    match: str | None = None
-    """The run whose sizes the random networks of a study are drawn at."""
+    match: str | None = None  # the run whose sizes the random networks of a study are drawn at
 
     @property
     def overrides(self) -> tuple[Override, ...]:
@@ -73,10 +68,7 @@ def given_to(run: RunDir, job: str) -> Given | None:
 def record_given(
     opened: Opened, job: str, overrides: Sequence[Override], device: str, match: Path | None, *, overwrite: bool
 ) -> None:
-    """Write down what a job is given, unless it has results that stay: these say what it was.
-
-    RunError if another process works in the run.
-    """
+    """Write down what a job is given, unless it has results, which say it; RunError if the run is being worked in."""
     run, root = opened.run, opened.spec.config.data.root
     if not overwrite and any(_has_results(one, job) for one in (run, *run.seed_runs().values())):
         return

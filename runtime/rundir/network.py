@@ -1,7 +1,4 @@
-"""What a job left, read from its files: the found architecture, the graph, the network as a `Model`.
-
-Nothing is lowered: only those who run the network need torch, and this file must not import it.
-"""
+"""What a job left: the found architecture, the graph, the network as a `Model`. It must not import torch."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""What the JSON files of a run hold: a model for each, by which it is checked when it is read.
+"""The models by which JSON files of a run are checked when they are read.
 
-A model states what readers rely on. What else a file says (metrics, what a strategy adds) may be any JSON with finite
-numbers, and readers take it as it comes.
+A model states what readers rely on. What else a file says may be any JSON with finite numbers.
 """
 
 from __future__ import annotations

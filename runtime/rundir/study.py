@@ -1,7 +1,6 @@
-"""A study: the same job with several seeds, each in an ordinary run directory below the study's own.
+"""A study: the same job with several seeds, each in an ordinary run directory `RUN/seeds/<seed>`.
 
-`RUN/seeds/<seed>` is the run of a seed; every command takes it. `RUN/seeds.json` sums up what they reached. It must
-not import torch: reports read studies.
+`RUN/seeds.json` sums up what they reached. It must not import torch: reports read studies.
 """
 
 from __future__ import annotations
@@ -106,10 +105,7 @@ def is_study(run: RunDir) -> bool:
 
 
 def make_seed_run(study: RunDir, seed: int) -> RunDir:
-    """The run of a seed, made if it is missing: the study's with another seed, with what its own search found.
-
-    A kill at any moment leaves no half-made run.
-    """
+    """The run of a seed, made in one step if it is missing: the study's with this seed and what its search found."""
     run = study.seed_run(seed)
     if run.path.exists():
         return run

@@ -18,11 +18,7 @@ from runtime.training.stages import Position, Stage
 
 
 class SearchJob(Job):
-    """The job behind `graphspec search`; it knows no strategy by name.
-
-    A checkpoint holds the strategy's `net` (its tensors, and its graph in the state) and, beside it, what the strategy
-    saves of its own.
-    """
+    """The job behind `graphspec search`; a checkpoint holds the strategy's `net`, and what it saves of its own."""
 
     name = "search"
 

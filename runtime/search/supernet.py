@@ -1,7 +1,6 @@
-"""A gated network in training: graph, fx module, weights with their optimizer, gate vectors, and how it shrinks.
+"""A gated network in training, and how it shrinks.
 
-Weights, batch-norm statistics, gates and momenta are carried from the larger network to the smaller one by name (and by
-slice where a joining op lost an input), so a search goes on after pruning as if nothing had happened.
+All numbers are carried to the smaller network by name and by slice, so a search goes on as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -152,10 +151,7 @@ class Supernet:
         return supernet
 
     def pruned(self, closed: Collection[str]) -> Supernet:
-        """A new supernet without these gates' edges and what only they fed; PassError if nothing would be left.
-
-        It has copies of all numbers: it may replace this one, or be a sample that is run and trained beside it.
-        """
+        """A new supernet, with copies, without these gates' edges and what only they fed; PassError if none is left."""
         graph = prune(self.graph, closed)
         plan, ours = carried(self.graph, graph), self.tensors()
         kept = {name: take(tensor, plan[weight_of(name)]) for name, tensor in ours.items() if weight_of(name) in plan}

@@ -1,8 +1,4 @@
-"""APG-NAG: the optimizer that drives gates to exactly zero.
-
-It owns the update of the gates and nothing else: which gate is penalised how much is `runtime.strategies.penalties`'
-business, what is removed from the network is the pruning's.
-"""
+"""APG-NAG: the optimizer that drives gates to exactly zero; `runtime.strategies.penalties` says how hard."""
 
 from __future__ import annotations
 
@@ -66,10 +62,7 @@ class APGNAG(torch.optim.Optimizer):
 
     @torch.no_grad()
     def set_gamma(self, param: Parameter, gamma: Tensor) -> None:
-        """Give every element of `param` its own sparsity weight; ValueError if one is negative or the shape differs.
-
-        `gamma` may lie on the CPU, where it is looked at without waiting for the device.
-        """
+        """Give every element its sparsity weight, best from the CPU; ValueError if one is negative or shapes differ."""
         if gamma.shape != param.shape:
             raise ValueError(f"gamma has shape {tuple(gamma.shape)}, its parameter {tuple(param.shape)}")
         if not bool((gamma >= 0).all()):

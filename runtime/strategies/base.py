@@ -1,8 +1,6 @@
 """What a search strategy is: it decides which gates of a space stay open, and may train networks to find out.
 
-The search job owns the loop, batches, validation and checkpoints and knows no strategy by name; a strategy proposes and
-learns. One that trains nothing is a `Strategy`; one that trains is a `TrainingStrategy`. docs/strategies.md shows how
-to write one.
+One that trains nothing is a `Strategy`, one that trains a `TrainingStrategy`; docs/strategies.md shows how.
 """
 
 from __future__ import annotations

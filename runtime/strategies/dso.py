@@ -1,7 +1,6 @@
 """DSO: after pretraining, weights and gates train in turns; gates are pushed to zero, and zero gates are pruned.
 
-A step of the search stage is `weight_steps` weight steps, each on the next batch of the weight part, and one gate step
-by APG-NAG on the next batch of the gate part; an epoch ends when either part is used up.
+A step of the search is `weight_steps` weight steps and one gate step, each on the next batch of its part of the images.
 """
 
 from __future__ import annotations
@@ -31,8 +30,7 @@ from runtime.training.step import rate_now
 
 PRETRAIN, SEARCH = "pretrain", "search"
 GATE_STATE = "gate_state"  # first part of the names of saved tensors
-LEAST_REOPENED = 1e-3
-"""What a gate that has to stay is set to at least when it was zero."""
+LEAST_REOPENED = 1e-3  # what a gate that has to stay is set to at least when it was zero
 
 
 class Dso(TrainingStrategy):
@@ -121,10 +119,7 @@ class Dso(TrainingStrategy):
         return is_look(epochs * stage.steps_per_epoch + steps, every * stage.steps_per_epoch)
 
     def _look(self, last: bool, seconds: float | None = None) -> None:
-        """Count gates at zero, and prune those that were for long enough (at the end: all that are zero).
-
-        What goes is decided by the main process; others wait for its word. `seconds`: of a step in the epoch that ends.
-        """
+        """Prune the gates that were zero for long enough, at the end all that are; `seconds` that a step took."""
         zero, patience = self.closed(), self.context.search.prune.patience
         self.zero_looks = {gate: self.zero_looks.get(gate, 0) + 1 for gate in zero}
         wanted = {gate for gate in zero if last or self.zero_looks[gate] >= patience}
@@ -136,10 +131,8 @@ class Dso(TrainingStrategy):
         self._reopen(kept)
 
     def _guarded(self, closed: set[str]) -> set[str]:
-        """Gates to keep although they are zero: an op must not lose all inputs in one step, nor the output its path.
-
-        Momentum can drag an op's last inputs below zero together although the proximal point of one is positive; that
-        one stays. If the output would be cut off, the strongest gates that mend it stay.
+        """Gates to keep although they are zero: the strongest that mend the output's path, and of an op that would lose
+        all inputs in one step the best, if its proximal point is positive: momentum can drag all below zero together.
         """
         graph, console = self.net.graph, self.context.console
         prox = self.net.by_gate({scope: self.gates.proximal_point(p) for scope, p in self.net.gate_vectors.items()})
@@ -175,7 +168,7 @@ class Dso(TrainingStrategy):
             f"{after.edge_count()} left; FLOPs {total_cost(after).flops / 1e6:.2f} M "
             f"(were {total_cost(before.graph).flops / 1e6:.2f} M){took}"
         )
-        for block in emptied_blocks(before.graph, after):
+        for block in sorted(_identity_blocks(after) - _identity_blocks(before.graph)):
             self.context.console.line(f"block {block} lost all its edges: it is the identity now")
 
     def _tell_gain(self, seconds: float) -> None:
@@ -270,11 +263,6 @@ def restored_gates(net: Supernet, tensors: Mapping[str, Tensor], before: Graph) 
 def is_look(done: int, stride: float) -> bool:
     """Whether a look follows step number `done`, counted from 1: the n-th comes after n strides (0: none do)."""
     return stride > 0 and done == round(round(done / stride) * stride)
-
-
-def emptied_blocks(before: Graph, after: Graph) -> list[str]:
-    """Blocks that became the identity between the two graphs."""
-    return sorted(_identity_blocks(after) - _identity_blocks(before))
 
 
 def _listed(gates: Collection[str], most: int = 3) -> str:

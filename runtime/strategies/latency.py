@@ -1,7 +1,4 @@
-"""Measured time of ops on a device, kept in a file so that each is measured once.
-
-What the times are used for is decided in `runtime.strategies.penalties`.
-"""
+"""Measured time of ops on a device, kept in a file so that each is measured once."""
 
 from __future__ import annotations
 
@@ -65,10 +62,7 @@ def _wait_for(device: torch.device) -> None:
 def measured_latencies(
     calls: Iterable[OpCall], device: torch.device, file: Path, batch: int = 1
 ) -> dict[OpCall, float]:
-    """Median seconds of every op on `device`, read from `file` where it has them, else measured and added to it.
-
-    The file maps device names to ops to seconds and is replaced in one step; RunError if it cannot be read.
-    """
+    """Median seconds of every op: from `file` (by device and op) or measured and added to it; RunError if damaged."""
     table = read_json(file, Times) if file.exists() else {}
     known = table.setdefault(device_name(device), {})
     wanted = {call: f"{call}, batch {batch}" for call in calls}

@@ -1,8 +1,4 @@
-"""How much each gate is penalised: the sparsity weight gamma of every gate, from costs and from what is alive.
-
-Weights follow from the graph and from which gates are closed, and from nothing else; no tensor is touched here but the
-vectors handed to the optimizer.
-"""
+"""How much each gate is penalised: its sparsity weight gamma, from costs and from which gates are closed."""
 
 from __future__ import annotations
 
@@ -22,11 +18,8 @@ from compiler.ops import Scale
 from compiler.passes.prune_zero_edges import prune, surviving_edges
 from runtime.strategies.apgnag import APGNAG
 
-MIN_FACTOR = 0.04
-"""Adaptive multiply-adds and memory access never scale gamma by less: 1/25, the least that the method's
-released settings lead to."""
-LATENCY_FACTORS = (0.5, 1.0)
-"""Adaptive latency scales gamma by this much for the fastest and for the slowest op."""
+MIN_FACTOR = 0.04  # of gamma in the modes flops and memory_access: the least that the method's settings lead to
+LATENCY_FACTORS = (0.5, 1.0)  # of gamma for the fastest and for the slowest op
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,11 +190,9 @@ def _latency_factors(prices: list[float], living: list[float]) -> list[float]:
 
 
 def set_gammas(penalty: Penalty, optimizer: APGNAG, vectors: Mapping[str, Parameter]) -> None:
-    """Penalise the gates as their present values ask for; call it before every gate step, and where the device has
-    little to do: it waits for the values.
+    """Penalise the gates (`vectors` as in `Graph.gate_scopes`) as their values ask for: before every gate step.
 
-    `vectors` maps each share scope to its gate vector, laid out as `Graph.gate_scopes`. The weights are computed anew
-    only when the set of zero gates has changed since the last call.
+    It waits for the values, so it is best called where the device has little to do.
     """
     if not penalty.scopes:
         return

@@ -1,7 +1,4 @@
-"""The strategies by name: the built-in ones, and those of installed packages (entry points `graphspec.strategies`).
-
-It must not import torch: `graphspec compile` checks the name of a strategy, and its options where it has any.
-"""
+"""The strategies by name: built-in ones and those of installed packages. It must not import torch."""
 
 from __future__ import annotations
 

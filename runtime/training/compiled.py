@@ -1,8 +1,6 @@
-"""torch.compile for networks in training, block by block.
+"""torch.compile for networks in training, block by block; equal blocks share what was compiled for one.
 
-A block is compiled where it is called first; a later one of the same content takes what was compiled for it from
-torch's cache, also after pruning and in later runs. A weight step and a gate step are compiled apart, because they
-need other gradients. Evaluation calls the plain network, whose batches have other sizes.
+A weight step and a gate step are compiled apart, because they need other gradients.
 """
 
 from __future__ import annotations
@@ -18,10 +16,7 @@ from compiler.errors import RunError
 
 
 class CompiledByBlock(nn.Module):
-    """The network with each block that was lowered apart compiled; parameters and buffers are those of `module`.
-
-    To be called with batches of one size, since each size is compiled anew. RunError if torch cannot compile a block.
-    """
+    """`module`, whose tensors it shares, with each block that was lowered apart compiled, anew for each batch size."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__()
@@ -33,7 +28,7 @@ class CompiledByBlock(nn.Module):
         self.network = fx.GraphModule(parts, module.graph)
 
     def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
-        """What the network gives for `x: (N, C, H, W)`."""
+        """What the network gives for `x: (N, C, H, W)`; RunError if torch cannot compile a block."""
         try:
             found: Tensor | dict[str, Tensor] = self.network(x)
         except TorchDynamoException as error:

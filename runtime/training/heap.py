@@ -1,8 +1,7 @@
 """Memory that a training step frees stays with the process, for the next step to use.
 
-Left alone, glibc hands large blocks back to the kernel as soon as they are free. A step frees and takes the same
-hundreds of MiB again and again, and the kernel fills every page of them with zeros anew: on the CPU that was a sixth
-of a search step (`python -m benchmarks.memory`).
+glibc hands large free blocks back at once, and the kernel fills their pages with zeros anew: a sixth of a search step
+on the CPU (`python -m benchmarks.memory`).
 """
 
 from __future__ import annotations
@@ -49,12 +48,10 @@ def give_back() -> None:
 
 
 def _comes_from_glibc() -> bool:
-    """Whether the allocator of this process is glibc's, and not one that LD_PRELOAD put before it.
-
-    torch calls `posix_memalign`; `malloc` itself has an address of its own in some builds of Python.
-    """
+    """Whether the allocator of this process is glibc's, and not one that LD_PRELOAD put before it."""
     if platform.libc_ver()[0] != "glibc":
         return False
+    # torch calls it; `malloc` itself has an address of its own in some builds of Python
     called, own = (ctypes.CDLL(name).posix_memalign for name in (None, "libc.so.6"))
     return ctypes.cast(called, ctypes.c_void_p).value == ctypes.cast(own, ctypes.c_void_p).value
 

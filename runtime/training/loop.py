@@ -1,7 +1,6 @@
 """The one training loop: stages of epochs of steps, checkpoints, resume, signals, logs; in one process or in many.
 
-Search and retrain are jobs that this loop runs. A job's random choices are functions of its position (stage, epoch,
-step), so a checkpoint holds tensors and counters only, and a resumed job ends bit-identical on CPU.
+A job's random choices are functions of its position, so a resumed job ends bit-identical on CPU.
 """
 
 from __future__ import annotations
@@ -71,10 +70,7 @@ class Job(Protocol):
 
 @dataclass
 class Loop:
-    """Runs a job to its end; `resume_command` is what to type after an interruption.
-
-    Of several processes the main one alone reads and writes checkpoints; where one is told to stop, all do.
-    """
+    """Runs a job to its end. Of several processes the main one reads and writes checkpoints; if one stops, all do."""
 
     job: Job
     world: World
@@ -84,7 +80,7 @@ class Loop:
     stop: StopFlag
     seed: int
     config: CheckpointConfig
-    resume_command: str
+    resume_command: str  # what to type after an interruption
     after_epoch: Callable[[], None]
     position: Position = field(default_factory=Position)
     sums: dict[str, float] = field(default_factory=dict)
@@ -207,16 +203,14 @@ class Loop:
         at = self.position
         means = {key: total / stage.steps_per_epoch for key, total in self.sums.items()}
         per_step = seconds / max(steps, 1)
-        record = {"stage": stage.name, "epoch": at.epoch + 1}
-        record |= self.job.end_epoch(stage, at, means, per_step)
+        place = {"stage": stage.name, "epoch": at.epoch + 1}
+        record = place | self.job.end_epoch(stage, at, means, per_step)
         self.world.check_same(f"by the end of epoch {at.epoch + 1} of {stage.name}", self.job.parameters())
         for name, values in self.job.histograms().items():
             self.metrics.histogram(name, values)
         self.metrics.write(record)
         rate = stage.images_per_step / per_step
-        self.metrics.write_timing(
-            {"stage": stage.name, "epoch": at.epoch + 1, "seconds": seconds, "images_per_second": rate}
-        )
+        self.metrics.write_timing(place | {"seconds": seconds, "images_per_second": rate})
         self.console.line(f"{self.job.describe(record)}  {seconds:.1f} s  {rate:.0f} images/s")
         self.sums = {}
         self.position = Position(at.stage, at.epoch + 1)

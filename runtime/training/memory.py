@@ -1,7 +1,6 @@
-"""Whether training fits into the memory there is: two real steps at small batches tell, before it starts.
+"""Whether training fits into the memory there is: real steps at small batches of noise tell, before it starts.
 
-They are steps of the job's own module and optimizers on images of noise, so custom ops count. What a step takes grows
-linearly with its images. Afterwards weights, statistics, optimizers and random numbers are as they were, to the bit.
+What a step takes grows linearly with its images. Afterwards all is as it was, to the bit.
 """
 
 from __future__ import annotations
@@ -27,13 +26,9 @@ from runtime.training.allocated import OnCpu, OnCuda
 from runtime.training.free_memory import available_memory
 from runtime.training.step import Batch, evaluate
 
-SMALL = 2
-"""Images of a part of the first batch that is measured; the second has twice as many."""
-IMAGES_OUTWEIGH = 3
-"""So many times what does not depend on the batch: else the peak is at another place than in a large batch, and both
-batches are doubled."""
-EVALUATED = 64
-"""The most images that are evaluated to measure it."""
+SMALL = 2  # images of a part of the first batch that is measured; the second has twice as many
+IMAGES_OUTWEIGH = 3  # times what does not depend on the batch: else the peak is elsewhere, and both batches are doubled
+EVALUATED = 64  # the most images that are evaluated to measure it
 
 
 @dataclass(frozen=True)

@@ -42,11 +42,7 @@ RETRAIN = "retrain"
 
 
 class RetrainJob(Job):
-    """The job behind `graphspec retrain`.
-
-    `graph` is the compact network that will be exported. What only training needs (drop path, dropout, auxiliary
-    head) is added to the graph that is trained; weights go back to `graph` by name.
-    """
+    """The job behind `graphspec retrain`: trains the compact network `graph`, with parts that only training needs."""
 
     name = "retrain"
 

@@ -1,7 +1,4 @@
-"""Learning-rate schedules as functions of the step, so that a resumed job needs no scheduler state.
-
-This file imports no torch: `graphspec compile` uses it to check settings before anything runs.
-"""
+"""Learning-rate schedules as functions of the step, so that a resumed job needs no scheduler state. Without torch."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -46,10 +46,7 @@ statistics are updated twice. Versions in between have not been tried."""
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:n` as a device; RunError if it is not there.
-
-    Of several processes on a machine each gets a GPU of its own.
-    """
+    """`auto`, `cpu`, `cuda` (of several processes each its own) or `cuda:n`; RunError if it is not there."""
     launch = Launch.here()
     if launch.local_size > 1 and name.startswith("cuda:"):
         raise RunError(
@@ -71,10 +68,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def network_of(module: fx.GraphModule, config: TrainingConfig) -> nn.Module:
-    """What training steps call: the module, with its blocks compiled where the configuration asks for it.
-
-    RunError for compiled blocks that are recomputed where torch is too old for it.
-    """
+    """The module, with its blocks compiled where that is asked for; RunError if torch is too old to recompute them."""
     if not config.compile:
         return module
     if config.recompute and torch.__version__ < RECOMPUTES_COMPILED:
@@ -119,11 +113,6 @@ def set_precision(config: TrainingConfig, device: torch.device) -> None:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.precision != "fp32"
 
 
-def autocast(config: TrainingConfig, device: torch.device) -> AbstractContextManager[object]:
-    """bf16 autocast where the configuration asks for it."""
-    return torch.autocast(device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
-
-
 LossFn = Callable[[Tensor, Tensor], Tensor]  # x, y -> mean loss
 LOSS, IMAGES = ".loss", ".images"  # beside the task's sums
 
@@ -135,7 +124,7 @@ def training_loss(task: Task, graph: Graph, network: Network, config: TrainingCo
         return task.loss(output.to(torch.promote_types(output.dtype, torch.float32)), y, config)
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
-        with autocast(config, device):
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             found = outputs_by_name(network(x))
         total = one(found.pop(OUTPUT), y)
         for name, output in found.items():
@@ -184,12 +173,8 @@ def clip_gradients(params: Iterable[Parameter], limit: float | None) -> None:
 
 @torch.no_grad()
 def evaluate(task: Task, module: nn.Module, batches: Iterable[Batch], world: World = ALONE) -> Scores:
-    """Loss and metrics of the main output in evaluation mode over the batches of all processes.
-
-    The module is left in training mode. Pieces of memory have other sizes than in a step and fit between those badly:
-    free memory is given back before and after.
-    """
-    give_back()
+    """Loss and metrics of the main output over the batches of all processes; the module is left in training mode."""
+    give_back()  # here and at the end: pieces of memory have other sizes than in a step and fit between those badly
     module.eval()
     found: list[Mapping[str, Tensor | int]] = []
     for x, y in batches:
@@ -215,10 +200,7 @@ def added(parts: Iterable[Mapping[str, Tensor | float]]) -> dict[str, float]:
 
 @torch.no_grad()
 def recalibrate(module: nn.Module, batches: Iterable[Batch]) -> None:
-    """Re-estimate batch norm's running statistics as the plain mean over these batches.
-
-    They lag behind gates that move, and are wrong after pruning; batches come from the weight part.
-    """
+    """Re-estimate batch norm's running statistics, which lag behind gates, as the plain mean over these batches."""
     norms = [m for m in module.modules() if isinstance(m, BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     module.train()
