@@ -35,7 +35,7 @@ Settings = _model(search=_model(strategy=(str, "dso")), task=(str, ""))  # confi
 Environment = _model(packages=dict[str, str | None], threads=(Count | None, None))
 Epoch = _model(stage=str, epoch=Count, gate_values=(list[float], []))  # a line of metrics.jsonl
 Timing = _model(stage=str, epoch=Count, seconds=Annotated[float, Field(ge=0)], images_per_second=Positive)
-Section = _model(text=(str, ""), tables=(dict[str, Any], {}), curves=(dict[str, dict[str, str]], {}))  # strategy.json
+Section = _model(text=str, tables=dict[str, Any], curves=dict[str, dict[str, str]])  # strategy.json
 Costs = _model(params=Count, flops=Count)
 Result = _model(
     Numbers,  # the metrics
