@@ -101,19 +101,37 @@ def test_an_argument_with_control_characters_is_refused(tmp_path: Path) -> None:
     assert "\x1b" not in done.stderr
 
 
-@pytest.mark.slow
-def test_a_terminal_that_closes_leaves_a_checkpoint(tmp_path: Path) -> None:
-    spec = write_spec(tmp_path, TINY.replace("epochs: 4", "epochs: 400"))
-    graphspec(tmp_path, "compile", str(spec), "--out", "run")
-    job = subprocess.Popen(command("search", "run"), cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
-    metrics = tmp_path / "run" / "search" / "metrics.jsonl"
+def started(folder: Path) -> subprocess.Popen[str]:
+    """A search of many epochs that has come to its second."""
+    spec = write_spec(folder, TINY.replace("epochs: 4", "epochs: 400"))
+    graphspec(folder, "compile", str(spec), "--out", "run")
+    job = subprocess.Popen(command("search", "run"), cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True)
+    metrics = folder / "run" / "search" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.is_file() and metrics.read_bytes()) and time.monotonic() < deadline:
         time.sleep(0.1)
+    return job
+
+
+@pytest.mark.slow
+def test_a_terminal_that_closes_leaves_a_checkpoint(tmp_path: Path) -> None:
+    job = started(tmp_path)
     job.send_signal(signal.SIGHUP)
     _, said = job.communicate(timeout=120)
     assert job.returncode == 128 + signal.SIGHUP, said
     assert "stopped by SIGHUP after writing a checkpoint" in said
+
+
+@pytest.mark.slow
+def test_a_run_that_is_renamed_under_its_job(tmp_path: Path) -> None:
+    job = started(tmp_path)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    _, said = job.communicate(timeout=120)
+    assert job.returncode == 1, said
+    assert said.count("error:") == 1, said
+    assert "Traceback" not in said
+    assert not (tmp_path / "run").exists()
+    assert any((tmp_path / "moved" / "search" / "checkpoints").glob("*.json"))
 
 
 def test_ctrl_c_while_modules_are_imported(tmp_path: Path) -> None:
