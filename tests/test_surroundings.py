@@ -102,13 +102,12 @@ def test_an_argument_with_control_characters_is_refused(tmp_path: Path) -> None:
 
 
 def started(folder: Path) -> subprocess.Popen[str]:
-    """A search of many epochs that has come to its second."""
+    """A search of many epochs that has left its first checkpoint."""
     spec = write_spec(folder, TINY.replace("epochs: 4", "epochs: 400"))
     graphspec(folder, "compile", str(spec), "--out", "run")
     job = subprocess.Popen(command("search", "run"), cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True)
-    metrics = folder / "run" / "search" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (metrics.is_file() and metrics.read_bytes()) and time.monotonic() < deadline:
+    checkpoints, deadline = folder / "run" / "search" / "checkpoints", time.monotonic() + 120
+    while not any(checkpoints.glob("*.json")) and time.monotonic() < deadline:
         time.sleep(0.1)
     return job
 

@@ -217,6 +217,7 @@ class RunDir:
             except OSError:
                 pass  # some network disks have no locks: there it is up to the user
             jobs = (self.search, self.retrain)
+            stack.enter_context(files.in_use(self.path))
             files.sweep(self.path, self.export, *(job.path for job in jobs), *(job.checkpoints for job in jobs))
             yield
 

@@ -64,9 +64,30 @@ def guarded(path: Path, verb: str = "write") -> Iterator[None]:
         raise kind(f"{path}: cannot {verb}: {why}\n  try: {advice}") from error
 
 
+_IN_USE: list[Path] = []  # runs that this process works in
+
+
+@contextmanager
+def in_use(run: Path) -> Iterator[None]:
+    """Within, the folder of this run is not made anew where somebody moves it away; one that is being made is none."""
+    before = list(_IN_USE)
+    _IN_USE.extend([run.absolute()] * os.path.lexists(run / MARKER))
+    try:
+        yield
+    finally:
+        _IN_USE[:] = before
+
+
 def run_of(path: Path) -> Path | None:
-    """The run that a path lies in: the outermost folder with a marker, since a study holds runs."""
-    return next((p for p in reversed(path.absolute().parents) if os.path.lexists(p / MARKER)), None)
+    """The run that a path lies in: the outermost folder with a marker, since a study holds runs.
+
+    FileNotFoundError if it is in use and has gone.
+    """
+    above = path.absolute().parents
+    found = next((folder for folder in reversed(above) if os.path.lexists(folder / MARKER)), None)
+    if found is None and any(run in above for run in _IN_USE):
+        raise FileNotFoundError(errno.ENOENT, "its run was moved or removed", str(path))
+    return found
 
 
 @contextmanager
