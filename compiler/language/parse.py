@@ -114,12 +114,7 @@ GATES = Construct(
     "How gates are shared, and their initial value.",
     (
         Key("share", SHARE, "Which blocks share gates; a block may override it.", default="none"),
-        Key(
-            "init",
-            Kind(_read_first_gate, {"type": "number", "minimum": 0, "maximum": LARGEST}),
-            "Initial value of every gate.",
-            1.0,
-        ),
+        Key("init", FIRST_GATE, "Initial value of every gate.", default=1.0),
     ),
 )
 _NAMES = {"type": "string", "pattern": f"^{_NAME.pattern}$"}

@@ -41,11 +41,9 @@ class GroupNormAttrs(InstanceNormAttrs):
     """How many groups the channels make."""
 
 
-class LayerNormAttrs(OpAttrs):
+class LayerNormAttrs(InstanceNormAttrs):
     """Layer normalisation, scale and shift per channel."""
 
-    eps: Epsilon = 1e-5
-    """Added to the variance."""
     over: Literal["all", "channels"] = "all"
     """`all`: over channels and pixels together; `channels`: over the channels of each pixel."""
 

@@ -16,7 +16,7 @@ from compiler.ops.attributes import (
 )
 from compiler.ops.definition import Op, OpAttrs, Reads, Shape, Step, TypeMismatchError
 from compiler.ops.traits import Affine, Channels, Numbers, Pixels, Traits, Values
-from compiler.ops.windows import Axis, NotNegative, Window, each_axis, spatial, window_attrs, windowed
+from compiler.ops.windows import Axis, NotNegative, Window, each_axis, spatial, windowed
 
 # -- attributes -----------------------------------------------------------------------------------------------------
 
@@ -151,7 +151,8 @@ ALONE: dict[str, AttrValue] = {"norm": "none", "act": "none"}  # turns the defau
 
 
 def _sep_conv_parts(a: SepConvAttrs) -> tuple[Step, ...]:
-    return step("depthwise", "depthwise_conv", bias=False, **window_attrs(a), **ALONE), *_pointwise("pointwise", a)
+    window: dict[str, AttrValue] = {key: getattr(a, key) for key in Window.model_fields} | {"padding": a.pad}
+    return step("depthwise", "depthwise_conv", bias=False, **window, **ALONE), *_pointwise("pointwise", a)
 
 
 def _project_parts(a: ProjectAttrs) -> tuple[Step, ...]:

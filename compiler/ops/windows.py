@@ -185,8 +185,3 @@ def windowed(op: str, a: Window, shape: Shape, channels: int, *, ceil: bool = Fa
 
 def _shown(value: AttrValue) -> str:
     return str(list(value)) if isinstance(value, tuple) else str(value)
-
-
-def window_attrs(a: Window) -> dict[str, AttrValue]:
-    """The attributes of a part that slides the same window."""
-    return {"kernel": a.kernel, "stride": a.stride, "dilation": a.dilation, "padding": a.pad}

@@ -75,10 +75,6 @@ class _Expected:
     shape: Shape
     task: Task
 
-    @property
-    def root(self) -> Path:
-        return data_root(self.config)
-
     def images(self, pixels: Any, targets: Any) -> MemoryImages:
         """`pixels`: (N, H, W) or (N, H, W, C) array, `targets`: what the set has of each image."""
         array, found = _over_its_range(np.asarray(pixels), self.config.range)
@@ -155,7 +151,7 @@ class _Torchvision:
     def _half(self, expected: _Expected, half: dict[str, Any]) -> Any:
         from torchvision import datasets
 
-        name, root, download = expected.config.name, expected.root, expected.config.download
+        name, root, download = expected.config.name, data_root(expected.config), expected.config.download
         damaged = (RuntimeError, OSError, ValueError, KeyError, EOFError, AssertionError, tarfile.TarError)
         try:
             with _others_wait(root) if download else nullcontext():

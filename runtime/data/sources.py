@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset as TorchDataset
 
 from compiler.errors import RunError
 from runtime.data.decode import View, decode
@@ -176,7 +175,7 @@ _Decoded = tuple[Any, list[int], dict[int, str], dict[int, Found]]  # pixels, po
 
 
 @dataclass(frozen=True)
-class _Decoder(TorchDataset[_Decoded]):
+class _Decoder:
     """What a worker holds: it answers a whole request at a time, and reports failures instead of raising them."""
 
     paths: Sequence[str]

@@ -36,7 +36,7 @@ def _multiply(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
     for slot, (name, edge) in enumerate(zip(ins, w.graph.inputs(node.id), strict=True)):
         rank = len(w.graph.node(edge.src).shape)
         if rank < axes:
-            name = w.unsqueezed(node, name, f"{node.id}.wide{slot}", tuple(range(rank + 1, axes + 1)))
+            name = w.unsqueezed(name, f"{node.id}.wide{slot}", tuple(range(rank + 1, axes + 1)))
         last = slot == len(ins) - 1
         value = w.emit("Mul", [value, name], node.id if last else f"{node.id}.product{slot}") if value else name
     return value
@@ -50,8 +50,8 @@ def _linear(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
 def _mean(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
     """A mean over everything gives `(N, 1)`, so there the dimensions are kept, then flattened."""
     if a.keep or len(set(a.dims)) < len(w.input_shape(node)):
-        return w.mean(node, ins[0], node.id, a.dims, keep=a.keep)
-    kept = w.mean(node, ins[0], f"{node.id}.kept", a.dims, keep=True)
+        return w.reduce("ReduceMean", node, ins[0], node.id, a.dims, keep=a.keep)
+    kept = w.reduce("ReduceMean", node, ins[0], f"{node.id}.kept", a.dims, keep=True)
     return w.emit("Flatten", [kept], node.id, axis=1)
 
 
@@ -110,7 +110,7 @@ ONNX: dict[str, Builder] = {
     "zero": reshapes.zero,
     "scale": lambda w, node, a, ins: w.emit("Mul", [ins[0], w.scalar(node, "factor", a.factor)], node.id),
     "linear": _linear,
-    "global_avg_pool": lambda w, node, a, ins: w.mean(node, ins[0], node.id, w.axes(node), keep=False),
+    "global_avg_pool": lambda w, node, a, ins: w.reduce("ReduceMean", node, ins[0], node.id, w.axes(node), keep=False),
     "flatten": reshapes.flatten,
     "channel_shuffle": reshapes.channel_shuffle,
     "slice": reshapes.slice_channels,

@@ -23,9 +23,10 @@ def layer_norm(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
     if over_all and w.opset >= 17:
         return w.emit("LayerNormalization", [ins[0], weight, bias], node.id, axis=1, epsilon=a.eps)
     axes = tuple(range(1, len(node.shape) + 1)) if over_all else (1,)
-    centred = w.emit("Sub", [ins[0], w.mean(node, ins[0], f"{node.id}.mean", axes, keep=True)], f"{node.id}.centred")
+    mean = w.reduce("ReduceMean", node, ins[0], f"{node.id}.mean", axes, keep=True)
+    centred = w.emit("Sub", [ins[0], mean], f"{node.id}.centred")
     squared = w.emit("Mul", [centred, centred], f"{node.id}.squared")
-    variance = w.mean(node, squared, f"{node.id}.variance", axes, keep=True)
+    variance = w.reduce("ReduceMean", node, squared, f"{node.id}.variance", axes, keep=True)
     shifted = w.emit("Add", [variance, w.scalar(node, "eps", a.eps)], f"{node.id}.shifted")
     normed = w.emit("Div", [centred, w.emit("Sqrt", [shifted], f"{node.id}.deviation")], f"{node.id}.normed")
     return _scaled(w, node, normed, weight, bias)
@@ -33,14 +34,12 @@ def layer_norm(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
 
 def group_norm(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
     """Each group as one channel of an instance norm: runtimes know that one at every opset."""
-    rows = w.shaped(node, ins[0], f"{node.id}.rows", (a.groups, -1))
-    ones, zeros = (w.constant(f"{node.id}.{name}", make(a.groups, np.float32)) for name, make in _PLAIN)
-    normed = w.emit("InstanceNormalization", [rows, ones, zeros], f"{node.id}.normed", epsilon=a.eps)
-    value = w.shaped(node, normed, f"{node.id}.back", node.shape)
+    rows = w.shaped(ins[0], f"{node.id}.rows", (a.groups, -1))
+    plain = (("ones", 1.0), ("zeros", 0.0))
+    names = [w.constant(f"{node.id}.{name}", np.full(a.groups, value, np.float32)) for name, value in plain]
+    normed = w.emit("InstanceNormalization", [rows, *names], f"{node.id}.normed", epsilon=a.eps)
+    value = w.shaped(normed, f"{node.id}.back", node.shape)
     return _scaled(w, node, value, *(w.wide_weight(node, name) for name in ("weight", "bias")))
-
-
-_PLAIN = (("ones", np.ones), ("zeros", np.zeros))
 
 
 def instance_norm(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
@@ -54,8 +53,8 @@ def lrn(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
     settings = {"size": a.size, "alpha": a.alpha, "beta": a.beta, "bias": a.k}
     if len(node.shape) == 3:
         return w.emit("LRN", ins, node.id, **settings)
-    image = w.unsqueezed(node, ins[0], f"{node.id}.image", (2,))
-    return w.shaped(node, w.emit("LRN", [image], f"{node.id}.normed", **settings), node.id, node.shape)
+    image = w.unsqueezed(ins[0], f"{node.id}.image", (2,))
+    return w.shaped(w.emit("LRN", [image], f"{node.id}.normed", **settings), node.id, node.shape)
 
 
 def _scaled(w: Writer, node: Node, value: str, weight: str, bias: str) -> str:

@@ -26,9 +26,9 @@ def zero(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
 def channel_shuffle(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
     """Rows of channels, transposed."""
     channels, *sizes = node.shape
-    rows = w.shaped(node, ins[0], f"{node.id}.rows", (a.groups, channels // a.groups, *sizes))
+    rows = w.shaped(ins[0], f"{node.id}.rows", (a.groups, channels // a.groups, *sizes))
     order = [0, 2, 1, *range(3, len(sizes) + 3)]
-    return w.shaped(node, w.emit("Transpose", [rows], f"{node.id}.columns", perm=order), node.id, node.shape)
+    return w.shaped(w.emit("Transpose", [rows], f"{node.id}.columns", perm=order), node.id, node.shape)
 
 
 def slice_channels(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
@@ -38,14 +38,11 @@ def slice_channels(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
     return w.emit("Slice", [*ins, *names], node.id)
 
 
-MODES = {"zeros": "constant", "reflect": "reflect", "edge": "edge"}
-
-
 def pad(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
     """Widths before all axes, then behind them."""
     before, after = zip(*sides(a.padding, len(node.shape) - 1), strict=True)
     widths = w.constant(f"{node.id}.pads", np.array([0, 0, *before, 0, 0, *after], np.int64))
-    return w.emit("Pad", [*ins, widths], node.id, mode=MODES[a.mode])
+    return w.emit("Pad", [*ins, widths], node.id, mode="constant" if a.mode == "zeros" else a.mode)
 
 
 def resize(w: Writer, node: Node, a: Any, ins: list[str]) -> str:

@@ -46,14 +46,13 @@ def conv_transpose(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
 def max_pool(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
     """The border is part of the node where it is narrower than the window, as onnxruntime asks, else a node before."""
     axes, value = a.reaching(w.input_shape(node)), ins[0]
-    if _is_narrow(axes):
-        return w.emit("MaxPool", [value], node.id, **_window(axes))
-    widths = np.array([0, 0, *(x.before for x in axes), 0, 0, *(x.after for x in axes)], np.int64)
-    lowest = w.scalar(node, "lowest", -np.inf)
-    padded = w.emit("Pad", [value, w.constant(f"{node.id}.pads", widths), lowest], f"{node.id}.padded")
     attrs = _window(axes)
-    attrs.pop("pads")
-    return w.emit("MaxPool", [padded], node.id, **attrs)
+    if not _is_narrow(axes):
+        attrs.pop("pads")
+        lowest = w.scalar(node, "lowest", -np.inf)
+        widths = np.array([0, 0, *(x.before for x in axes), 0, 0, *(x.after for x in axes)], np.int64)
+        value = w.emit("Pad", [value, w.constant(f"{node.id}.pads", widths), lowest], f"{node.id}.padded")
+    return w.emit("MaxPool", [value], node.id, **attrs)
 
 
 def _is_narrow(axes: Sequence[Axis]) -> bool:

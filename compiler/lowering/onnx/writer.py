@@ -67,12 +67,12 @@ class Writer:
         """Shape of the first value the node reads, without the batch."""
         return self.graph.node(self.graph.inputs(node.id)[0].src).shape
 
-    def shaped(self, node: Node, value: str, output: str, shape: tuple[int, ...]) -> str:
+    def shaped(self, value: str, output: str, shape: tuple[int, ...]) -> str:
         """A value with other sizes behind the batch."""
         name = self.constant(f"{output}.shape", np.array([0, *shape], np.int64))  # 0: as many as come in
         return self.emit("Reshape", [value, name], output)
 
-    def unsqueezed(self, node: Node, value: str, output: str, axes: tuple[int, ...]) -> str:
+    def unsqueezed(self, value: str, output: str, axes: tuple[int, ...]) -> str:
         """A value with further axes of size 1."""
         return self.emit("Unsqueeze", [value, self.constant(f"{output}.axes", np.array(axes, np.int64))], output)
 
@@ -91,10 +91,6 @@ class Writer:
     def axes(self, node: Node) -> tuple[int, ...]:
         """The axes of the pixels of the first value the node reads."""
         return tuple(range(2, len(self.input_shape(node)) + 1))
-
-    def mean(self, node: Node, value: str, output: str, axes: tuple[int, ...], *, keep: bool) -> str:
-        """A mean over axes."""
-        return self.reduce("ReduceMean", node, value, output, axes, keep=keep)
 
     def reduce(self, op_type: str, node: Node, value: str, output: str, axes: tuple[int, ...], *, keep: bool) -> str:
         """A mean or maximum over axes: an attribute before opset 18, an input since."""

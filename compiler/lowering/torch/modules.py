@@ -25,10 +25,8 @@ from compiler.lowering.torch.windows import (
     ConvTranspose,
     MaxPool,
     SqueezeExcite,
-    adaptive_avg_pool,
     avg_pool,
     borders,
-    resized,
 )
 from compiler.ops import Affine, Shape, traits_of, walk
 from compiler.ops.windows import sides
@@ -111,10 +109,6 @@ def _shuffled(x: Tensor, groups: int) -> Tensor:
     return x.view(len(x), groups, -1, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
 
 
-def _sliced(x: Tensor, start: int, stop: int) -> Tensor:
-    return x[:, start:stop]
-
-
 class Chain(nn.Sequential):
     """The parts of an op one after the other; the first takes all inputs."""
 
@@ -129,6 +123,7 @@ class Chain(nn.Sequential):
 
 
 PAD_MODES = {"zeros": "constant", "reflect": "reflect", "edge": "replicate"}
+POOLED: dict[int, Callable[..., nn.Module]] = {2: nn.AdaptiveAvgPool1d, 3: nn.AdaptiveAvgPool2d}
 
 
 def conv_row(kind: type[Conv]) -> Builder:
@@ -148,7 +143,7 @@ TORCH: dict[str, Builder] = {
     ),
     "max_pool": lambda a, ins, out: MaxPool(a, ins[0]),
     "avg_pool": lambda a, ins, out: avg_pool(a, ins[0]),
-    "adaptive_avg_pool": lambda a, ins, out: Formula(adaptive_avg_pool, size=out[1:]),
+    "adaptive_avg_pool": lambda a, ins, out: POOLED[len(out)](out[1:]),
     "global_max_pool": lambda a, ins, out: Formula(torch.amax, dim=tuple(range(2, len(ins[0]) + 1))),
     "identity": lambda a, ins, out: nn.Identity(),
     "zero": lambda a, ins, out: Formula(_zeros, channels=out[0]),
@@ -167,9 +162,11 @@ TORCH: dict[str, Builder] = {
     "lrn": lambda a, ins, out: nn.LocalResponseNorm(a.size, a.alpha, a.beta, a.k),
     "multiply": lambda a, ins, out: Formula(_product),
     "channel_shuffle": lambda a, ins, out: Formula(_shuffled, groups=a.groups),
-    "slice": lambda a, ins, out: Formula(_sliced, start=a.start, stop=a.stop),
+    "slice": lambda a, ins, out: Formula(torch.narrow, dim=1, start=a.start, length=out[0]),
     "pad": lambda a, ins, out: Formula(F.pad, pad=borders(sides(a.padding, len(out) - 1)), mode=PAD_MODES[a.mode]),
-    "resize": lambda a, ins, out: Formula(resized, size=out[1:], mode=a.mode),
+    "resize": lambda a, ins, out: nn.Upsample(
+        out[1:], mode="linear" if a.mode == "bilinear" and len(out) == 2 else a.mode
+    ),
     "relu": lambda a, ins, out: nn.ReLU(),
     "relu6": lambda a, ins, out: nn.ReLU6(),
     "hard_swish": lambda a, ins, out: nn.Hardswish(),

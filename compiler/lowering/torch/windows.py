@@ -221,15 +221,3 @@ class SqueezeExcite(nn.Module):
         means = x.mean(tuple(range(2, x.dim())), keepdim=True)
         inner = F.relu(convolve(means, self.reduce_weight, self.reduce_bias))
         return x * torch.sigmoid(convolve(inner, self.expand_weight, self.expand_bias))
-
-
-def adaptive_avg_pool(x: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Means over as many windows along each axis as `size` says."""
-    pooled = F.adaptive_avg_pool2d if x.dim() == 4 else F.adaptive_avg_pool1d
-    return pooled(x, size)  # type: ignore[arg-type]
-
-
-def resized(x: Tensor, size: tuple[int, ...], mode: str) -> Tensor:
-    """`x: (N, C, ...)` with other numbers of pixels, by the nearest or between neighbours."""
-    linear = "bilinear" if x.dim() == 4 else "linear"
-    return F.interpolate(x, size, mode="nearest" if mode == "nearest" else linear)
