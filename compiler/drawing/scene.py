@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from compiler.analysis.costs import block_of, node_costs
 from compiler.errors import GraphspecError, did_you_mean
-from compiler.ir.graph import INPUT, OUTPUT, AttrValue, Block, Edge, Graph, Node
+from compiler.ir.graph import INPUT, OUTPUT, Block, Edge, Graph, Node
+from compiler.ir.text import shown
 from compiler.ops import Affine, Cost, Pixels, Reads, chain_of, only_merges, op
 
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -228,11 +229,7 @@ def op_text(node: Node) -> str:
     kernel, stride = attrs.get("kernel"), attrs.get("stride", 1)
     if isinstance(kernel, int) and len(node.shape) == 3:
         kernel = (kernel, kernel)
-    return node.op + (f" {_sides(kernel)}" if kernel else "") + (f" /{_sides(stride)}" if stride != 1 else "")
-
-
-def _sides(value: AttrValue) -> str:
-    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return node.op + (f" {shown(kernel)}" if kernel else "") + (f" /{shown(stride)}" if stride != 1 else "")
 
 
 def family(view: View, node: Node) -> str:

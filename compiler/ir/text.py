@@ -40,11 +40,12 @@ def text(graph: Graph) -> str:
 
 def _line(graph: Graph, node: Node) -> str:
     reads = ", ".join(f"%{e.src}" + (f"[{e.gate}]" if e.gate else "") for e in graph.inputs(node.id))
-    attrs = "".join(f" {key}={_show(value)}" for key, value in node.attrs)
+    attrs = "".join(f" {key}={shown(value)}" for key, value in node.attrs)
     return f"%{node.id} = {node.op}({reads}){attrs} : {node.type or '?'}"
 
 
-def _show(value: AttrValue) -> str:
+def shown(value: AttrValue) -> str:
+    """An attribute for people: sizes as `3x5`."""
     return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 

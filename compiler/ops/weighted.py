@@ -6,14 +6,7 @@ import math
 from typing import Literal
 
 from compiler.ir.graph import AttrValue
-from compiler.ops.attributes import (
-    Activation,
-    Finish,
-    Positive,
-    alone_then_finish,
-    finish,
-    step,
-)
+from compiler.ops.attributes import Activation, Finish, Positive, alone_then_finish, finish, step
 from compiler.ops.definition import Op, OpAttrs, Reads, Shape, Step, TypeMismatchError
 from compiler.ops.traits import Affine, Channels, Numbers, Pixels, Traits, Values
 from compiler.ops.windows import Axis, NotNegative, Window, each_axis, spatial, windowed

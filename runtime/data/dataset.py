@@ -102,7 +102,7 @@ class Loader:
         return first + size * place.rank // place.world_size, first + size * (place.rank + 1) // place.world_size
 
     def _request(self, order: Tensor, epoch: int, batch: int, first: int, end: int) -> Request:
-        if not (self.training and self.images.streams):
+        if not (self.training and self.images.random_parts):
             return Request(order[first:end])
         keys = (mix(self.seed, f"{self.purpose} image", epoch, place) for place in range(first, end))
         return Request(order[first:end], tuple(keys))

@@ -6,15 +6,12 @@ This runs in worker processes: it imports nothing that is slow to import and kee
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance
 
-from runtime.data.pixels import Found, Pixels, Reading, as_pixels, fit, read_image
-
-View = Literal["fit", "fb_resnet"]
+from runtime.data.pixels import Found, Pixels, Reading, as_pixels, fit, read_image, read_pixels
 
 TEST_MARGIN = 256 / 224  # fb.resnet tests on the central 224 pixels of images whose short side is 256
 _AREA = (0.08, 1.0)  # fb.resnet trains on a random part with this share of the image's area ...
@@ -30,9 +27,9 @@ def decode(path: str, shape: tuple[int, ...], reading: Reading, key: int | None)
     Without a key it is what the reference reader gives. With one it is a random part, scaled to HxW, with random
     brightness, contrast and saturation, all decided by the key.
     """
-    image, found = read_image(path, shape[0], reading)
     if key is None:
-        return as_pixels(fit(image, shape, reading.margin), shape[0]), found
+        return read_pixels(path, shape, reading)
+    image, found = read_image(path, shape[0], reading)
     choices = torch.Generator().manual_seed(key)
     return as_pixels(_jitter(_random_part(image, shape, choices), choices), shape[0]), found
 

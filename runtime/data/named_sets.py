@@ -22,7 +22,7 @@ from compiler.errors import RunError, did_you_mean
 from compiler.ir.graph import TensorType
 from compiler.language.config import DataConfig
 from runtime.data.augment import Augment
-from runtime.data.decode import TEST_MARGIN, View
+from runtime.data.decode import TEST_MARGIN
 from runtime.data.folders import Listing, list_images, refuse_other_classes
 from runtime.data.pixels import MODES, Found, Reading, scaled
 from runtime.data.sources import NOTHING, FileImages, Images, MemoryImages
@@ -184,7 +184,7 @@ def _others_wait(root: Path) -> Iterator[None]:
 
 def _open_folder(expected: _Expected, _: int) -> Opened:
     """A folder per class below train/ and test/ (or val/); images scaled and cropped to the spec's input."""
-    opened = _find_files(expected, "fit")
+    opened = _find_files(expected, random_parts=False)
     channels, height, width = expected.shape
     needed = (len(opened.train.targets) + len(opened.test.targets)) * channels * height * width
     hold = expected.config.in_memory
@@ -200,11 +200,11 @@ def _open_imagenet(expected: _Expected, _: int) -> Opened:
             "data.in_memory: true cannot be had with data.name: imagenet, whose random crops are cut out of the "
             "original files; leave it out, or use data.name: folder"
         )
-    opened = _find_files(expected, "fb_resnet")
+    opened = _find_files(expected, random_parts=True)
     return replace(opened, augment=Augment(flip=True, lighting=expected.shape[0] == 3))
 
 
-def _find_files(expected: _Expected, view: View) -> Opened:
+def _find_files(expected: _Expected, *, random_parts: bool) -> Opened:
     if len(expected.shape) != 3 or expected.shape[0] not in MODES:
         raise RunError(
             f"image files have 1 or 3 channels, the spec's input is {TensorType(expected.shape)}: change `input`"
@@ -219,7 +219,7 @@ def _find_files(expected: _Expected, view: View) -> Opened:
         numbered = [(path, number) for number, paths in enumerate(listing.images.values()) for path in paths]
         paths, numbers = [path for path, _ in numbered], torch.tensor([number for _, number in numbered])
         targets, skip, reading = expected.task.targets(numbers), config.skip_corrupt, reading_of(config)
-        return FileImages(paths, targets, expected.shape, view, config.workers, skip, reading=reading)
+        return FileImages(paths, targets, expected.shape, random_parts, config.workers, skip, reading=reading)
 
     train, test = map(images, listings)
     return Opened(train, test, expected.labels(train, test, names), Augment(), listings)

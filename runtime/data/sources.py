@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from compiler.errors import RunError
-from runtime.data.decode import View, decode
+from runtime.data.decode import decode
 from runtime.data.pixels import Found, Reading, UnreadableError
 from runtime.data.workers import answers, processors
 
@@ -49,6 +49,7 @@ class MemoryImages:
     """Decoded images, copied to a device when first asked for there."""
 
     streams: ClassVar[bool] = False  # whether images are decoded anew for every request
+    random_parts: ClassVar[bool] = False  # whether training takes a random part of each
 
     def __init__(
         self,
@@ -95,7 +96,7 @@ class FileImages:
     paths: Sequence[str]
     targets: Tensor
     shape: tuple[int, ...]  # (C, H, W) of what comes out
-    view: View = "fit"
+    random_parts: bool = False
     workers: int = 0
     skip_corrupt: bool = False
     skipped: dict[str, str] = field(default_factory=dict)
@@ -147,7 +148,7 @@ class FileImages:
         if first is None:
             return iter(())
         most = 4 * len(first.rows) * math.prod(self.shape)  # bytes of an answer, as float32
-        decoder = _Decoder(self.paths, self.shape, self.view, self.reading)
+        decoder = _Decoder(self.paths, self.shape, self.reading)
         return answers(decoder, itertools.chain([first], requests), min(workers, processors()), most, pin=pin)
 
     def _note(self, failed: dict[int, str], noted: dict[int, Found]) -> None:
@@ -180,7 +181,6 @@ class _Decoder:
 
     paths: Sequence[str]
     shape: tuple[int, ...]
-    view: View
     reading: Reading
 
     def __getitem__(self, request: Request) -> _Decoded:
@@ -190,7 +190,7 @@ class _Decoder:
         failed: dict[int, str] = {}
         noted: dict[int, Found] = {}
         for position, row in enumerate(request.rows.tolist()):
-            key = request.keys[position] if request.keys and self.view == "fb_resnet" else None
+            key = request.keys[position] if request.keys else None
             try:
                 pixels, found = decode(self.paths[row], self.shape, self.reading, key)
             except UnreadableError as error:

@@ -20,14 +20,7 @@ from torch import Tensor, nn
 from compiler.ir.graph import Node
 from compiler.lowering.custom import imported_row
 from compiler.lowering.torch.batch_parts import BatchNorm, Dropout, DropPath
-from compiler.lowering.torch.windows import (
-    Conv,
-    ConvTranspose,
-    MaxPool,
-    SqueezeExcite,
-    avg_pool,
-    borders,
-)
+from compiler.lowering.torch.windows import Conv, ConvTranspose, MaxPool, SqueezeExcite, avg_pool, borders
 from compiler.ops import Affine, Shape, traits_of, walk
 from compiler.ops.windows import sides
 
