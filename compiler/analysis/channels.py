@@ -78,9 +78,6 @@ def plan_widths(graph: Graph, round_to: int) -> WidthPlan:
     return WidthPlan(graph, steps, {n: t for n, t in channels.items() if set(t) != {0}}, groups)
 
 
-# -- relations --------------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class _Relations:
     """What the graph says about channels; written ones are unknowns, some of them the same one, some constants."""
@@ -137,9 +134,6 @@ def _minus(left: Sum, right: Sum) -> Sum:
 
 def _times(total: Sum, factor: int) -> Sum:
     return {key: factor * n for key, n in total.items()}
-
-
-# -- reading the graph ------------------------------------------------------------------------------------------------
 
 
 def _relations(graph: Graph) -> _Relations:
@@ -202,9 +196,6 @@ def _passed_on(graph: Graph, node: Node, read: Sum) -> Sum:
             "leave the budget out for this network, or give the op an attribute `channels`",
         )
     return _times(read, factor)
-
-
-# -- solving ----------------------------------------------------------------------------------------------------------
 
 
 def _derive(relations: _Relations) -> dict[int, WidthSum]:

@@ -105,8 +105,6 @@ class Architecture:
             )
         return Model(graph, {gate: kept.get(gate, 0.0) for gate in graph.gates()})
 
-    # -- text -------------------------------------------------------------------------------------------------------
-
     def to_yaml(self) -> str:
         """The document; equal architectures give equal texts."""
         record = {
@@ -167,9 +165,6 @@ def _check_gates(graph: Graph, gates: Collection[str], whose: str) -> None:
             f"graph do not belong together ({len(unknown)} of {len(gates)} gates are unknown)\n"
             f"  try: the spec it was found with"
         )
-
-
-# -- reading ----------------------------------------------------------------------------------------------------------
 
 
 class _ScopeDocument(BaseModel, extra="forbid", frozen=True, strict=True, allow_inf_nan=False):

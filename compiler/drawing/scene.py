@@ -137,9 +137,6 @@ def number_of(count: int, what: str) -> str:
     return f"{count:,} {what}" + ("" if count == 1 else "s")
 
 
-# -- blocks ---------------------------------------------------------------------------------------------------------
-
-
 def _distinct(view: View, blocks: Iterable[Block]) -> list[Figure]:
     """One figure for every distinct block."""
     members: dict[str, list[Node]] = {}
@@ -256,9 +253,6 @@ def _node_tip(view: View, node: Node) -> str:
 
 def _cost_line(cost: Cost) -> str:
     return f"{cost.params:,} params, {counted(cost.flops)} FLOPs, {counted(cost.mac_bytes, 'B')} moved"
-
-
-# -- the overview ---------------------------------------------------------------------------------------------------
 
 
 def _overview(view: View) -> Figure:

@@ -128,8 +128,6 @@ class _Builder:
             self.report.error(("network",), f"the network would have {size}; {allowed}")
         return fits
 
-    # -- entries of the network -------------------------------------------------------------------------------------
-
     def _ordered(self, entries: Mapping[str, NetworkEntry]) -> list[NetworkEntry]:
         """Entries after the entries they read, the one that nothing reads last; wrong ones are reported."""
         read = {source for entry in entries.values() for source in entry.inputs}
@@ -193,8 +191,6 @@ class _Builder:
             return
         self.graph.add(Node(OUTPUT, OUTPUT, type=TensorType(found)))
         self.graph.connect(last.output, OUTPUT)
-
-    # -- one block --------------------------------------------------------------------------------------------------
 
     def _instance(self, at: _Instance) -> Block:
         block = at.block

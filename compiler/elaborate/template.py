@@ -108,9 +108,6 @@ def make_template(block: BlockSpec, report: Reporter) -> Template | None:
     return template if len(report.found) == before else None
 
 
-# -- sugar ----------------------------------------------------------------------------------------------------------
-
-
 def _expand(block: BlockSpec, inputs: tuple[str, ...], report: Reporter) -> dict[str, TemplateNode]:
     """All nodes by name, levels and choices spelt out; mistakes are reported."""
     nodes = {node.name: node for node in _level_nodes(block, inputs, report)}
@@ -203,9 +200,6 @@ def _matches(pattern: str, name: str, names: Collection[str], inputs: tuple[str,
     return [n for n in names if n != name and fnmatchcase(n, pattern)]
 
 
-# -- ops and attributes ---------------------------------------------------------------------------------------------
-
-
 def resolve_op(written: OpSpec, report: Reporter) -> tuple[str, dict[str, Any]]:
     """Catalogue name and attributes of an op as written, shorthands and `_HxW` sizes resolved; mistakes reported."""
     spec, name, attrs = report.spec, written.op, dict(written.attrs)
@@ -277,9 +271,6 @@ def _check_attrs(
             is_unknown = attr in places and attr not in op(name).attrs.model_fields
             place = spec.root.key_place(places[attr]) if is_unknown else spec.place(*places.get(attr, written.path))
             report.found.append(Diagnostic(place, message))
-
-
-# -- the whole block ------------------------------------------------------------------------------------------------
 
 
 def _in_order(nodes: Mapping[str, TemplateNode], inputs: tuple[str, ...], report: Reporter) -> tuple[TemplateNode, ...]:

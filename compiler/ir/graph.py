@@ -172,8 +172,6 @@ class Graph:
     def __len__(self) -> int:
         return len(self._nodes)
 
-    # -- reading ------------------------------------------------------------------------------------------------
-
     def node(self, node_id: str) -> Node:
         """The node of this id; KeyError if there is none."""
         return self._nodes[node_id]
@@ -284,8 +282,6 @@ class Graph:
     def descendants(self, node_id: str) -> set[str]:
         """Ids of all nodes that this one reaches."""
         return _reached(node_id, self._out_of)
-
-    # -- editing ------------------------------------------------------------------------------------------------
 
     def add(self, node: Node) -> None:
         """Add a node; ValueError if the id is taken."""

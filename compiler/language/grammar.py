@@ -41,8 +41,6 @@ def _read_share(reader: Reader, at: At) -> Any:
 
 SHARE = Kind(_read_share, ref("share"))
 
-# -- ops ------------------------------------------------------------------------------------------------------------
-
 
 def _read_label(reader: Reader, at: At) -> str | None:
     label = reader.text(at, "a name")
@@ -96,7 +94,6 @@ def _read_op_list(reader: Reader, at: At) -> tuple[OpSpec, ...]:
 _OPS = Kind(_read_op_list, {"type": "array", "items": ref("op"), "minItems": 1})
 SHORTHANDS = named("a map of op names", "an op", Kind(lambda reader, at: _read_op(reader, at, at.name), ref("op")))
 
-# -- edges ----------------------------------------------------------------------------------------------------------
 
 _Edge = tuple[str, bool | None, Path]  # source, whether it is gated where that is said, place of the source
 
@@ -142,7 +139,6 @@ def _read_edges(reader: Reader, at: At) -> list[_Edge]:
 
 _EDGES = {"anyOf": [ref("edge"), {"type": "array", "items": ref("edge"), "minItems": 1}]}
 
-# -- nodes ----------------------------------------------------------------------------------------------------------
 
 NODE = Construct(
     "a node: a map such as {op: conv, kernel: 3, from: in}",
@@ -175,8 +171,6 @@ def _read_node(reader: Reader, at: At) -> NodeSpec | None:
     return NodeSpec(op, edges, values["choose"], at.path)
 
 
-# -- levels ---------------------------------------------------------------------------------------------------------
-
 LEVELS = Construct(
     "levels: a map with count and ops",
     "Each op reads the block's input and every op of every earlier level.",
@@ -206,9 +200,6 @@ def _read_levels(reader: Reader, at: At) -> LevelsSpec | None:
         reader.broken.add(at.path)
         return None
     return LevelsSpec(values["count"], values["ops"], values["from"], values["gated"], values["gate_input"], at.path)
-
-
-# -- blocks ---------------------------------------------------------------------------------------------------------
 
 
 def _read_type(reader: Reader, at: At) -> BlockType | None:
@@ -275,8 +266,6 @@ def _read_blocks(reader: Reader, at: At) -> dict[str, BlockSpec]:
 
 BLOCKS = Kind(_read_blocks, _NAMED_BLOCKS.schema)
 
-# -- networks: a chain ------------------------------------------------------------------------------------------------
-
 
 def _read_chain(reader: Reader, at: At) -> tuple[NetworkEntry, ...]:
     """`[stem, {normal: 2}, head]`: an entry reads what the entries before it give, most recent first."""
@@ -327,9 +316,6 @@ def _read_chain_item(reader: Reader, at: At) -> tuple[str, int | None] | None:
     return None if repeat is None else (name, repeat)
 
 
-# -- networks: a map --------------------------------------------------------------------------------------------------
-
-
 def _read_sources(reader: Reader, at: At) -> tuple[str, ...]:
     """Names of the entries whose values an entry reads."""
     what = "the name of an entry" if isinstance(at.tree.value, list) else "the name of an entry, or a list of names"
@@ -362,8 +348,6 @@ def _read_entry(reader: Reader, at: At) -> NetworkEntry | None:
         return None
     return NetworkEntry(at.name, values["block"], values["repeat"], values["from"], at.path)
 
-
-# -- networks: either form --------------------------------------------------------------------------------------------
 
 _MAP = named(
     "a network: a list of blocks, or a map of entries", "an entry of the network", Kind(_read_entry, ENTRY.schema())

@@ -71,9 +71,6 @@ def _checked(tree: Tree, problems: list[Diagnostic]) -> Tree:
     raise refusal(item.value.place if item else tree.place, message, problems)
 
 
-# -- extends --------------------------------------------------------------------------------------------------------
-
-
 def _read_base(layer: Tree, seen: set[str], problems: list[Diagnostic]) -> Tree:
     """The tree of the file that `layer` extends; SpecError pointing at the `extends` value if there is none."""
     target = _entries(layer)["extends"].value
@@ -115,9 +112,6 @@ def _merge(base: Tree, top: Tree) -> Tree:
     for name, item in top.value.items():
         merged[name] = Item(item.key, _merge(merged[name].value, item.value)) if name in merged else item
     return replace(top, value=merged)
-
-
-# -- overrides ------------------------------------------------------------------------------------------------------
 
 
 def _override(root: Tree, override: Override, problems: list[Diagnostic]) -> Tree:

@@ -60,9 +60,6 @@ def _parse(path: str, overrides: Sequence[Override]) -> Parsed:
     return Parsed(spec, SpecError([*unreadable, *found]).diagnostics)
 
 
-# -- the whole spec ---------------------------------------------------------------------------------------------------
-
-
 def _read_name(reader: Reader, at: At) -> str | None:
     name = reader.text(at, "a name for the spec")
     if name is not None and not _NAME.fullmatch(name):

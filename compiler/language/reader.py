@@ -103,8 +103,6 @@ class Reader:
         if len(self.problems) >= MAX_PROBLEMS:
             raise SpecError(self.problems)
 
-    # -- maps and lists ---------------------------------------------------------------------------------------------
-
     def entries(self, at: At, what: str) -> dict[str, At]:
         """The entries of a map; `what` says what the map is for messages. Empty if it is no map."""
         value = at.tree.value
@@ -165,8 +163,6 @@ class Reader:
             self.error(at.place, f"from is an empty list; {what} reads at least one value")
         return items
 
-    # -- scalars ----------------------------------------------------------------------------------------------------
-
     def text(self, at: At, what: str) -> str | None:
         """A text."""
         value = at.tree.value
@@ -221,8 +217,6 @@ def key_place(at: At) -> Place:
     """Where the key is written under which the value stands."""
     return at.key.place if at.key is not None else at.tree.place
 
-
-# -- kinds that several constructs take -----------------------------------------------------------------------------
 
 NAMES: Schema = {"pattern": "^[a-z][a-z0-9_]*$", "maxLength": MAX_LENGTH}
 

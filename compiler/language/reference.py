@@ -26,8 +26,6 @@ _GENERATED = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end of \2 --
 SETTING = ("key", "value", "default", "meaning")
 
 
-# -- values -----------------------------------------------------------------------------------------------------------
-
 _KINDS = {
     "integer": "whole number",
     "number": "number",
@@ -74,9 +72,6 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-# -- keys -------------------------------------------------------------------------------------------------------------
-
-
 def keys(construct: Construct) -> str:
     """The keys of a map of the language."""
     return _table(["key", "default", "meaning"], [[f"`{k.name}`", _default(k), k.help] for k in construct.keys])
@@ -84,9 +79,6 @@ def keys(construct: Construct) -> str:
 
 def _default(key: Key) -> str:
     return "required" if key.missing else "" if key.default in (None, (), {}) else _value(key.default)
-
-
-# -- settings ---------------------------------------------------------------------------------------------------------
 
 
 def settings() -> str:
@@ -123,9 +115,6 @@ def _description(section: Section, name: str) -> str:
     """What a setting means; a section that only changes a default leaves it to the section it extends."""
     fields = (base.model_fields.get(name) for base in type(section).__mro__ if issubclass(base, Section))
     return next(field.description for field in fields if field is not None and field.description)
-
-
-# -- ops, rules, passes -----------------------------------------------------------------------------------------------
 
 
 def ops() -> str:

@@ -88,8 +88,6 @@ class Tree:
         """What was found, for messages."""
         return show(self.value)
 
-    # -- paths into it ----------------------------------------------------------------------------------------------
-
     def find(self, path: Path) -> tuple[Tree, Tree | None, int]:
         """The innermost value on the way along `path`, its key if it stands under one, and the steps to it."""
         tree, key = self, None
@@ -136,9 +134,6 @@ class Item(NamedTuple):
 Value: TypeAlias = bool | int | float | str | list[Tree] | dict[str, Item] | None
 
 
-# -- files ----------------------------------------------------------------------------------------------------------
-
-
 def read_text(path: str) -> str:
     """The text of a regular file of at most MAX_BYTES in UTF-8; SpecError, which quotes nothing of it, otherwise."""
     top = Place(path, 1, 1)
@@ -179,9 +174,6 @@ def _decode(path: str, content: bytes) -> str:
         message = f"a spec may not hold the control character U+{ord(control[0]):04X}"
         raise refusal(SpecText(path, text).place_of(control.start()), message)
     return text
-
-
-# -- YAML -----------------------------------------------------------------------------------------------------------
 
 
 def compose(text: str, origin: SpecText, problems: list[Diagnostic]) -> Tree:
@@ -341,8 +333,6 @@ class _Composer:
         self._error(self._place(event), message)
         raise SpecError(self.problems)
 
-
-# -- scalars --------------------------------------------------------------------------------------------------------
 
 _CONSTANTS: dict[str, bool | None] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL")),

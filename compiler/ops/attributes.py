@@ -26,9 +26,6 @@ class Finish(OpAttrs):
     """Activation that comes last."""
 
 
-# -- rules ----------------------------------------------------------------------------------------------------------
-
-
 def same(attrs: OpAttrs, ins: list[Shape]) -> Shape:
     """The shape rule of ops that keep the shape."""
     return ins[0]

@@ -12,8 +12,6 @@ from compiler.ops.definition import Op, OpAttrs, Shape, TypeMismatchError
 from compiler.ops.traits import IDENTITY, Channels, Numbers, Pixels, Traits
 from compiler.ops.windows import Axis, PerAxis, Window, each_axis, spatial, windowed
 
-# -- attributes -----------------------------------------------------------------------------------------------------
-
 
 class PoolAttrs(Window, Finish):
     """Pooling window; padding is left out of the maximum."""
@@ -55,9 +53,6 @@ class MeanAttrs(OpAttrs):
     """Keep the averaged dimensions with size 1."""
 
 
-# -- shapes ---------------------------------------------------------------------------------------------------------
-
-
 def _pool_shape(a: PoolAttrs, ins: list[Shape]) -> Shape:
     out = windowed("a pool", a, ins[0], ins[0][0], ceil=a.ceil_mode)
     for axis, size in zip(a.reaching(ins[0]), ins[0][1:], strict=True):
@@ -80,8 +75,6 @@ def _mean_shape(a: MeanAttrs, ins: list[Shape]) -> Shape:
     kept = [1 if i in dims else n for i, n in enumerate(ins[0]) if a.keep or i not in dims]
     return tuple(kept) or (1,)
 
-
-# -- traits ---------------------------------------------------------------------------------------------------------
 
 AVERAGE = replace(IDENTITY, unchanged=Numbers.NONE, pixels=Pixels.WINDOW)
 LARGEST = replace(AVERAGE, homogeneous=Numbers.NONNEGATIVE, averages=Numbers.NONNEGATIVE)

@@ -14,8 +14,6 @@ from compiler.ops.definition import Op, OpAttrs, Shape, TypeMismatchError
 from compiler.ops.traits import IDENTITY, Channels, Numbers, Pixels, Traits
 from compiler.ops.windows import Padding, PerAxis, each_axis, sides, spatial
 
-# -- attributes -----------------------------------------------------------------------------------------------------
-
 
 class ShuffleAttrs(OpAttrs):
     """Channels in `groups` rows, read column by column."""
@@ -59,9 +57,6 @@ class ResizeAttrs(OpAttrs):
         return self
 
 
-# -- shapes ---------------------------------------------------------------------------------------------------------
-
-
 def _shuffle_shape(a: ShuffleAttrs, ins: list[Shape]) -> Shape:
     if ins[0][0] % a.groups:
         raise TypeMismatchError(
@@ -90,9 +85,6 @@ def _resize_shape(a: ResizeAttrs, ins: list[Shape]) -> Shape:
     if a.size is not None:
         return (ins[0][0], *each_axis(a.size, len(sizes)))
     return (ins[0][0], *(n * size for n, size in zip(each_axis(a.scale, len(sizes)), sizes, strict=True)))
-
-
-# -- traits ---------------------------------------------------------------------------------------------------------
 
 
 def _pad_traits(a: PadAttrs) -> Traits:

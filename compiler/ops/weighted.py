@@ -11,8 +11,6 @@ from compiler.ops.definition import Op, OpAttrs, Reads, Shape, Step, TypeMismatc
 from compiler.ops.traits import Affine, Channels, Numbers, Pixels, Traits, Values
 from compiler.ops.windows import Axis, NotNegative, Window, each_axis, spatial, windowed
 
-# -- attributes -----------------------------------------------------------------------------------------------------
-
 
 class NormAndRelu(OpAttrs):
     """What follows a convolution inside the same node."""
@@ -81,9 +79,6 @@ class SqueezeExciteAttrs(OpAttrs):
     """The inner layer has `max(1, channels // reduction)` outputs."""
 
 
-# -- shapes, parameters, multiply-adds ------------------------------------------------------------------------------
-
-
 def _channels(op: str, a: ConvAttrs, shape: Shape) -> int:
     channels_in = spatial(op, shape)[0]
     channels = a.channels or channels_in
@@ -138,8 +133,6 @@ def _se_params(a: SqueezeExciteAttrs, ins: list[Shape], out: Shape) -> dict[str,
     }
 
 
-# -- parts ----------------------------------------------------------------------------------------------------------
-
 ALONE: dict[str, AttrValue] = {"norm": "none", "act": "none"}  # turns the defaults of a convolution off
 
 
@@ -155,9 +148,6 @@ def _project_parts(a: ProjectAttrs) -> tuple[Step, ...]:
 def _pointwise(name: str, a: SepConvAttrs | ProjectAttrs) -> tuple[Step, ...]:
     own = step(name, "conv", channels=a.channels, kernel=1, bias=a.norm == "none", **ALONE)
     return own, *finish(a.norm, a.act)
-
-
-# -- traits ---------------------------------------------------------------------------------------------------------
 
 
 def _linear_map(bias: bool | None, channels: Channels, pixels: Pixels) -> Traits:

@@ -13,8 +13,6 @@ from compiler.ops.attributes import Finish, Positive, alone_then_finish, same
 from compiler.ops.definition import Op, OpAttrs, Reads, Shape, TypeMismatchError
 from compiler.ops.traits import IDENTITY, Channels, Numbers, Pixels, Traits, Values
 
-# -- attributes -----------------------------------------------------------------------------------------------------
-
 
 class OutputAttrs(OpAttrs):
     """A result of the network; the main one has the default name and weight."""
@@ -53,9 +51,6 @@ class ScaleAttrs(OpAttrs):
     """What every value is multiplied by."""
 
 
-# -- shapes and parts -----------------------------------------------------------------------------------------------
-
-
 def _concat_shape(a: OpAttrs, ins: list[Shape]) -> Shape:
     for other in ins[1:]:
         if other[1:] != ins[0][1:]:
@@ -72,9 +67,6 @@ def _product_shape(a: OpAttrs, ins: list[Shape]) -> Shape:
             message = "multiply takes values of one type, or of one pixel or none with as many channels"
             raise TypeMismatchError(f"{message}; found {TensorType(out)} and {TensorType(other)}")
     return out
-
-
-# -- traits ---------------------------------------------------------------------------------------------------------
 
 
 def _zero_traits(a: ZeroAttrs) -> Traits:

@@ -128,8 +128,6 @@ def compacted(model: Model, budget: BudgetConfig, *, inherit: bool = False) -> t
     return Pipeline((Widen(width, budget.round_to),), Phase.COMPACT, Phase.COMPACT).run(found), width
 
 
-# -- pipelines as text ----------------------------------------------------------------------------------------------
-
 _ITEM = re.compile(r"\s*([a-z][a-z0-9-]*)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
 
 

@@ -84,9 +84,6 @@ def _with_inserted(graph: Graph, inserted: Inserted) -> Draft:
     return draft
 
 
-# -- drop path --------------------------------------------------------------------------------------------------------
-
-
 def _add_drop_path(graph: Graph, inserted: Inserted, largest: float) -> None:
     """Probabilities grow linearly over the blocks that have such inputs, in the network's order, up to `largest`."""
     home, passed_by_all = block_of(graph), _passed_by_all(graph)
@@ -133,9 +130,6 @@ def _passed_by_all(graph: Graph) -> set[str]:
     return found
 
 
-# -- dropout ----------------------------------------------------------------------------------------------------------
-
-
 def _add_dropout(graph: Graph, inserted: Inserted, p: float) -> None:
     """Dropout on what the classifier reads: the last linear layer, or where there is none the last layer at all."""
     layers = [node for node in graph.nodes() if op(node.op).sets_channels]
@@ -144,9 +138,6 @@ def _add_dropout(graph: Graph, inserted: Inserted, p: float) -> None:
     classifier = next((node for node in reversed(layers) if len(node.shape) == 1), layers[-1])
     for slot in range(len(graph.inputs(classifier.id))):
         inserted.setdefault((classifier.id, slot), []).append(("dropout", p))
-
-
-# -- auxiliary head ---------------------------------------------------------------------------------------------------
 
 
 def _add_auxiliary_head(graph: Graph, draft: Draft, classes: int, weight: float) -> None:

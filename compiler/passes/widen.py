@@ -57,9 +57,6 @@ class Widen(Pass):
         return replace(model, graph=widen(model.graph, self.multiplier, self.round_to))
 
 
-# -- budgets ----------------------------------------------------------------------------------------------------------
-
-
 def solve_width(graph: Graph, budget: BudgetConfig) -> float:
     """The largest multiplier within the budget, in steps of 1 / PER_UNIT; 1 where there is none, or no width is free.
 

@@ -13,8 +13,6 @@ from compiler.ir.graph import Node
 from compiler.lowering.onnx import norms, reshapes, windows
 from compiler.lowering.onnx.writer import Builder, Writer
 
-# -- sums, joins, shapes --------------------------------------------------------------------------------------------
-
 
 def _same_value(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
     return ins[0]
@@ -53,9 +51,6 @@ def _mean(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
         return w.reduce("ReduceMean", node, ins[0], node.id, a.dims, keep=a.keep)
     kept = w.reduce("ReduceMean", node, ins[0], f"{node.id}.kept", a.dims, keep=True)
     return w.emit("Flatten", [kept], node.id, axis=1)
-
-
-# -- activations ----------------------------------------------------------------------------------------------------
 
 
 def _plain(op_type: str) -> Builder:

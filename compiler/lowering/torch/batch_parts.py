@@ -41,9 +41,6 @@ def share_batches(module: nn.Module, rank: int, ranks: int, *, statistics: bool 
             part.rank, part.ranks = rank, ranks
 
 
-# -- batch normalisation ----------------------------------------------------------------------------------------------
-
-
 class _StatisticsLock(threading.local):
     held = False
 
@@ -149,9 +146,6 @@ class _NormTogether(Function):
         factors, offsets = -slope * sums / ctx.count
         rest = F.batch_norm(x, mean, var, factors, offsets, eps=ctx.eps)
         return rest.addcmul_(grad, slope.view(1, -1, *[1] * (x.dim() - 2))), *own, None
-
-
-# -- random draws -----------------------------------------------------------------------------------------------------
 
 
 class Dropout(_OfBatch, nn.Dropout):

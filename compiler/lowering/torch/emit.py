@@ -69,8 +69,6 @@ class Emitter:
         self._gate_nodes: dict[str, fx.Node] = {}
         self._prefix = f"{block.id}." if block else ""
 
-    # -- the whole graph --------------------------------------------------------------------------------------------
-
     def emit_network(self, recompute: Collection[str], apart: bool) -> None:
         """Emit input, all nodes and outputs; the blocks that end in a node of `recompute`, or all with `apart`, as
         modules of their own.
@@ -117,8 +115,6 @@ class Emitter:
             value = self.code.create_node("call_module", block.id, arguments, name=name)
         self.values[exit_node.id] = value
 
-    # -- one node ---------------------------------------------------------------------------------------------------
-
     def emit(self, node: Node) -> None:
         """Emit one node that is neither input nor output; everything it reads has been emitted."""
         values = [self.gated(edge) for edge in self.graph.inputs(node.id)]
@@ -153,8 +149,6 @@ class Emitter:
             if isinstance(module, Chain) or hasattr(module, below.partition(".")[0]):
                 return owner.id + SEAM + below.replace(".", SEAM)
         return node.id
-
-    # -- pieces of code ---------------------------------------------------------------------------------------------
 
     def gate(self, gate: str) -> fx.Node:
         """One gate as a scalar: an item of its scope's vector, which is taken apart once."""

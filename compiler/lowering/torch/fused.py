@@ -79,8 +79,6 @@ class FusedEmitter(Emitter):
         self.before_relu[node.id] = value
         return value
 
-    # -- sums -------------------------------------------------------------------------------------------------------
-
     def gated_total(self, node: Node) -> fx.Node:
         """The gated sum that a node reads."""
         if node.id not in self.stack_of:
@@ -131,8 +129,6 @@ class FusedEmitter(Emitter):
         """The matrix of one row: the gates of a node's inputs."""
         edges = self.graph.inputs(node.id)
         return self.coefficients(python_name(node.id), [edges], {edge.src: k for k, edge in enumerate(edges)})[1]
-
-    # -- projections ------------------------------------------------------------------------------------------------
 
     def projected(self, node: Node) -> fx.Node:
         """A gated projection: the gates scale the columns of its weight."""

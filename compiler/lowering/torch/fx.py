@@ -87,9 +87,6 @@ def outputs_by_name(found: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
     return found if isinstance(found, dict) else {OUTPUT: found}
 
 
-# -- gates ----------------------------------------------------------------------------------------------------------
-
-
 def gate_parameters(module: nn.Module, graph: Graph) -> dict[str, nn.Parameter]:
     """The gate vector of every share scope."""
     return {scope: module.get_parameter(scope + GATES) for scope in graph.gate_scopes()}
@@ -110,9 +107,6 @@ def load_gates(module: nn.Module, graph: Graph, values: Mapping[str, float]) -> 
     with torch.no_grad():
         for scope, vector in gate_parameters(module, graph).items():
             vector.copy_(torch.tensor([values[gate] for gate in graph.gate_scopes()[scope]], dtype=torch.float64))
-
-
-# -- weights --------------------------------------------------------------------------------------------------------
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:

@@ -31,9 +31,6 @@ OPEN, ABSENT = -1, -2  # coefficients 1 and 0
 aten = torch.ops.aten
 
 
-# -- coefficients -----------------------------------------------------------------------------------------------------
-
-
 def _index(rows: Rows, device: torch.device, first: int = 0) -> Tensor:
     """`rows` counted from `first`."""
     return (_new_index if torch.compiler.is_compiling() else _kept_index)(rows, device, first)
@@ -53,9 +50,6 @@ def coefficients(rows: Rows, *gates: Tensor) -> Tensor:
     index = _index(rows, one.device, ABSENT)
     # the gradient of `index_select` takes fewer kernels than that of `values[index]`
     return values.index_select(0, index.flatten()).view_as(index)
-
-
-# -- memory -----------------------------------------------------------------------------------------------------------
 
 
 class Stack(NamedTuple):
@@ -88,9 +82,6 @@ def _pixels(x: Tensor, first: int = 0) -> Tensor:
 
 def _no_autocast(x: Tensor) -> torch.autocast:
     return torch.autocast(x.device.type, enabled=False)
-
-
-# -- filling a stack --------------------------------------------------------------------------------------------------
 
 
 class _Push(Function):
@@ -133,9 +124,6 @@ def push(stack: Stack | int, relu: tuple[bool, ...], *values: Tensor) -> Stack:
     buffer, filled = (_new_slots(stack, values[0].detach()), None) if isinstance(stack, int) else stack
     alike = (value.to(buffer.dtype) for value in values)  # autocast leaves pools in float32 and convolutions in bf16
     return Stack(buffer, _Push.apply(buffer, filled, relu, *alike))
-
-
-# -- gated sums over a stack ------------------------------------------------------------------------------------------
 
 
 def _span(rows: Rows) -> slice:
@@ -253,9 +241,6 @@ def gated_sum(coefs: Tensor, *values: Tensor) -> Tensor:
     else:
         total = _GatedSum.apply(coefs[0], *values)
     return total
-
-
-# -- projection over a stack ------------------------------------------------------------------------------------------
 
 
 class _Projection(Function):

@@ -24,10 +24,7 @@ from compiler.lowering.torch.windows import Conv, ConvTranspose, MaxPool, Squeez
 from compiler.ops import Affine, Shape, traits_of, walk
 from compiler.ops.windows import sides
 
-Builder = Callable[[Any, tuple[Shape, ...], Shape], nn.Module]
-
-
-# -- modules that torch does not have in this form --------------------------------------------------------------------
+Builder = Callable[[Any, tuple[Shape, ...], Shape], nn.Module]  # (attributes, input shapes, output shape) -> module
 
 
 class Linear(nn.Linear):
@@ -110,9 +107,6 @@ class Chain(nn.Sequential):
         for part in self:
             values = (part(*values),)
         return values[0]
-
-
-# -- the rows: (attributes, input shapes, output shape) -> module -----------------------------------------------------
 
 
 PAD_MODES = {"zeros": "constant", "reflect": "reflect", "edge": "replicate"}

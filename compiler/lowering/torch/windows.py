@@ -43,9 +43,6 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.conv2d(x, weight, bias) if x.dim() == 4 else F.conv1d(x, weight, bias)
 
 
-# -- convolutions -----------------------------------------------------------------------------------------------------
-
-
 def pixel_step(axis: Axis) -> int:
     """A convolution reads every so many-th pixel of an axis, from the first on; the others are left out first.
 
@@ -120,9 +117,6 @@ class ConvTranspose(nn.Module):
         grouped = self.weight.view(self.groups, -1, *self.weight.shape[1:])
         y: Tensor = self.function(x, grouped.transpose(1, 2).flatten(0, 1), self.bias, *self.window)
         return y[(..., *self.cut)]
-
-
-# -- pools ------------------------------------------------------------------------------------------------------------
 
 
 def _is_native(axes: Sequence[Axis]) -> bool:
