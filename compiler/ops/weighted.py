@@ -44,10 +44,6 @@ class ConvTransposeAttrs(ConvAttrs):
     output_padding: NotNegative = 0
     """Pixels added at the end of each axis."""
 
-    def margins(self, rank: int) -> tuple[int, ...]:
-        """The output padding of each axis."""
-        return each_axis(self.output_padding, rank)
-
 
 class SepConvAttrs(NormAndRelu, Window):
     """Depthwise, then pointwise convolution (nothing between), by default followed by batch norm and ReLU."""
@@ -98,7 +94,7 @@ def _conv_weight(a: ConvAttrs, ins: list[Shape], out: Shape) -> Shape:
 
 def _transpose_shape(a: ConvTransposeAttrs, ins: list[Shape]) -> Shape:
     channels, axes = _channels("conv_transpose", a, ins[0]), a.axes(len(ins[0]) - 1)
-    margins = a.margins(len(axes))
+    margins = each_axis(a.output_padding, len(axes))
 
     def side(axis: Axis, size: int, margin: int) -> int:
         if margin >= axis.stride:  # such sizes follow from a longer input

@@ -135,41 +135,38 @@ def _open_fake(expected: _Expected, seed: int) -> Opened:
     return _opened(expected, images("fake training images", size), test, names)
 
 
-@dataclass(frozen=True, slots=True)
-class _Torchvision:
-    """How torchvision calls a set and its halves."""
+def _open_torchvision(expected: _Expected, _: int) -> Opened:
+    """A set that torchvision knows."""
+    kind = BUILT_IN[expected.config.name].torchvision
+    halves = [{"split": "train"}, {"split": "test"}] if kind == "SVHN" else [{"train": True}, {"train": False}]
+    train, test = (_half(expected, kind, half) for half in halves)
+    names = getattr(train, "classes", [str(digit) for digit in range(10)])
+    return _opened(expected, _images(expected, kind, train), _images(expected, kind, test), names)
 
-    kind: str
-    train: tuple[tuple[str, Any], ...] = (("train", True),)
-    test: tuple[tuple[str, Any], ...] = (("train", False),)
 
-    def __call__(self, expected: _Expected, _: int) -> Opened:
-        train, test = self._half(expected, dict(self.train)), self._half(expected, dict(self.test))
-        names = getattr(train, "classes", [str(digit) for digit in range(10)])
-        return _opened(expected, self._images(expected, train), self._images(expected, test), names)
+def _half(expected: _Expected, kind: str, half: dict[str, Any]) -> Any:
+    from torchvision import datasets
 
-    def _half(self, expected: _Expected, half: dict[str, Any]) -> Any:
-        from torchvision import datasets
+    name, root, download = expected.config.name, data_root(expected.config), expected.config.download
+    damaged = (RuntimeError, OSError, ValueError, KeyError, EOFError, AssertionError, tarfile.TarError)
+    try:
+        with _others_wait(root) if download else nullcontext():
+            return getattr(datasets, kind)(root=str(root), download=download, **half)
+    except damaged as error:  # its readers assert
+        looked = f"{root} (looked for {root / BUILT_IN[name].lies_at})"
+        if download:
+            raise RunError(f"data set {name!r} could not be fetched to {looked}: {error}") from error
+        raise RunError(
+            f"data set {name!r} is missing or damaged in {looked}: "
+            "set data.download: true to fetch it, or data.root (or GRAPHSPEC_DATA) to the folder it lies in"
+        ) from error
 
-        name, root, download = expected.config.name, data_root(expected.config), expected.config.download
-        damaged = (RuntimeError, OSError, ValueError, KeyError, EOFError, AssertionError, tarfile.TarError)
-        try:
-            with _others_wait(root) if download else nullcontext():
-                return getattr(datasets, self.kind)(root=str(root), download=download, **half)
-        except damaged as error:  # its readers assert
-            looked = f"{root} (looked for {root / BUILT_IN[name].lies_at})"
-            if download:
-                raise RunError(f"data set {name!r} could not be fetched to {looked}: {error}") from error
-            raise RunError(
-                f"data set {name!r} is missing or damaged in {looked}: "
-                "set data.download: true to fetch it, or data.root (or GRAPHSPEC_DATA) to the folder it lies in"
-            ) from error
 
-    def _images(self, expected: _Expected, half: Any) -> MemoryImages:
-        pixels = np.asarray(half.data)
-        if self.kind == "SVHN":  # the only one that keeps (N, C, H, W)
-            return expected.images(pixels.transpose(0, 2, 3, 1), half.labels)
-        return expected.images(pixels, half.targets)
+def _images(expected: _Expected, kind: str, half: Any) -> MemoryImages:
+    pixels = np.asarray(half.data)
+    if kind == "SVHN":  # the only one that keeps (N, C, H, W)
+        return expected.images(pixels.transpose(0, 2, 3, 1), half.labels)
+    return expected.images(pixels, half.targets)
 
 
 @contextmanager
@@ -271,11 +268,7 @@ def _checked(expected: _Expected, images: Any, given: Any) -> MemoryImages:
 
 SETS: dict[str, Callable[[_Expected, int], Opened]] = {
     "digits": _open_digits,
-    "cifar10": _Torchvision("CIFAR10"),
-    "cifar100": _Torchvision("CIFAR100"),
-    "fashion_mnist": _Torchvision("FashionMNIST"),
-    "mnist": _Torchvision("MNIST"),
-    "svhn": _Torchvision("SVHN", (("split", "train"),), (("split", "test"),)),
+    **{name: _open_torchvision for name, known in BUILT_IN.items() if known.torchvision},
     "folder": _open_folder,
     "imagenet": _open_imagenet,
     "fake": _open_fake,

@@ -33,15 +33,16 @@ class BuiltIn(NamedTuple):
     classes: int
     shape: tuple[int, ...]  # (C, H, W)
     lies_at: str = ""  # what of it is below the root; empty: it comes with a package
+    torchvision: str = ""  # its class there
 
 
 BUILT_IN = {
     "digits": BuiltIn(1437, 10, (1, 8, 8)),
-    "cifar10": BuiltIn(50_000, 10, (3, 32, 32), "cifar-10-batches-py"),
-    "cifar100": BuiltIn(50_000, 100, (3, 32, 32), "cifar-100-python"),
-    "fashion_mnist": BuiltIn(60_000, 10, (1, 28, 28), "FashionMNIST/raw"),
-    "mnist": BuiltIn(60_000, 10, (1, 28, 28), "MNIST/raw"),
-    "svhn": BuiltIn(73_257, 10, (3, 32, 32), "train_32x32.mat"),
+    "cifar10": BuiltIn(50_000, 10, (3, 32, 32), "cifar-10-batches-py", "CIFAR10"),
+    "cifar100": BuiltIn(50_000, 100, (3, 32, 32), "cifar-100-python", "CIFAR100"),
+    "fashion_mnist": BuiltIn(60_000, 10, (1, 28, 28), "FashionMNIST/raw", "FashionMNIST"),
+    "mnist": BuiltIn(60_000, 10, (1, 28, 28), "MNIST/raw", "MNIST"),
+    "svhn": BuiltIn(73_257, 10, (3, 32, 32), "train_32x32.mat", "SVHN"),
 }
 TEST_FOLDERS = {"folder": ("test", "val"), "imagenet": ("val", "test")}  # names of the sets that lie in folders
 
