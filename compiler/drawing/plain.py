@@ -10,7 +10,7 @@ import re
 from importlib.resources import files
 from xml.etree import ElementTree
 
-Names = tuple[str, frozenset[str]]  # an element, or any if empty, and classes
+Names = frozenset[str]  # of an element and of its classes, these with a dot before them
 _RULE = re.compile(r"([^{}]+){([^}]+)}")
 
 
@@ -44,22 +44,18 @@ def _rules() -> list[tuple[tuple[Names, ...], dict[str, str]]]:
     found = []
     for where, what in _RULE.findall(_literal(dark=False)):
         says = {name: value.strip() for name, value in re.findall(r"([a-z-]+):([^;]+)", what)}
-        for selector in where.split(","):
-            names = [part.split(".") for part in selector.split()]
-            found.append((tuple((name, frozenset(classes)) for name, *classes in names), says))
-    found = [rule for rule in found if ":" not in str(rule[0])]
-    return sorted(found, key=lambda rule: (sum(len(n[1]) for n in rule[0]), sum(bool(n[0]) for n in rule[0])))
+        for selector in (selector for selector in where.split(",") if ":" not in selector):
+            found.append((tuple(frozenset(re.findall(r"\.?[\w-]+", part)) for part in selector.split()), says))
+    return sorted(
+        found, key=lambda rule: (sum(n[0] == "." for names in rule[0] for n in names), sum(map(len, rule[0])))
+    )
 
 
 def _dress(element: ElementTree.Element, above: tuple[Names, ...]) -> None:
-    path = (*above, (element.tag, frozenset(element.get("class", "").split())))
+    path = (*above, frozenset([element.tag, *(f".{name}" for name in element.get("class", "").split())]))
     for (*outer, last), says in _rules():
         names = iter(above)
-        if _is(last, path[-1]) and all(any(_is(each, name) for name in names) for each in outer):
+        if last <= path[-1] and all(any(each <= name for name in names) for each in outer):
             element.attrib.update(says)
     for child in element:
         _dress(child, path)
-
-
-def _is(wanted: Names, found: Names) -> bool:
-    return wanted[0] in ("", found[0]) and wanted[1] <= found[1]

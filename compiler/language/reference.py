@@ -64,12 +64,9 @@ def _value(value: Any) -> str:
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *([_cell(value) for value in row] for row in rows)]
+    cells = ([" ".join(value.split()).replace("|", "\\|") for value in row] for row in rows)
+    lines = [header, ["---"] * len(header), *cells]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
 
 
 def keys(construct: Construct) -> str:

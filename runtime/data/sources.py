@@ -116,7 +116,8 @@ class FileImages:
     def fetch(self, requests: Iterable[Request], device: torch.device) -> Iterator[Fetched]:
         """Decode request by request. An unreadable file is left out with `skip_corrupt`, else a RunError naming it."""
         for pixels, kept, failed, noted in self._decoded(requests, self.workers, device.type == "cuda"):
-            self._note(failed, noted)
+            self.noted.update(noted)
+            self._leave_out(failed)
             on_device = pixels.to(device, non_blocking=True)
             rows = torch.arange(len(kept), device=device)
             yield Fetched(on_device, rows, torch.tensor(kept, dtype=torch.int64) if failed else None)
@@ -127,7 +128,6 @@ class FileImages:
         pixels = torch.empty((count, height, width, channels), dtype=torch.uint8)
         read = torch.zeros(count, dtype=torch.bool)
         failures: dict[int, str] = {}
-        notable: dict[int, Found] = {}
         chunks = torch.split(torch.arange(count), _CHUNK)
         workers = processors() if self.workers and count >= _FEW else 0
         answers = self._decoded((Request(rows) for rows in chunks), workers, pin=False)
@@ -136,8 +136,8 @@ class FileImages:
             pixels[rows[kept]] = decoded.to(pixels.dtype)
             read[rows[kept]] = True
             failures |= failed
-            notable |= noted
-        self._note(failures, notable)
+            self.noted.update(noted)
+        self._leave_out(failures)
         targets = self.targets
         if failures:  # choosing rows copies them all
             pixels, targets = pixels[read], targets[read]
@@ -151,8 +151,7 @@ class FileImages:
         decoder = _Decoder(self.paths, self.shape, self.reading)
         return answers(decoder, itertools.chain([first], requests), min(workers, processors()), most, pin=pin)
 
-    def _note(self, failed: dict[int, str], noted: dict[int, Found]) -> None:
-        self.noted.update(noted)
+    def _leave_out(self, failed: dict[int, str]) -> None:
         if not failed:
             return
         named = {self.paths[row]: reason for row, reason in failed.items()}
