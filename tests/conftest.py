@@ -7,10 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from compiler.lowering import groups
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # results are compared bit by bit, and only the CPU gives the same ones again
+settings.register_profile("graphspec", deadline=None, derandomize=True, database=None)  # no test depends on time
+settings.load_profile("graphspec")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

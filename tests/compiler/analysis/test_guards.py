@@ -52,7 +52,7 @@ def fully_gated(seed: int, nodes: int) -> Graph:
     return graph_of(parts, shape=(4, 5, 5))
 
 
-@settings(deadline=None, max_examples=40, derandomize=True)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.integers(2, 3))
 def test_smallest_is_exact_where_every_edge_has_a_gate(seed: int, nodes: int) -> None:
     graph = fully_gated(seed, nodes)
@@ -60,7 +60,7 @@ def test_smallest_is_exact_where_every_edge_has_a_gate(seed: int, nodes: int) ->
     assert total_cost(prune(graph, smallest_closed(graph))).flops == cheapest(graph)
 
 
-@settings(deadline=None, max_examples=40, derandomize=True)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000))
 def test_smallest_is_exact_where_an_ungated_path_leads_through(seed: int) -> None:
     graph = random_graph(seed, nodes=4, gated=0.5)
@@ -70,7 +70,7 @@ def test_smallest_is_exact_where_an_ungated_path_leads_through(seed: int) -> Non
     assert total_cost(prune(graph, gates)).flops == cheapest(graph)
 
 
-@settings(deadline=None, max_examples=30, derandomize=True)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000))
 def test_smallest_is_always_a_network_of_the_space(seed: int) -> None:
     graph = random_graph(seed, nodes=3, gated=0.8)
@@ -102,7 +102,7 @@ def test_smallest_with_shared_gates_opens_them_everywhere() -> None:
     assert total_cost(prune(graph, {"s/dear<in"})).flops == cheapest(graph)
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.data())
 def test_reopened_mends_what_is_cut_and_nothing_else(seed: int, data: st.DataObject) -> None:
     graph = random_graph(seed, nodes=6, gated=0.9)

@@ -48,7 +48,7 @@ def found_in(graph: Graph, seed: int = 0) -> Architecture:
 # -- the document -----------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=30, derandomize=True)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10**6))
 def test_the_text_round_trips(seed: int) -> None:
     found = found_in(random_graph(seed), seed)
@@ -131,7 +131,7 @@ def test_zeros_written_by_hand_are_closed_edges() -> None:
 # -- graphs -----------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=40, derandomize=True)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6))
 def test_the_model_has_the_values_of_the_kept_gates_and_zeros(seed: int) -> None:
     graph = random_graph(seed)
@@ -205,7 +205,7 @@ def test_other_files_are_no_architectures(junk: str) -> None:
         Architecture.from_yaml(junk, "arch.yaml")
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_cut_and_mixed_files_never_give_a_traceback(data: st.DataObject) -> None:
     written = found_in(random_graph(0)).to_yaml()

@@ -31,7 +31,7 @@ def shuffled_gates(graph: Graph, seed: int) -> list[str]:
     return [gate for gate in order if gate not in kept]
 
 
-@settings(deadline=None, max_examples=40, derandomize=True)
+@settings(max_examples=40)
 @given(graph_seed=st.integers(0, 400), seed=st.integers(0, 5))
 def test_closing_one_more_gate_never_adds_parameters(graph_seed: int, seed: int) -> None:
     graph = random_graph(graph_seed)
@@ -40,7 +40,7 @@ def test_closing_one_more_gate_never_adds_parameters(graph_seed: int, seed: int)
     assert sizes == sorted(sizes, reverse=True)
 
 
-@settings(deadline=None, max_examples=40, derandomize=True)
+@settings(max_examples=40)
 @given(graph_seed=st.integers(0, 400), seed=st.integers(0, 5), share=st.floats(0, 1))
 def test_bisection_closes_as_few_gates_as_the_size_asks_for(graph_seed: int, seed: int, share: float) -> None:
     graph = random_graph(graph_seed)

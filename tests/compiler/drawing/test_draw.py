@@ -176,7 +176,7 @@ def test_svg_of_a_dense_block() -> None:
     assert [len(column) for column in layout.columns] == [1, 4, 4, 4, 4, 1, 1]
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), nodes=st.integers(1, 25))
 def test_random_blocks_are_drawn_whole(seed: int, nodes: int) -> None:
     graph = random_graph(seed, nodes=nodes)
@@ -186,7 +186,7 @@ def test_random_blocks_are_drawn_whole(seed: int, nodes: int) -> None:
     check_svg(graph, draw(graph, gates=gates))
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(max_examples=60)
 @given(st.data())
 def test_layouts_of_random_dags(data: st.DataObject) -> None:
     count = data.draw(st.integers(1, 12))
@@ -255,7 +255,7 @@ def test_gates_decide_width_and_look() -> None:
         assert ("gs-closed" in draw(graph, scope="body.block0", gates={gate: value}).split("</style>")[1]) is closed
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 99), st.sampled_from([-1.0, -1e-30]))
 def test_a_gate_below_zero_is_drawn_as_large_as_the_one_above(seed: int, factor: float) -> None:
     graph = random_graph(seed)

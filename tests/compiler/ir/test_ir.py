@@ -49,7 +49,7 @@ def test_order_is_topological_with_ties_as_added() -> None:
     assert ids(graph) == ["b", "a", "d", "c"]  # d waits for a, then comes first again
 
 
-@settings(deadline=None, max_examples=50, derandomize=True)
+@settings(max_examples=50)
 @given(st.integers(0, 2**31), st.integers(2, 20))
 def test_order_has_every_node_after_what_it_reads(seed: int, count: int) -> None:
     rng = random.Random(seed)
@@ -178,7 +178,7 @@ def test_gates_are_found_by_id() -> None:
         graph.gate("s/z")
 
 
-@settings(deadline=None, max_examples=30, derandomize=True)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000))
 def test_every_gate_is_in_one_decision(seed: int) -> None:
     graph = with_choices(random_graph(seed), seed)
@@ -211,7 +211,7 @@ def test_small_values() -> None:
         _ = Node("a", "relu").shape
 
 
-@settings(deadline=None, max_examples=20, derandomize=True)
+@settings(max_examples=20)
 @given(st.integers(0, 10_000))
 def test_restricting_to_all_edges_changes_nothing(seed: int) -> None:
     graph = random_graph(seed)

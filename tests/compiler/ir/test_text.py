@@ -49,7 +49,7 @@ def test_hashes_are_those_of_every_other_machine(golden: Golden) -> None:
     golden(GOLDEN / "hashes.json", json.dumps(hashes, indent=2) + "\n")
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000))
 def test_json_round_trips_exactly(seed: int) -> None:
     graph = random_graph(seed)
@@ -61,7 +61,7 @@ def test_json_round_trips_exactly(seed: int) -> None:
     assert json_and_hash(again) == (to_json(graph), graph_hash(graph))
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000))
 def test_choices_and_vector_gates_round_trip_and_only_the_gates_count_in_the_hash(seed: int) -> None:
     plain = random_graph(seed)

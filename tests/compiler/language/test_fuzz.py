@@ -111,7 +111,7 @@ def test_mutated_specs_give_messages(folder: Path, name: str, cases: int) -> Non
     mutated = folder / f"{name}.mutated.yaml"
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-    @settings(deadline=None, max_examples=cases, derandomize=True, database=None)
+    @settings(max_examples=cases)
     @given(st.integers(0, 2**32), st.integers(0, 2**32))
     def run(seed: int, override_seed: int) -> None:
         mutated.write_bytes(mutate(original, seed))

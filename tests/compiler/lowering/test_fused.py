@@ -103,20 +103,20 @@ def check_against_formula(graph: Graph, seed: int) -> None:
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=140, derandomize=True)
+@settings(max_examples=140)
 @given(st.integers(0, 10**6), st.integers(1, 9), st.sampled_from((0.3, 0.7, 1.0)))
 def test_random_graphs_follow_the_formula(seed: int, nodes: int, gated: float) -> None:
     check_against_formula(random_graph(seed, nodes=nodes, gated=gated), seed)
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.integers(1, 3))
 def test_random_levels_follow_the_formula(seed: int, levels: int) -> None:
     check_against_formula(level_graph(seed, levels=levels), seed)
 
 
-@settings(deadline=None, max_examples=20, derandomize=True)
+@settings(max_examples=20)
 @given(st.integers(0, 10**6))
 def test_pruned_graphs_follow_the_formula(seed: int) -> None:
     graph = level_graph(seed)

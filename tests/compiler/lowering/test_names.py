@@ -101,7 +101,7 @@ def test_hostile_names_are_allowed() -> None:
     assert [name for name in NAMES if name_problem(name)] == []
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @example(SPEC.format(**CONV, one="weight"), "fused", False, False, 0)
 @example(SPEC.format(**CONV, one="sum"), "reference", True, False, 0)
 @given(hostile_specs(), st.sampled_from(["fused", "reference"]), st.booleans(), st.booleans(), st.integers(0, 3))

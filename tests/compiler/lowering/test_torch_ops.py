@@ -166,7 +166,7 @@ def test_tensors_and_costs_are_those_of_the_op(name: str, attrs: dict[str, Any],
 # -- convolutions -----------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=200, derandomize=True)
+@settings(max_examples=200)
 @given(
     st.tuples(st.integers(1, 9), st.integers(1, 9)),
     st.integers(1, 4), st.integers(1, 6), st.integers(1, 4), st.none() | st.integers(0, 5),

@@ -65,7 +65,7 @@ def test_every_op_has_all_its_rows() -> None:
 sizes = st.integers(1, 40)
 
 
-@settings(deadline=None, max_examples=200, derandomize=True)
+@settings(max_examples=200)
 @given(sizes, sizes, st.integers(1, 7), st.integers(1, 4), st.integers(1, 3), st.none() | st.integers(0, 6))
 def test_windows_have_the_size_that_torch_gives(
     height: int, width: int, kernel: int, stride: int, dilation: int, padding: int | None
@@ -83,7 +83,7 @@ def test_windows_have_the_size_that_torch_gives(
             assert shape(name, (1, height, width), **attrs) == expected
 
 
-@settings(deadline=None, max_examples=100, derandomize=True)
+@settings(max_examples=100)
 @given(sizes, st.integers(1, 7), st.integers(1, 4), st.none() | st.integers(0, 3))
 def test_pools_have_the_size_that_torch_gives(size: int, kernel: int, stride: int, padding: int | None) -> None:
     pad = (kernel - 1) // 2 if padding is None else padding

@@ -51,7 +51,7 @@ def bridges_by_removal(found: Template) -> list[tuple[str, str]]:
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=150, derandomize=True)
+@settings(max_examples=150)
 def test_bridges_are_the_edges_that_cut_the_block(data: st.DataObject) -> None:
     inputs = data.draw(st.sampled_from([("in",), ("in0", "in1")]))
     names = list(inputs)

@@ -40,7 +40,7 @@ def zero_gates(gates: dict[str, float]) -> set[str]:
     return {gate for gate, value in gates.items() if value == 0.0}
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000))
 def test_choices_and_vector_gates_lose_what_is_pruned(seed: int) -> None:
     graph = with_choices(random_graph(seed), seed)

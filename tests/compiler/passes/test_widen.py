@@ -86,7 +86,7 @@ def check(before: Graph, after: Graph, round_to: int) -> None:
 
 
 @pytest.mark.parametrize("name", SMALL)
-@settings(deadline=None, max_examples=8, derandomize=True)
+@settings(max_examples=8)
 @given(multiplier=st.floats(0.05, 4.0), round_to=st.sampled_from((1, 4, 8)), seed=st.integers(0, 2))
 def test_shipped_specs_stay_legal_at_any_width(name: str, multiplier: float, round_to: int, seed: int) -> None:
     before = searched(name, seed)
@@ -113,14 +113,14 @@ def test_every_output_keeps_its_channels() -> None:
     assert (wide.node("a").shape[0], [n.shape[0] for n in wide.outputs().values()]) == (16, [3, 16])
 
 
-@settings(deadline=None, max_examples=150, derandomize=True)
+@settings(max_examples=150)
 @given(seed=st.integers(0, 10**6), multiplier=st.floats(0.05, 6.0), round_to=st.sampled_from((1, 2, 8)))
 def test_random_graphs_stay_legal_at_any_width(seed: int, multiplier: float, round_to: int) -> None:
     before = with_stem(seed)
     check(before, widen(before, multiplier, round_to), round_to)
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), multiplier=st.floats(0.3, 4.0))
 def test_pruned_random_graphs_stay_legal_at_any_width(seed: int, multiplier: float) -> None:
     graph = with_stem(seed)
@@ -271,7 +271,7 @@ def all_costs(name: str, seed: int, round_to: int) -> list[int]:
 
 
 @pytest.mark.parametrize("name", ["digits", "hand_wired"])
-@settings(deadline=None, max_examples=15, derandomize=True)
+@settings(max_examples=15)
 @given(params=st.integers(3_000, 150_000), seed=st.integers(0, 1))
 def test_the_widest_network_within_the_budget_is_found(name: str, params: int, seed: int) -> None:
     graph, round_to = searched(name, seed), 4
@@ -287,7 +287,7 @@ def test_the_widest_network_within_the_budget_is_found(name: str, params: int, s
     assert max(costs) > params, "the list of multipliers covers the budget"
 
 
-@settings(deadline=None, max_examples=40, derandomize=True)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10**6),
     factor=st.floats(0.5, 8.0),
@@ -313,7 +313,7 @@ def test_no_larger_multiplier_fits_the_budget(seed: int, factor: float, round_to
         assert (multiplier, channels(larger)) == (1.0, channels(graph))
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), multiplier=st.floats(0.05, 6.0), more=st.floats(0, 3.0))
 def test_costs_never_fall_when_the_multiplier_grows(seed: int, multiplier: float, more: float) -> None:
     graph = with_stem(seed)

@@ -59,7 +59,7 @@ def digits() -> Dataset:
     return load_dataset(DataConfig(crop_padding=1), (1, 8, 8), class_task(10), seed=0)
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(max_examples=60)
 @given(
     counts=st.lists(st.integers(1, 40), min_size=1, max_size=6).filter(lambda c: sum(c) >= 20),
     weight_part=st.sampled_from([0.2, 0.5, 0.8]),
@@ -182,7 +182,7 @@ def test_a_part_smaller_than_a_batch_still_gives_one() -> None:
     assert sorted(x[:, 0, 0, 0].round().tolist()) == [0, 1, 2, 3, 4]
 
 
-@settings(deadline=None, max_examples=30, derandomize=True)
+@settings(max_examples=30)
 @given(start=st.integers(0, 4), epoch=st.integers(0, 3), training=st.booleans())
 def test_resuming_inside_an_epoch_gives_the_same_batches(start: int, epoch: int, training: bool) -> None:
     images = noise(50)
@@ -202,7 +202,7 @@ def test_epochs_and_purposes_shuffle_and_augment_differently_and_the_runs_random
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@settings(deadline=None, max_examples=30, derandomize=True)
+@settings(max_examples=30)
 @given(world_size=st.integers(1, 4), training=st.booleans(), epoch=st.integers(0, 2))
 def test_the_slices_of_all_ranks_make_the_global_batch(world_size: int, training: bool, epoch: int) -> None:
     images = noise(50)

@@ -144,7 +144,7 @@ NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
 VALUES = st.recursive(st.none() | st.booleans() | NUMBERS | st.text(), st.lists, max_leaves=8)
 
 
-@settings(deadline=None, max_examples=20, derandomize=True)
+@settings(max_examples=20)
 @given(
     shapes=st.dictionaries(st.text(max_size=8), SHAPES, max_size=4),
     state=st.dictionaries(st.text(), VALUES, max_size=5),
@@ -224,7 +224,7 @@ def test_a_damaged_newest_falls_back_to_the_one_before(tmp_path: Path, part: str
     assert len([w for w in store.warnings if "00000002.json is damaged" in w]) == len(store.warnings) == expected
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(max_examples=60)
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), part=st.sampled_from(["json", "safetensors"]))
 def test_no_flipped_bit_goes_unnoticed(
     tmp_path_factory: pytest.TempPathFactory, place: float, bit: int, part: str

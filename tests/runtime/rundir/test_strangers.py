@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from compiler.errors import RunError
@@ -155,7 +155,6 @@ def test_compiling_into_a_run_in_use_is_refused(run: RunDir) -> None:
     assert json.loads((run.path / "run.json").read_text())["name"] == "digits"
 
 
-@settings(deadline=None, derandomize=True)
 @given(st.binary(max_size=60) | st.sampled_from([b"[" * 200_000, b'{"a": 1e999}', b'{"a": NaN}', b'"\\ud800"', b"5"]))
 def test_any_bytes_are_read_or_refused_with_the_file_and_what_to_do(
     tmp_path_factory: pytest.TempPathFactory, content: bytes

@@ -94,7 +94,7 @@ def test_equal_periods_repeat() -> None:
     epochs=st.integers(0, 12),
     step=st.integers(0, 100),
 )
-@settings(deadline=None, max_examples=100, derandomize=True)
+@settings(max_examples=100)
 def test_rates_stay_in_range(
     kind: str, warmup: int, minimum: float, steps_per_epoch: int, epochs: int, step: int
 ) -> None:
