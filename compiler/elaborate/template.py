@@ -6,7 +6,8 @@ nodes and misplaced gates are found here, once per block and not once per instan
 
 from __future__ import annotations
 
-import itertools
+import functools
+import operator
 import re
 import typing
 from collections.abc import Collection, Iterable, Mapping
@@ -27,7 +28,7 @@ from compiler.passes.draft import free_id
 OUT = "out"
 MAX_EDGES = 300_000  # of one block, and of the elaborated network
 _ANY_SIZE = Dim("1")  # stands in for a size that cannot be read
-_SIZED = re.compile(r"(?P<op>.+)_(?P<rows>\d+)x(?P<columns>\d+)")
+_SIZED = re.compile(r"(?P<op>.+)_(?P<rows>\d+)(?:x(?P<columns>\d+))?")
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,7 @@ def resolve_op(written: OpSpec, report: Reporter) -> tuple[str, dict[str, Any]]:
         name, attrs = shorthand.op, {**shorthand.attrs, **attrs}
     sized = _SIZED.fullmatch(name)
     if sized and name not in known_ops() and sized["op"] in known_ops():
-        sides = int(sized["rows"]), int(sized["columns"])
+        sides = int(sized["rows"]), int(sized["columns"] or sized["rows"])
         name, attrs = sized["op"], {"kernel": sides[0] if sides[0] == sides[1] else list(sides), **attrs}
     try:
         row = op(name)
@@ -307,64 +308,46 @@ def _check_reachable(template: Template, report: Reporter) -> None:
 
 def _check_gates(template: Template, report: Reporter) -> None:
     products = {node.name for node in template.nodes if op(node.op).reads is Reads.TOGETHER}
-    for node, source in [(reader, source) for reader in template.nodes for source in reader.sources]:
-        if source.gated and node.name in products:
+    for node, source in needed_gates(template):
+        if node.name in products:
             message = f"an input of {node.op} may not have a gate: closed, it makes the product zero, not a product of "
-            report.error(source.path, f"{message}the others; put the gate behind {node.name!r}", [template.block.path])
-        elif source.gated and products and not _reaches_out(template, products, (node.name, source.name)):
-            message = f"the edge from {source.name!r} to {node.name!r} may not have a gate: a product that the block "
-            report.error(source.path, f"{message}cannot do without needs it; leave it ungated", [template.block.path])
-    if products:
-        return
-    for node, source in gates_on_bridges(template):
-        report.error(
-            source.path,
-            f"the edge from {source.name!r} to {node.name!r} may not have a gate: every path through the block uses "
-            f"it, so closing it would cut the network; leave it ungated or add a path beside it",
-            [template.block.path],
-        )
-
-
-def _reaches_out(template: Template, products: set[str], closed: tuple[str, str]) -> bool:
-    """Whether the inputs reach `out` without one edge; a product needs all that it reads."""
-    fed = set(template.inputs)
-    for node in template.nodes:
-        carried = [source.name in fed and (node.name, source.name) != closed for source in node.sources]
-        if all(carried) if node.name in products else any(carried):
-            fed.add(node.name)
-    return OUT in fed
+            message += f"the others; put the gate behind {node.name!r}"
+        else:
+            message = f"the edge from {source.name!r} to {node.name!r} may not have a gate: the block cannot do without "
+            message += "it, so closing it would cut the network; leave it ungated or add a path beside it"
+        report.error(source.path, message, [template.block.path])
 
 
 def _check_zeros(template: Template, report: Reporter) -> None:
-    """Some path from the inputs to `out` must not pass a `zero` op."""
+    """Something must reach `out` that passes no `zero` op; a product needs all that it reads."""
     carrying = set(template.inputs)
     for node in template.nodes:
+        fed = [source.name in carrying for source in node.sources]
         is_zero = any(traits.values is Values.ZERO for traits in node.chain)
-        if not is_zero and any(source.name in carrying for source in node.sources):
+        if not is_zero and (all(fed) if op(node.op).reads is Reads.TOGETHER else any(fed)):
             carrying.add(node.name)
     if OUT not in carrying:
         message = f"every path to {OUT!r} passes an op `zero`, so the block gives a constant; add a path without one"
         report.error(template.nodes[-1].path, message, [template.block.path])
 
 
-def gates_on_bridges(template: Template) -> list[tuple[TemplateNode, Source]]:
-    """Gated edges that all paths from the block's inputs to its output use.
+def needed_gates(template: Template) -> list[tuple[TemplateNode, Source]]:
+    """Gated edges that the block cannot do without: closed, one would cut `out` off, or make a product zero.
 
-    Every node lies on such a path, so an edge that all of them use has every other node before or behind it: its ends
-    stand next to each other in topological order, and no other edge spans the gap between them. The inputs hang on one
-    imagined node before them.
+    A product is cut off with any of its inputs, any other node with all of them. What cuts a node off are the bits of
+    a number: those of any input of a product, else those that all inputs share, and the one of an only input's gate.
     """
-    order = {name: i for i, name in enumerate([*template.inputs, *(node.name for node in template.nodes)])}
-    changes = [0] * (len(order) + 1)  # of the number of edges that span the gap before each position
-    ends = [(-1, order[name]) for name in template.inputs]
-    ends += [(order[source.name], order[node.name]) for node in template.nodes for source in node.sources]
-    for start, end in ends:
-        changes[start + 1] += 1
-        changes[end + 1] -= 1
-    spans = list(itertools.accumulate(changes))
-    return [
-        (node, source)
-        for node in template.nodes
-        for source in node.sources
-        if source.gated and order[node.name] == order[source.name] + 1 and spans[order[node.name]] == 1
-    ]
+    found, lone = list[tuple[TemplateNode, Source]](), list[tuple[TemplateNode, Source]]()
+    cuts = dict.fromkeys(template.inputs, 0)
+    for node in template.nodes:
+        is_product = op(node.op).reads is Reads.TOGETHER
+        gated = [(node, source) for source in node.sources if source.gated]
+        own = 0
+        if is_product:
+            found += gated
+        elif gated and len(node.sources) == 1:
+            own = 1 << len(lone)
+            lone += gated
+        read = (cuts[source.name] for source in node.sources)
+        cuts[node.name] = own | functools.reduce(operator.or_ if is_product else operator.and_, read)
+    return found + [edge for edge, bit in zip(lone, reversed(f"{cuts[OUT]:b}"), strict=False) if bit == "1"]

@@ -57,13 +57,13 @@ def _pool_shape(a: PoolAttrs, ins: list[Shape]) -> Shape:
     out = windowed("a pool", a, ins[0], ins[0][0], ceil=a.ceil_mode)
     for axis, size in zip(a.reaching(ins[0]), ins[0][1:], strict=True):
         if min(axis.taps_inside(size)) < 1:
-            window = f"kernel {axis.kernel}, dilation {axis.dilation}, padding {axis.before}"
+            window = f"kernel {axis.kernel}, dilation {axis.dilation}, padding [{axis.before}, {axis.after}]"
             raise TypeMismatchError(f"a window of a pool would lie outside of {size} pixels, on padding only: {window}")
     return out
 
 
 def _adaptive_shape(a: AdaptiveAttrs, ins: list[Shape]) -> Shape:
-    return (ins[0][0], *each_axis(a.size, len(spatial("adaptive_avg_pool", ins[0])) - 1))
+    return (ins[0][0], *each_axis(a.size, len(spatial("adaptive_avg_pool", ins[0])) - 1, "size"))
 
 
 def _mean_shape(a: MeanAttrs, ins: list[Shape]) -> Shape:

@@ -125,7 +125,7 @@ def explain_attr_errors(name: str, error: ValidationError) -> list[tuple[str, st
             allowed = f"; {name} takes {', '.join(known)}" if known else f"; {name} takes no attributes"
             found.append((attr, f"unknown attribute {attr!r}{hint or allowed}"))
         elif item["type"] != "missing":
-            found.append((attr, f"{attr}: {describe(item)}"))
+            found.append((attr, f"{attr or name}: {describe(item)}"))
     missing = [str(item["loc"][0]) for item in error.errors() if item["type"] == "missing"]
     found += [("", f"{name} needs the attribute {attr!r}") for attr in missing if attr not in near]
     return found

@@ -60,7 +60,7 @@ class ResizeAttrs(OpAttrs):
 def _shuffle_shape(a: ShuffleAttrs, ins: list[Shape]) -> Shape:
     if ins[0][0] % a.groups:
         raise TypeMismatchError(
-            f"channel_shuffle with groups {a.groups} needs channels divisible by it, found {ins[0]}"
+            f"channel_shuffle with groups {a.groups} needs channels divisible by it, found {ins[0][0]}"
         )
     return ins[0]
 
@@ -83,8 +83,9 @@ def _pad_shape(a: PadAttrs, ins: list[Shape]) -> Shape:
 def _resize_shape(a: ResizeAttrs, ins: list[Shape]) -> Shape:
     sizes = spatial("resize", ins[0])[1:]
     if a.size is not None:
-        return (ins[0][0], *each_axis(a.size, len(sizes)))
-    return (ins[0][0], *(n * size for n, size in zip(each_axis(a.scale, len(sizes)), sizes, strict=True)))
+        return (ins[0][0], *each_axis(a.size, len(sizes), "size"))
+    scales = each_axis(a.scale, len(sizes), "scale")
+    return (ins[0][0], *(n * size for n, size in zip(scales, sizes, strict=True)))
 
 
 def _pad_traits(a: PadAttrs) -> Traits:

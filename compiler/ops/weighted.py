@@ -44,6 +44,10 @@ class ConvTransposeAttrs(ConvAttrs):
     output_padding: NotNegative = 0
     """Pixels added at the end of each axis."""
 
+    def margins(self, rank: int) -> tuple[int, ...]:
+        """The pixels added at the end of each of `rank` axes."""
+        return each_axis(self.output_padding, rank, "output_padding")
+
 
 class SepConvAttrs(NormAndRelu, Window):
     """Depthwise, then pointwise convolution (nothing between), by default followed by batch norm and ReLU."""
@@ -94,14 +98,13 @@ def _conv_weight(a: ConvAttrs, ins: list[Shape], out: Shape) -> Shape:
 
 def _transpose_shape(a: ConvTransposeAttrs, ins: list[Shape]) -> Shape:
     channels, axes = _channels("conv_transpose", a, ins[0]), a.axes(len(ins[0]) - 1)
-    margins = each_axis(a.output_padding, len(axes))
 
     def side(axis: Axis, size: int, margin: int) -> int:
         if margin >= axis.stride:  # such sizes follow from a longer input
             raise TypeMismatchError(f"conv_transpose takes an output_padding of less than its stride, found {margin}")
         return (size - 1) * axis.stride - axis.before - axis.after + axis.reach + margin
 
-    return (channels, *(side(*each) for each in zip(axes, ins[0][1:], margins, strict=True)))
+    return (channels, *(side(*each) for each in zip(axes, ins[0][1:], a.margins(len(axes)), strict=True)))
 
 
 def _linear_shape(a: LinearAttrs, ins: list[Shape]) -> Shape:

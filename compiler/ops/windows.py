@@ -56,18 +56,20 @@ NotNegative = Annotated[int | tuple[int, ...], *_attribute(0)]
 Padding = Annotated[int | tuple[int | tuple[int, int], ...], *_attribute(0, pairs=True)]
 
 
-def each_axis(value: Any, rank: int) -> tuple[Any, ...]:
-    """What an attribute says of each of `rank` axes; TypeMismatchError if it names another number of axes."""
+def each_axis(value: Any, rank: int, name: str) -> tuple[Any, ...]:
+    """What the attribute `name` says of each of `rank` axes; TypeMismatchError if it names another number of axes."""
     if not isinstance(value, tuple):
         return (value,) * rank
     if len(value) != rank:
-        raise TypeMismatchError(f"found {len(value)} sizes for a value of {rank} {'axis' if rank == 1 else 'axes'}")
+        axes, pair = ("axis", "; before and after one axis are [[before, after]]") if rank == 1 else ("axes", "")
+        hint = pair if name == "padding" else ""
+        raise TypeMismatchError(f"{name} has {len(value)} numbers for a value of {rank} {axes}{hint}")
     return value
 
 
 def sides(padding: Any, rank: int) -> tuple[tuple[int, int], ...]:
     """Padding before and after each axis."""
-    return tuple(side if isinstance(side, tuple) else (side, side) for side in each_axis(padding, rank))
+    return tuple(side if isinstance(side, tuple) else (side, side) for side in each_axis(padding, rank, "padding"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,9 @@ class Window(OpAttrs):
 
     def axes(self, rank: int) -> tuple[Axis, ...]:
         """The window along each of `rank` axes; TypeMismatchError if the attributes name another number of axes."""
-        kernels, strides, dilations = (each_axis(v, rank) for v in (self.kernel, self.stride, self.dilation))
+        kernels, strides, dilations = (
+            each_axis(getattr(self, name), rank, name) for name in ("kernel", "stride", "dilation")
+        )
         kept = tuple(dilation * (kernel - 1) // 2 for kernel, dilation in zip(kernels, dilations, strict=True))
         borders = sides(kept if self.padding is None else self.padding, rank)
         each = zip(kernels, strides, dilations, borders, strict=True)
@@ -151,7 +155,7 @@ class Window(OpAttrs):
 
     def kernels(self, shape: Shape) -> tuple[int, ...]:
         """The sides of the window over a value of this shape."""
-        return each_axis(self.kernel, len(shape) - 1)
+        return each_axis(self.kernel, len(shape) - 1, "kernel")
 
     @property
     def is_one_pixel(self) -> bool:

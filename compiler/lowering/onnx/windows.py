@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from compiler.ir.graph import Node
 from compiler.lowering.onnx.writer import Writer
-from compiler.ops.windows import Axis, each_axis
+from compiler.ops.windows import Axis
 
 
 def _window(axes: Sequence[Axis]) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def conv_transpose(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
     grouped = weight.reshape(a.groups, -1, *weight.shape[1:]).swapaxes(1, 2)
     names = [w.constant(f"{node.id}.weight", grouped.reshape(-1, *grouped.shape[2:]))]
     names += [w.weight(node, "bias")] if a.bias is not False else []
-    attrs = _window(axes) | {"group": a.groups, "output_padding": list(each_axis(a.output_padding, len(axes)))}
+    attrs = _window(axes) | {"group": a.groups, "output_padding": list(a.margins(len(axes)))}
     return w.emit("ConvTranspose", [*ins, *names], node.id, **attrs)
 
 

@@ -22,7 +22,7 @@ from compiler.lowering.custom import imported_row
 from compiler.lowering.torch.batch_parts import BatchNorm, Dropout, DropPath
 from compiler.lowering.torch.windows import Conv, ConvTranspose, MaxPool, SqueezeExcite, avg_pool, borders
 from compiler.ops import Affine, Shape, traits_of, walk
-from compiler.ops.windows import each_axis, sides
+from compiler.ops.windows import sides
 
 Builder = Callable[[Any, tuple[Shape, ...], Shape], nn.Module]  # (attributes, input shapes, output shape) -> module
 
@@ -126,7 +126,7 @@ TORCH: dict[str, Builder] = {
     "conv": conv_row(Conv),
     "depthwise_conv": conv_row(Conv),
     "conv_transpose": lambda a, ins, out: ConvTranspose(
-        ins[0][0], out, a.axes(len(out) - 1), each_axis(a.output_padding, len(out) - 1), a.groups, a.bias is not False
+        ins[0][0], out, a.axes(len(out) - 1), a.margins(len(out) - 1), a.groups, a.bias is not False
     ),
     "max_pool": lambda a, ins, out: MaxPool(a, ins[0]),
     "avg_pool": lambda a, ins, out: avg_pool(a, ins[0]),

@@ -258,8 +258,13 @@ def test_a_block_that_stops_fitting_in_a_later_instance_names_it(tmp_path: Path)
         ("a: {op: relu, from: in}\nout: {op: relu, from: in}", "node 'a' does not reach 'out'"),
         ("a: {op: relu, from: out}\nout: {op: relu, from: a}", "read each other in a cycle: out -> a -> out"),
         ("last: {op: relu, from: in}", "has no node 'out'"),
-        ("out: {op: relu, from: {node: in, gated: true}}", "may not have a gate: every path through the block uses it"),
+        ("out: {op: relu, from: {node: in, gated: true}}", "may not have a gate: the block cannot do without it"),
         ("a: {op: zero, from: in}\nout: {op: relu, from: a}", "every path to 'out' passes an op `zero`"),
+        (
+            "a: {op: zero, from: in}\nout: {op: multiply, from: [in, a]}",
+            "every path to 'out' passes an op `zero`",
+        ),
+        ("out: {op: resize, from: in}", "resize: takes either `size` or `scale`"),
         ("out: {op: input, from: in}", "the op 'input' is the compiler's own"),
         ("out: {op: conv, kernel: H - 9, from: in}", "kernel"),
         ("out: {op: add, from: [in, in]}", "'out' reads 'in' twice"),
@@ -276,6 +281,13 @@ def test_an_input_that_nobody_reads(tmp_path: Path) -> None:
     block = one_block(kind, "out: {op: relu, from: in0}")
     network = "{x: {block: b, from: [in, in]}, head: {block: head, from: x}}"
     assert mistakes(tmp_path, block, network) == ["7: block 'b' never reads its input 'in1'"]
+
+
+def test_a_size_may_stand_in_a_name(tmp_path: Path) -> None:
+    nodes = "a: {op: conv_5, from: in}\nb: {op: conv_5x5, from: a}\nout: {op: conv_1x7, from: b}"
+    graph = elaborated(tmp_path, one_block(SAME, nodes), "[b, head]")
+    kernels = [dict(graph.node(f"b.{name}").attrs)["kernel"] for name in ("a", "b", "out")]
+    assert kernels == [5, 5, (1, 7)]
 
 
 @pytest.mark.parametrize("gated", ["a", "in"])

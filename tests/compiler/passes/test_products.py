@@ -86,7 +86,7 @@ def test_a_gate_on_an_input_breaks_a_rule() -> None:
     ("from_p", "inputs", "message"),
     [
         ("p", "[c, {node: g, gated: true}]", "12:31: error: an input of multiply may not have a gate"),
-        ("[{node: p, gated: true}]", "[c, g]", "11:50: error: the edge from 'p' to 'g' may not have a gate: a product"),
+        ("[{node: p, gated: true}]", "[c, g]", "11:50: error: the edge from 'p' to 'g' may not have a gate: the block"),
     ],
 )
 def test_a_gate_in_a_spec_has_its_place(tmp_path: Path, from_p: str, inputs: str, message: str) -> None:
