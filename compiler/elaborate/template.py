@@ -313,8 +313,9 @@ def _check_gates(template: Template, report: Reporter) -> None:
             message = f"an input of {node.op} may not have a gate: closed, it makes the product zero, not a product of "
             message += f"the others; put the gate behind {node.name!r}"
         else:
-            message = f"the edge from {source.name!r} to {node.name!r} may not have a gate: the block cannot do without "
-            message += "it, so closing it would cut the network; leave it ungated or add a path beside it"
+            message = f"the edge from {source.name!r} to {node.name!r} "
+            message += "may not have a gate: the block cannot do without it, so closing it would cut the network; "
+            message += "leave it ungated or add a path beside it"
         report.error(source.path, message, [template.block.path])
 
 
