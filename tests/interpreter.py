@@ -57,8 +57,14 @@ def evaluate(
         if node.id != INPUT:
             inputs = _inputs(graph, node, values, gates or {}, edges)
             if inputs:
-                values[node.id] = apply(node, inputs, params)
+                value = apply(node, inputs, params)
+                behind = [1.0 if gate is None else (gates or {}).get(gate, 1.0) for gate in _behind(graph, node)]
+                values[node.id] = value * torch.tensor(behind, dtype=torch.float64).view(-1, *[1] * (value.dim() - 2))
     return values[OUTPUT].numpy()
+
+
+def _behind(graph: Graph, node: Node) -> tuple[str | None, ...]:
+    return graph.channel_gates.get(node.id, (None,) * node.shape[0])
 
 
 def _inputs(
