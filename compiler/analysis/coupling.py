@@ -177,7 +177,7 @@ class _Coupler:
         None where all groups keep the same channels; they may have lost all but one each.
         """
         size, roots = len(read) // groups, {self._root(c) for c in read}
-        if not whole_groups(self.graph, node) and (size > 1 or len(roots) == 1 and FIXED not in roots):
+        if not whole_groups(self.graph, node) and (size > 1 or (len(roots) == 1 and FIXED not in roots)):
             return None
         for k in range(groups):
             self._tie_all(read[k * size : (k + 1) * size])
