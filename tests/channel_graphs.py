@@ -10,7 +10,6 @@ from typing import Any
 from compiler.elaborate.builder import load
 from compiler.ir.graph import Graph
 
-KINDS = ("conv", "conv", "depthwise", "grouped", "sum", "sum", "join", "norm", "shuffle", "slice", "excite", "pool")
 FINISHES = ("norm: none, act: none", "norm: batch, act: relu", "norm: none, act: sigmoid", "norm: batch, act: silu")
 
 
@@ -37,44 +36,69 @@ class _Body:
     def gate(self, kind: str = "channels") -> str:
         return f", gate: {kind}" if self.rng.random() < self.declared else ""
 
-    def grow(self, kind: str) -> None:
-        rng, a = self.rng, self.source()
-        channels, finish = self.channels[a], rng.choice(FINISHES)
-        match kind:
-            case "conv":
-                out = rng.choice((2, 4, 6, 8))
-                self.add(f"conv, kernel: {rng.choice((1, 3))}, channels: {out}, {finish}{self.gate()}", [a], out)
-            case "depthwise":
-                bias = rng.choice((", bias: true", ""))
-                self.add(f"depthwise_conv, kernel: 3, {finish}{bias}", [a], channels)
-            case "grouped" if channels % 2 == 0:
-                gate = self.gate(rng.choice(("channels", "groups")))
-                self.add(f"conv, kernel: 3, groups: 2, channels: {2 * channels}, {finish}{gate}", [a], 2 * channels)
-            case "sum":
-                others = [n for n, c in self.channels.items() if c == channels and n != a]
-                if others:
-                    b, end = rng.choice(others), rng.choice(("", ", act: relu", ", norm: batch, act: relu"))
-                    self.add(f"add{end}", [a, b], channels)
-            case "join":
-                b = self.source()
-                if a != b:
-                    self.add(rng.choice(("concat", "concat, norm: batch, act: relu")), [a, b], channels + self.channels[b])
-            case "norm":
-                self.add(rng.choice(("batch_norm, act: relu", "relu", "prelu", "instance_norm")), [a], channels)
-            case "shuffle" if channels % 2 == 0:
-                self.add("channel_shuffle, groups: 2", [a], channels)
-            case "slice" if channels > 2:
-                self.add(f"slice, start: 1, stop: {channels - 1}", [a], channels - 2)
-            case "excite":
-                pool = self.add("global_avg_pool", [a], channels)
-                inner = self.add(f"linear, channels: 3, act: relu{self.gate()}", [pool], 3)
-                weight = self.add(f"linear, channels: {channels}, act: sigmoid", [inner], channels)
-                for name in (pool, inner, weight):
-                    del self.channels[name]
-                order = [a, weight] if rng.random() < 0.5 else [weight, a]
-                self.add("multiply", order, channels)
-            case "pool":
-                self.add(f"{rng.choice(('max_pool', 'avg_pool'))}, kernel: 3", [a], channels)
+    def grow(self) -> None:
+        """One more op, over random values that are there."""
+        self.rng.choice(KINDS)(self, self.source())
+
+    def finish(self) -> str:
+        return self.rng.choice(FINISHES)
+
+    def conv(self, a: str) -> None:
+        out = self.rng.choice((2, 4, 6, 8))
+        kernel = self.rng.choice((1, 3))
+        self.add(f"conv, kernel: {kernel}, channels: {out}, {self.finish()}{self.gate()}", [a], out)
+
+    def depthwise(self, a: str) -> None:
+        bias = self.rng.choice((", bias: true", ""))
+        self.add(f"depthwise_conv, kernel: 3, {self.finish()}{bias}", [a], self.channels[a])
+
+    def grouped(self, a: str) -> None:
+        out = 2 * self.channels[a]
+        if out % 4 == 0:
+            gate = self.gate(self.rng.choice(("channels", "groups")))
+            self.add(f"conv, kernel: 3, groups: 2, channels: {out}, {self.finish()}{gate}", [a], out)
+
+    def sum(self, a: str) -> None:
+        others = [n for n, c in self.channels.items() if c == self.channels[a] and n != a]
+        if others:
+            end = self.rng.choice(("", ", act: relu", ", norm: batch, act: relu"))
+            self.add(f"add{end}", [a, self.rng.choice(others)], self.channels[a])
+
+    def join(self, a: str) -> None:
+        b = self.source()
+        if a != b:
+            end = self.rng.choice(("", ", norm: batch, act: relu"))
+            self.add(f"concat{end}", [a, b], self.channels[a] + self.channels[b])
+
+    def norm(self, a: str) -> None:
+        op = self.rng.choice(("batch_norm, act: relu", "relu", "prelu", "instance_norm", "layer_norm"))
+        self.add(op, [a], self.channels[a])
+
+    def shuffle(self, a: str) -> None:
+        if self.channels[a] % 2 == 0:
+            self.add("channel_shuffle, groups: 2", [a], self.channels[a])
+
+    def slice(self, a: str) -> None:
+        if self.channels[a] > 2:
+            self.add(f"slice, start: 1, stop: {self.channels[a] - 1}", [a], self.channels[a] - 2)
+
+    def excite(self, a: str) -> None:
+        channels = self.channels[a]
+        pool = self.add("global_avg_pool", [a], channels)
+        inner = self.add(f"linear, channels: 3, act: relu{self.gate()}", [pool], 3)
+        weight = self.add(f"linear, channels: {channels}, act: sigmoid", [inner], channels)
+        for name in (pool, inner, weight):
+            del self.channels[name]
+        self.add("multiply", self.rng.sample([a, weight], 2), channels)
+
+    def pool(self, a: str) -> None:
+        self.add(f"{self.rng.choice(('max_pool', 'avg_pool'))}, kernel: 3", [a], self.channels[a])
+
+
+KINDS: tuple[Callable[[_Body, str], None], ...] = (
+    _Body.conv, _Body.conv, _Body.depthwise, _Body.grouped, _Body.sum, _Body.sum, _Body.join, _Body.norm,
+    _Body.shuffle, _Body.slice, _Body.excite, _Body.pool,
+)  # fmt: skip
 
 
 def spec_of(seed: int, *, declared: float = 0.8, share: str = "none") -> str:
@@ -82,7 +106,7 @@ def spec_of(seed: int, *, declared: float = 0.8, share: str = "none") -> str:
     rng = random.Random(seed)
     body = _Body(rng, declared)
     for _ in range(rng.randint(3, 9)):
-        body.grow(rng.choice(KINDS))
+        body.grow()
     ends = [n for n in body.unread if n in body.channels] or ["in"]
     body.add(f"project, channels: 4, norm: batch, act: relu{body.gate()}", ends, 4, "out")
     head = rng.choice(("flatten", "global_avg_pool"))
@@ -113,6 +137,3 @@ def loaded(folder: Path, text: str, **more: Any) -> Graph:
     path = folder / "spec.yaml"
     path.write_text(text)
     return load(str(path), **more)[1]
-
-
-Make = Callable[[int], Graph]

@@ -54,6 +54,7 @@ EVERY_OP: tuple[tuple[str, dict[str, Any]], ...] = (
     ("multiply", {}),
     ("channel_shuffle", {"groups": 2}),
     ("scale", {"factor": -0.7}),
+    ("scale", {"factor": (0.5, -1.5, 2.0, 0.0)}),
     ("dropout", {}),
     ("drop_path", {}),
     *((name, {}) for name in ("relu6", "hard_swish", "silu", "gelu", "sigmoid", "hard_sigmoid")),

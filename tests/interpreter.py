@@ -266,7 +266,9 @@ MEANING: dict[str, Callable[[Any, list[Tensor], Tensors], Tensor]] = {
     "avg_pool": _avg_pool,
     "identity": lambda a, ins, p: ins[0],
     "zero": lambda a, ins, p: ins[0].new_zeros(len(ins[0]), a.channels or ins[0].shape[1], *ins[0].shape[2:]),
-    "scale": lambda a, ins, p: a.factor * ins[0],
+    "scale": lambda a, ins, p: (
+        torch.tensor(a.factor, dtype=torch.float64).reshape(-1, *[1] * (ins[0].dim() - 2)) * ins[0]
+    ),
     "linear": lambda a, ins, p: F.linear(ins[0].flatten(1), p["weight"], p.get("bias")),
     "global_avg_pool": lambda a, ins, p: ins[0].flatten(2).mean(-1),
     "flatten": lambda a, ins, p: ins[0].flatten(1),

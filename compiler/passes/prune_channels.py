@@ -86,6 +86,8 @@ def _attrs(graph: Graph, node: Node, read: Classes, given: Classes, gone: Collec
     size = len(read) // attrs.get("groups", 1)
     if "groups" in attrs and (size == 1 or whole_groups(graph, node)):
         attrs["groups"] = len(_kept(read[::size], gone))
+    if isinstance(attrs.get("factor"), tuple):
+        attrs["factor"] = tuple(attrs["factor"][i] for i in _kept(given, gone))
     if "stop" in attrs:
         start = attrs.get("start", 0)
         attrs |= {"start": len(_kept(read[:start], gone)), "stop": len(_kept(read[: attrs["stop"]], gone))}
