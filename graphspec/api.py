@@ -31,9 +31,9 @@ from compiler.language.layers import dump
 from compiler.language.overrides import Override, Overrides, overrides_of
 from compiler.language.parse import SPEC, parse_file
 from compiler.language.spec import Spec
-from graphspec.advice import advise, class_warnings, refuse_hopeless
 from graphspec.cost_report import CostReport, cost_report
 from runtime.data.survey import Survey, survey
+from runtime.jobs.advice import check_settings
 from runtime.processes.launch import Launch, refuse_processes
 from runtime.rundir.directory import RUNS, Opened, RunDir
 from runtime.rundir.directory import Compiled as RunFiles
@@ -92,13 +92,7 @@ def compile(  # noqa: A001  (the verb of the command line)
     graph_json, digest = json_and_hash(graph)
     costs = cost_report(graph, spec.config.search, digest)
     data = _survey(spec, task)
-    images = None if data.training is None else round(data.training * (1 - spec.config.data.validation))
-    refuse_hopeless(spec, graph, None if spec.config.data.name == "fake" else images)
-    warnings = (
-        *data.warnings,
-        *class_warnings(spec, graph),
-        *advise(spec.config, images, spec.gate_init if graph.gates() else None),
-    )
+    warnings = (*data.warnings, *check_settings(spec, graph, data.training))
     run = None if dry_run else RunDir.create(_files(spec, graph, graph_json), Path(out) if out else None, root)
     return CompiledSpec(spec, graph, costs, data.says, warnings, run)
 

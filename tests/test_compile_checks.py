@@ -152,14 +152,62 @@ FEW = {"search.batch_size": 8, "retrain.batch_size": 8, "search.gates.gamma": 0.
     ],
     ids=["40 images", "1:20", "300 classes of one image"],
 )
-def test_a_hard_set_ends_with_a_model_and_its_warning(in_process: Path, counts: dict[str, int], doubt: str) -> None:
+def test_a_hard_set_ends_with_a_model_and_its_warning(
+    in_process: Path, counts: dict[str, int], doubt: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     write_images(in_process / "images", counts, test=1)
-    made = api.compile(write_spec(in_process), overrides={**FOLDER, **FEW, "classes": len(counts)})
+    spec, settings = write_spec(in_process), {**FOLDER, **FEW, "classes": len(counts)}
+    made = api.compile(spec, overrides=settings, dry_run=True)
     assert [doubt in warning for warning in made.warnings] == [True] * bool(doubt)
-    api.search(made.run, quiet=True)
-    api.retrain(made.run, quiet=True)
-    exported = api.export(made.run, latency=False, quiet=True)
+    for job, target in ((api.search, spec), (api.retrain, None)):
+        job(target, overrides=settings if target else (), quiet=True)  # type: ignore[operator]  # both take these
+        said = capfd.readouterr().err
+        assert [said.count(f"warning: {warning}\n") for warning in made.warnings] == [1] * bool(doubt)
+    exported = api.export(latency=False, quiet=True)
     assert Path(exported.path).is_file()
+
+
+# -- jobs say and refuse the same -------------------------------------------------------------------------------------
+
+DOUBTFUL = {**FEW, "search.gates.gamma": 50, "search.schedule.minimum": 1, "retrain.schedule.warmup": 2}
+
+
+def test_a_job_says_once_what_compile_says(in_process: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_images(in_process / "images", {"cat": 100, "dog": 4})
+    made = api.compile(write_spec(in_process), overrides={**FOLDER, **DOUBTFUL, "classes": 2})
+    assert len(made.warnings) == 4
+    api.search(made.run, quiet=True)
+    said = capfd.readouterr().err
+    assert [said.count(f"warning: {warning}\n") for warning in made.warnings] == [1] * 4
+    api.retrain(made.run, quiet=True)
+    said = capfd.readouterr().err
+    assert ["uneven" in warning or "retrain" in warning for warning in made.warnings] == [
+        said.count(f"warning: {warning}\n") == 1 for warning in made.warnings
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"search.gates.gamma": 1e-4}, SpecError, "error: too short to prune"),
+        ({"budget.params": 10, "budget.flops": 10}, PassError, "the narrowest network"),
+    ],
+)
+def test_a_run_is_not_searched_with_settings_that_compile_refuses(
+    in_process: Path, change: dict[str, object], error: type[GraphspecError], says: str
+) -> None:
+    write_images(in_process / "images", {"cat": 20, "dog": 20})
+    spec, settings = write_spec(in_process), {**FOLDER, **FEW, "classes": 2}
+    with pytest.raises(error, match=says) as compiling:
+        api.compile(spec, overrides={**settings, **change}, dry_run=True)
+    made = api.compile(spec, overrides=settings)
+    assert made.run is not None
+    with pytest.raises(error, match=says) as searching:
+        api.search(made.run, overrides=change, quiet=True)
+    message = str(compiling.value).rpartition("error: ")[2].partition("\n")[0]
+    assert message in str(searching.value)
+    assert not made.run.search.is_started
+    api.search(made.run, quiet=True)
 
 
 @pytest.mark.parametrize("counts", [{"cat": 20, "dog": 20}, {f"kind{number:03}": 1 for number in range(300)}])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -114,21 +114,20 @@ def _in_folders(config: DataConfig, root: Path, task: Task) -> Survey:
         if sum(counts.values()) > COUNTED:
             return Survey(f"{len(names)} classes in {root}; their images were neither counted nor read")
     says = f"{sum(counts.values()):,} training images of {len(names)} classes in {root}; none was read"
-    return Survey(says, sum(counts.values()), _doubts(counts))
+    return Survey(says, sum(counts.values()), tuple(filter(None, [class_doubt(counts)])))
 
 
-def _doubts(counts: dict[str, int]) -> tuple[str, ...]:
-    """What is doubtful about these numbers of training images by class."""
+def class_doubt(counts: Mapping[str, int]) -> str:
+    """What is doubtful about these numbers of training images by class; empty if nothing is."""
     (few, fewest), (many, most) = (pick(counts.items(), key=lambda item: item[1]) for pick in (min, max))
     short = sum(count < PARTS for count in counts.values())
     if short:
         return (
             f"{short} of {len(counts)} classes have fewer than {PARTS} training images ({few!r}: {fewest}): weights, "
-            f"gates and validation cannot have one each, so such a class is learned or checked, not both",
+            f"gates and validation cannot have one each, so such a class is learned or checked, not both"
         )
-    if most < UNEVEN * fewest:
-        return ()
-    return (
+    uneven = (
         f"the classes are uneven: {many!r} has {most:,} training images, {few!r} {fewest:,}; figures over all images "
-        f"then say little of {few!r}",
+        f"then say little of {few!r}"
     )
+    return uneven * (most >= UNEVEN * fewest)

@@ -23,6 +23,7 @@ from compiler.language.overrides import changes
 from runtime.data.dataset import Dataset, load_dataset
 from runtime.data.facts import facts_of, write_facts
 from runtime.data.remarks import tell
+from runtime.jobs.advice import check_settings
 from runtime.jobs.logs import Console, MetricsLog
 from runtime.jobs.signals import Interrupted, StopFlag
 from runtime.processes.launch import Launch, refuse_processes
@@ -204,6 +205,8 @@ class _Attempt:
         for listing in dataset.listings:
             console.line(listing.line())
         told = tell(dataset, console.warn)
+        for doubt in () if known else check_settings(spec, opened.graph, len(dataset.train.targets), self.name):
+            console.warn(doubt)
         facts = facts_of(dataset, config.data)
         check_facts(opened.run, self.name, facts, console.warn)
         place = Workplace(opened, dataset, device, console, folder, world)
