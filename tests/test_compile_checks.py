@@ -76,7 +76,7 @@ def test_data_that_is_elsewhere_is_no_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"classes": 3}, "has 2 classes, the spec says 3: set `classes: 2`"),
+        ({"classes": 3}, "has 2 classes, the spec says 3\n  try: `classes: 2`"),
         ({"data.root": "/proc/self/fd"}, "must hold the folders train/ and test/"),
         ({"data.name": "digits"}, "has 10 classes, the spec says 2"),
         ({"data.name": "mnist", "classes": 10}, "are 1x28x28 (channels first), the spec's input is 1x8x8"),

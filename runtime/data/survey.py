@@ -85,7 +85,7 @@ def check_shape(name: str, found: Sequence[int], wanted: Sequence[int]) -> None:
     if tuple(found) != tuple(wanted):
         raise RunError(
             f"images of data set {name!r} are {TensorType(tuple(found))} (channels first), the spec's input "
-            f"is {TensorType(tuple(wanted))}: set `input: {list(found)}` in the spec, or data.name to other data"
+            f"is {TensorType(tuple(wanted))}\n  try: `input: {list(found)}` in the spec, or other data with data.name"
         )
 
 
