@@ -18,7 +18,8 @@ from compiler.ops import Cost
 from compiler.passes.prune_zero_edges import prune
 from runtime.data.split import Split
 from runtime.jobs.logs import Console
-from runtime.jobs.runner import JobOptions, Workplace, run_drawing, run_job, write_network
+from runtime.jobs.options import JobOptions
+from runtime.jobs.runner import Workplace, run_drawing, run_job, write_network
 from runtime.rundir.directory import JobDir, Opened
 from runtime.rundir.files import read_bytes, write_bytes, write_json, write_text
 from runtime.search.search_job import SearchJob

@@ -9,7 +9,8 @@ from typing import Any, Generic, TypeVar
 
 from compiler.errors import RunError
 from runtime.jobs.logs import Console
-from runtime.jobs.runner import JobOptions, LiveReport, check_config, resume_command
+from runtime.jobs.options import JobOptions
+from runtime.jobs.runner import LiveReport, check_config, resume_command
 from runtime.jobs.signals import Interrupted
 from runtime.rundir.directory import JobDir, Opened
 from runtime.rundir.files import read_bytes

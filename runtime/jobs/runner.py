@@ -25,6 +25,7 @@ from runtime.data.facts import facts_of, write_facts
 from runtime.data.remarks import tell
 from runtime.jobs.advice import check_settings
 from runtime.jobs.logs import Console, MetricsLog
+from runtime.jobs.options import JobOptions
 from runtime.jobs.signals import Interrupted, StopFlag
 from runtime.processes.launch import Launch, refuse_processes
 from runtime.processes.world import ALONE, World
@@ -40,20 +41,6 @@ from runtime.training.heap import freed_memory_kept
 from runtime.training.loop import Job, Loop
 from runtime.training.step import choose_device
 from runtime.training.threads import fitting_threads
-
-
-@dataclass(frozen=True)
-class JobOptions:
-    """How to run a job; nothing here changes its result."""
-
-    resume: bool = False
-    overwrite: bool = False
-    device: str = "auto"
-    trust_code: bool = False
-    quiet: bool = False
-    silent: bool = False  # no warnings either
-    fit_threads: bool = False  # choose how many threads torch computes with; otherwise they stay as they are
-    recalled: str = ""  # what the job was given by the run and not by this command, for people
 
 
 @dataclass(frozen=True)
