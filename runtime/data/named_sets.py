@@ -19,15 +19,14 @@ import torch
 from numpy.typing import NDArray
 
 from compiler.errors import RunError, did_you_mean
-from compiler.ir.graph import TensorType
 from compiler.language.config import DataConfig
 from runtime.data.augment import Augment
 from runtime.data.decode import TEST_MARGIN
 from runtime.data.folders import Listing, list_images, refuse_other_classes
-from runtime.data.pixels import MODES, Found, Reading, scaled
+from runtime.data.pixels import Found, Reading, scaled
 from runtime.data.sources import NOTHING, FileImages, Images, MemoryImages
 from runtime.data.split import stratified_order
-from runtime.data.survey import BUILT_IN, check_shape, data_root, part_folders
+from runtime.data.survey import BUILT_IN, check_files_fit, check_shape, data_root, part_folders
 from runtime.seeds import generator
 from runtime.tasks.base import Task
 
@@ -202,10 +201,7 @@ def _open_imagenet(expected: _Expected, _: int) -> Opened:
 
 
 def _find_files(expected: _Expected, *, random_parts: bool) -> Opened:
-    if len(expected.shape) != 3 or expected.shape[0] not in MODES:
-        raise RunError(
-            f"image files have 1 or 3 channels, the spec's input is {TensorType(expected.shape)}: change `input`"
-        )
+    check_files_fit(expected.shape)
     config = expected.config
     folders = part_folders(config)
     listings = list_images(folders[0]), list_images(folders[1])

@@ -69,6 +69,7 @@ def survey(config: DataConfig, shape: tuple[int, ...], task: Task) -> Survey:
         return Survey(says, known.training, warnings * missing)
     if name not in TEST_FOLDERS:
         return Survey(f"{name} was not looked at; the search opens it")
+    check_files_fit(shape)
     if not root.is_dir():
         says = f"{name} was not looked at: there is no folder {root}"
         return Survey(says, warnings=(f"{says}; set data.root or make it before the search",))
@@ -87,6 +88,13 @@ def check_shape(name: str, found: Sequence[int], wanted: Sequence[int]) -> None:
             f"images of data set {name!r} are {TensorType(tuple(found))} (channels first), the spec's input "
             f"is {TensorType(tuple(wanted))}\n  try: `input: {list(found)}` in the spec, or other data with data.name"
         )
+
+
+def check_files_fit(shape: Sequence[int]) -> None:
+    """RunError if image files cannot be what the spec's network reads."""
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        found = TensorType(tuple(shape))
+        raise RunError(f"image files have 1 or 3 channels, the spec's input is {found}\n  try: another `input`")
 
 
 def part_folders(config: DataConfig) -> tuple[Path, Path]:
