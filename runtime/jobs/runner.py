@@ -7,7 +7,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -75,10 +75,10 @@ def run_job(name: str, opened: Opened, options: JobOptions, make: MakeJob[J], fi
     device = choose_device(options.device)
     world = World.join(device)
     attempt = _Attempt(name, opened, options, world)
-    fitted = fitting_threads(opened.graph, attempt.training.batch_size, attempt.console.line)
     try:
-        with fitted if options.fit_threads and device.type == "cpu" else nullcontext():
-            result = attempt.run(lambda: attempt.train(device, make, finish))
+        result = attempt.run(
+            lambda: attempt.train(device, make, finish), fits=options.fit_threads and device.type == "cpu"
+        )
     except Interrupted:  # all stop together
         world.leave()
         raise
@@ -124,8 +124,8 @@ class _Attempt:
         """Where it speaks; of several processes one does."""
         return Console(self.options.quiet, silent=self.options.silent or not self.world.is_main)
 
-    def run(self, job: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Do the job with the run locked, unless it is finished already; the result."""
+    def run(self, job: Callable[[], dict[str, Any]], *, fits: bool = False) -> dict[str, Any]:
+        """Do the job with the run locked, unless it is finished already; the result. `fits`: with threads that fit."""
         with ExitStack() as stack:
 
             def prepare() -> dict[str, Any] | None:
@@ -137,17 +137,21 @@ class _Attempt:
                 return done
             if self.options.recalled:
                 self.console.line(f"as given before: {self.options.recalled}")
-            with _full_memory_explained(self.name), self._threads():
+            with _full_memory_explained(self.name), self._threads(fits):
                 return job()
 
     @contextmanager
-    def _threads(self) -> Iterator[None]:
+    def _threads(self, fits: bool) -> Iterator[None]:
         """Within, torch has as many threads as before, on which results depend; `OMP_NUM_THREADS` goes first."""
         now, file = torch.get_num_threads(), self.folder.environment
-        before = self.world.decided(
-            lambda: read_json(file, Environment) if self.options.resume and file.is_file() else {}
-        )
-        threads = before.get("threads") or now
+
+        def number() -> int:
+            before = read_json(file, Environment) if self.options.resume and file.is_file() else {}
+            if before.get("threads") or not fits or "OMP_NUM_THREADS" in os.environ:
+                return before.get("threads") or now
+            return fitting_threads(self.opened.graph, self.training.batch_size, self.console.line)
+
+        threads = self.world.decided(number)
         if threads != now and "OMP_NUM_THREADS" in os.environ:
             self.console.warn(f"goes on with OMP_NUM_THREADS={now}, not {threads} as before: results will differ")
         elif threads in range(1, MOST_THREADS):
