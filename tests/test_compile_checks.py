@@ -167,6 +167,18 @@ def test_a_hard_set_ends_with_a_model_and_its_warning(
     assert Path(exported.path).is_file()
 
 
+def test_figures_of_a_network_that_has_learned_nothing_are_told(
+    in_process: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"data.name": "fake", "search.batch_size": 8, "search.gates.gamma": 0.3, "retrain.batch_size": 8}
+    api.search(write_spec(in_process), overrides=settings, quiet=True)
+    assert "warning: validation accuracy" in (said := capfd.readouterr().err)
+    assert "on 26 images is within the noise of chance (11.54% +- 12.53%)" in said
+    api.retrain(quiet=True)
+    assert "warning: test accuracy" in (said := capfd.readouterr().err)
+    assert "on 128 images is within the noise of chance" in said
+
+
 # -- jobs say and refuse the same -------------------------------------------------------------------------------------
 
 DOUBTFUL = {**FEW, "search.gates.gamma": 50, "search.schedule.minimum": 1, "retrain.schedule.warmup": 2}

@@ -97,6 +97,10 @@ def _finish(place: Workplace, job: SearchJob) -> dict[str, Any]:
     """Write what the strategy has found, with its scores and weights where there are any; the result."""
     found = job.strategy.found()
     scores = None if found.net is None else job.context.scores(found.net)
+    if scores:
+        targets = place.dataset.train.targets[job.context.split.validation]
+        if doubt := job.task.chance_warning(scores.metrics[job.task.decides.name], targets):
+            place.console.warn(f"validation {doubt}")
 
     def write() -> dict[str, Any]:
         net, weights = found.net, None
