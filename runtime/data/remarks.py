@@ -23,8 +23,9 @@ def remarks(dataset: Dataset) -> dict[str, str]:
     parts, texts = {"train": dataset.train.found, "test": dataset.test.found}, {}
     if passed := [f"{one.folder.name}/ ({text})" for one in dataset.listings if (text := one.passed_over())]:
         texts["passed"] = f"passed over in {', '.join(passed)}"
-    if dataset.task.outputs_are_classes and dataset.name != "fake":
-        counts = dataset.train.targets.bincount(minlength=len(dataset.labels)).tolist()
+    targets, task = dataset.train.targets, dataset.task
+    if task.outputs_are_classes and task.strata(targets) is targets and dataset.name != "fake":  # a class an image
+        counts = targets.bincount(minlength=len(dataset.labels)).tolist()
         if uneven := class_doubt(dict(zip(dataset.labels, counts, strict=True))):
             texts["classes"] = uneven
     if counted := _counted({name: part.transparent for name, part in parts.items()}):

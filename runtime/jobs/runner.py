@@ -196,8 +196,9 @@ class _Attempt:
         for listing in dataset.listings:
             console.line(listing.line())
         told = tell(dataset, console.warn)
-        for doubt in () if known else check_settings(spec, opened.graph, len(dataset.train.targets), self.name):
-            console.warn(doubt)
+        if known is None and not folder.has_results:  # it begins
+            for doubt in check_settings(spec, opened.graph, len(dataset.train.targets), self.name):
+                console.warn(doubt)
         facts = facts_of(dataset, config.data)
         check_facts(opened.run, self.name, facts, console.warn)
         place = Workplace(opened, dataset, device, console, folder, world)
