@@ -288,7 +288,7 @@ def _match(target: Target, overrides: Overrides, match: str | os.PathLike[str]) 
 
 
 SMOKE: dict[str, Any] = {
-    "data.name": "fake", "data.mean": None, "data.std": None,
+    "data.name": "fake", "data.mean": None, "data.std": None, "data.in_memory": None,
     "search.batch_size": 4, "search.accumulate": 1, "retrain.accumulate": 1,
     "search.pretrain_epochs": 1, "search.epochs": 1, "search.prune.every": 1,
     "search.recalibrate_batches": 1, "search.schedule.warmup": 0, "search.gates.schedule.warmup": 0,

@@ -80,6 +80,8 @@ def test_data_that_is_elsewhere_is_no_error(tmp_path: Path) -> None:
         ({"data.root": "/proc/self/fd"}, "must hold the folders train/ and test/"),
         ({"data.name": "digits"}, "has 10 classes, the spec says 2"),
         ({"data.name": "mnist", "classes": 10}, "are 1x28x28 (channels first), the spec's input is 1x8x8"),
+        ({"data.name": "imagenet", "data.in_memory": True}, "in_memory: true cannot be had for 'imagenet'"),
+        ({"data.name": "mnist", "data.in_memory": False}, "in_memory: false cannot be had for 'mnist'"),
         ({"classes": 1}, "tells at least 2 classes apart, found 1"),
     ],
 )  # fmt: skip

@@ -58,6 +58,7 @@ class Survey(NamedTuple):
 def survey(config: DataConfig, shape: tuple[int, ...], task: Task) -> Survey:
     """Look at the set of a spec, whose network reads `shape` (C, H, W); RunError if it is there and does not fit."""
     name, root = config.name, data_root(config)
+    check_holding(config)
     if name == "fake":
         return Survey(f"{config.fake_size} random images", config.fake_size)
     if known := BUILT_IN.get(name):
@@ -79,6 +80,19 @@ def survey(config: DataConfig, shape: tuple[int, ...], task: Task) -> Survey:
 def data_root(config: DataConfig) -> Path:
     """The folder that the set lies in."""
     return Path(config.root or os.environ.get("GRAPHSPEC_DATA") or "data").expanduser().absolute()
+
+
+def check_holding(config: DataConfig) -> None:
+    """RunError if the images cannot be held in memory, or not be read one by one, as the settings say."""
+    reason, held, name = "", config.in_memory, config.name
+    if held and name == "imagenet":
+        reason = "whose random crops are cut out of the original files"
+    elif held is False and name not in TEST_FOLDERS:
+        reason = "which is never read from single image files"
+    if reason:
+        raise RunError(
+            f"data.in_memory: {str(held).lower()} cannot be had for {name!r}, {reason}\n  try: without data.in_memory"
+        )
 
 
 def check_shape(name: str, found: Sequence[int], wanted: Sequence[int]) -> None:

@@ -331,7 +331,7 @@ def test_imagenet_augments_training_batches_by_place_and_never_the_test_images(t
 
 def test_imagenet_cannot_be_held_in_memory(tmp_path: Path) -> None:
     config = DataConfig(name="imagenet", root=str(make_folder(tmp_path)), in_memory=True)
-    with pytest.raises(RunError, match=r"use data.name: folder"):
+    with pytest.raises(RunError, match=r"in_memory: true cannot be had for 'imagenet', whose random crops"):
         load_dataset(config, (3, 8, 8), class_task(2), seed=0)
 
 
