@@ -220,7 +220,10 @@ def test_a_run_is_not_searched_with_settings_that_compile_refuses(
         api.search(made.run, overrides=change, quiet=True)
     message = str(compiling.value).rpartition("error: ")[2].partition("\n")[0]
     assert message in str(searching.value)
+    with pytest.raises(error, match=says):
+        api.search(made.run, overrides=change, seeds=[0, 1], quiet=True)
     assert not made.run.search.is_started
+    assert not made.run.seed_runs()
     api.search(made.run, quiet=True)
 
 

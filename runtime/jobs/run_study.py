@@ -81,6 +81,9 @@ class StudyJob(Generic[R]):
             self.run_one(one, replace(self.options, overwrite=False))
         except Interrupted as stop:
             raise Interrupted(stop.signum, self._resume_command()) from None
+        except BaseException:
+            one.run.withdraw(None)  # otherwise the run would be a study of nothing
+            raise
 
     def _resume_command(self) -> str:
         return resume_command(self.name, self.opened, self.options, ["--seeds", ",".join(map(str, self.seeds))])
