@@ -13,7 +13,6 @@ from torch import Tensor
 from compiler.analysis.costs import total_cost
 from compiler.elaborate.builder import load
 from graphspec import api
-from runtime.rundir.directory import RunDir
 from runtime.rundir.files import read_json
 from runtime.rundir.records import Environment
 from runtime.training import threads
@@ -88,22 +87,25 @@ def test_a_job_records_the_choice_and_goes_on_with_it(
 ) -> None:
     monkeypatch.setattr(threads, "WORK", 0)
     monkeypatch.setattr(threads, "faster", lambda work, most: 1)
-    short = ["search.pretrain_epochs=0", "search.epochs=1"]
+    small = {"search.pretrain_epochs": 0, "search.epochs": 1, "data.name": "fake", "data.fake_size": 90}
+    run = api.compile(write_spec(in_process), overrides=small).run
+    assert run is not None
 
-    def trained(**options: object) -> int | None:
-        api.search(RunDir.latest(), overrides=short, **options)  # type: ignore[arg-type]
-        assert torch.get_num_threads() == 2
-        return read_json(RunDir.latest().search.environment, Environment).get("threads")
+    def recorded(**options: object) -> int | None:
+        before = torch.get_num_threads()
+        api.search(run, **options)  # type: ignore[arg-type]
+        assert torch.get_num_threads() == before
+        return read_json(run.search.environment, Environment).get("threads")
 
-    api.compile(write_spec(in_process))
-    assert trained(fit_threads=True) == 1
+    assert recorded(fit_threads=True) == 1
     assert "computing with 1 thread of 2, as measured" in capsys.readouterr().err
-    monkeypatch.setattr(threads, "faster", lambda work, most: 2)
-    RunDir.latest().search.result.unlink()
-    assert trained(fit_threads=True, resume=True) == 1
-    assert "computing with" not in capsys.readouterr().err
-    assert trained(fit_threads=True, overwrite=True) == 2
-    monkeypatch.setattr(threads, "faster", lambda work, most: 1 / 0)
-    assert trained(overwrite=True) == 2
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert trained(fit_threads=True, overwrite=True) == 2
+    monkeypatch.setattr("runtime.jobs.runner.fitting_threads", lambda *_: 1 / 0)
+    run.search.result.unlink()
+    assert recorded(fit_threads=True, resume=True) == 1
+    torch.set_num_threads(1)  # two may take a minute beside busy programs
+    assert recorded(overwrite=True) == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert recorded(fit_threads=True, overwrite=True) == 1
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    with pytest.raises(ZeroDivisionError):
+        recorded(fit_threads=True, overwrite=True)
