@@ -20,18 +20,20 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from runtime.data.pixels import Reading, read_pixels
+from runtime.data.pixels import Reading, UnreadableError, read_pixels
 
 
 def batch(session: onnxruntime.InferenceSession, paths: list[Path]) -> Any:
-    """The images as the model takes them."""
+    """The images as the model takes them; SystemExit with a message if it takes none, or one cannot be read."""
     metadata = session.get_modelmeta().custom_metadata_map
     image = session.get_inputs()[0]
     raw, sizes = image.type == "tensor(uint8)", list(image.shape[1:])
+    if len(sizes) != 3:
+        sys.exit(f"the model takes signals {sizes}, and this example reads images: give the model arrays of yours")
     last = metadata.get("layout") == "nhwc"
     channels, height, width = (sizes[2], *sizes[:2]) if last else sizes
     reading = Reading(**json.loads(metadata.get("reading", "{}")))
-    images = np.stack([read_pixels(path, (channels, height, width), reading)[0] for path in paths])
+    images = np.stack([pixels(path, (channels, height, width), reading) for path in paths])
     if raw:
         images = images.round().astype(np.uint8)
         return images if last else images.transpose(0, 3, 1, 2)
@@ -39,10 +41,21 @@ def batch(session: onnxruntime.InferenceSession, paths: list[Path]) -> Any:
     return ((images.astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2)
 
 
+def pixels(path: Path, shape: tuple[int, ...], reading: Reading) -> Any:
+    """An image (H, W, C) as the model of input `shape` (C, H, W) sees it; SystemExit if it cannot be read."""
+    try:
+        return read_pixels(path, shape, reading)[0]
+    except UnreadableError as error:
+        sys.exit(f"{path}: cannot be read: {error}")
+
+
 def main(model: Path, paths: list[Path]) -> None:
     """Print the best class of each image."""
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    labels = json.loads(session.get_modelmeta().custom_metadata_map["labels"])
+    try:
+        session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+        labels = json.loads(session.get_modelmeta().custom_metadata_map["labels"])
+    except Exception as error:  # onnxruntime has many kinds
+        sys.exit(f"{model}: is no ONNX file that graphspec has exported ({error})")
     (scores,) = session.run(None, {session.get_inputs()[0].name: np.ascontiguousarray(batch(session, paths))})
     for path, row in zip(paths, scores, strict=True):
         print(f"{path}: {labels[int(row.argmax())]} ({float(row.max()):.3f})")

@@ -17,13 +17,13 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from compiler.elaborate.builder import load as load_spec
-from compiler.errors import GraphspecError, RunError
+from compiler.errors import RunError
 from compiler.garbage import collector_paused
 from compiler.ir.graph import Graph
 from compiler.ir.text import graph_hash, json_and_hash, text, to_json
@@ -31,9 +31,10 @@ from compiler.language.layers import dump
 from compiler.language.overrides import Override, Overrides, overrides_of
 from compiler.language.parse import SPEC, parse_file
 from compiler.language.spec import Spec
-from graphspec.advice import advise, class_warnings, refuse_hopeless
 from graphspec.cost_report import CostReport, cost_report
 from runtime.data.survey import Survey, survey
+from runtime.jobs.advice import check_settings
+from runtime.jobs.options import JobOptions
 from runtime.processes.launch import Launch, refuse_processes
 from runtime.rundir.directory import RUNS, Opened, RunDir
 from runtime.rundir.directory import Compiled as RunFiles
@@ -92,13 +93,7 @@ def compile(  # noqa: A001  (the verb of the command line)
     graph_json, digest = json_and_hash(graph)
     costs = cost_report(graph, spec.config.search, digest)
     data = _survey(spec, task)
-    images = None if data.training is None else round(data.training * (1 - spec.config.data.validation))
-    refuse_hopeless(spec, graph, None if spec.config.data.name == "fake" else images)
-    warnings = (
-        *data.warnings,
-        *class_warnings(spec, graph),
-        *advise(spec.config, images, spec.gate_init if graph.gates() else None),
-    )
+    warnings = (*data.warnings, *check_settings(spec, graph, data.training))
     run = None if dry_run else RunDir.create(_files(spec, graph, graph_json), Path(out) if out else None, root)
     return CompiledSpec(spec, graph, costs, data.says, warnings, run)
 
@@ -153,14 +148,13 @@ def _run(target: Target) -> RunDir:
 
 
 def _given(
-    job: str, target: Target, overrides: Overrides, options: dict[str, Any], seeds: Sequence[int] | None
-) -> tuple[tuple[Override, ...], dict[str, Any], Given]:
+    job: str, target: Target, overrides: Overrides, options: JobOptions, seeds: Sequence[int] | None
+) -> tuple[tuple[Override, ...], JobOptions, Given]:
     """Overrides and options of a job: what was given before, unless it is given otherwise now; and the former alone."""
-    redone, resume = (seeds or (None,)) if options.get("overwrite") else (), bool(options.get("resume"))
-    before = Given() if _spec_file(target) else given_before(_run(target), job, resume=resume, redone=redone)
-    chosen = options.get("device", "auto")
-    known = {"device": before.device if chosen == "auto" else chosen, "recalled": str(before)}
-    return (*before.overrides, *overrides_of(overrides)), {**options, **known}, before
+    redone = (seeds or (None,)) if options.overwrite else ()
+    before = Given() if _spec_file(target) else given_before(_run(target), job, resume=options.resume, redone=redone)
+    device = before.device if options.device == "auto" else options.device
+    return (*before.overrides, *overrides_of(overrides)), replace(options, device=device, recalled=str(before)), before
 
 
 @contextmanager
@@ -173,7 +167,7 @@ def _opened(target: Target, overrides: Overrides) -> Iterator[Opened]:
     opened = open_run(target, overrides)
     try:
         yield opened
-    except GraphspecError:
+    except BaseException:
         if _spec_file(target):
             opened.run.withdraw(before)
         raise
@@ -181,13 +175,13 @@ def _opened(target: Target, overrides: Overrides) -> Iterator[Opened]:
 
 @contextmanager
 def _opened_for(
-    job: str, target: Target, given: Sequence[Override], options: dict[str, Any], match: Path | None = None
+    job: str, target: Target, given: Sequence[Override], options: JobOptions, match: Path | None = None
 ) -> Iterator[Opened]:
     """As `_opened`; what the job is given is written down."""
     with _opened(target, given) as opened:
         if Launch.here().is_main:
             typed = () if _spec_file(target) else given  # otherwise they are compiled into the run
-            record_given(opened, job, typed, options["device"], match, overwrite=bool(options.get("overwrite")))
+            record_given(opened, job, typed, options.device, match, overwrite=options.overwrite)
         yield opened
 
 
@@ -228,25 +222,23 @@ def search(
     strategy: type[Strategy] | None = None,
     **options: Any,
 ) -> SearchResult | Study[SearchResult]:
-    """Search the space of a run; `options` are those of `runtime.jobs.runner.JobOptions`.
+    """Search the space of a run; `options` are those of `runtime.jobs.options.JobOptions`.
 
     With `seeds`, once for each, in runs below the run. `match` is the run whose size the random strategy draws at (with
     `seeds` and a run of several seeds, that of the same seed). `strategy` is a class to search with in place
     of the one that the spec names.
     """
     chosen = None if seeds is None else _checked(seeds, overrides)
-    given, options, before = _given("search", target, overrides, options, chosen)
+    given, job, before = _given("search", target, overrides, JobOptions(**options), chosen)
     match = before.match if match is None and chosen else match
     path, found = (None, None) if match is None else (Path(match).absolute(), _match(target, given, match))
     if found is not None and chosen is None:
         given = (*given, Override.of("search.random_params", found_params(found), "--match"))
     sizes = found_sizes(found, chosen) if found is not None and chosen is not None else {}
-    with _opened_for("search", target, given, options, path) as opened:
+    with _opened_for("search", target, given, job, path) as opened:
         from runtime.jobs.run_search import SearchResult, run_search  # and with it torch
         from runtime.jobs.run_study import StudyJob, refuse_study
-        from runtime.jobs.runner import JobOptions
 
-        job = JobOptions(**options)
         if chosen is None:
             refuse_study(opened, "search")
             return run_search(opened, job, strategy)
@@ -261,18 +253,16 @@ def retrain(target: Target = None, *, seeds: Sequence[int], **options: Any) -> S
 def retrain(
     target: Target = None, *, seeds: Sequence[int] | None = None, overrides: Overrides = (), **options: Any
 ) -> RetrainResult | Study[RetrainResult]:
-    """Train the found network from scratch; `options` are those of `runtime.jobs.runner.JobOptions`.
+    """Train the found network from scratch; `options` are those of `runtime.jobs.options.JobOptions`.
 
     With `seeds`, once for each: what the search of the same seed found, or the one network that the run found.
     """
     chosen = None if seeds is None else _checked(seeds, overrides)
-    given, options, _ = _given("retrain", target, overrides, options, chosen)
-    with _opened_for("retrain", target, given, options) as opened:
+    given, job, _ = _given("retrain", target, overrides, JobOptions(**options), chosen)
+    with _opened_for("retrain", target, given, job) as opened:
         from runtime.jobs.run_retrain import RetrainResult, run_retrain  # and with it torch
         from runtime.jobs.run_study import StudyJob, refuse_study
-        from runtime.jobs.runner import JobOptions
 
-        job = JobOptions(**options)
         if chosen is None:
             refuse_study(opened, "retrain")
             return run_retrain(opened, job)
@@ -298,7 +288,7 @@ def _match(target: Target, overrides: Overrides, match: str | os.PathLike[str]) 
 
 
 SMOKE: dict[str, Any] = {
-    "data.name": "fake", "data.mean": None, "data.std": None,
+    "data.name": "fake", "data.mean": None, "data.std": None, "data.in_memory": None,
     "search.batch_size": 4, "search.accumulate": 1, "retrain.accumulate": 1,
     "search.pretrain_epochs": 1, "search.epochs": 1, "search.prune.every": 1,
     "search.recalibrate_batches": 1, "search.schedule.warmup": 0, "search.gates.schedule.warmup": 0,

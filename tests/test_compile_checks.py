@@ -76,10 +76,12 @@ def test_data_that_is_elsewhere_is_no_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"classes": 3}, "has 2 classes, the spec says 3: set `classes: 2`"),
+        ({"classes": 3}, "has 2 classes, the spec says 3\n  try: `classes: 2`"),
         ({"data.root": "/proc/self/fd"}, "must hold the folders train/ and test/"),
         ({"data.name": "digits"}, "has 10 classes, the spec says 2"),
         ({"data.name": "mnist", "classes": 10}, "are 1x28x28 (channels first), the spec's input is 1x8x8"),
+        ({"data.name": "imagenet", "data.in_memory": True}, "in_memory: true cannot be had for 'imagenet'"),
+        ({"data.name": "mnist", "data.in_memory": False}, "in_memory: false cannot be had for 'mnist'"),
         ({"classes": 1}, "tells at least 2 classes apart, found 1"),
     ],
 )  # fmt: skip
@@ -152,14 +154,77 @@ FEW = {"search.batch_size": 8, "retrain.batch_size": 8, "search.gates.gamma": 0.
     ],
     ids=["40 images", "1:20", "300 classes of one image"],
 )
-def test_a_hard_set_ends_with_a_model_and_its_warning(in_process: Path, counts: dict[str, int], doubt: str) -> None:
+def test_a_hard_set_ends_with_a_model_and_its_warning(
+    in_process: Path, counts: dict[str, int], doubt: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     write_images(in_process / "images", counts, test=1)
-    made = api.compile(write_spec(in_process), overrides={**FOLDER, **FEW, "classes": len(counts)})
+    spec, settings = write_spec(in_process), {**FOLDER, **FEW, "classes": len(counts)}
+    made = api.compile(spec, overrides=settings, dry_run=True)
     assert [doubt in warning for warning in made.warnings] == [True] * bool(doubt)
-    api.search(made.run, quiet=True)
-    api.retrain(made.run, quiet=True)
-    exported = api.export(made.run, latency=False, quiet=True)
+    for job, target in ((api.search, spec), (api.retrain, None)):
+        job(target, overrides=settings if target else (), quiet=True)  # type: ignore[operator]  # both take these
+        said = capfd.readouterr().err
+        assert [said.count(f"warning: {warning}\n") for warning in made.warnings] == [1] * bool(doubt)
+    exported = api.export(latency=False, quiet=True)
     assert Path(exported.path).is_file()
+
+
+def test_figures_of_a_network_that_has_learned_nothing_are_told(
+    in_process: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"data.name": "fake", "search.batch_size": 8, "search.gates.gamma": 0.3, "retrain.batch_size": 8}
+    api.search(write_spec(in_process), overrides=settings, quiet=True)
+    assert "warning: validation accuracy" in (said := capfd.readouterr().err)
+    assert "on 26 images is within the noise of chance (11.54% +- 12.53%)" in said
+    api.retrain(quiet=True)
+    assert "warning: test accuracy" in (said := capfd.readouterr().err)
+    assert "on 128 images is within the noise of chance" in said
+
+
+# -- jobs say and refuse the same -------------------------------------------------------------------------------------
+
+DOUBTFUL = {**FEW, "search.gates.gamma": 50, "search.schedule.minimum": 1, "retrain.schedule.warmup": 2}
+
+
+def test_a_job_says_once_what_compile_says(in_process: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_images(in_process / "images", {"cat": 100, "dog": 4})
+    made = api.compile(write_spec(in_process), overrides={**FOLDER, **DOUBTFUL, "classes": 2})
+    assert len(made.warnings) == 4
+    api.search(made.run, quiet=True)
+    said = capfd.readouterr().err
+    assert [said.count(f"warning: {warning}\n") for warning in made.warnings] == [1] * 4
+    api.retrain(made.run, quiet=True)
+    said = capfd.readouterr().err
+    assert ["uneven" in warning or "retrain" in warning for warning in made.warnings] == [
+        said.count(f"warning: {warning}\n") == 1 for warning in made.warnings
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"search.gates.gamma": 1e-4}, SpecError, "error: too short to prune"),
+        ({"budget.params": 10, "budget.flops": 10}, PassError, "the narrowest network"),
+    ],
+)
+def test_a_run_is_not_searched_with_settings_that_compile_refuses(
+    in_process: Path, change: dict[str, object], error: type[GraphspecError], says: str
+) -> None:
+    write_images(in_process / "images", {"cat": 20, "dog": 20})
+    spec, settings = write_spec(in_process), {**FOLDER, **FEW, "classes": 2}
+    with pytest.raises(error, match=says) as compiling:
+        api.compile(spec, overrides={**settings, **change}, dry_run=True)
+    made = api.compile(spec, overrides=settings)
+    assert made.run is not None
+    with pytest.raises(error, match=says) as searching:
+        api.search(made.run, overrides=change, quiet=True)
+    message = str(compiling.value).rpartition("error: ")[2].partition("\n")[0]
+    assert message in str(searching.value)
+    with pytest.raises(error, match=says):
+        api.search(made.run, overrides=change, seeds=[0, 1], quiet=True)
+    assert not made.run.search.is_started
+    assert not made.run.seed_runs()
+    api.search(made.run, quiet=True)
 
 
 @pytest.mark.parametrize("counts", [{"cat": 20, "dog": 20}, {f"kind{number:03}": 1 for number in range(300)}])

@@ -115,6 +115,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "files renamed": lambda root: [file.rename(file.with_stem(f"x{file.stem}")) for file in [*root.rglob("*.png")]],
     "brighter images": brighten,
     "an unreadable image": lambda root: (root / "train/cat/3.png").write_bytes(b"no image"),
+    "an unreadable test image": lambda root: (root / "test/owl/2.png").write_bytes(b"no image"),
     "training and test exchanged": lambda root: [
         (root / "train").rename(root / "x"), (root / "test").rename(root / "train"), (root / "x").rename(root / "test")
     ],
@@ -159,6 +160,13 @@ def test_labels_and_normalisation_are_those_of_training(
     assert export(trained) == unchanged
     warnings = " ".join(capfd.readouterr().err.split())
     assert ("data of the training is not there" in warnings) != ("data has changed since the training" in warnings)
+    assert "labels and normalisation are those of then" in warnings
+    assert "graphspec compile SPEC, for a run that is trained on what is there now" in warnings
+    assert "`classes: " not in warnings  # the spec is right
+    if path := {"an unreadable image": "train/cat/3.png", "an unreadable test image": "test/owl/2.png"}.get(name):
+        assert f"{path}: cannot identify image file" in warnings
+        assert export(trained, "data.skip_corrupt=true") == unchanged
+        assert f"{'test' if 'test' in name else 'train'} has" in capfd.readouterr().err
 
 
 @contextmanager

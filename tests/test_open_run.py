@@ -108,6 +108,28 @@ def test_a_job_that_fails_on_a_spec_leaves_no_run(in_process: Path, seeds: tuple
     assert {path.name for path in Path("runs").iterdir()} == {first.path.name, "latest"}
 
 
+@pytest.mark.parametrize("options", [{"bogus": 1}, {"seeds": [0], "bogus": 1}, {"strategy": 7}], ids=str)
+def test_options_that_no_job_knows_leave_all_as_it_was(in_process: Path, options: dict[str, object]) -> None:
+    spec = write_spec(in_process)
+    jobs = [api.search] if "strategy" in options else [api.search, api.retrain]
+    for job in jobs:
+        with pytest.raises((TypeError, AttributeError)):
+            job(spec, **options)  # type: ignore[operator]
+        assert not Path("runs").exists()
+    first = api.compile(spec).run
+    assert first is not None
+    for job in jobs:
+        for target in (spec, first):
+            with pytest.raises((TypeError, AttributeError)):
+                job(target, overrides=["retrain.epochs=3"], **options)  # type: ignore[operator]
+    assert RunDir.latest() == first
+    assert {path.name for path in Path("runs").iterdir()} == {first.path.name, "latest"}
+    assert first.given.exists() == ("strategy" in options)
+    with pytest.raises(TypeError):
+        api.export(spec, bogus=1)
+    assert RunDir.latest() == first
+
+
 def test_a_job_that_has_a_checkpoint_keeps_its_run(in_process: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RunError("the disk is full")

@@ -9,6 +9,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from compiler.errors import GraphspecError
+from graphspec import api
 from tests.tiny import TINY, graphspec, write_spec
 
 SIGNALS = """\
@@ -81,9 +83,17 @@ def test_from_a_spec_to_onnx(tmp_path: Path, text: str, shape: tuple[int, ...], 
     ("setting", "message"),
     [
         ("data.name=folder", "image files have 1 or 3 channels, the spec's input is 3x50"),
-        ("data.flip=true", "data.crop_padding and data.flip move images, and the input is a signal: leave both out"),
+        ("data.name=imagenet", "image files have 1 or 3 channels, the spec's input is 3x50"),
+        ("data.flip=true", "--set:1:11: error: data.flip changes images, and the input is a signal: leave it out"),
+        ("data.crop_padding=2", "--set:1:19: error: data.crop_padding changes images"),
+        ("retrain.cutout=4", "--set:1:16: error: retrain.cutout changes images"),
     ],
 )
-def test_what_only_images_have_is_refused(tmp_path: Path, setting: str, message: str) -> None:
-    done = graphspec(tmp_path, "search", str(write_spec(tmp_path, SIGNALS)), "--set", setting, code=1)
-    assert message in " ".join((done.stdout + done.stderr).split())
+def test_what_only_images_have_is_refused_by_compile_and_for_a_run(tmp_path: Path, setting: str, message: str) -> None:
+    spec = write_spec(tmp_path, SIGNALS)
+    run = api.compile(spec, root=tmp_path).run
+    for refusing in (lambda: api.compile(spec, overrides=[setting], dry_run=True),
+                     lambda: api.search(run, overrides=[setting], quiet=True)):  # fmt: skip
+        with pytest.raises(GraphspecError) as caught:
+            refusing()
+        assert message in str(caught.value)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,6 +147,20 @@ SPEC = Construct(
 )
 
 
+def _misfits(spec: Spec) -> Iterator[Diagnostic]:
+    """Settings that the input does not allow."""
+    data, retrain, channels = spec.config.data, spec.config.retrain, spec.input[0]
+    of_images = {("data", "crop_padding"): data.crop_padding, ("data", "flip"): data.flip}
+    for path, value in {**of_images, ("retrain", "cutout"): retrain.cutout}.items():
+        if value and len(spec.input) == 2:
+            message = f"{'.'.join(path)} changes images, and the input is a signal: leave it out"
+            yield Diagnostic(spec.place(*path), message)
+    for name, given in (("mean", data.mean), ("std", data.std)):
+        if given is not None and len(given) != channels:
+            message = f"data.{name} has {len(given)} values, the input has {channels} channels: give one each"
+            yield Diagnostic(spec.place("data", name), message)
+
+
 def _read_spec(root: Tree, written: str, problems: list[Diagnostic]) -> Spec:
     reader = Reader(problems)
     given = reader.known_entries(At(root, ()), SPEC.what, [*SPEC.names, *SECTIONS])
@@ -170,7 +184,7 @@ def _read_spec(root: Tree, written: str, problems: list[Diagnostic]) -> Spec:
     reader.share = gates["share"]
     ops, blocks = read("ops"), read("blocks")
     reader.blocks = blocks
-    return Spec(
+    spec = Spec(
         name=read("name"),
         input=read("input"),
         classes=classes,
@@ -185,3 +199,5 @@ def _read_spec(root: Tree, written: str, problems: list[Diagnostic]) -> Spec:
         root=root,
         broken=frozenset(reader.broken),
     )
+    problems += () if ("input",) in reader.broken else _misfits(spec)
+    return spec

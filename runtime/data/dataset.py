@@ -156,8 +156,6 @@ class Dataset:
         self, rows: Tensor, batch_size: int, purpose: str, place: Share = HERE, *, cutout: int = 0
     ) -> Loader:
         """Shuffled, augmented batches of these training images; see `Loader`."""
-        if cutout and len(self.train.size) == 1:
-            raise RunError("retrain.cutout cuts squares out of images, and the input is a signal: leave it out")
         return Loader(
             self.train,
             rows,
@@ -184,13 +182,6 @@ def load_dataset(config: DataConfig, input_shape: Shape, task: Task, *, seed: in
     part (of a seeded sample where images are streamed), unless the configuration gives them. Raises RunError when the
     set is missing, damaged or does not fit, or when it is code and `trust_code` is false.
     """
-    for name, given in (("mean", config.mean), ("std", config.std)):
-        if given is not None and len(given) != input_shape[0]:
-            raise RunError(
-                f"data.{name} has {len(given)} values, the input has {input_shape[0]} channels: give one each"
-            )
-    if len(input_shape) == 2 and (config.crop_padding or config.flip):
-        raise RunError("data.crop_padding and data.flip move images, and the input is a signal: leave both out")
     opened = open_dataset(config, input_shape, task, seed=seed, trust_code=trust_code)
     mean, std = config.mean, config.std
     if mean is None or std is None:

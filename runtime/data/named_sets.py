@@ -19,15 +19,14 @@ import torch
 from numpy.typing import NDArray
 
 from compiler.errors import RunError, did_you_mean
-from compiler.ir.graph import TensorType
 from compiler.language.config import DataConfig
 from runtime.data.augment import Augment
 from runtime.data.decode import TEST_MARGIN
 from runtime.data.folders import Listing, list_images, refuse_other_classes
-from runtime.data.pixels import MODES, Found, Reading, scaled
+from runtime.data.pixels import Found, Reading, scaled
 from runtime.data.sources import NOTHING, FileImages, Images, MemoryImages
 from runtime.data.split import stratified_order
-from runtime.data.survey import BUILT_IN, check_shape, data_root, part_folders
+from runtime.data.survey import BUILT_IN, check_files_fit, check_holding, check_shape, data_root, part_folders
 from runtime.seeds import generator
 from runtime.tasks.base import Task
 
@@ -53,6 +52,7 @@ def open_dataset(config: DataConfig, shape: Shape, task: Task, *, seed: int, tru
 
     Raises RunError when the set is missing, damaged, unknown or does not fit the spec.
     """
+    check_holding(config)
     expected = _Expected(config, shape, task)
     if ":" in config.name:
         return _open_function(expected, trust_code)
@@ -98,11 +98,6 @@ def _over_its_range(images: NDArray[Any], white: float | None) -> tuple[NDArray[
 
 def _opened(expected: _Expected, train: MemoryImages, test: MemoryImages, classes: Sequence[str] | None) -> Opened:
     name, found = expected.config.name, (test.images.shape[1], *test.size)
-    if expected.config.in_memory is False:
-        raise RunError(
-            f"data.in_memory: false cannot be had for {name!r}, which is never read from single image files; "
-            "leave data.in_memory out"
-        )
     check_shape(name, found, expected.shape)
     return Opened(train, test, expected.labels(train, test, classes), Augment())
 
@@ -192,20 +187,12 @@ def _open_folder(expected: _Expected, _: int) -> Opened:
 
 def _open_imagenet(expected: _Expected, _: int) -> Opened:
     """The same layout with val/ (or test/), streamed, augmented as fb.resnet.torch does."""
-    if expected.config.in_memory:
-        raise RunError(
-            "data.in_memory: true cannot be had with data.name: imagenet, whose random crops are cut out of the "
-            "original files; leave it out, or use data.name: folder"
-        )
     opened = _find_files(expected, random_parts=True)
     return replace(opened, augment=Augment(flip=True, lighting=expected.shape[0] == 3))
 
 
 def _find_files(expected: _Expected, *, random_parts: bool) -> Opened:
-    if len(expected.shape) != 3 or expected.shape[0] not in MODES:
-        raise RunError(
-            f"image files have 1 or 3 channels, the spec's input is {TensorType(expected.shape)}: change `input`"
-        )
+    check_files_fit(expected.shape)
     config = expected.config
     folders = part_folders(config)
     listings = list_images(folders[0]), list_images(folders[1])

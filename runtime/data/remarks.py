@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 
 from runtime.data.dataset import Dataset
 from runtime.data.pixels import Found
+from runtime.data.survey import class_doubt
 
 
 def tell(dataset: Dataset, warn: Callable[[str], None], told: Collection[str] = ()) -> list[str]:
@@ -22,6 +23,11 @@ def remarks(dataset: Dataset) -> dict[str, str]:
     parts, texts = {"train": dataset.train.found, "test": dataset.test.found}, {}
     if passed := [f"{one.folder.name}/ ({text})" for one in dataset.listings if (text := one.passed_over())]:
         texts["passed"] = f"passed over in {', '.join(passed)}"
+    targets, task = dataset.train.targets, dataset.task
+    if task.outputs_are_classes and task.strata(targets) is targets and dataset.name != "fake":  # a class an image
+        counts = targets.bincount(minlength=len(dataset.labels)).tolist()
+        if uneven := class_doubt(dict(zip(dataset.labels, counts, strict=True))):
+            texts["classes"] = uneven
     if counted := _counted({name: part.transparent for name, part in parts.items()}):
         texts["transparent"] = f"{counted} are transparent: they are put on data.background, white unless it is set"
     if doubt := _doubt(parts["train"] + parts["test"]):

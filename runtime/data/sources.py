@@ -158,7 +158,7 @@ class FileImages:
         if not self.skip_corrupt:
             raise RunError(
                 f"cannot read {_listed(named)}\n"
-                "  mend or remove the files, or set data.skip_corrupt: true to leave them out"
+                "  try: mend or remove them, or data.skip_corrupt: true (--set data.skip_corrupt=true) leaves them out"
             )
         self.skipped.update(named)
         left = self.targets[torch.tensor([path not in self.skipped for path in self.paths])]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,6 +58,7 @@ class Survey(NamedTuple):
 def survey(config: DataConfig, shape: tuple[int, ...], task: Task) -> Survey:
     """Look at the set of a spec, whose network reads `shape` (C, H, W); RunError if it is there and does not fit."""
     name, root = config.name, data_root(config)
+    check_holding(config)
     if name == "fake":
         return Survey(f"{config.fake_size} random images", config.fake_size)
     if known := BUILT_IN.get(name):
@@ -69,6 +70,7 @@ def survey(config: DataConfig, shape: tuple[int, ...], task: Task) -> Survey:
         return Survey(says, known.training, warnings * missing)
     if name not in TEST_FOLDERS:
         return Survey(f"{name} was not looked at; the search opens it")
+    check_files_fit(shape)
     if not root.is_dir():
         says = f"{name} was not looked at: there is no folder {root}"
         return Survey(says, warnings=(f"{says}; set data.root or make it before the search",))
@@ -80,13 +82,33 @@ def data_root(config: DataConfig) -> Path:
     return Path(config.root or os.environ.get("GRAPHSPEC_DATA") or "data").expanduser().absolute()
 
 
+def check_holding(config: DataConfig) -> None:
+    """RunError if the images cannot be held in memory, or not be read one by one, as the settings say."""
+    reason, held, name = "", config.in_memory, config.name
+    if held and name == "imagenet":
+        reason = "whose random crops are cut out of the original files"
+    elif held is False and name not in TEST_FOLDERS:
+        reason = "which is never read from single image files"
+    if reason:
+        raise RunError(
+            f"data.in_memory: {str(held).lower()} cannot be had for {name!r}, {reason}\n  try: without data.in_memory"
+        )
+
+
 def check_shape(name: str, found: Sequence[int], wanted: Sequence[int]) -> None:
     """RunError if the images of the set are not those that the spec's network reads; both (C, H, W)."""
     if tuple(found) != tuple(wanted):
         raise RunError(
             f"images of data set {name!r} are {TensorType(tuple(found))} (channels first), the spec's input "
-            f"is {TensorType(tuple(wanted))}: set `input: {list(found)}` in the spec, or data.name to other data"
+            f"is {TensorType(tuple(wanted))}\n  try: `input: {list(found)}` in the spec, or other data with data.name"
         )
+
+
+def check_files_fit(shape: Sequence[int]) -> None:
+    """RunError if image files cannot be what the spec's network reads."""
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        found = TensorType(tuple(shape))
+        raise RunError(f"image files have 1 or 3 channels, the spec's input is {found}\n  try: another `input`")
 
 
 def part_folders(config: DataConfig) -> tuple[Path, Path]:
@@ -114,21 +136,20 @@ def _in_folders(config: DataConfig, root: Path, task: Task) -> Survey:
         if sum(counts.values()) > COUNTED:
             return Survey(f"{len(names)} classes in {root}; their images were neither counted nor read")
     says = f"{sum(counts.values()):,} training images of {len(names)} classes in {root}; none was read"
-    return Survey(says, sum(counts.values()), _doubts(counts))
+    return Survey(says, sum(counts.values()), tuple(filter(None, [class_doubt(counts)])))
 
 
-def _doubts(counts: dict[str, int]) -> tuple[str, ...]:
-    """What is doubtful about these numbers of training images by class."""
+def class_doubt(counts: Mapping[str, int]) -> str:
+    """What is doubtful about these numbers of training images by class; empty if nothing is."""
     (few, fewest), (many, most) = (pick(counts.items(), key=lambda item: item[1]) for pick in (min, max))
     short = sum(count < PARTS for count in counts.values())
     if short:
         return (
             f"{short} of {len(counts)} classes have fewer than {PARTS} training images ({few!r}: {fewest}): weights, "
-            f"gates and validation cannot have one each, so such a class is learned or checked, not both",
+            f"gates and validation cannot have one each, so such a class is learned or checked, not both"
         )
-    if most < UNEVEN * fewest:
-        return ()
-    return (
+    uneven = (
         f"the classes are uneven: {many!r} has {most:,} training images, {few!r} {fewest:,}; figures over all images "
-        f"then say little of {few!r}",
+        f"then say little of {few!r}"
     )
+    return uneven * (most >= UNEVEN * fewest)

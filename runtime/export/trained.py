@@ -27,7 +27,8 @@ from runtime.tasks.table import task_of
 from runtime.training.step import recalibrate
 
 Source = Literal["retrain", "search"]
-MOVABLE = ("data.root", "data.download", "data.workers", "data.in_memory")  # say how images are read, not which
+MOVABLE = ("data.root", "data.download", "data.workers", "data.in_memory", "data.skip_corrupt")  # how images are read
+ANEW = "graphspec compile SPEC, for a run that is trained on what is there now"
 
 
 @dataclass(frozen=True)
@@ -84,23 +85,25 @@ def training_data(
     except RunError as error:
         if known is None or moved or (":" in data.name and not trust_code):
             raise
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n  try:")[0]  # what to try is for who trains: here the spec is right
     else:
         reason = known.changes(now) if known else ""
         if known is None or known.same_classes(now):
             write_facts(job, known, now, dataset, warn)
             if reason:
-                warn(f"the data has changed since the training: {reason}; labels and normalisation are those of then")
+                now_or_then = f"labels and normalisation are those of then\n  try: if that is not meant, {ANEW}"
+                warn(f"the data has changed since the training: {reason}; {now_or_then}")
             return dataset, True
     if needs:
         raise RunError(
-            f"{needs} needs the images of the training, which are not there: {reason}\n"
-            f"  try: --set data.root=FOLDER, where they lie now, or without {needs}"
+            f"{needs} needs the images of the training, which are not there as they were: {reason}\n"
+            f"  try: --set data.root=FOLDER, where they lie now; or without {needs}; or {ANEW}"
         )
     kept = recorded_dataset(known, job, task, spec.input, config.seed, data.validation)
     warn(
-        f"the data of the training is not there ({reason}): labels and normalisation are those of then, and the checks "
-        f"take the {len(kept.test.targets)} test images of {job.samples}"
+        f"the data of the training is not there as it was: {reason}\n  labels and normalisation are those of then, and "
+        f"the checks take the {len(kept.test.targets)} test images of {job.samples}\n"
+        f"  try: the data as it was, for checks on all of it; or {ANEW}"
     )
     return kept, False
 

@@ -15,7 +15,8 @@ from compiler.ir.graph import Graph, Model
 from compiler.ops import Cost
 from compiler.passes.pipeline import compacted
 from compiler.passes.widen import describe_width
-from runtime.jobs.runner import JobOptions, Workplace, run_job, write_network
+from runtime.jobs.options import JobOptions
+from runtime.jobs.runner import Workplace, run_job, write_network
 from runtime.rundir.directory import Opened
 from runtime.rundir.network import read_architecture, read_model
 from runtime.tasks.base import Metric, Task

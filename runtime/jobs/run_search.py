@@ -18,7 +18,8 @@ from compiler.ops import Cost
 from compiler.passes.prune_zero_edges import prune
 from runtime.data.split import Split
 from runtime.jobs.logs import Console
-from runtime.jobs.runner import JobOptions, Workplace, run_drawing, run_job, write_network
+from runtime.jobs.options import JobOptions
+from runtime.jobs.runner import Workplace, run_drawing, run_job, write_network
 from runtime.rundir.directory import JobDir, Opened
 from runtime.rundir.files import read_bytes, write_bytes, write_json, write_text
 from runtime.search.search_job import SearchJob
@@ -96,6 +97,10 @@ def _finish(place: Workplace, job: SearchJob) -> dict[str, Any]:
     """Write what the strategy has found, with its scores and weights where there are any; the result."""
     found = job.strategy.found()
     scores = None if found.net is None else job.context.scores(found.net)
+    if scores:
+        targets = place.dataset.train.targets[job.context.split.validation]
+        if doubt := job.task.chance_warning(scores.metrics[job.task.decides.name], targets):
+            place.console.warn(f"validation {doubt}")
 
     def write() -> dict[str, Any]:
         net, weights = found.net, None

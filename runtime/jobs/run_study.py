@@ -9,7 +9,8 @@ from typing import Any, Generic, TypeVar
 
 from compiler.errors import RunError
 from runtime.jobs.logs import Console
-from runtime.jobs.runner import JobOptions, LiveReport, check_config, resume_command
+from runtime.jobs.options import JobOptions
+from runtime.jobs.runner import LiveReport, check_config, resume_command
 from runtime.jobs.signals import Interrupted
 from runtime.rundir.directory import JobDir, Opened
 from runtime.rundir.files import read_bytes
@@ -80,6 +81,9 @@ class StudyJob(Generic[R]):
             self.run_one(one, replace(self.options, overwrite=False))
         except Interrupted as stop:
             raise Interrupted(stop.signum, self._resume_command()) from None
+        except BaseException:
+            one.run.withdraw(None)  # otherwise the run would be a study of nothing
+            raise
 
     def _resume_command(self) -> str:
         return resume_command(self.name, self.opened, self.options, ["--seeds", ",".join(map(str, self.seeds))])

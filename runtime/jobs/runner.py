@@ -7,7 +7,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -23,7 +23,9 @@ from compiler.language.overrides import changes
 from runtime.data.dataset import Dataset, load_dataset
 from runtime.data.facts import facts_of, write_facts
 from runtime.data.remarks import tell
+from runtime.jobs.advice import check_settings
 from runtime.jobs.logs import Console, MetricsLog
+from runtime.jobs.options import JobOptions
 from runtime.jobs.signals import Interrupted, StopFlag
 from runtime.processes.launch import Launch, refuse_processes
 from runtime.processes.world import ALONE, World
@@ -39,20 +41,6 @@ from runtime.training.heap import freed_memory_kept
 from runtime.training.loop import Job, Loop
 from runtime.training.step import choose_device
 from runtime.training.threads import fitting_threads
-
-
-@dataclass(frozen=True)
-class JobOptions:
-    """How to run a job; nothing here changes its result."""
-
-    resume: bool = False
-    overwrite: bool = False
-    device: str = "auto"
-    trust_code: bool = False
-    quiet: bool = False
-    silent: bool = False  # no warnings either
-    fit_threads: bool = False  # choose how many threads torch computes with; otherwise they stay as they are
-    recalled: str = ""  # what the job was given by the run and not by this command, for people
 
 
 @dataclass(frozen=True)
@@ -87,10 +75,10 @@ def run_job(name: str, opened: Opened, options: JobOptions, make: MakeJob[J], fi
     device = choose_device(options.device)
     world = World.join(device)
     attempt = _Attempt(name, opened, options, world)
-    fitted = fitting_threads(opened.graph, attempt.training.batch_size, attempt.console.line)
     try:
-        with fitted if options.fit_threads and device.type == "cpu" else nullcontext():
-            result = attempt.run(lambda: attempt.train(device, make, finish))
+        result = attempt.run(
+            lambda: attempt.train(device, make, finish), fits=options.fit_threads and device.type == "cpu"
+        )
     except Interrupted:  # all stop together
         world.leave()
         raise
@@ -136,8 +124,8 @@ class _Attempt:
         """Where it speaks; of several processes one does."""
         return Console(self.options.quiet, silent=self.options.silent or not self.world.is_main)
 
-    def run(self, job: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Do the job with the run locked, unless it is finished already; the result."""
+    def run(self, job: Callable[[], dict[str, Any]], *, fits: bool = False) -> dict[str, Any]:
+        """Do the job with the run locked, unless it is finished already; the result. `fits`: with threads that fit."""
         with ExitStack() as stack:
 
             def prepare() -> dict[str, Any] | None:
@@ -149,17 +137,21 @@ class _Attempt:
                 return done
             if self.options.recalled:
                 self.console.line(f"as given before: {self.options.recalled}")
-            with _full_memory_explained(self.name), self._threads():
+            with _full_memory_explained(self.name), self._threads(fits):
                 return job()
 
     @contextmanager
-    def _threads(self) -> Iterator[None]:
+    def _threads(self, fits: bool) -> Iterator[None]:
         """Within, torch has as many threads as before, on which results depend; `OMP_NUM_THREADS` goes first."""
         now, file = torch.get_num_threads(), self.folder.environment
-        before = self.world.decided(
-            lambda: read_json(file, Environment) if self.options.resume and file.is_file() else {}
-        )
-        threads = before.get("threads") or now
+
+        def number() -> int:
+            before = read_json(file, Environment) if self.options.resume and file.is_file() else {}
+            if before.get("threads") or not fits or "OMP_NUM_THREADS" in os.environ:
+                return before.get("threads") or now
+            return fitting_threads(self.opened.graph, self.training.batch_size, self.console.line)
+
+        threads = self.world.decided(number)
         if threads != now and "OMP_NUM_THREADS" in os.environ:
             self.console.warn(f"goes on with OMP_NUM_THREADS={now}, not {threads} as before: results will differ")
         elif threads in range(1, MOST_THREADS):
@@ -204,6 +196,9 @@ class _Attempt:
         for listing in dataset.listings:
             console.line(listing.line())
         told = tell(dataset, console.warn)
+        if known is None and not folder.has_results:  # it begins
+            for doubt in check_settings(spec, opened.graph, len(dataset.train.targets), self.name):
+                console.warn(doubt)
         facts = facts_of(dataset, config.data)
         check_facts(opened.run, self.name, facts, console.warn)
         place = Workplace(opened, dataset, device, console, folder, world)

@@ -193,8 +193,8 @@ class RunDir:
         if any(job.has_results for run in (self, *self.seed_runs().values()) for job in (run.search, run.retrain)):
             return
         root = self.path.parent
-        with guarded(self.path):
-            if RunDir.latest(root).path.samefile(self.path):
+        with guarded(self.path):  # runs of seeds are never the latest
+            if os.path.lexists(root / "latest") and RunDir.latest(root).path.samefile(self.path):
                 (root / "latest").unlink() if before is None else _name_latest(before, root)
             remove(self.path)
             with suppress(OSError):  # it holds other runs

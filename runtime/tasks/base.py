@@ -163,6 +163,6 @@ def refuse_classes(name: str, classes: int, task: Task) -> None:
     """RunError if the task cannot do with so many classes."""
     if task.outputs_are_classes and classes != task.outputs:
         raise RunError(
-            f"data set {name!r} has {classes} classes, the spec says {task.outputs}: "
-            f"set `classes: {classes}` in the spec, or choose other data with data.name"
+            f"data set {name!r} has {classes} classes, the spec says {task.outputs}\n"
+            f"  try: `classes: {classes}` in the spec, or other data with data.name"
         )

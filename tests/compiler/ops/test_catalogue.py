@@ -97,6 +97,12 @@ def test_pools_have_the_size_that_torch_gives(size: int, kernel: int, stride: in
             assert shape(name, (2, size, size), kernel=kernel, stride=stride, padding=padding) == expected
 
 
+@given(sizes, sizes, st.sampled_from([1, 3, 5, 7]), st.integers(1, 9))
+def test_dilated_pools_of_odd_kernels_keep_their_size(height: int, width: int, kernel: int, dilation: int) -> None:
+    for name in ("max_pool", "avg_pool"):
+        assert shape(name, (2, height, width), kernel=kernel, dilation=dilation) == (2, height, width)
+
+
 @pytest.mark.parametrize(
     ("name", "attrs", "inputs", "message"),
     [

@@ -408,9 +408,10 @@ def test_resume_takes_settings_that_change_no_result(tmp_path: Path) -> None:
             api.search(overrides=[*SHORT, *harmless, "search.clip=3"], resume=True, quiet=True)
 
 
-def test_smoke_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_smoke_leaves_nothing_behind_and_needs_no_data(tmp_path: Path) -> None:
     with chdir(tmp_path):
-        api.smoke(write_spec(tmp_path), quiet=True)
+        streamed = {"data.name": "folder", "data.root": "nowhere", "data.in_memory": False}
+        api.smoke(write_spec(tmp_path), quiet=True, overrides=streamed)
     assert [p.name for p in tmp_path.iterdir()] == ["tiny.yaml"]
 
 

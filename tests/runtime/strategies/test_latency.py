@@ -56,6 +56,16 @@ def test_file_says_what_was_measured(tmp_path: Path) -> None:
     assert key == "sep_conv kernel=3 on 4x6x6, batch 1"
 
 
+@pytest.mark.parametrize(("threads", "words"), [(1, ", 1 thread,"), (2, ", 2 threads,")])
+def test_a_device_says_its_threads_in_words(threads: int, words: str) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert words in device_name(CPU)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("text", ["{", '{"cpu": {"relu": "fast"}}', '{"cpu": {"relu": -1.0}}', "[]"])
 def test_damaged_file_is_named(tmp_path: Path, text: str) -> None:
     file = tmp_path / "latency.json"

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compiler.language.config import Configuration, GateConfig, RetrainConfig, Schedule, SearchConfig
-from graphspec.advice import (
+from runtime.jobs.advice import (
     advise,
     death_steps,
     full_steps,
@@ -205,5 +205,5 @@ def test_schedule_warnings_name_the_key() -> None:
 
 
 def test_advice_needs_no_torch() -> None:
-    code = "import sys, graphspec.advice; sys.exit('torch' in sys.modules)"
+    code = "import sys, runtime.jobs.advice; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=__file__.partition("/tests/")[0])

@@ -1,6 +1,6 @@
-"""What `graphspec compile` says of valid settings: warnings about doubtful ones, errors about hopeless ones.
+"""What is said of valid settings before anything is trained: warnings about doubtful ones, errors about hopeless ones.
 
-It belongs to the highest layer, with the API and the command line, and imports no torch.
+`graphspec compile` and the jobs ask the same, `check_settings`. It imports no torch.
 """
 
 from __future__ import annotations
@@ -23,6 +23,19 @@ TOO_SOON = 0.1
 """A gate without gradient that is zero within this many epochs: too fast to tell useful edges from useless ones."""
 SAMPLES = 20_000
 MANY = 50_000  # classes
+
+
+def check_settings(spec: Spec, graph: Graph, images: int | None, job: str = "search") -> tuple[str, ...]:
+    """All that is doubtful about a `job` (search or retrain) and what follows it, with so many training images.
+
+    Validation images count among them; None: not known. SpecError or PassError if a search is hopeless.
+    """
+    config, searches = spec.config, job == "search"
+    used = None if images is None else round(images * (1 - config.data.validation))
+    if searches:
+        refuse_hopeless(spec, graph, None if config.data.name == "fake" else used)
+    init = spec.gate_init if searches and graph.gates() else None
+    return (*class_warnings(spec, graph), *advise(config, used, init))
 
 
 def gate_steps_per_epoch(search: SearchConfig, images: int) -> int:
