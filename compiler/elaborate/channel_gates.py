@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from compiler.analysis.coupling import FIXED, couple_anew, groups_of
-from compiler.elaborate.template import Reporter
 from compiler.ir.graph import Graph
-from compiler.language.source import Path
 from compiler.language.spec import Gated
 
 
@@ -18,19 +16,17 @@ class Gates:
 
     name: str
     kind: Gated | None
-    path: Path
 
 
-def place_gates(graph: Graph, gated: Mapping[str, Gates], report: Reporter) -> None:
-    """Put the gates of these nodes into a typed graph; a node none of whose channels may go is reported.
+def place_gates(graph: Graph, gated: Mapping[str, Gates]) -> dict[str, str]:
+    """Put the gates of these nodes into a typed graph; what is wrong, by node.
 
     Gates of one id are one gate wherever they stand, so that blocks which share gates keep the same channels.
     """
     for node_id, gates in gated.items():
         node = graph.node(node_id)
         if gates.kind == "groups" and groups_of(node) == 1:
-            report.error((*gates.path, "gate"), f"{node_id!r} has no groups; write gate: channels")
-            return
+            return {node_id: f"{node_id!r} has no groups; write gate: channels"}
         size = node.shape[0] // groups_of(node) if gates.kind == "groups" else 1
         graph.channel_gates[node_id] = tuple(f"{gates.name}#{i // size}" for i in range(node.shape[0]))
     coupling = couple_anew(graph)
@@ -39,9 +35,12 @@ def place_gates(graph: Graph, gated: Mapping[str, Gates], report: Reporter) -> N
         for found, gate in zip(coupling.of(node_id), ids, strict=True):
             names.setdefault(found, gate or "")
     names.pop(FIXED, None)
-    for node_id, gates in gated.items():
-        if gates.kind and names.keys().isdisjoint(coupling.of(node_id)):
-            why = "they are tied to those of the image or of the output, or an op mixes them without a weight"
-            report.error((*gates.path, "gate"), f"the channels of {node_id!r} cannot go: {why}; leave the gate out")
-    behind = {i: tuple(map(names.get, coupling.of(i))) for i in (n.id for n in graph.nodes()) if i in coupling.places}
+    behind = {n.id: tuple(map(names.get, coupling.of(n.id))) for n in graph.nodes() if n.id in coupling.places}
     graph.channel_gates = {node_id: ids for node_id, ids in behind.items() if any(ids)}
+    placed = {gate for ids in graph.channel_gates.values() for gate in ids}
+    why = "they are tied to those of the image or of the output, or an op mixes them without a weight"
+    return {
+        node_id: f"the channels of {node_id!r} cannot go: {why}; leave the gate out"
+        for node_id, gates in gated.items()
+        if gates.kind and not any(names.get(found) in placed - {None} for found in coupling.of(node_id))
+    }

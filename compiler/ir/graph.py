@@ -321,9 +321,14 @@ class Graph:
         Nodes keep a gate for each channel that they had: what removes channels must remove their gates as well.
         """
         self.channel_gates = {node_id: ids for node_id, ids in origin.channel_gates.items() if node_id in self}
-        if origin.choices:
+        self.choices = origin.choices
+        self.drop_lost_choices()
+
+    def drop_lost_choices(self) -> None:
+        """Take gates that are gone out of the choices, and choices without gates out of the graph."""
+        if self.choices:
             alive = set(self.gates())
-            left = [replace(c, gates=tuple(gate for gate in c.gates if gate in alive)) for c in origin.choices]
+            left = [replace(c, gates=tuple(gate for gate in c.gates if gate in alive)) for c in self.choices]
             self.choices = tuple(choice for choice in left if choice.gates)
 
 

@@ -36,6 +36,7 @@ def without_channels(graph: Graph, closed: Collection[str]) -> Graph:
         node_id: tuple(ids[i] for i in _kept(coupling.of(node_id), gone))
         for node_id, ids in graph.channel_gates.items()
     }
+    pruned.drop_lost_choices()
     return infer_types(pruned)
 
 

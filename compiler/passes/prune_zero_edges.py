@@ -86,6 +86,7 @@ def _without_edges(graph: Graph, closed: Collection[str]) -> tuple[Graph, dict[s
     for node_id in shrunk.keys() & pruned.channel_gates.keys():
         ids = pruned.channel_gates[node_id]
         pruned.channel_gates[node_id] = tuple(ids[i] for i in shrunk[node_id])
+    pruned.drop_lost_choices()
     return pruned, plan
 
 
