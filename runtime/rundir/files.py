@@ -203,13 +203,15 @@ def damaged(path: Path, what: str) -> RunError:
 
 def _anew(path: Path) -> str:
     run = run_of(path)
-    if run and path.name in _OPTIONAL:
+    if run is None:
+        return "another path"
+    if path.name in _OPTIONAL:
         return _OPTIONAL[path.name]
-    parts = () if run is None else path.absolute().relative_to(run).parts
+    parts = path.absolute().relative_to(run).parts
     if parts[:1] == ("seeds",):
-        run, parts = Path(run or ".", *parts[:2]), parts[2:]
+        run, parts = Path(run, *parts[:2]), parts[2:]
     command = {"search": "search {} --overwrite", "retrain": "retrain {} --overwrite", "export": "export {}"}
-    again = command.get(parts[0], "").format(run and shown(run)) if len(parts) > 1 else ""
+    again = command.get(parts[0], "").format(shown(run)) if len(parts) > 1 else ""
     return f"graphspec {again or 'compile SPEC'}, which writes it anew"
 
 
