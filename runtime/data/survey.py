@@ -6,7 +6,6 @@ It must not import torch: `graphspec compile` asks this, and is quick.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +13,7 @@ from typing import NamedTuple
 from compiler.errors import RunError
 from compiler.ir.graph import TensorType
 from compiler.language.config import DataConfig
-from runtime.data.folders import class_names, images_in, refuse_other_classes
+from runtime.data.folders import Passed, class_names, images_by_class, refuse_other_classes
 from runtime.rundir.files import guarded
 from runtime.tasks.base import Task, refuse_classes
 
@@ -109,8 +108,8 @@ def _in_folders(config: DataConfig, root: Path, task: Task) -> Survey:
     refuse_other_classes(train, test, names, test_names)
     refuse_classes(config.name, len(names), task)
     counts: dict[str, int] = {}
-    for name in names:
-        counts[name] = len(images_in(train / name, Counter()))
+    for name, paths in images_by_class(train, Passed()):
+        counts[name] = len(paths)
         if sum(counts.values()) > COUNTED:
             return Survey(f"{len(names)} classes in {root}; their images were neither counted nor read")
     says = f"{sum(counts.values()):,} training images of {len(names)} classes in {root}; none was read"
