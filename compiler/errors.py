@@ -6,8 +6,10 @@ This file is the bottom of the import order and imports nothing of the project.
 from __future__ import annotations
 
 import difflib
+import errno
 import math
 import re
+import resource
 import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -101,6 +103,28 @@ class PassError(GraphspecError):
 
 class RunError(GraphspecError):
     """A job failed or was asked for something impossible; the message says what to do next."""
+
+
+_FULL = "free some space there, then give the same command again (search, retrain: with --resume)"
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _FULL),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "a folder that is yours to read and write"),
+    errno.ELOOP: "put what the link names in its place: nothing in a run is read or written through links",
+}
+_LIMITS = {
+    errno.EMFILE: (resource.RLIMIT_NOFILE, "-n", "open files"),
+    errno.EFBIG: (resource.RLIMIT_FSIZE, "-f", "bytes a file"),
+    errno.ENOMEM: (resource.RLIMIT_AS, "-v", "bytes of memory"),
+}  # of a process: of what, its letter, in which unit
+
+
+def advice_on(code: int | None) -> str:
+    """What to do where the system refuses with this error number; empty if that says too little."""
+    kind, letter, unit = _LIMITS.get(code or 0, (None, "", ""))
+    most = resource.RLIM_INFINITY if kind is None else resource.getrlimit(kind)[0]
+    if most != resource.RLIM_INFINITY:
+        return f"a shell that allows more: here `ulimit {letter}` allows {most:,} {unit}"
+    return _FULL if code == errno.EFBIG else _ADVICE.get(code or 0, "")
 
 
 _UNPRINTABLE = re.compile(

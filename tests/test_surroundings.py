@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from compiler.errors import printable
 from tests.tiny import TINY, command, environment, graphspec, write_spec
@@ -62,13 +63,48 @@ def test_few_files(tmp_path: Path) -> None:
         )  # fmt: skip
         assert "Traceback" not in done.stderr
         if done.returncode:
-            assert_one_message(done)
+            assert_one_message(done, f"`ulimit -n` allows {files} open files")
 
 
-def test_little_memory(tmp_path: Path) -> None:
+def test_too_few_files_for_worker_processes(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for name in ("a", "b", "c"):
+            (tmp_path / "set" / part / name).mkdir(parents=True)
+            for number in range(4):
+                Image.new("L", (8, 8), 40 * number).save(tmp_path / "set" / part / name / f"{number}.png")
     spec = write_spec(tmp_path)
-    done = run(tmp_path, "search", str(spec), preexec_fn=limited(resource.RLIMIT_AS, 800 * 2**20))
-    assert_one_message(done, "the system refuses")
+    options = (
+        "classes=3",
+        "data.name=folder",
+        "data.root=set",
+        "data.in_memory=false",
+        "data.workers=2",
+        "search.epochs=60",
+    )
+    settings = [word for option in options for word in ("--set", option)]
+    for files in (12, 40):
+        limit = limited(resource.RLIMIT_NOFILE, files)
+        done = run(tmp_path, "search", str(spec), *settings, preexec_fn=limit, stdout=subprocess.PIPE)
+        assert_one_message(done, "processes beside this one need 96", f"`ulimit -n` allows {files} open files", "data.workers=0")
+
+
+@pytest.mark.parametrize("mebibytes", [800, 2900])
+def test_little_memory(tmp_path: Path, mebibytes: int) -> None:
+    """A library may end the process itself; it is numpy and torch that must not print pages of their own."""
+    spec, most = write_spec(tmp_path), mebibytes * 2**20
+    done = run(tmp_path, "search", str(spec), preexec_fn=limited(resource.RLIMIT_AS, most))
+    if done.returncode == 1:
+        assert_one_message(done, "the system refuses", f"`ulimit -v` allows {most:,} bytes of memory")
+        assert len(done.stderr.splitlines()) < 10
+    else:
+        assert done.returncode in ((0, -signal.SIGABRT) if mebibytes > 800 else ()), done.stderr
+
+
+def test_small_files(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path)
+    limit = limited(resource.RLIMIT_FSIZE, 1024)
+    done = run(tmp_path, "compile", str(spec), "--out", "run", preexec_fn=limit, stdout=subprocess.PIPE)
+    assert_one_message(done, "File too large", "`ulimit -f` allows 1,024 bytes a file")
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")

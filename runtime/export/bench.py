@@ -32,6 +32,7 @@ from compiler.errors import RunError
 from compiler.ir.graph import INPUT
 from compiler.lowering.torch.fx import lower_model
 from runtime.data.dataset import HERE
+from runtime.data.workers import refuse_few_files
 from runtime.jobs.logs import Console
 from runtime.rundir.directory import JobDir, RunDir
 from runtime.rundir.files import MOST_TENSORS, damaged, guarded, names_in, read_bytes
@@ -312,6 +313,7 @@ def run_bench(
 def _measured(
     subjects: Sequence[Subject], batches: Sequence[int], threads: Sequence[int], seconds: float
 ) -> Iterator[Measured]:
+    refuse_few_files(1)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     for count, batch, subject in itertools.product(threads, batches, subjects):

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from compiler.errors import GraphspecError, RunError
+from compiler.errors import GraphspecError, RunError, advice_on
 from compiler.language.findings import first_of
 
 MARKER = "run.json"  # says that a folder is a run
@@ -37,12 +37,6 @@ _OPTIONAL = {
     "data.json": "remove it, to take the data as it is",
     "samples.safetensors": "--set data.root=FOLDER, where the data lies now",
 }  # files that a run can do without
-_FULL = "free some space there, then give the same command again (search, retrain: with --resume)"
-_ADVICE = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "a folder that is yours to read and write"),
-    errno.ELOOP: "put what the link names in its place: nothing in a run is read or written through links",
-}  # by what the system says
 
 T = TypeVar("T")
 
@@ -59,7 +53,7 @@ def guarded(path: Path, verb: str = "write") -> Iterator[None]:
     except OSError as error:
         kind = MissingFileError if isinstance(error, FileNotFoundError) else RunError
         why = "it is reached through a link" if error.errno == errno.ELOOP else error.strerror or error
-        advice = _ADVICE.get(error.errno or 0, "another path, or remove what stands in the way")
+        advice = advice_on(error.errno) or "another path, or remove what stands in the way"
         advice = _anew(path) if kind is MissingFileError and verb == "read" else advice
         raise kind(f"{path}: cannot {verb}: {why}\n  try: {advice}") from error
 

@@ -123,7 +123,7 @@ def test_folders_of_another_form_are_refused_in_our_words(tmp_path: Path) -> Non
         (root / "train" / name).rename(root / f"{name} elsewhere")
     (root / "train" / ".cache").mkdir()
     SMALL.save(root / "train" / "000.png")
-    with pytest.raises(RunError, match=r"there is no class folder in it; passed over: .*1 images beside the"):
+    with pytest.raises(RunError, match=r"there is no class folder in it; passed over: .*1 image beside the"):
         opened(root)
     (root / "train" / "cat").mkdir()
     (root / "train" / "cat" / "0.heic").write_bytes(b"")
