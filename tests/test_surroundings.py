@@ -85,7 +85,8 @@ def test_too_few_files_for_worker_processes(tmp_path: Path) -> None:
     for files in (12, 40):
         limit = limited(resource.RLIMIT_NOFILE, files)
         done = run(tmp_path, "search", str(spec), *settings, preexec_fn=limit, stdout=subprocess.PIPE)
-        assert_one_message(done, "processes beside this one need 96", f"`ulimit -n` allows {files} open files", "data.workers=0")
+        wanted = ("processes beside this one need 96", f"`ulimit -n` allows {files} open files", "data.workers=0")
+        assert_one_message(done, *wanted)
 
 
 @pytest.mark.parametrize("mebibytes", [800, 2900])

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from tests.faults.trials import contents, copied, run
+from tests.faults.trials import FORGED, contents, copied, run
 
 STATES = ("finished", "searching", "retraining")
 COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -36,7 +36,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "searching": (("search", "run", "--resume"), ("search", "run", "--overwrite"), ("report", "run")),
     "retraining": (("retrain", "run", "--resume"), ("retrain", "run"), ("report", "run")),
 }
-HOSTILE: tuple[Any, ...] = (None, -1, 1e300, True, "x", "../../../x", [], {}, [[]], 10**30, "\x1b[2J")
+HOSTILE: tuple[Any, ...] = (None, -1, 1e300, True, "x", "../../../x", [], {}, [[]], 10**30, "\x1b[2J", FORGED)
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _mutate(value: Any, draw: random.Random) -> None:
     if action < 0.2:
         del at[key]
     elif action < 0.3 and isinstance(at, dict):
-        at["../../../x"] = at.pop(key)
+        at[draw.choice(("../../../x", FORGED))] = at.pop(key)
     else:
         at[key] = draw.choice(HOSTILE)
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CPU_SECONDS, WALL_SECONDS = 10, 40  # a command that takes more hangs; the wall clock is that of a busy machine
+FORGED = "x\nwrote all of it"  # a name that, printed as it is, would be a line of ours
 CRASHED = 99  # exit code of a child with a traceback
 SPEC = """\
 graphspec: 1
@@ -61,6 +62,8 @@ class Outcome:
         """What is wrong with a command that may fail, but must say so; empty if nothing is."""
         if self.code in (-signal.SIGALRM, -signal.SIGXCPU):
             return f"hangs: {self.text[-300:]}"
+        if "\n" + FORGED.splitlines()[1] in self.text or "\x1b[2J" in self.text:
+            return f"prints what a file holds as it is: {self.text[-1500:]}"
         if self.code not in (0, 1) or "Traceback" in self.text:
             return f"ended with {self.code}: {self.text[-1500:]}"
         return "" if self.code == 0 or "error: " in self.text else f"failed without a word: {self.text[-300:]}"
