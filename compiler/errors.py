@@ -140,6 +140,11 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
+def one_line(name: object) -> str:
+    """A name as part of a message: `printable`, and line breaks and tabs are escaped too, so that it forges no line."""
+    return printable(str(name)).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def folded(text: str) -> str:
     """The text for a terminal: long lines are broken between words, but those that show a source line or a command."""
     return "\n".join(line if len(line) <= COLUMNS or _WHOLE.search(line) else _fold(line) for line in text.split("\n"))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from compiler.errors import printable
+from compiler.errors import one_line, printable
 from tests.tiny import TINY, command, environment, graphspec, write_spec
 
 FULL = Path("/dev/full")
@@ -66,12 +66,16 @@ def test_few_files(tmp_path: Path) -> None:
             assert_one_message(done, f"`ulimit -n` allows {files} open files")
 
 
-def test_too_few_files_for_worker_processes(tmp_path: Path) -> None:
+def write_images(folder: Path, *classes: str) -> None:
     for part in ("train", "test"):
-        for name in ("a", "b", "c"):
-            (tmp_path / "set" / part / name).mkdir(parents=True)
+        for name in classes:
+            (folder / part / name).mkdir(parents=True)
             for number in range(4):
-                Image.new("L", (8, 8), 40 * number).save(tmp_path / "set" / part / name / f"{number}.png")
+                Image.new("L", (8, 8), 40 * number).save(folder / part / name / f"{number}.png")
+
+
+def test_too_few_files_for_worker_processes(tmp_path: Path) -> None:
+    write_images(tmp_path / "set", "a", "b", "c")
     spec = write_spec(tmp_path)
     options = (
         "classes=3",
@@ -130,6 +134,32 @@ def test_names_reach_the_terminal_escaped(tmp_path: Path, command_name: str) -> 
     done = graphspec(tmp_path, command_name, str(hostile), code=1)
     assert not set(done.stdout + done.stderr) & set("\x1b\x07\r\u202e")
     assert r"\x1b" in done.stderr
+
+
+LINES = "x\nwrote all of it\ty"
+
+
+def test_names_forge_no_line(tmp_path: Path) -> None:
+    """Of classes, images and what is passed over in a data folder, of a set and its root in a spec, of an argument."""
+    data = tmp_path / "set"
+    write_images(data, LINES, "b")
+    for name in (f"{LINES}.png", f"{LINES}.mp3\nwrote all of it", f".{LINES}"):
+        (data / "train" / "b" / name).write_bytes(b"none")
+    (data / "train" / "b" / f"link{LINES}").symlink_to(data)
+    (data / "train" / f".{LINES}").mkdir()
+    spec = write_spec(tmp_path)
+    options = ("classes=2", "data.name=folder", f"data.root={data}", "search.epochs=60")
+    settings = [word for option in options for word in ("--set", option)]
+    assert one_line(LINES) == r"x\nwrote all of it\ty"
+    for more in ((), ("--set", "data.skip_corrupt=true")):
+        done = run(tmp_path, "search", str(spec), *settings, *more, stdout=subprocess.PIPE)
+        assert done.returncode == (0 if more else 1), done.stderr
+        assert r"x\nwrote" in done.stderr
+        assert "\nwrote all" not in done.stdout + done.stderr
+    (data / "test" / "b").rename(data / "test" / f"c{LINES}")
+    for option in (options[2], f"data.root={data}{LINES}", f"data.name={LINES}"):
+        done = run(tmp_path, "compile", str(spec), "--set", option, stdout=subprocess.PIPE)
+        assert "\nwrote all" not in done.stdout + done.stderr
 
 
 def test_an_argument_with_control_characters_is_refused(tmp_path: Path) -> None:

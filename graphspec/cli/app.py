@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import graphspec
-from compiler.errors import GraphspecError, SpecError, advice_on, printable
+from compiler.errors import GraphspecError, SpecError, advice_on, one_line
 from graphspec.cli import exporting, inspection, runs, specs, training
 from graphspec.cli.options import say
 
@@ -88,10 +88,13 @@ def _refuse_lost_folder() -> None:
 
 
 def _refuse_unprintable(arguments: list[str]) -> None:
-    """GraphspecError for control characters in an argument that is no path: messages about it would carry them on."""
+    """GraphspecError for control characters in an argument that is no path, and line breaks in any.
+
+    Messages about it would carry them on.
+    """
     for argument in arguments:
-        if printable(argument) != argument and not os.path.lexists(argument):
-            raise GraphspecError(f"an argument has control characters: {argument}\n  try: it without them")
+        if one_line(argument) != argument and ("\n" in argument or not os.path.lexists(argument)):
+            raise GraphspecError(f"an argument has control characters: {one_line(argument)}\n  try: it without them")
 
 
 def _give_up(error: BaseException) -> NoReturn:

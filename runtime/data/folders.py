@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compiler.errors import RunError
+from compiler.errors import RunError, one_line
 from runtime.rundir.files import guarded
 
 ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif", ".avif")
@@ -53,7 +53,7 @@ class Listing:
 
     def line(self) -> str:
         """The images per class, for people."""
-        counts = {name: len(paths) for name, paths in self.images.items()}
+        counts = {one_line(name): len(paths) for name, paths in self.images.items()}
         each = ", ".join(f"{name} {count:,}" for name, count in counts.items())
         if len(counts) > _SHOWN:
             each = f"{min(counts.values()):,} to {max(counts.values()):,} each"
@@ -91,7 +91,7 @@ def refuse_other_classes(train: Path, test: Path, names: Sequence[str], test_nam
     """RunError if the two parts do not hold the same classes."""
     if differing := sorted(set(names) ^ set(test_names)):
         form = ", some only in the Unicode form of their names (NFC, NFD): rename those" * _has_forms(differing)
-        shown = ", ".join(differing[:5])
+        shown = ", ".join(map(one_line, differing[:5]))
         raise RunError(f"{train} and {test} do not hold the same classes: {shown} differ{form}")
 
 
@@ -149,7 +149,7 @@ class _Walk:
             if not os.path.isdir(entry.path):
                 continue
             if entry.name.startswith(".") or entry.name == "__MACOSX":  # left behind by tools
-                self._passed.add(f"folder {entry.name}")
+                self._passed.add(f"folder {one_line(entry.name)}")
             elif entry.is_symlink() and not self._homes.isdisjoint(_with_parents(os.path.realpath(entry.path))):
                 self._pass(THERE, entry.path)
             else:
@@ -157,7 +157,7 @@ class _Walk:
         return found
 
     def _pass(self, kind: str, path: str) -> None:
-        self._passed.add(kind, os.path.relpath(path, self._folder))
+        self._passed.add(kind, one_line(os.path.relpath(path, self._folder)))
 
 
 def _with_parents(path: str) -> tuple[str, ...]:
@@ -178,12 +178,12 @@ def _kind(name: str) -> str:
         return "._* of macOS"
     if name.lower().endswith(ENDINGS):
         return ""
-    return name if name.startswith(".") else os.path.splitext(name)[1].lower() or "file without an ending"
+    return one_line(name if name.startswith(".") else os.path.splitext(name)[1].lower()) or "file without an ending"
 
 
 def _refuse(listing: Listing) -> None:
     empty = [name for name, paths in listing.images.items() if not paths]
-    reason = f"no image is in {', '.join(empty[:5])}" if empty else ""
+    reason = f"no image is in {', '.join(map(one_line, empty[:5]))}" if empty else ""
     if not listing.images:
         reason = "there is no class folder in it"
     elif _has_forms(list(listing.images)):

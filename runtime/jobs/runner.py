@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from compiler.errors import GraphspecError, RunError
+from compiler.errors import GraphspecError, RunError, one_line
 from compiler.ir.graph import Graph
 from compiler.ir.text import text, to_json
 from compiler.language.config import Configuration, TrainingConfig
@@ -280,7 +280,7 @@ def _tell_skipped(dataset: Dataset, console: Console, world: World) -> None:
     for found in world.gathered(dataset.skipped):
         skipped |= found
     for path, reason in skipped.items():
-        console.warn(f"left out {path}: {reason}")
+        console.warn(f"left out {one_line(path)}: {reason}")
     if skipped:
         console.warn(f"left out {len(skipped)} unreadable images in all")
 

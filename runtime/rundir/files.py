@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from compiler.errors import GraphspecError, RunError, advice_on
+from compiler.errors import GraphspecError, RunError, advice_on, one_line
 from compiler.language.findings import first_of
 
 MARKER = "run.json"  # says that a folder is a run
@@ -55,7 +55,7 @@ def guarded(path: Path, verb: str = "write") -> Iterator[None]:
         why = "it is reached through a link" if error.errno == errno.ELOOP else error.strerror or error
         advice = advice_on(error.errno) or "another path, or remove what stands in the way"
         advice = _anew(path) if kind is MissingFileError and verb == "read" else advice
-        raise kind(f"{path}: cannot {verb}: {why}\n  try: {advice}") from error
+        raise kind(f"{one_line(path)}: cannot {verb}: {why}\n  try: {advice}") from error
 
 
 _IN_USE: list[Path] = []  # runs that this process works in
@@ -192,7 +192,7 @@ def naming(path: Path) -> Iterator[None]:
 
 def damaged(path: Path, what: str) -> RunError:
     """The error for a file that does not hold what was written, with the command that writes it again."""
-    return RunError(f"{path}: is damaged: {what}\n  try: {_anew(path)}")
+    return RunError(f"{one_line(path)}: is damaged: {what}\n  try: {_anew(path)}")
 
 
 def _anew(path: Path) -> str:
