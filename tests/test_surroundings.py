@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -200,7 +201,33 @@ def test_a_run_that_is_renamed_under_its_job(tmp_path: Path) -> None:
     assert any((tmp_path / "moved" / "search" / "checkpoints").glob("*.json"))
 
 
-def test_ctrl_c_while_modules_are_imported(tmp_path: Path) -> None:
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_a_signal_while_modules_are_imported(tmp_path: Path, signum: signal.Signals) -> None:
+    """Sent by the import of a module, each some way into the command."""
+    for module in ("typer", "pydantic", "torch", "torch.utils.data", "runtime.jobs.run_search"):
+        script = f"""
+import os, sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            os.kill(os.getpid(), {int(signum)})
+sys.meta_path.insert(0, Finder())
+sys.argv[1:] = ["search", {str(write_spec(tmp_path))!r}]
+from graphspec.cli.main import main
+main()
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment(), cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 128 + signum, (module, done.stderr)
+        assert done.stderr == f"stopped by {signum.name}\n"
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_two_signals_end_a_command_at_once(tmp_path: Path, signum: signal.Signals) -> None:
     spec = write_spec(tmp_path)
     for delay in (0.2, 0.5, 1.0):
         job = subprocess.Popen(
@@ -208,9 +235,9 @@ def test_ctrl_c_while_modules_are_imported(tmp_path: Path) -> None:
         )
         time.sleep(delay)
         for _ in range(2):
-            job.send_signal(signal.SIGINT)
+            job.send_signal(signum)
         _, said = job.communicate(timeout=120)
         if "init_import_site" in said:
             continue  # before our first line runs, Python speaks
-        assert job.returncode in (130, -signal.SIGINT), said
+        assert job.returncode in (128 + signum, -signum), said
         assert "Traceback" not in said

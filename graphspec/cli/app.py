@@ -71,7 +71,7 @@ def run() -> None:
         if not error.told:
             _tell(error)
         raise SystemExit(error.exit_code) from None
-    except (BrokenPipeError, KeyboardInterrupt):
+    except BrokenPipeError:
         raise SystemExit(130) from None
     except (OSError, MemoryError, ImportError) as error:
         if debug:
