@@ -196,6 +196,7 @@ def test_a_run_that_is_renamed_under_its_job(tmp_path: Path) -> None:
     _, said = job.communicate(timeout=120)
     assert job.returncode == 1, said
     assert said.count("error:") == 1, said
+    assert "error: run: the run was moved or removed while this command worked in it\n  try: " in said
     assert "Traceback" not in said
     assert not (tmp_path / "run").exists()
     assert any((tmp_path / "moved" / "search" / "checkpoints").glob("*.json"))

@@ -5,6 +5,7 @@ Files are made and judged in a folder beside the target, and renamed into place 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -145,8 +146,11 @@ def _publish(folder: Path, target: Path) -> None:
         staged = sorted(folder.iterdir(), key=lambda path: path.name == target.name)
     for path in staged:
         files.sync(path)
-    for path in staged:
-        files.move(path, target.with_name(path.name))
+    with guarded(target), files.folder_of(target) as beside:
+        with suppress(OSError):  # some network disks have no locks
+            fcntl.flock(beside, fcntl.LOCK_EX)  # two exports to one place would mix model and weights beside it
+        for path in staged:
+            files.move(path, target.with_name(path.name))
 
 
 def _write_reports(folder: Path, result: ExportResult, *, others_go: bool) -> None:

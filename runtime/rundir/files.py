@@ -63,9 +63,9 @@ _IN_USE: list[Path] = []  # runs that this process works in
 
 @contextmanager
 def in_use(run: Path) -> Iterator[None]:
-    """Within, the folder of this run is not made anew where somebody moves it away; one that is being made is none."""
+    """Within, the folder of this run is not made anew where somebody moves it away."""
     before = list(_IN_USE)
-    _IN_USE.extend([run.absolute()] * os.path.lexists(run / MARKER))
+    _IN_USE.append(run.absolute())
     try:
         yield
     finally:
@@ -75,12 +75,15 @@ def in_use(run: Path) -> Iterator[None]:
 def run_of(path: Path) -> Path | None:
     """The run that a path lies in: the outermost folder with a marker, since a study holds runs.
 
-    FileNotFoundError if it is in use and has gone.
+    RunError if it is in use and has gone.
     """
     above = path.absolute().parents
     found = next((folder for folder in reversed(above) if os.path.lexists(folder / MARKER)), None)
-    if found is None and any(run in above for run in _IN_USE):
-        raise FileNotFoundError(errno.ENOENT, "its run was moved or removed", str(path))
+    if found is None and (lost := set(_IN_USE).intersection(above)):
+        raise RunError(
+            f"{one_line(shown(min(lost)))}: the run was moved or removed while this command worked in it\n"
+            f"  try: the command again where the run is now (search, retrain: with --resume)"
+        )
     return found
 
 
