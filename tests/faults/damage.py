@@ -27,6 +27,8 @@ COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("derive", "run/search/arch.yaml", "--into", "tiny.yaml"),
         ("export", "run", "--no-latency"),
         ("export", "run", "--from", "search", "--no-latency"),
+        ("bench", "run", "--batch", "1", "--threads", "1", "--seconds", "0"),
+        ("bench", "run/export/model.onnx", "--batch", "1", "--threads", "1", "--seconds", "0"),
         ("search", "run", "--resume"),
         ("retrain", "run", "--resume"),
         ("retrain", "run", "--overwrite", "--inherit"),
@@ -218,7 +220,7 @@ def damages(states: dict[str, Path], most: int | None) -> list[Damage]:
         Damage(state, name, kind, seed, command)
         for state in STATES
         for name in contents(states[state])
-        if name.startswith("run/") and "tensorboard" not in name
+        if name.startswith("run/")
         for kind in KINDS
         if _fits(kind, name)
         for seed in range(MANY.get(kind, 1))
