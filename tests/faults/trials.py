@@ -6,6 +6,7 @@ The parent itself runs no command: it stays without threads and without anything
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 import resource
 import shutil
@@ -82,6 +83,8 @@ def warm() -> None:
     import runtime.reporting.page
     import runtime.strategies.dso
 
+    fork = multiprocessing.get_context("fork")  # a server would import everything again in each trial
+    multiprocessing.get_context = lambda method=None: fork  # type: ignore[assignment, misc]
     torch.set_num_threads(1)
     runtime.export.run_export.LATENCY_BATCHES = runtime.export.run_export.THREADS = (1,)
 
