@@ -62,7 +62,8 @@ class Penalty:
     """The sparsity weight of every gate of one graph, as a function of the gates that are closed.
 
     `full` is the completely connected graph, from which FLOPs_block comes when `graph` has been pruned already;
-    `latency` maps the `priced_call` of every gated edge to seconds and is needed by adaptive latency only.
+    `latency` maps the `priced_call` of every gated edge, here and in what closed gates leave, to seconds; adaptive
+    latency alone needs it.
     Adaptive modes scale gamma per edge; a gate that several edges share gets the mean over its edges.
 
     - flops (equation 9): the multiply-adds of the block that the edge leads into, FLOPs_t / FLOPs_block: what is alive
@@ -101,10 +102,10 @@ class Penalty:
         self._full_flops = self._block_flops(full, full.edges()) if config.adaptive == "flops" else {}
         apart = (node for node in graph.nodes() if ops.op(node.op).reads is ops.Reads.APART)
         narrows = not all(ops.joins_into_weight(node.op, node.attrs) for node in apart)  # a closed gate takes channels
-        self._narrows = narrows and config.adaptive in ("flops", "memory_access")
+        self._narrows = narrows and config.adaptive != "none"
         priced = self._gated if config.adaptive in ("memory_access", "latency") else []
-        calls = [priced_call(graph, edge) for edge in priced]
-        self._prices = [float(call.mac_bytes) if latency is None else latency[call] for call in calls]
+        self._price = latency.__getitem__ if latency is not None else lambda call: float(call.mac_bytes)
+        self._prices = [self._price(priced_call(graph, edge)) for edge in priced]
 
     def gammas(self, closed: Collection[str]) -> Mapping[str, float]:
         """gamma by gate id when the gates in `closed` are zero; a call with the same gates again costs nothing."""
@@ -127,7 +128,7 @@ class Penalty:
         prices = self._prices
         if prices and left is not self._graph:
             priced = zip(self._gated, prices, alive, strict=True)
-            prices = [float(priced_call(left, edge).mac_bytes) if lives else price for edge, price, lives in priced]
+            prices = [self._price(priced_call(left, edge)) if lives else price for edge, price, lives in priced]
         lasting = list(compress(prices, alive)) or prices
         match self._config.adaptive:
             case "none":
