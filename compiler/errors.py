@@ -6,8 +6,10 @@ This file is the bottom of the import order and imports nothing of the project.
 from __future__ import annotations
 
 import difflib
+import errno
 import math
 import re
+import resource
 import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -103,6 +105,28 @@ class RunError(GraphspecError):
     """A job failed or was asked for something impossible; the message says what to do next."""
 
 
+_FULL = "free some space there, then give the same command again (search, retrain: with --resume)"
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _FULL),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "a folder that is yours to read and write"),
+    errno.ELOOP: "put what the link names in its place: nothing in a run is read or written through links",
+}
+_LIMITS = {
+    errno.EMFILE: (resource.RLIMIT_NOFILE, "-n", "open files"),
+    errno.EFBIG: (resource.RLIMIT_FSIZE, "-f", "bytes a file"),
+    errno.ENOMEM: (resource.RLIMIT_AS, "-v", "bytes of memory"),
+}  # of a process: of what, its letter, in which unit
+
+
+def advice_on(code: int | None) -> str:
+    """What to do where the system refuses with this error number; empty if that says too little."""
+    kind, letter, unit = _LIMITS.get(code or 0, (None, "", ""))
+    most = resource.RLIM_INFINITY if kind is None else resource.getrlimit(kind)[0]
+    if most != resource.RLIM_INFINITY:
+        return f"a shell that allows more: here `ulimit {letter}` allows {most:,} {unit}"
+    return _FULL if code == errno.EFBIG else _ADVICE.get(code or 0, "")
+
+
 _UNPRINTABLE = re.compile(
     "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]"
 )
@@ -114,6 +138,11 @@ def printable(text: str) -> str:
     Names, paths and what files hold may contain them, and a terminal would obey.
     """
     return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def one_line(name: object) -> str:
+    """A name as part of a message: `printable`, and line breaks and tabs are escaped too, so that it forges no line."""
+    return printable(str(name)).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def folded(text: str) -> str:

@@ -6,13 +6,15 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from compiler.errors import printable
+from compiler.errors import one_line, printable
 from tests.tiny import TINY, command, environment, graphspec, write_spec
 
 FULL = Path("/dev/full")
@@ -62,13 +64,53 @@ def test_few_files(tmp_path: Path) -> None:
         )  # fmt: skip
         assert "Traceback" not in done.stderr
         if done.returncode:
-            assert_one_message(done)
+            assert_one_message(done, f"`ulimit -n` allows {files} open files")
 
 
-def test_little_memory(tmp_path: Path) -> None:
+def write_images(folder: Path, *classes: str) -> None:
+    for part in ("train", "test"):
+        for name in classes:
+            (folder / part / name).mkdir(parents=True)
+            for number in range(4):
+                Image.new("L", (8, 8), 40 * number).save(folder / part / name / f"{number}.png")
+
+
+def test_too_few_files_for_worker_processes(tmp_path: Path) -> None:
+    write_images(tmp_path / "set", "a", "b", "c")
     spec = write_spec(tmp_path)
-    done = run(tmp_path, "search", str(spec), preexec_fn=limited(resource.RLIMIT_AS, 800 * 2**20))
-    assert_one_message(done, "the system refuses")
+    options = (
+        "classes=3",
+        "data.name=folder",
+        "data.root=set",
+        "data.in_memory=false",
+        "data.workers=2",
+        "search.epochs=60",
+    )
+    settings = [word for option in options for word in ("--set", option)]
+    for files in (12, 40):
+        limit = limited(resource.RLIMIT_NOFILE, files)
+        done = run(tmp_path, "search", str(spec), *settings, preexec_fn=limit, stdout=subprocess.PIPE)
+        wanted = ("processes beside this one need 96", f"`ulimit -n` allows {files} open files", "data.workers=0")
+        assert_one_message(done, *wanted)
+
+
+@pytest.mark.parametrize("mebibytes", [800, 2900])
+def test_little_memory(tmp_path: Path, mebibytes: int) -> None:
+    """A library may end the process itself; it is numpy and torch that must not print pages of their own."""
+    spec, most = write_spec(tmp_path), mebibytes * 2**20
+    done = run(tmp_path, "search", str(spec), preexec_fn=limited(resource.RLIMIT_AS, most))
+    if done.returncode == 1:
+        assert_one_message(done, "the system refuses", f"`ulimit -v` allows {most:,} bytes of memory")
+        assert len(done.stderr.splitlines()) < 10
+    else:
+        assert done.returncode in ((0, -signal.SIGABRT) if mebibytes > 800 else ()), done.stderr
+
+
+def test_small_files(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path)
+    limit = limited(resource.RLIMIT_FSIZE, 1024)
+    done = run(tmp_path, "compile", str(spec), "--out", "run", preexec_fn=limit, stdout=subprocess.PIPE)
+    assert_one_message(done, "File too large", "`ulimit -f` allows 1,024 bytes a file")
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
@@ -93,6 +135,32 @@ def test_names_reach_the_terminal_escaped(tmp_path: Path, command_name: str) -> 
     done = graphspec(tmp_path, command_name, str(hostile), code=1)
     assert not set(done.stdout + done.stderr) & set("\x1b\x07\r\u202e")
     assert r"\x1b" in done.stderr
+
+
+LINES = "x\nwrote all of it\ty"
+
+
+def test_names_forge_no_line(tmp_path: Path) -> None:
+    """Of classes, images and what is passed over in a data folder, of a set and its root in a spec, of an argument."""
+    data = tmp_path / "set"
+    write_images(data, LINES, "b")
+    for name in (f"{LINES}.png", f"{LINES}.mp3\nwrote all of it", f".{LINES}"):
+        (data / "train" / "b" / name).write_bytes(b"none")
+    (data / "train" / "b" / f"link{LINES}").symlink_to(data)
+    (data / "train" / f".{LINES}").mkdir()
+    spec = write_spec(tmp_path)
+    options = ("classes=2", "data.name=folder", f"data.root={data}", "search.epochs=60")
+    settings = [word for option in options for word in ("--set", option)]
+    assert one_line(LINES) == r"x\nwrote all of it\ty"
+    for more in ((), ("--set", "data.skip_corrupt=true")):
+        done = run(tmp_path, "search", str(spec), *settings, *more, stdout=subprocess.PIPE)
+        assert done.returncode == (0 if more else 1), done.stderr
+        assert r"x\nwrote" in done.stderr
+        assert "\nwrote all" not in done.stdout + done.stderr
+    (data / "test" / "b").rename(data / "test" / f"c{LINES}")
+    for option in (options[2], f"data.root={data}{LINES}", f"data.name={LINES}"):
+        done = run(tmp_path, "compile", str(spec), "--set", option, stdout=subprocess.PIPE)
+        assert "\nwrote all" not in done.stdout + done.stderr
 
 
 def test_an_argument_with_control_characters_is_refused(tmp_path: Path) -> None:
@@ -128,12 +196,39 @@ def test_a_run_that_is_renamed_under_its_job(tmp_path: Path) -> None:
     _, said = job.communicate(timeout=120)
     assert job.returncode == 1, said
     assert said.count("error:") == 1, said
+    assert "error: run: the run was moved or removed while this command worked in it\n  try: " in said
     assert "Traceback" not in said
     assert not (tmp_path / "run").exists()
     assert any((tmp_path / "moved" / "search" / "checkpoints").glob("*.json"))
 
 
-def test_ctrl_c_while_modules_are_imported(tmp_path: Path) -> None:
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_a_signal_while_modules_are_imported(tmp_path: Path, signum: signal.Signals) -> None:
+    """Sent by the import of a module, each some way into the command."""
+    for module in ("typer", "pydantic", "torch", "torch.utils.data", "runtime.jobs.run_search"):
+        script = f"""
+import os, sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            os.kill(os.getpid(), {int(signum)})
+sys.meta_path.insert(0, Finder())
+sys.argv[1:] = ["search", {str(write_spec(tmp_path))!r}]
+from graphspec.cli.main import main
+main()
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment(), cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 128 + signum, (module, done.stderr)
+        assert done.stderr == f"stopped by {signum.name}\n"
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_two_signals_end_a_command_at_once(tmp_path: Path, signum: signal.Signals) -> None:
     spec = write_spec(tmp_path)
     for delay in (0.2, 0.5, 1.0):
         job = subprocess.Popen(
@@ -141,9 +236,9 @@ def test_ctrl_c_while_modules_are_imported(tmp_path: Path) -> None:
         )
         time.sleep(delay)
         for _ in range(2):
-            job.send_signal(signal.SIGINT)
+            job.send_signal(signum)
         _, said = job.communicate(timeout=120)
         if "init_import_site" in said:
             continue  # before our first line runs, Python speaks
-        assert job.returncode in (130, -signal.SIGINT), said
+        assert job.returncode in (128 + signum, -signum), said
         assert "Traceback" not in said

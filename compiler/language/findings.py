@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic_core import ErrorDetails, ValidationError
 
-from compiler.errors import did_you_mean
+from compiler.errors import did_you_mean, one_line
 
 _EXPECTED = {
     "int_type": "a whole number",
@@ -37,7 +37,7 @@ _EXPECTED = {
 def first_of(error: ValidationError) -> str:
     """The first thing that pydantic finds wrong, with its place."""
     item = error.errors()[0]
-    return f"{'.'.join(map(str, item['loc'])) or 'all of it'}: {describe(item)}"
+    return f"{one_line('.'.join(map(str, item['loc']))) or 'all of it'}: {describe(item)}"
 
 
 def describe(item: ErrorDetails) -> str:

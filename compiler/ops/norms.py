@@ -66,8 +66,13 @@ def _several(op: str, shape: Shape, groups: int) -> Shape:
     if shape[0] % groups:
         raise TypeMismatchError(f"{op} with groups {groups} needs channels divisible by it, found {shape[0]}")
     if math.prod(shape) == groups:
-        raise TypeMismatchError(f"{op} of single numbers gives its shift alone; put it where there are more pixels")
+        raise TypeMismatchError(f"{op} of single numbers gives its shift alone; put it where there are more of them")
     return shape
+
+
+def _layer_norm_shape(a: LayerNormAttrs, ins: list[Shape]) -> Shape:
+    _several("layer_norm", ins[0] if a.over == "all" else ins[0][:1], 1)
+    return ins[0]
 
 
 def _lrn_shape(a: LocalResponseNormAttrs, ins: list[Shape]) -> Shape:
@@ -94,7 +99,8 @@ NORMS = (
         traits=Traits(affine=Affine.STATISTICS, channels=Channels.KEPT, pixels=Pixels.KEPT, normalises=True),
     ),
     Op(
-        "layer_norm", "normalisation over each image, or each of its pixels", LayerNormAttrs, infer=same,
+        "layer_norm", "normalisation over each image, or each of its pixels", LayerNormAttrs,
+        infer=_layer_norm_shape,
         params=_norm_params, traits=_layer_norm_traits,
     ),
     Op(

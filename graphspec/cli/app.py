@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import graphspec
-from compiler.errors import GraphspecError, SpecError, printable
+from compiler.errors import GraphspecError, SpecError, advice_on, one_line
 from graphspec.cli import exporting, inspection, runs, specs, training
 from graphspec.cli.options import say
 
@@ -70,7 +71,7 @@ def run() -> None:
         if not error.told:
             _tell(error)
         raise SystemExit(error.exit_code) from None
-    except (BrokenPipeError, KeyboardInterrupt):
+    except BrokenPipeError:
         raise SystemExit(130) from None
     except (OSError, MemoryError, ImportError) as error:
         if debug:
@@ -87,16 +88,24 @@ def _refuse_lost_folder() -> None:
 
 
 def _refuse_unprintable(arguments: list[str]) -> None:
-    """GraphspecError for control characters in an argument that is no path: messages about it would carry them on."""
+    """GraphspecError for control characters in an argument that is no path, and line breaks in any.
+
+    Messages about it would carry them on.
+    """
     for argument in arguments:
-        if printable(argument) != argument and not os.path.lexists(argument):
-            raise GraphspecError(f"an argument has control characters: {argument}\n  try: it without them")
+        if one_line(argument) != argument and ("\n" in argument or not os.path.lexists(argument)):
+            raise GraphspecError(f"an argument has control characters: {one_line(argument)}\n  try: it without them")
 
 
-def _give_up(error: Exception) -> NoReturn:
+def _give_up(error: BaseException) -> NoReturn:
     """Say what the system refused; exit code 1. Output that cannot be written is dropped: Python would try again."""
+    while error.__cause__:  # numpy's hint covers pages
+        error = error.__cause__
+    code = error.errno if isinstance(error, OSError) else errno.ENOMEM
+    is_output = isinstance(error, OSError) and error.filename is None and code in (errno.ENOSPC, errno.EIO)
+    advice = "another place for the output" if is_output else advice_on(code) or "`--debug` to see where"
     with suppress(OSError):
-        say(f"error: the system refuses: {str(error) or type(error).__name__}\n  try: `--debug` to see where")
+        say(f"error: the system refuses: {str(error) or type(error).__name__}\n  try: {advice}")
         sys.stdout.flush()
     os._exit(1)
 

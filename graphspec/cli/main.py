@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -14,30 +15,36 @@ from types import FrameType
 import graphspec
 
 
-class CtrlC:
-    """Raises KeyboardInterrupt, and ends the process at once when called again.
+class Stop:
+    """Handler of signals: the first says so and raises KeyboardInterrupt, the second ends the process at once.
 
     Some libraries swallow the exception while they are imported: `heard` tells a job that it need not start.
     """
 
-    heard = False
+    heard = 0  # the signal
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
-        """The handler of SIGINT."""
+        """Where a job runs, it has handlers of its own in this one's place."""
         if self.heard:
-            os._exit(130)
-        self.heard = True
+            os._exit(128 + signum)
+        self.heard = signum
+        with suppress(OSError):  # nobody may be reading any more
+            os.write(2, f"stopped by {signal.Signals(signum).name}\n".encode())
         raise KeyboardInterrupt
 
 
 def main() -> None:
     """Run the command line; SystemExit with the exit code at the end."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, CtrlC())
+    stop = Stop()
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(signum) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(signum, stop)
     try:
         _run()
-    except KeyboardInterrupt:  # also while modules are imported
-        raise SystemExit(130) from None
+    except BaseException:  # what a library makes of the interrupt while it is imported, too
+        if stop.heard:  # Python ends by SIGINT where code that a library compiles was interrupted
+            os._exit(128 + stop.heard)
+        raise
 
 
 def _run() -> None:

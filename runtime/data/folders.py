@@ -3,17 +3,44 @@
 from __future__ import annotations
 
 import os
+import stat
 import unicodedata
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from compiler.errors import RunError
+from compiler.errors import RunError, one_line
 from runtime.rundir.files import guarded
 
 ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif", ".avif")
+THERE = "link to what is there already"
+_SPECIAL = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
 _SHOWN = 10  # classes whose images are counted one by one
+_NAMED = 5  # names of a kind
+
+
+@dataclass
+class Passed:
+    """What lies in folders of images and is none of them: kind -> how many, and the names of those that surprise."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    names: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, kind: str, name: str = "") -> None:
+        """One more of a kind, which is an ending or begins with a noun."""
+        self.counts[kind] += 1
+        self.names[kind] += [name] * bool(name)
+
+    def __str__(self) -> str:
+        """For people, the most frequent first; empty if there is nothing."""
+        return ", ".join(f"{count:,} {self._kind(kind, count)}" for kind, count in self.counts.most_common())
+
+    def _kind(self, kind: str, count: int) -> str:
+        noun, space, rest = kind.partition(" ")
+        names = self.names[kind]
+        listed = ", ".join(names[:_NAMED]) + ", ..." * (len(names) > _NAMED)
+        return f"{noun}{'s' * (count > 1 and noun.isalpha())}{space}{rest}" + (f" ({listed})" if listed else "")
 
 
 @dataclass(frozen=True)
@@ -22,19 +49,15 @@ class Listing:
 
     folder: Path
     images: dict[str, list[str]]  # paths by class, in the order of their names
-    passed: Counter[str]  # what else lies there: kind -> how many
+    passed: Passed
 
     def line(self) -> str:
         """The images per class, for people."""
-        counts = {name: len(paths) for name, paths in self.images.items()}
+        counts = {one_line(name): len(paths) for name, paths in self.images.items()}
         each = ", ".join(f"{name} {count:,}" for name, count in counts.items())
         if len(counts) > _SHOWN:
             each = f"{min(counts.values()):,} to {max(counts.values()):,} each"
         return f"{self.folder.name}: {sum(counts.values()):,} images of {len(counts):,} classes ({each})"
-
-    def passed_over(self) -> str:
-        """What is passed over, the most frequent first; empty if nothing is."""
-        return ", ".join(f"{count:,} {kind}" for kind, count in self.passed.most_common())
 
 
 def list_images(folder: Path) -> Listing:
@@ -42,27 +65,33 @@ def list_images(folder: Path) -> Listing:
 
     RunError if there is no class, one without images, or something that cannot be read.
     """
+    passed = Passed()
     with guarded(folder, "read"):
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        names, passed = _visible([entry.name for entry in entries if entry.is_dir()])
-        beside = [entry for entry in entries if entry.is_file() and not _kind(entry.name)]
-        passed.update("images beside the class folders" for _ in beside)
-        listing = Listing(folder, {name: images_in(folder / name, passed) for name in names}, passed)
+        for entry in os.scandir(folder):
+            if os.path.isfile(entry.path) and not _kind(entry.name):
+                passed.add("image beside the class folders")
+    listing = Listing(folder, dict(images_by_class(folder, passed)), passed)
     _refuse(listing)
     return listing
 
 
 def class_names(folder: Path) -> list[str]:
     """The names of the class folders in it; RunError if it cannot be read."""
-    with guarded(folder, "read"):
-        return _visible(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()))[0]
+    return [os.path.basename(path) for path in _Walk(folder, Passed()).classes()]
+
+
+def images_by_class(folder: Path, passed: Passed) -> Iterator[tuple[str, list[str]]]:
+    """Class by class the paths of its images, in torchvision's order; RunError if the folder cannot be read."""
+    walk = _Walk(folder, passed)
+    for path in walk.classes():
+        yield os.path.basename(path), walk.images_in(path)
 
 
 def refuse_other_classes(train: Path, test: Path, names: Sequence[str], test_names: Sequence[str]) -> None:
     """RunError if the two parts do not hold the same classes."""
     if differing := sorted(set(names) ^ set(test_names)):
         form = ", some only in the Unicode form of their names (NFC, NFD): rename those" * _has_forms(differing)
-        shown = ", ".join(differing[:5])
+        shown = ", ".join(map(one_line, differing[:5]))
         raise RunError(f"{train} and {test} do not hold the same classes: {shown} differ{form}")
 
 
@@ -71,39 +100,76 @@ def _has_forms(names: Sequence[str]) -> bool:
     return len({unicodedata.normalize("NFC", name) for name in names}) < len(names)
 
 
-def images_in(folder: Path, passed: Counter[str]) -> list[str]:
-    """The paths of the images in a class folder, in torchvision's order; everything else is counted."""
-    found: list[str] = []
-    left, seen = [str(folder)], set[tuple[int, int]]()
-    while left:
-        place = left.pop()
-        try:
-            info, entries = os.stat(place), sorted(os.scandir(place), key=lambda entry: entry.name)
-        except OSError:
-            passed["unreadable folders"] += 1
-            continue
-        if (info.st_dev, info.st_ino) in seen:  # a link leads back
-            passed["links to folders that are there already"] += 1
-            continue
-        seen.add((info.st_dev, info.st_ino))
-        names, hidden = _visible([entry.name for entry in entries if entry.is_dir()])
-        passed.update(hidden)
-        left += [os.path.join(place, name) for name in reversed(names)]
-        files = [entry for entry in entries if not entry.is_dir()]
-        passed.update(kind for entry in files if (kind := _kind(entry.name) or _special(entry)))
-        found += [entry.path for entry in files if not _kind(entry.name) and not _special(entry)]
-    return sorted(found, key=os.path.split)
+class _Walk:
+    """Goes through the folders of one part of a set, and through each once: a link to what is there adds nothing."""
+
+    def __init__(self, folder: Path, passed: Passed) -> None:
+        self._folder, self._passed = folder, passed
+        self._homes = {os.path.realpath(folder), os.path.realpath(folder.parent)}  # the part may lie elsewhere
+        self._seen: set[tuple[int, int]] = set()
+
+    def classes(self) -> list[str]:
+        """Paths of the class folders, which from now on count as there; RunError if they cannot be read."""
+        with guarded(self._folder, "read"):
+            found = self._below(sorted(os.scandir(self._folder), key=lambda entry: entry.name))
+        self._homes |= {os.path.realpath(path) for path in found}
+        return found
+
+    def images_in(self, folder: str) -> list[str]:
+        """The paths of the images in a class folder; everything else is counted."""
+        found: list[str] = []
+        left = [folder]
+        while left:
+            place = left.pop()
+            try:
+                info, entries = os.stat(place), sorted(os.scandir(place), key=lambda entry: entry.name)
+            except OSError:
+                self._pass("folder that cannot be read", place)
+                continue
+            if (info.st_dev, info.st_ino) in self._seen:
+                self._pass(THERE, place)
+                continue
+            self._seen.add((info.st_dev, info.st_ino))
+            left += reversed(self._below(entries))
+            for entry in entries:
+                if os.path.isdir(entry.path):
+                    continue
+                if kind := _kind(entry.name):
+                    self._passed.add(kind)
+                elif kind := _special(entry.path):
+                    self._pass(kind, entry.path)
+                else:
+                    found.append(entry.path)
+        return sorted(found, key=os.path.split)
+
+    def _below(self, entries: Sequence[os.DirEntry[str]]) -> list[str]:
+        """Paths of the folders among these that are gone into."""
+        found = []
+        for entry in entries:
+            if not os.path.isdir(entry.path):
+                continue
+            if entry.name.startswith(".") or entry.name == "__MACOSX":  # left behind by tools
+                self._passed.add(f"folder {one_line(entry.name)}")
+            elif entry.is_symlink() and not self._homes.isdisjoint(_with_parents(os.path.realpath(entry.path))):
+                self._pass(THERE, entry.path)
+            else:
+                found.append(entry.path)
+        return found
+
+    def _pass(self, kind: str, path: str) -> None:
+        self._passed.add(kind, one_line(os.path.relpath(path, self._folder)))
 
 
-def _special(entry: os.DirEntry[str]) -> str:
+def _with_parents(path: str) -> tuple[str, ...]:
+    return (path, *map(str, Path(path).parents))
+
+
+def _special(path: str) -> str:
     """Of what would be read for ever, or is not there; empty for a regular file."""
-    return "" if entry.is_file() else "links to nothing" if entry.is_symlink() else "pipes and devices"
-
-
-def _visible(folders: list[str]) -> tuple[list[str], Counter[str]]:
-    """Those that are not left behind by tools, and a count of the others."""
-    hidden = [name for name in folders if name.startswith(".") or name == "__MACOSX"]
-    return [name for name in folders if name not in hidden], Counter(f"folder {name}" for name in hidden)
+    try:
+        return _SPECIAL.get(stat.S_IFMT(os.stat(path).st_mode), "")
+    except OSError:
+        return "link to nothing"
 
 
 def _kind(name: str) -> str:
@@ -112,18 +178,18 @@ def _kind(name: str) -> str:
         return "._* of macOS"
     if name.lower().endswith(ENDINGS):
         return ""
-    return name if name.startswith(".") else os.path.splitext(name)[1].lower() or "without an ending"
+    return one_line(name if name.startswith(".") else os.path.splitext(name)[1].lower()) or "file without an ending"
 
 
 def _refuse(listing: Listing) -> None:
     empty = [name for name, paths in listing.images.items() if not paths]
-    reason = f"no image is in {', '.join(empty[:5])}" if empty else ""
+    reason = f"no image is in {', '.join(map(one_line, empty[:5]))}" if empty else ""
     if not listing.images:
         reason = "there is no class folder in it"
     elif _has_forms(list(listing.images)):
         reason = "names of its folders differ only in their Unicode form (NFC, NFD)"
     if reason:
-        other = f"; passed over: {listing.passed_over()}" if listing.passed else ""
+        other = f"; passed over: {listing.passed}" if listing.passed.counts else ""
         raise RunError(
             f"{listing.folder} is no folder of images, one folder per class: {reason}{other}\n"
             f"  try: put images into every class folder ({' '.join(ENDINGS)}), or remove those without any"

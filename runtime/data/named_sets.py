@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from compiler.errors import RunError, did_you_mean
+from compiler.errors import RunError, did_you_mean, one_line
 from compiler.language.config import DataConfig
 from runtime.data.augment import Augment
 from runtime.data.decode import TEST_MARGIN
@@ -148,7 +148,7 @@ def _half(expected: _Expected, kind: str, half: dict[str, Any]) -> Any:
         with _others_wait(root) if download else nullcontext():
             return getattr(datasets, kind)(root=str(root), download=download, **half)
     except damaged as error:  # its readers assert
-        looked = f"{root} (looked for {root / BUILT_IN[name].lies_at})"
+        looked = one_line(f"{root} (looked for {root / BUILT_IN[name].lies_at})")
         if download:
             raise RunError(f"data set {name!r} could not be fetched to {looked}: {error}") from error
         raise RunError(
@@ -216,27 +216,27 @@ def _open_function(expected: _Expected, trust_code: bool) -> Opened:
     of another type over `data.range`, targets as the task wants them (classification: integers from 0, (N,)), all
     arrays or tensors.
     """
-    name = expected.config.name
+    name, shown = expected.config.name, one_line(expected.config.name)
     if not trust_code:
         raise RunError(
-            f"data.name: {name} runs Python code, which a spec file alone may not do; "
+            f"data.name: {shown} runs Python code, which a spec file alone may not do; "
             "add --trust-code to the command if you trust it"
         )
     try:
         function = resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise RunError(
-            f"data.name: {name} cannot be imported: {error}; install the package or put its folder on PYTHONPATH"
+            f"data.name: {shown} cannot be imported: {error}; install the package or put its folder on PYTHONPATH"
         ) from error
     try:
         halves = function(expected.config)
     except Exception as error:  # whatever the user's code raises, the message must name it
-        raise RunError(f"data.name: {name} raised {type(error).__name__}: {error}") from error
+        raise RunError(f"data.name: {shown} raised {type(error).__name__}: {error}") from error
     try:
         train, test = (_checked(expected, *half) for half in halves)
     except (TypeError, ValueError) as error:
         raise RunError(
-            f"data.name: {name} must return ((training images, targets), (test images, targets)) with images "
+            f"data.name: {shown} must return ((training images, targets), (test images, targets)) with images "
             f"(N, C, H, W), or signals (N, C, T), and a target for each: {error}"
         ) from error
     return _opened(expected, train, test, None)

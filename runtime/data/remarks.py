@@ -21,7 +21,7 @@ def tell(dataset: Dataset, warn: Callable[[str], None], told: Collection[str] = 
 def remarks(dataset: Dataset) -> dict[str, str]:
     """Warnings by kind about the images read so far, of which a stream reads more later."""
     parts, texts = {"train": dataset.train.found, "test": dataset.test.found}, {}
-    if passed := [f"{one.folder.name}/ ({text})" for one in dataset.listings if (text := one.passed_over())]:
+    if passed := [f"{one.folder.name}/ ({one.passed})" for one in dataset.listings if one.passed.counts]:
         texts["passed"] = f"passed over in {', '.join(passed)}"
     targets, task = dataset.train.targets, dataset.task
     if task.outputs_are_classes and task.strata(targets) is targets and dataset.name != "fake":  # a class an image

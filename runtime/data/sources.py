@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compiler.errors import RunError
+from compiler.errors import RunError, one_line
 from runtime.data.decode import decode
 from runtime.data.pixels import Found, Reading, UnreadableError
 from runtime.data.workers import answers, processors
@@ -203,6 +203,6 @@ class _Decoder:
 
 
 def _listed(failed: dict[str, str]) -> str:
-    shown = [f"{path}: {reason}" for path, reason in list(failed.items())[:_SHOWN]]
+    shown = [f"{one_line(path)}: {reason}" for path, reason in list(failed.items())[:_SHOWN]]
     hidden = len(failed) - len(shown)
     return f"{len(failed)} image(s):\n  " + "\n  ".join([*shown, *([f"... and {hidden} more"] if hidden else [])])

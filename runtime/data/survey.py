@@ -6,15 +6,14 @@ It must not import torch: `graphspec compile` asks this, and is quick.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from compiler.errors import RunError
+from compiler.errors import RunError, one_line
 from compiler.ir.graph import TensorType
 from compiler.language.config import DataConfig
-from runtime.data.folders import class_names, images_in, refuse_other_classes
+from runtime.data.folders import Passed, class_names, images_by_class, refuse_other_classes
 from runtime.rundir.files import guarded
 from runtime.tasks.base import Task, refuse_classes
 
@@ -57,7 +56,7 @@ class Survey(NamedTuple):
 
 def survey(config: DataConfig, shape: tuple[int, ...], task: Task) -> Survey:
     """Look at the set of a spec, whose network reads `shape` (C, H, W); RunError if it is there and does not fit."""
-    name, root = config.name, data_root(config)
+    name, root = one_line(config.name), data_root(config)
     check_holding(config)
     if name == "fake":
         return Survey(f"{config.fake_size} random images", config.fake_size)
@@ -65,14 +64,14 @@ def survey(config: DataConfig, shape: tuple[int, ...], task: Task) -> Survey:
         check_shape(name, known.shape, shape)
         refuse_classes(name, known.classes, task)
         missing = bool(known.lies_at) and not (root / known.lies_at).exists() and not config.download
-        warnings = (f"data set {name!r} is not in {root}: set data.download or data.root before the search",)
+        warnings = (f"data set {name!r} is not in {one_line(root)}: set data.download or data.root before the search",)
         says = f"{name}, {known.training:,} training images; its files were not read"
         return Survey(says, known.training, warnings * missing)
     if name not in TEST_FOLDERS:
         return Survey(f"{name} was not looked at; the search opens it")
     check_files_fit(shape)
     if not root.is_dir():
-        says = f"{name} was not looked at: there is no folder {root}"
+        says = f"{name} was not looked at: there is no folder {one_line(root)}"
         return Survey(says, warnings=(f"{says}; set data.root or make it before the search",))
     return _in_folders(config, root, task)
 
@@ -118,8 +117,8 @@ def part_folders(config: DataConfig) -> tuple[Path, Path]:
         test = next((root / name for name in names if (root / name).is_dir()), None)
         if test is None or not (root / "train").is_dir():
             raise RunError(
-                f"data set {config.name!r}: {root} must hold the folders train/ and {names[0]}/ (or {names[1]}/) with "
-                "one folder of images per class; set data.root to the folder that holds them"
+                f"data set {config.name!r}: {one_line(root)} must hold the folders train/ and {names[0]}/ "
+                f"(or {names[1]}/) with one folder of images per class; set data.root to the folder that holds them"
             )
     return root / "train", test
 
@@ -131,11 +130,11 @@ def _in_folders(config: DataConfig, root: Path, task: Task) -> Survey:
     refuse_other_classes(train, test, names, test_names)
     refuse_classes(config.name, len(names), task)
     counts: dict[str, int] = {}
-    for name in names:
-        counts[name] = len(images_in(train / name, Counter()))
+    for name, paths in images_by_class(train, Passed()):
+        counts[name] = len(paths)
         if sum(counts.values()) > COUNTED:
-            return Survey(f"{len(names)} classes in {root}; their images were neither counted nor read")
-    says = f"{sum(counts.values()):,} training images of {len(names)} classes in {root}; none was read"
+            return Survey(f"{len(names)} classes in {one_line(root)}; their images were neither counted nor read")
+    says = f"{sum(counts.values()):,} training images of {len(names)} classes in {one_line(root)}; none was read"
     return Survey(says, sum(counts.values()), tuple(filter(None, [class_doubt(counts)])))
 
 

@@ -7,8 +7,10 @@ a full one stops the workers for ever), they come through pipes, which is slower
 from __future__ import annotations
 
 import contextlib
+import errno
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -22,12 +24,13 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from compiler.errors import RunError
+from compiler.errors import RunError, advice_on
 
 AHEAD = 2  # answers that a worker makes before they are asked for
 LOOK = 5.0  # seconds between looks at workers that say nothing: one may be dead
 WAIT = 600.0  # seconds until they are given up
 SHARED = "/dev/shm"
+FILES, FILES_EACH = 64, 16  # open ones, of a job and more for each worker: twice what was found
 DIED = "died, perhaps for its memory"
 
 
@@ -48,6 +51,7 @@ def answers(source: Any, requests: Iterable[Any], workers: int, most: int, *, pi
 
     Made by so many worker processes (0: in this one). RunError if one of them dies or all fall silent.
     """
+    refuse_few_files(workers, "; or --set data.workers=0")
     fits = _free(SHARED) > (AHEAD + 1) * max(1, workers) * most
     loader: DataLoader[Any] = DataLoader(
         _Source(source, fits),
@@ -88,6 +92,13 @@ def _explained(iterator: Iterator[Any]) -> Iterator[Any]:
             ) from error
         waited = 0.0
         yield (torch.as_tensor(pixels), *rest)
+
+
+def refuse_few_files(processes: int, other: str = "") -> None:
+    """RunError where so many more processes could run out of open files, in the middle of what they do."""
+    needed = (FILES + FILES_EACH * processes) if processes else 0
+    if needed > resource.getrlimit(resource.RLIMIT_NOFILE)[0] != resource.RLIM_INFINITY:
+        raise RunError(f"processes beside this one need {needed} open files\n  try: {advice_on(errno.EMFILE)}{other}")
 
 
 def _free(folder: str) -> float:

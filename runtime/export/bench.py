@@ -18,7 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -32,15 +32,18 @@ from compiler.errors import RunError
 from compiler.ir.graph import INPUT
 from compiler.lowering.torch.fx import lower_model
 from runtime.data.dataset import HERE
+from runtime.data.workers import refuse_few_files
 from runtime.jobs.logs import Console
 from runtime.rundir.directory import JobDir, RunDir
-from runtime.rundir.files import guarded, read_json
+from runtime.rundir.files import MOST_TENSORS, damaged, guarded, names_in, read_bytes
 from runtime.rundir.network import read_model, read_weights
-from runtime.rundir.records import Exported
 from runtime.rundir.study import rendered
 from runtime.strategies.latency import device_name
 
 Array = NDArray[Any]
+Kind = Literal["fp32", "fp16", "int8"]
+KINDS: tuple[Kind, ...] = ("fp32", "fp16", "int8")
+MODEL = "model.onnx"  # the first kind in the run's export folder
 THREADS, BATCHES, SECONDS = (1, 2), (1, 64), 2.0
 WARM_UP, LEAST_RUNS = 10, 3
 EXPORT_SECONDS = 0.3  # for each latency that an export measures
@@ -53,6 +56,11 @@ NUMPY: dict[str, Any] = {
 PEAK_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes in the unit that `getrusage` counts memory in
 MIB = 2**20
 LIMIT = 120.0  # seconds that a case may take, and ten times as long as it is to be measured
+
+
+def path_of(kind: Kind, target: Path) -> Path:
+    """Of a form of the float32 model at `target`."""
+    return target if kind == "fp32" else target.with_name(f"{target.stem}.{kind}{target.suffix}")
 
 
 class OnnxNetwork:
@@ -203,17 +211,20 @@ class OnnxFile:
     name: str
     path: Path
 
+    def proto(self) -> onnx.ModelProto:
+        """What the file holds, without weights beside it; RunError if it is no ONNX model."""
+        content = read_bytes(self.path, MOST_TENSORS)
+        try:
+            return onnx.load_from_string(content)
+        except Exception as error:  # protobuf's exceptions have no base class that is not private
+            raise RunError(f"{self.path}: is no ONNX model: {error}\n  try: a file that ends in .onnx") from error
+
     def bytes(self) -> int:
-        """Size of the file and of the weights that it keeps beside it; RunError if it is no ONNX model."""
+        """Size of the file and of the weights that it keeps beside it; RunError if they are not there."""
+        outside = filter(external_data_helper.uses_external_data, self.proto().graph.initializer)
+        names = {external_data_helper.ExternalDataInfo(tensor).location for tensor in outside}
         with guarded(self.path, "read"):
-            content = self.path.read_bytes()
-            try:
-                tensors = onnx.load_from_string(content).graph.initializer
-            except Exception as error:  # protobuf's exceptions have no base class that is not private
-                raise RunError(f"{self.path}: is no ONNX model: {error}\n  try: a file that ends in .onnx") from error
-            outside = filter(external_data_helper.uses_external_data, tensors)
-            names = {external_data_helper.ExternalDataInfo(tensor).location for tensor in outside}
-            return len(content) + sum((self.path.parent / name).stat().st_size for name in names)
+            return sum((self.path.parent / name).stat().st_size for name in {self.path.name, *names})
 
     def runner(self, threads: int, batch: int) -> Callable[[], object]:
         """Runs one batch; RunError if the file takes no such batch or onnxruntime refuses it."""
@@ -260,24 +271,24 @@ Subject = OnnxFile | TorchNetwork
 
 
 def subjects_of(target: Path | None) -> tuple[str, tuple[Subject, ...]]:
-    """Name and networks of a run (default: the latest) or model file; RunError if there is none, or no export."""
-    if target is not None and target.is_file():
+    """Name and networks of a run (default: the latest) or model file; RunError if there is none, or no export.
+
+    Of a run they are the models in its own folder, of which the first says itself which job they are of.
+    """
+    if target is not None and (target.suffix == ".onnx" or target.is_file()):
         return str(target), (OnnxFile("onnx", target),)
-    if target is not None and target.suffix == ".onnx":
-        raise RunError(f"{target}: there is no such file\n  try: the path of a model, or of a run directory")
     run = RunDir.latest() if target is None else RunDir.open(target)
-    record = run.export / "parity.json"
-    if not record.is_file():
-        raise RunError(f"{run.path}: nothing was exported yet\n  try: graphspec export {run.path} first")
-    exported = read_json(record, Exported)
-    files = [OnnxFile(file["kind"], _where_it_lies(run, Path(file.get("path", "")))) for file in exported["files"]]
-    return str(run.path), (TorchNetwork(JobDir(run.path / exported["source"])), *files)
-
-
-def _where_it_lies(run: RunDir, path: Path) -> Path:
-    """In the run's own folder, also if the run was moved, or where `-o` put it."""
-    inside = run.export / path.name
-    return inside if inside.is_file() else path
+    paths, there = {kind: path_of(kind, run.export / MODEL) for kind in KINDS}, names_in(run.export)
+    models = [OnnxFile(kind, path) for kind, path in paths.items() if path.name in there]
+    if MODEL not in there:
+        raise RunError(
+            f"{run.path}: nothing was exported into the run\n"
+            f"  try: graphspec export {run.path} first, or graphspec bench FILE for a model elsewhere"
+        )
+    source = {item.key: item.value for item in models[0].proto().metadata_props}.get("source")
+    if source not in ("search", "retrain"):
+        raise damaged(models[0].path, "it does not say which job's network it is")
+    return str(run.path), (TorchNetwork(JobDir(run.path / source)), *models)
 
 
 def run_bench(
@@ -302,6 +313,7 @@ def run_bench(
 def _measured(
     subjects: Sequence[Subject], batches: Sequence[int], threads: Sequence[int], seconds: float
 ) -> Iterator[Measured]:
+    refuse_few_files(1)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     for count, batch, subject in itertools.product(threads, batches, subjects):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -82,6 +83,8 @@ def int8(proto: onnx.ModelProto, path: Path, calibration: Iterable[Array]) -> No
     inferred = onnx.shape_inference.infer_shapes(proto)
     # Says that shapes are inferred, which is all of onnxruntime's preparation that this model needs.
     helper.set_model_props(inferred, {"onnx.quant.pre_process": "onnxruntime.quant"})
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # that norms, whose weights are vectors, get one scale for all of it
     quantize_static(
         inferred,
         path,
@@ -93,3 +96,4 @@ def int8(proto: onnx.ModelProto, path: Path, calibration: Iterable[Array]) -> No
         per_channel=True,
         reduce_range=True,
     )
+    logging.disable(before)

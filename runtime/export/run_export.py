@@ -5,13 +5,14 @@ Files are made and judged in a folder beside the target, and renamed into place 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx
 import torch
@@ -22,7 +23,7 @@ from compiler.ir.text import graph_hash
 from compiler.lowering.onnx.model import Preprocessing, check_opset, emit, save
 from runtime.data.dataset import HERE, Dataset
 from runtime.data.named_sets import reading_of
-from runtime.export.bench import Latency, OnnxNetwork, eager_latency, onnx_latency
+from runtime.export.bench import MODEL, Kind, Latency, OnnxNetwork, eager_latency, onnx_latency, path_of
 from runtime.export.parity import (
     FileScore,
     ImageForm,
@@ -46,8 +47,7 @@ from runtime.strategies.latency import device_name
 from runtime.tasks.base import TOLERANCE
 from runtime.tasks.results import Measured, as_record
 
-Kind = Literal["fp32", "fp16", "int8"]
-MODEL, PARITY, LATENCY = "model.onnx", "parity.json", "latency.json"  # in the run's export folder
+PARITY, LATENCY = "parity.json", "latency.json"  # in the run's export folder
 PACKAGES = ("graphspec", "numpy", "onnx", "onnxruntime", "torch")
 CALIBRATION_IMAGES, CALIBRATION_BATCH = 256, 32
 THREADS, LATENCY_BATCHES = (1, 2), (1, 64)
@@ -146,13 +146,19 @@ def _publish(folder: Path, target: Path) -> None:
         staged = sorted(folder.iterdir(), key=lambda path: path.name == target.name)
     for path in staged:
         files.sync(path)
-    for path in staged:
-        files.move(path, target.with_name(path.name))
+    with guarded(target), files.folder_of(target) as beside:
+        with suppress(OSError):  # some network disks have no locks
+            fcntl.flock(beside, fcntl.LOCK_EX)  # two exports to one place would mix model and weights beside it
+        for path in staged:
+            files.move(path, target.with_name(path.name))
 
 
 def _write_reports(folder: Path, result: ExportResult, *, others_go: bool) -> None:
     """Write what was found; with `others_go`, small forms of an earlier export are removed."""
-    record = {"model": result.model.path, **as_record(result)}
+    record, home = as_record(result), folder.parent.absolute()
+    for one in (record, *record["files"]):  # as they are found from any folder, and those of the run after a move
+        path = Path(one["path"]).absolute()
+        one["path"] = str(path.relative_to(home) if path.is_relative_to(home) else path)
     latencies = record.pop("latencies")
     write_json(folder / PARITY, record)
     if latencies:
@@ -161,11 +167,7 @@ def _write_reports(folder: Path, result: ExportResult, *, others_go: bool) -> No
         files.remove(folder / LATENCY)
     for kind in ("fp16", "int8"):
         if others_go and kind not in {file.kind for file in result.files}:
-            files.remove(_path_of(kind, folder / MODEL))
-
-
-def _path_of(kind: str, target: Path) -> Path:
-    return target if kind == "fp32" else target.with_name(f"{target.stem}.{kind}{target.suffix}")
+            files.remove(path_of(kind, folder / MODEL))
 
 
 @dataclass
@@ -237,7 +239,7 @@ class _Export:
         )
 
     def _staged(self, kind: Kind) -> Path:
-        return self.folder / _path_of(kind, self.target).name
+        return self.folder / path_of(kind, self.target).name
 
     def _stage(self, kind: Kind, proto: onnx.ModelProto) -> OnnxNetwork:
         """Check and write a model, and load it as a user would."""
@@ -299,7 +301,7 @@ class _Export:
     def _file(self, kind: Kind, proto: onnx.ModelProto, score: FileScore) -> ExportedFile:
         with guarded(self.target):
             size = sum(path.stat().st_size for path in self.folder.glob(f"{self._staged(kind).name}*"))
-        path = str(_path_of(kind, self.target))
+        path = str(path_of(kind, self.target))
         return ExportedFile(kind, path, len(proto.graph.node), size, score.metrics, score.agreement)
 
     def _check_small_forms(self, files: tuple[ExportedFile, ...]) -> None:

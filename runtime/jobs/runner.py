@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from compiler.errors import GraphspecError, RunError
+from compiler.errors import GraphspecError, RunError, one_line
 from compiler.ir.graph import Graph
 from compiler.ir.text import text, to_json
 from compiler.language.config import Configuration, TrainingConfig
@@ -94,6 +94,7 @@ def run_drawing(
     attempt = _Attempt(name, opened, options, ALONE)
 
     def run() -> dict[str, Any]:
+        attempt.clear()
         result = draw(opened, attempt.folder, attempt.console)
         _write_config(attempt.folder, opened.spec.config)
         write_json(attempt.folder.result, result)
@@ -166,15 +167,23 @@ class _Attempt:
         name, folder, opened, options = self.name, self.folder, self.opened, self.options
         if folder.is_finished and not options.overwrite:
             return self._finished()
-        if options.overwrite or not folder.has_results:
-            folder.clear()
-        elif not options.resume:
+        if self._is_anew():
+            return None
+        if not options.resume:
             raise RunError(
                 f"{folder.path}: holds an unfinished {name}\n"
                 f"  try: {resume_command(name, opened, options)}   to go on, or --overwrite to start anew"
             )
         check_config(name, folder, opened.spec.config)
         return None
+
+    def _is_anew(self) -> bool:
+        return self.options.overwrite or not self.folder.has_results
+
+    def clear(self) -> None:
+        """Remove what the job left before, unless it goes on; called when nothing is wrong with what is asked for."""
+        if self._is_anew():
+            self.folder.clear()
 
     def _finished(self) -> dict[str, Any]:
         if not self.options.resume:
@@ -190,7 +199,9 @@ class _Attempt:
         """Make the job, train it from its last checkpoint or the beginning, and write what it reached."""
         opened, options, folder, console, world = self.opened, self.options, self.folder, self.console, self.world
         spec, config, main = opened.spec, opened.spec.config, world.is_main
-        code, threads, known = options.trust_code, torch.get_num_threads(), read_facts(folder)
+        code, threads = options.trust_code, torch.get_num_threads()
+        is_anew = world.decided(self._is_anew)
+        known = None if is_anew else read_facts(folder)
         data = known.applied_to(config.data) if known else config.data
         dataset = load_dataset(data, spec.input, task_of(spec, opened.graph), seed=config.seed, trust_code=code)
         for listing in dataset.listings:
@@ -200,7 +211,8 @@ class _Attempt:
             for doubt in check_settings(spec, opened.graph, len(dataset.train.targets), self.name):
                 console.warn(doubt)
         facts = facts_of(dataset, config.data)
-        check_facts(opened.run, self.name, facts, console.warn)
+        check_facts(opened.run, self.name, facts, console.warn, is_anew=is_anew)
+        world.decided(self.clear)
         place = Workplace(opened, dataset, device, console, folder, world)
         job = make(place)
         if main:
@@ -275,7 +287,7 @@ def _tell_skipped(dataset: Dataset, console: Console, world: World) -> None:
     for found in world.gathered(dataset.skipped):
         skipped |= found
     for path, reason in skipped.items():
-        console.warn(f"left out {path}: {reason}")
+        console.warn(f"left out {one_line(path)}: {reason}")
     if skipped:
         console.warn(f"left out {len(skipped)} unreadable images in all")
 

@@ -42,7 +42,7 @@ class StopFlag:
         self._former: dict[int, Any] = {}
 
     def __enter__(self) -> StopFlag:
-        if getattr(signal.getsignal(signal.SIGINT), "heard", False):  # by the command line, while it was starting
+        if any(getattr(signal.getsignal(each), "heard", 0) for each in STOPPING):  # by the command line, in its start
             raise KeyboardInterrupt
         if threading.current_thread() is threading.main_thread():
             for signum in STOPPING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ SMALL, LARGE = 9.0, 17.0  # side of a cell, in pixels
 LABELLED = 4  # up to so many scopes get large cells with names
 GROUP_GAP = 4.0  # between levels
 LETTER = 6.1  # width of a letter of the names
-FULL = 65535  # the largest value in 16 bits
+FULL = 32767  # the largest value in 16 bits, of which one is the sign
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ def shade(value: float, largest: float) -> float:
 def _payload(gates: Sequence[str], history: GateHistory, largest: float) -> str:
     """Values as 16-bit shares of the largest, epoch by epoch; no value but zero becomes 0."""
     rows = [[values[gate] for gate in gates] for values in history.values()]
-    shares = [max(1, round(FULL * min(1.0, abs(v) / largest))) if v else 0 for row in rows for v in row]
-    packed = base64.b64encode(struct.pack(f"<{len(shares)}H", *shares)).decode("ascii")
+    sizes = [math.copysign(max(1, FULL * min(1.0, abs(v) / largest)), v) if v else 0 for row in rows for v in row]
+    packed = base64.b64encode(struct.pack(f"<{len(sizes)}h", *map(round, sizes))).decode("ascii")
     payload = {"gates": list(gates), "epochs": list(history), "largest": largest, "values": packed}
     return json.dumps(payload).replace("<", "\\u003c")
 

@@ -41,12 +41,12 @@
   const setUpGates = (source) => {
     const { gates, epochs, largest, values: packed } = JSON.parse(source.textContent);
     const bytes = Uint8Array.from(atob(packed), (letter) => letter.charCodeAt(0));
-    const shares = new Uint16Array(bytes.buffer);
+    const shares = new Int16Array(bytes.buffer);
     const slider = document.getElementById("epoch"), shown = document.getElementById("epoch-shown");
     const now = document.getElementById("strip-now"), canvas = document.getElementById("strip");
     const cells = [...document.querySelectorAll(".hm-cell")];
-    const opacity = (share) => (share === 0 ? 0 : 0.15 + 0.85 * share / 65535);
-    const tell = (share, gate) => `${gates[gate]} = ${share === 0 ? "0" : (share / 65535 * largest).toPrecision(4).replace(/\.?0+$/, "")}`;
+    const opacity = (share) => (share === 0 ? 0 : 0.15 + 0.85 * Math.abs(share) / 32767);
+    const tell = (share, gate) => `${gates[gate]} = ${share === 0 ? "0" : (share / 32767 * largest).toPrecision(4).replace(/\.?0+$/, "")}`;
 
     const paint = (index) => {
       shown.textContent = epochs[index];

@@ -145,7 +145,7 @@ class RunDir:
             out = _next_free(compiled, root)
         _check_free(out)  # before a lock is put there
         run = RunDir(out)
-        with run.locked():
+        with run.locked(is_new=True):
             _check_free(out)
             write_json(run.path / MARKER, {"format": FORMAT, "name": compiled.name, "seed": compiled.seed})
             remove(run.graph_json)  # from here to the end the run is incomplete
@@ -190,6 +190,8 @@ class RunDir:
 
     def withdraw(self, before: RunDir | None) -> None:
         """Remove a run in which no job has left anything, and let `before` be the latest again; else leave it."""
+        if not self.graph_json.exists():  # it was moved away
+            return
         if any(job.has_results for run in (self, *self.seed_runs().values()) for job in (run.search, run.retrain)):
             return
         root = self.path.parent
@@ -201,10 +203,12 @@ class RunDir:
                 root.rmdir()
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, *, is_new: bool = False) -> Iterator[None]:
         """Keep other processes from working in this run; RunError if one does. A killed process holds no lock."""
         file = self.path / ".lock"
         with ExitStack() as stack:
+            if not is_new:
+                stack.enter_context(files.in_use(self.path))
             with guarded(file):
                 descriptor = stack.enter_context(files.opened(file, os.O_RDWR | os.O_CREAT))
             try:
@@ -217,7 +221,6 @@ class RunDir:
             except OSError:
                 pass  # some network disks have no locks: there it is up to the user
             jobs = (self.search, self.retrain)
-            stack.enter_context(files.in_use(self.path))
             files.sweep(self.path, self.export, *(job.path for job in jobs), *(job.checkpoints for job in jobs))
             yield
 

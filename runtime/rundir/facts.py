@@ -60,12 +60,15 @@ def read_facts(folder: JobDir) -> DataFacts | None:
     return DataFacts.model_validate(read_json(folder.data, DataFacts)) if folder.data.is_file() else None
 
 
-def check_facts(run: RunDir, job: str, now: DataFacts, warn: Callable[[str], None]) -> None:
-    """RunError if a training job does not find the data that it began with, or that the other seeds had.
+def check_facts(run: RunDir, job: str, now: DataFacts, warn: Callable[[str], None], *, is_anew: bool = False) -> None:
+    """RunError if a training job does not find the data that it began with (`is_anew`: it begins), or other seeds had.
 
     The network of a search may be trained on other images, with a warning, but not for other classes.
     """
-    for folder in (JobDir(run.path / job), *(JobDir(one.path / job) for one in run.siblings()), run.search):
+    own = run.path.absolute() / job
+    for folder in (JobDir(own), *(JobDir(one.path / job) for one in run.siblings()), run.search):
+        if is_anew and folder.path.absolute() == own:
+            continue
         known = read_facts(folder)
         changes = known.changes(now) if known else ""
         if known and changes and folder.path.name != job and known.same_classes(now):

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from compiler.errors import GraphspecError, RunError
+from compiler.errors import GraphspecError, RunError, advice_on, one_line
 from compiler.language.findings import first_of
 
 MARKER = "run.json"  # says that a folder is a run
@@ -37,12 +37,6 @@ _OPTIONAL = {
     "data.json": "remove it, to take the data as it is",
     "samples.safetensors": "--set data.root=FOLDER, where the data lies now",
 }  # files that a run can do without
-_FULL = "free some space there, then give the same command again (search, retrain: with --resume)"
-_ADVICE = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "a folder that is yours to read and write"),
-    errno.ELOOP: "put what the link names in its place: nothing in a run is read or written through links",
-}  # by what the system says
 
 T = TypeVar("T")
 
@@ -59,9 +53,9 @@ def guarded(path: Path, verb: str = "write") -> Iterator[None]:
     except OSError as error:
         kind = MissingFileError if isinstance(error, FileNotFoundError) else RunError
         why = "it is reached through a link" if error.errno == errno.ELOOP else error.strerror or error
-        advice = _ADVICE.get(error.errno or 0, "another path, or remove what stands in the way")
+        advice = advice_on(error.errno) or "another path, or remove what stands in the way"
         advice = _anew(path) if kind is MissingFileError and verb == "read" else advice
-        raise kind(f"{path}: cannot {verb}: {why}\n  try: {advice}") from error
+        raise kind(f"{one_line(path)}: cannot {verb}: {why}\n  try: {advice}") from error
 
 
 _IN_USE: list[Path] = []  # runs that this process works in
@@ -69,9 +63,9 @@ _IN_USE: list[Path] = []  # runs that this process works in
 
 @contextmanager
 def in_use(run: Path) -> Iterator[None]:
-    """Within, the folder of this run is not made anew where somebody moves it away; one that is being made is none."""
+    """Within, the folder of this run is not made anew where somebody moves it away."""
     before = list(_IN_USE)
-    _IN_USE.extend([run.absolute()] * os.path.lexists(run / MARKER))
+    _IN_USE.append(run.absolute())
     try:
         yield
     finally:
@@ -81,12 +75,15 @@ def in_use(run: Path) -> Iterator[None]:
 def run_of(path: Path) -> Path | None:
     """The run that a path lies in: the outermost folder with a marker, since a study holds runs.
 
-    FileNotFoundError if it is in use and has gone.
+    RunError if it is in use and has gone.
     """
     above = path.absolute().parents
     found = next((folder for folder in reversed(above) if os.path.lexists(folder / MARKER)), None)
-    if found is None and any(run in above for run in _IN_USE):
-        raise FileNotFoundError(errno.ENOENT, "its run was moved or removed", str(path))
+    if found is None and (lost := set(_IN_USE).intersection(above)):
+        raise RunError(
+            f"{one_line(shown(min(lost)))}: the run was moved or removed while this command worked in it\n"
+            f"  try: the command again where the run is now (search, retrain: with --resume)"
+        )
     return found
 
 
@@ -198,18 +195,20 @@ def naming(path: Path) -> Iterator[None]:
 
 def damaged(path: Path, what: str) -> RunError:
     """The error for a file that does not hold what was written, with the command that writes it again."""
-    return RunError(f"{path}: is damaged: {what}\n  try: {_anew(path)}")
+    return RunError(f"{one_line(path)}: is damaged: {what}\n  try: {_anew(path)}")
 
 
 def _anew(path: Path) -> str:
     run = run_of(path)
-    if run and path.name in _OPTIONAL:
+    if run is None:
+        return "another path"
+    if path.name in _OPTIONAL:
         return _OPTIONAL[path.name]
-    parts = () if run is None else path.absolute().relative_to(run).parts
+    parts = path.absolute().relative_to(run).parts
     if parts[:1] == ("seeds",):
-        run, parts = Path(run or ".", *parts[:2]), parts[2:]
+        run, parts = Path(run, *parts[:2]), parts[2:]
     command = {"search": "search {} --overwrite", "retrain": "retrain {} --overwrite", "export": "export {}"}
-    again = command.get(parts[0], "").format(run and shown(run)) if len(parts) > 1 else ""
+    again = command.get(parts[0], "").format(shown(run)) if len(parts) > 1 else ""
     return f"graphspec {again or 'compile SPEC'}, which writes it anew"
 
 

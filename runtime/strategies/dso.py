@@ -23,9 +23,9 @@ from runtime.rundir.checkpoint import optimizer_state, restore_optimizer_state
 from runtime.search.supernet import Supernet, below, carried
 from runtime.strategies.apgnag import APGNAG
 from runtime.strategies.base import Context, Found, ReportSection, TrainingStrategy
-from runtime.strategies.latency import measured_latencies
+from runtime.strategies.latency import OpTimes, measured_latencies
 from runtime.strategies.limits import Pace, within_budget
-from runtime.strategies.penalties import Penalty, calls_of, set_gammas
+from runtime.strategies.penalties import OpCall, Penalty, set_gammas
 from runtime.training.heap import give_back
 from runtime.training.stages import Position, Stage
 from runtime.training.step import rate_now
@@ -70,13 +70,14 @@ class Dso(TrainingStrategy):
         )
 
     def _new_penalty(self) -> Penalty:
-        context, graph, latency = self.context, self.net.graph, None
-        if context.search.gates.adaptive == "latency":
-            calls = sorted(calls_of(graph), key=str)
-            file = context.folder / "latencies.json"  # so that a resumed search reads the same
-            seconds = context.world.decided(lambda: list(measured_latencies(calls, context.device, file).values()))
-            latency = dict(zip(calls, seconds, strict=True))
-        return self.penalty_type(graph, context.graph, context.search.gates, latency)
+        gates = self.context.search.gates
+        latency = OpTimes(self._measured) if gates.adaptive == "latency" else None
+        return self.penalty_type(self.net.graph, self.context.graph, gates, latency)
+
+    def _measured(self, call: OpCall) -> float:
+        """Seconds of an op, the same in all processes; kept in a file, so that a resumed search reads the same."""
+        context, file = self.context, self.context.folder / "latencies.json"
+        return context.world.decided(lambda: measured_latencies([call], context.device, file)[call])
 
     def step(self, stage: Stage, at: Position) -> Mapping[str, Tensor]:
         """A weight step (pretrain), or the weight steps and the gate step of one cycle (search)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -57,6 +57,17 @@ def measure(call: OpCall, device: torch.device, batch: int = 1) -> float:
 def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+class OpTimes(dict[OpCall, float]):
+    """Seconds by op; `measured` is asked for what is not known yet."""
+
+    def __init__(self, measured: Callable[[OpCall], float]) -> None:
+        self._measured = measured
+
+    def __missing__(self, call: OpCall) -> float:
+        self[call] = self._measured(call)
+        return self[call]
 
 
 def measured_latencies(

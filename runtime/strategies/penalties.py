@@ -65,7 +65,8 @@ class Penalty:
     """The sparsity weight of every gate of one graph, as a function of the gates that are closed.
 
     `full` is the completely connected graph, from which FLOPs_block comes when `graph` has been pruned already;
-    `latency` maps the `priced_call` of every gated edge to seconds and is needed by adaptive latency only.
+    `latency` maps the `priced_call` of every gated edge, here and in what closed gates leave, to seconds; adaptive
+    latency alone needs it.
     Adaptive modes scale gamma per edge; a gate that several edges share gets the mean over its edges.
 
     - flops (equation 9): the multiply-adds of the block that the edge leads into, FLOPs_t / FLOPs_block: what is alive
@@ -104,16 +105,17 @@ class Penalty:
         self._full_flops = self._block_flops(full, full.edges()) if config.adaptive == "flops" else {}
         apart = (node for node in graph.nodes() if ops.op(node.op).reads is ops.Reads.APART)
         narrows = not all(ops.joins_into_weight(node.op, node.attrs) for node in apart)  # a closed gate takes channels
-        self._narrows = narrows and config.adaptive in ("flops", "memory_access")
+        self._narrows = narrows and config.adaptive != "none"
         priced = self._gated if config.adaptive in ("memory_access", "latency") else []
-        calls = [priced_call(graph, edge) for edge in priced]
-        self._prices = [float(call.mac_bytes) if latency is None else latency[call] for call in calls]
-        self._costs = self._node_prices(latency) if graph.channel_gates else {}
+        self._price = latency.__getitem__ if latency is not None else lambda call: float(call.mac_bytes)
+        self._prices = [self._price(priced_call(graph, edge)) for edge in priced]
+        self._costs = self._node_prices() if graph.channel_gates else {}
 
-    def _node_prices(self, latency: Mapping[OpCall, float] | None) -> dict[str, float]:
+    def _node_prices(self) -> dict[str, float]:
         """What each node costs, as the adaptive mode counts."""
-        if latency is not None:
-            return {node.id: latency[call_of(self._graph, node)] for node in _computed(self._graph)}
+        if self._config.adaptive == "latency":
+            computed = (node for node in self._graph.nodes() if node.op not in (INPUT, OUTPUT))
+            return {node.id: self._price(call_of(self._graph, node)) for node in computed}
         measure = "flops" if self._config.adaptive == "flops" else "mac_bytes"
         return {node_id: float(getattr(cost, measure)) for node_id, cost in node_costs(self._graph).items()}
 
@@ -152,7 +154,7 @@ class Penalty:
         prices = self._prices
         if prices and left is not self._graph:
             priced = zip(self._gated, prices, alive, strict=True)
-            prices = [float(priced_call(left, edge).mac_bytes) if lives else price for edge, price, lives in priced]
+            prices = [self._price(priced_call(left, edge)) if lives else price for edge, price, lives in priced]
         lasting = list(compress(prices, alive)) or prices
         match self._config.adaptive:
             case "none":
@@ -235,16 +237,6 @@ def channel_prices(graph: Graph, costs: Mapping[str, float], closed: Collection[
 def call_of(graph: Graph, node: Node) -> OpCall:
     """The work of a node where it stands."""
     return OpCall(node.op, node.attrs, ops.input_shapes(graph, node))
-
-
-def calls_of(graph: Graph) -> set[OpCall]:
-    """The work whose time adaptive latency asks for."""
-    edges = {priced_call(graph, edge) for edge in graph.edges() if edge.gate is not None}
-    return edges | ({call_of(graph, node) for node in _computed(graph)} if graph.channel_gates else set())
-
-
-def _computed(graph: Graph) -> list[Node]:
-    return [node for node in graph.nodes() if node.op not in (INPUT, OUTPUT)]
 
 
 def set_gammas(penalty: Penalty, optimizer: APGNAG, vectors: Mapping[str, Parameter], times: float = 1.0) -> None:

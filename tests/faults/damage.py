@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from tests.faults.trials import contents, copied, run
+from tests.faults.trials import FORGED, contents, copied, run
 
 STATES = ("finished", "searching", "retraining")
 COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -27,6 +27,8 @@ COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("derive", "run/search/arch.yaml", "--into", "tiny.yaml"),
         ("export", "run", "--no-latency"),
         ("export", "run", "--from", "search", "--no-latency"),
+        ("bench", "run", "--batch", "1", "--threads", "1", "--seconds", "0"),
+        ("bench", "run/export/model.onnx", "--batch", "1", "--threads", "1", "--seconds", "0"),
         ("search", "run", "--resume"),
         ("retrain", "run", "--resume"),
         ("retrain", "run", "--overwrite", "--inherit"),
@@ -36,7 +38,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "searching": (("search", "run", "--resume"), ("search", "run", "--overwrite"), ("report", "run")),
     "retraining": (("retrain", "run", "--resume"), ("retrain", "run"), ("report", "run")),
 }
-HOSTILE: tuple[Any, ...] = (None, -1, 1e300, True, "x", "../../../x", [], {}, [[]], 10**30, "\x1b[2J")
+HOSTILE: tuple[Any, ...] = (None, -1, 1e300, True, "x", "../../../x", [], {}, [[]], 10**30, "\x1b[2J", FORGED)
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def _mutate(value: Any, draw: random.Random) -> None:
     if action < 0.2:
         del at[key]
     elif action < 0.3 and isinstance(at, dict):
-        at["../../../x"] = at.pop(key)
+        at[draw.choice(("../../../x", FORGED))] = at.pop(key)
     else:
         at[key] = draw.choice(HOSTILE)
 
@@ -218,7 +220,7 @@ def damages(states: dict[str, Path], most: int | None) -> list[Damage]:
         Damage(state, name, kind, seed, command)
         for state in STATES
         for name in contents(states[state])
-        if name.startswith("run/") and "tensorboard" not in name
+        if name.startswith("run/")
         for kind in KINDS
         if _fits(kind, name)
         for seed in range(MANY.get(kind, 1))

@@ -86,7 +86,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("overrides")
 
 
-REPEATABLE = settings(deadline=None, derandomize=True, database=None, max_examples=60)
+REPEATABLE = settings(max_examples=60)
 WORDS = {"", "~", "null", "Null", "NULL", "true", "True", "TRUE", "false", "False", "FALSE"}
 PIECES = ["base #2", "&a", "*a", "!!int 3", "a: b", "- x", "1e5", "0o17", "it's", '"', "\\", "\t", "\n", "\U0001f600"]
 TEXTS = st.one_of(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -11,6 +12,8 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from compiler.errors import RunError
@@ -67,13 +70,55 @@ def images(folder: Path, *names: str) -> None:
         Image.new("RGB", (4, 4)).save(folder / name)
 
 
-def test_links_that_lead_back_and_what_is_no_file_are_passed_over(tmp_path: Path) -> None:
+def test_what_is_no_file_is_passed_over(tmp_path: Path) -> None:
     images(tmp_path / "cat", "a.png", "b.png")
-    images(tmp_path / "dog" / "deep", "c.png")
-    (tmp_path / "cat" / "again").symlink_to(tmp_path / "cat")
-    (tmp_path / "dog" / "deep" / "all").symlink_to(tmp_path / "dog")
-    (tmp_path / "dog" / "lost.png").symlink_to(tmp_path / "nowhere.png")
-    os.mkfifo(tmp_path / "dog" / "pipe.png")
+    for name, target in (("lost.png", "nowhere.png"), ("round.png", "round.png"), ("zero.png", "/dev/zero")):
+        (tmp_path / "cat" / name).symlink_to(target)
+    os.mkfifo(tmp_path / "cat" / "pipe.png")
     found = list_images(tmp_path)
-    assert {name: len(paths) for name, paths in found.images.items()} == {"cat": 2, "dog": 1}
-    assert found.passed == {"links to folders that are there already": 2, "links to nothing": 1, "pipes and devices": 1}
+    assert [len(paths) for paths in found.images.values()] == [2]
+    assert set(str(found.passed).split(", 1 ")) == {
+        "2 links to nothing (cat/lost.png, cat/round.png)", "pipe (cat/pipe.png)", "device (cat/zero.png)"
+    }  # fmt: skip
+
+
+@settings(max_examples=60)
+@given(
+    links=st.lists(
+        st.tuples(
+            st.sampled_from(["train", "train/cat", "train/dog/deep", "far/inner"]),
+            st.sampled_from([".", "train", "train/cat", "train/dog", "train/dog/deep", "test", "test/cat", "far"]),
+        ).filter(lambda link: link != ("train", "far")),  # two classes of the same images: below
+        max_size=6,
+    ),
+    is_apart=st.booleans(),
+)
+def test_no_link_adds_an_image_of_the_set_again(links: list[tuple[str, str]], is_apart: bool) -> None:
+    """Wherever links lie and lead, also where the part itself or a class (here: far) is a link to elsewhere."""
+    with tempfile.TemporaryDirectory() as folder:
+        root, away = Path(folder) / "set", Path(folder) / "away"
+        images((away if is_apart else root) / "train" / "cat", "a.png", "b.png")
+        if is_apart:
+            root.mkdir()
+            (root / "train").symlink_to(away / "train")
+        images(root / "train" / "dog" / "deep", "c.png")
+        images(root / "test" / "cat", "t.png")
+        images(Path(folder) / "elsewhere" / "inner", "far.png")
+        (root / "train" / "far").symlink_to(Path(folder) / "elsewhere")
+        places = {"far": root / "train" / "far"}
+        for number, (place, target) in enumerate(links):
+            at = root / "train" / place if place.startswith("far") else root / place
+            (at / f"link{number}").symlink_to(places.get(target, root / target).resolve())
+        found = list_images(root / "train")
+        names = {name: [Path(path).name for path in paths] for name, paths in found.images.items()}
+        assert names == {"cat": ["a.png", "b.png"], "dog": ["c.png"], "far": ["far.png"]}
+        assert found.passed.counts.total() == len(links)
+
+
+def test_two_classes_cannot_share_a_folder_elsewhere(tmp_path: Path) -> None:
+    images(tmp_path / "elsewhere", "a.png")
+    (tmp_path / "set" / "train").mkdir(parents=True)
+    for name in ("cat", "dog"):
+        (tmp_path / "set" / "train" / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match=r"no image is in dog; passed over: 1 link to what is there already \(dog\)"):
+        list_images(tmp_path / "set" / "train")

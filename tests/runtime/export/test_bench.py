@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from compiler.lowering.onnx.model import emit, save
 from compiler.lowering.torch.fx import initialise, lower
 from graphspec import api
 from graphspec.cli.app import app
-from runtime.export.bench import OnnxFile, TorchNetwork, measure, run_bench, subjects_of
+from runtime.export.bench import MODEL, OnnxFile, TorchNetwork, measure, run_bench, subjects_of
 from runtime.jobs.runner import write_network
 from runtime.rundir.directory import RunDir
 from runtime.rundir.files import write_json
@@ -31,8 +32,10 @@ from tests.tiny import write_spec
 GRAPH = graph_of({"c": ("conv", {"kernel": 3, "channels": 8}, ["input"])}, phase=Phase.COMPACT)
 
 
-def model_file(path: Path) -> Path:
-    save(emit(Model(GRAPH, {}, random_weights(GRAPH, 0, np.float32))), path)
+def model_file(path: Path, **metadata: str) -> Path:
+    proto = emit(Model(GRAPH, {}, random_weights(GRAPH, 0, np.float32)))
+    helper.set_model_props(proto, metadata)
+    save(proto, path)
     return path
 
 
@@ -53,9 +56,7 @@ def run(tmp_path: Path) -> RunDir:
     module = lower(GRAPH)
     initialise(module, 0)
     write_network(run.retrain, GRAPH, module.state_dict())
-    model_file(run.export / "model.onnx")
-    files = [{"kind": "fp32", "path": "as/it/was/then/model.onnx", "nodes": 2}]
-    write_json(run.export / "parity.json", {"source": "retrain", "files": files})
+    model_file(run.export / "model.onnx", source="retrain")
     return run
 
 
@@ -145,7 +146,7 @@ def test_files_that_cannot_be_run_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_model_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"lost.onnx: there is no such file"):
+    with pytest.raises(RunError, match=r"lost.onnx: cannot read: No such file or directory\n  try: another path"):
         run_bench(tmp_path / "lost.onnx", quiet=True)
 
 
@@ -176,12 +177,36 @@ def test_an_error_of_the_measuring_process_is_the_users_message(tmp_path: Path) 
 
 
 def test_a_run_without_an_export_says_what_to_do(run: RunDir) -> None:
-    (run.export / "parity.json").write_text("{}")
-    with pytest.raises(RunError, match="damaged"):
+    model_file(run.export / MODEL)
+    with pytest.raises(RunError, match=r"does not say which job's network it is\n +try: graphspec export"):
         subjects_of(run.path)
-    (run.export / "parity.json").unlink()
-    with pytest.raises(RunError, match=r"nothing was exported yet\n +try: graphspec export"):
+    (run.export / MODEL).unlink()
+    with pytest.raises(RunError, match=r"nothing was exported into the run\n +try: graphspec export"):
         subjects_of(run.path)
+
+
+def test_only_the_files_of_the_run_are_measured(run: RunDir, tmp_path: Path) -> None:
+    """Whatever a record of a stranger says, and wherever a link leads."""
+    other = str(model_file(tmp_path / "other.onnx", source="retrain"))
+    write_json(run.export / "parity.json", {"source": "retrain", "files": [{"kind": "fp32", "path": other}]})
+    model_file(run.export / "model.int8.onnx")
+    kept = subjects_of(run.path)[1]
+    assert [one.path for one in kept if isinstance(one, OnnxFile)] == [
+        run.export / "model.onnx", run.export / "model.int8.onnx"
+    ]  # fmt: skip
+    (run.export / "model.int8.onnx").unlink()
+    (run.export / "model.int8.onnx").symlink_to(other)
+    with pytest.raises(RunError, match=r"model.int8.onnx: cannot read: it is reached through a link"):
+        run_bench(run.path, quiet=True)
+
+
+def test_a_pipe_is_refused_where_a_model_should_be(run: RunDir, tmp_path: Path) -> None:
+    (run.export / MODEL).unlink()
+    for path in (run.export / MODEL, tmp_path / "model.onnx"):
+        os.mkfifo(path)
+    for target in (run.path, tmp_path / "model.onnx"):
+        with pytest.raises(RunError, match=r"model.onnx: is no regular file"):
+            run_bench(target, quiet=True)
 
 
 # -- the command ------------------------------------------------------------------------------------------------------

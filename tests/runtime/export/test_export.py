@@ -194,6 +194,16 @@ def test_a_path_of_ones_own(run: RunDir, tmp_path: Path) -> None:
     assert set(listing(run)) == {"parity.json"}
 
 
+@pytest.mark.parametrize(("output", "recorded"), [("net.onnx", "{here}/net.onnx"), (None, "export/model.onnx")])
+def test_the_record_names_files_so_that_they_are_found_from_anywhere(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str | None, recorded: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    export(run, output=output and Path(output))
+    record = json.loads((run.export / "parity.json").read_text())
+    assert [record["path"], record["files"][0]["path"]] == [recorded.format(here=tmp_path)] * 2
+
+
 # -- the network as the search left it ------------------------------------------------------------------------------
 
 

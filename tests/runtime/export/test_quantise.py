@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compiler.errors import RunError
+from compiler.ir.graph import INPUT, Model, Phase
+from compiler.lowering.onnx.model import emit
 from runtime.export.bench import OnnxNetwork
 from runtime.export.quantise import half, int8
+from tests.graphs import graph_of
+from tests.interpreter import random_weights
+from tests.tiny import environment
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(64, 3, 8, 8)).astype(np.float32)
@@ -117,6 +124,21 @@ def test_int8_leaves_batch_norm_float_and_says_nothing(tmp_path: Path, capfd: py
     (norm,) = (node for node in proto.graph.node if node.op_type == "BatchNormalization")
     assert norm.input[1:] == ["norm.weight", "norm.bias", "norm.running_mean", "norm.running_var"]
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("op", ["group_norm", "instance_norm", "layer_norm"])
+def test_int8_of_other_norms_says_nothing(tmp_path: Path, op: str) -> None:
+    attrs = {"groups": 2} if op == "group_norm" else {}
+    nodes = {"c": ("conv", {"kernel": 3, "channels": 4}, [INPUT]), "n": (op, attrs, ["c"])}
+    graph = graph_of(nodes, shape=(3, 8, 8), phase=Phase.COMPACT)
+    before = emit(Model(graph, {}, random_weights(graph, 0, np.float32)))
+    script = "import sys, numpy, onnx; from pathlib import Path; from runtime.export.quantise import int8; "
+    script += "images = numpy.zeros((4, 3, 8, 8), numpy.float32); "
+    script += "int8(onnx.load(sys.argv[1]), Path(sys.argv[2]), [images])"
+    onnx.save(before, tmp_path / "m.onnx")
+    command = [sys.executable, "-c", script, str(tmp_path / "m.onnx"), str(tmp_path / "int8.onnx")]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""
 
 
 @pytest.mark.parametrize("head", ["Softmax", "Sigmoid"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from compiler.analysis.costs import total_cost
@@ -15,7 +17,7 @@ from compiler.errors import RunError
 from compiler.ir.graph import Graph
 from compiler.ir.text import to_json
 from runtime.reporting.charts import Chart, Series, draw_chart, ticks
-from runtime.reporting.heatmap import gate_matrices, heat_map, shade
+from runtime.reporting.heatmap import FULL, gate_matrices, heat_map, shade
 from runtime.reporting.page import clock, write_report
 from runtime.reporting.record import read_run
 from runtime.reporting.tables import commands, cost_rows, grids, settings, timing_rows
@@ -179,6 +181,9 @@ def test_gates_below_zero_are_shaded_by_their_size(factor: float) -> None:
     values = {gate: factor * (n % 5) for n, gate in enumerate(graph.gates())}
     shown = heat_map(graph, {1: values})
     assert shown.largest == 4 * abs(factor)
+    packed = base64.b64decode(json.loads(shown.payload)["values"])
+    shares = np.frombuffer(packed, np.int16) / FULL * shown.largest
+    assert np.allclose(shares, list(values.values()), rtol=1e-4, atol=0)
     assert {"1.000", "0.000", "0.362"} <= set(re.findall("fill-opacity:([0-9.]+)", shown.matrices[0]))
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from compiler.errors import RunError
 from runtime.rundir.directory import Compiled, RunDir
 from runtime.rundir.files import (
+    MARKER,
     append,
     read_bytes,
     read_json,
@@ -160,6 +161,7 @@ def test_any_bytes_are_read_or_refused_with_the_file_and_what_to_do(
     tmp_path_factory: pytest.TempPathFactory, content: bytes
 ) -> None:
     file = tmp_path_factory.mktemp("any") / "file"
+    (file.parent / MARKER).touch()
     file.write_bytes(content)
     for read in (
         lambda: read_json(file, Record),

@@ -69,6 +69,7 @@ def test_a_device_says_its_threads_in_words(threads: int, words: str) -> None:
 @pytest.mark.parametrize("text", ["{", '{"cpu": {"relu": "fast"}}', '{"cpu": {"relu": -1.0}}', "[]"])
 def test_damaged_file_is_named(tmp_path: Path, text: str) -> None:
     file = tmp_path / "latency.json"
+    (tmp_path / "run.json").touch()  # it is a file of a run
     file.write_text(text)
     with pytest.raises(RunError, match=r"latency\.json: is damaged: (.|\n)*try: graphspec"):
         measured_latencies([SEP], CPU, file)

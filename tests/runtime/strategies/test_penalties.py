@@ -17,6 +17,7 @@ from compiler.language.config import GateConfig
 from compiler.lowering.torch.fx import load_gates, load_weights, lower
 from compiler.passes.prune_zero_edges import prune, surviving_edges
 from runtime.strategies.apgnag import APGNAG
+from runtime.strategies.latency import OpTimes
 from runtime.strategies.penalties import MIN_FACTOR, OpCall, Penalty, priced_call, set_gammas
 from tests.compiler.plain import random_params
 from tests.graphs import graph_of, random_gates, random_graph
@@ -317,7 +318,10 @@ def test_a_lone_gate_is_exempt_exactly_where_training_does_not_feel_it(kind: str
     assert (penalty(graph).gammas([])["g/0<first"] == 0) == is_blind == (undone and not (beside and len(chain) > 1))
 
 
-@given(seed=st.integers(0, 10_000), adaptive=st.sampled_from(["flops", "memory_access"]), zeros=st.floats(0.1, 0.6))
+ADAPTIVE = ["flops", "memory_access", "latency"]
+
+
+@given(seed=st.integers(0, 10_000), adaptive=st.sampled_from(ADAPTIVE), zeros=st.floats(0.1, 0.6))
 @settings(max_examples=60)
 def test_cutting_what_is_closed_changes_no_factor(seed: int, adaptive: str, zeros: float) -> None:
     joined: Parts = {
@@ -332,7 +336,9 @@ def test_cutting_what_is_closed_changes_no_factor(seed: int, adaptive: str, zero
     graph = graph_of({**joined, "out": ("project", {"channels": 2}, [("j.conv", "k/conv"), (INPUT, "k/in")])})
     closed = {gate for gate, value in random_gates(graph, seed, zeros).items() if value == 0} - {"k/in"}
     left = prune(graph, closed)
-    before, after = penalty(graph, adaptive).gammas(closed), penalty(left, adaptive, full=graph).gammas([])
+    more = {"latency": OpTimes(lambda call: float(call.mac_bytes) ** 0.5)} if adaptive == "latency" else {}
+    before = penalty(graph, adaptive, **more).gammas(closed)
+    after = penalty(left, adaptive, full=graph, **more).gammas([])
     assert after == {gate: before[gate] for gate in left.gates()}
 
 
