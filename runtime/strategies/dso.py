@@ -13,12 +13,13 @@ from torch import Tensor
 
 from compiler.analysis.costs import total_cost
 from compiler.analysis.guards import best_channels, kept_by_strength, smallest_closed
+from compiler.analysis.limits import budget_share
 from compiler.analysis.rounding import kept_for_rounding
 from compiler.analysis.weights import GATES
 from compiler.ir.graph import Graph
 from compiler.ops import only_merges
 from compiler.passes.carry import take
-from compiler.passes.prune_zero_edges import surviving_edges
+from compiler.passes.prune_zero_edges import prune, surviving_edges
 from runtime.rundir.checkpoint import optimizer_state, restore_optimizer_state
 from runtime.search.supernet import Supernet, below, carried
 from runtime.strategies.apgnag import APGNAG
@@ -142,7 +143,7 @@ class Dso(TrainingStrategy):
         closed, kept = map(set, self.context.world.decided(lambda: self._decide(zero, wanted, last=done == 1)))
         self.zero_looks = {gate: looks for gate, looks in self.zero_looks.items() if gate not in kept}
         if self.pace and done < 1:
-            self.context.console.line(self.pace.look(done, self.net.graph, zero - kept))
+            self.context.console.line(self.pace.look(done, self.net.graph, zero))
         if closed:
             self._prune(closed, seconds)
         self._reopen(kept)
@@ -153,9 +154,10 @@ class Dso(TrainingStrategy):
         kept = self._guarded(wanted)
         prox = self.net.by_gate({scope: self.gates.proximal_point(p) for scope, p in self.net.gate_vectors.items()})
         closed = wanted - kept
-        if last and self.pace:
-            closed = within_budget(graph, closed, prox, budget)
-        else:
+        if self.pace and (last or budget_share(prune(graph, closed), budget) < 1):
+            enough = within_budget(graph, closed, prox, budget)
+            closed = enough if last else closed & enough  # what is pruned now could not come back
+        if not (self.pace and last):
             closed -= kept_for_rounding(graph, closed, prox, budget.round_to)
         return [sorted(closed), sorted(zero - closed if last else kept)]
 
@@ -196,8 +198,7 @@ class Dso(TrainingStrategy):
         self.unpruned_seconds = seconds
         took = "" if seconds is None else f"; a step took {seconds:.3f} s"
         self.context.console.line(
-            f"pruned {before.graph.edge_count() - after.edge_count()} edges, "
-            f"{after.edge_count()} left; FLOPs {total_cost(after).flops / 1e6:.2f} M "
+            f"pruned {_lost(before.graph, after)}; FLOPs {total_cost(after).flops / 1e6:.2f} M "
             f"(were {total_cost(before.graph).flops / 1e6:.2f} M){took}"
         )
         for block in sorted(_identity_blocks(after) - _identity_blocks(before.graph)):
@@ -251,6 +252,8 @@ class Dso(TrainingStrategy):
     def doubt(self, found: Graph) -> str:
         """Warns where nothing or everything was pruned."""
         full, left, every = self.context.graph, len(found.gates()), len(self.context.graph.gates())
+        if left == every and self.pace:
+            return "the whole network is within its budget, so nothing was pruned; lower the budget"
         if left == every:
             return (
                 "no gate became zero, so nothing was pruned; raise search.gates.gamma, search.gates.lr or search.epochs"
@@ -269,6 +272,16 @@ class Dso(TrainingStrategy):
             f"Gates were trained by APG-NAG with a sparsity weight of {gates.gamma} (adaptive: {gates.adaptive}); "
             f"an edge was removed after {search.prune.patience} consecutive checks at zero."
         )
+
+
+def _lost(before: Graph, after: Graph) -> str:
+    """How many edges went and are left, and gates of channels where there were some."""
+    edges, left = before.edge_count(), after.edge_count()
+    lost = f"{edges - left} edges, {left} left"
+    if not before.channel_gates:
+        return lost
+    channels, open_ = (len(graph.gates()) - len(graph.edge_gates()) for graph in (before, after))
+    return f"{lost}, and {channels - open_} channels, {open_} left"
 
 
 def gate_optimizer(net: Supernet) -> APGNAG:
