@@ -1,0 +1,37 @@
+"""Whether an imported network computes what its source does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from compiler.errors import GraphspecError
+
+TOLERANCE = 1e-5  # of the largest output
+BATCHES = (2, 3)
+
+
+@torch.no_grad()
+def require_equal(source: Callable[[Tensor], Tensor], module: nn.Module, shape: tuple[int, ...]) -> float:
+    """The largest difference of the outputs at two batch sizes, over the largest output.
+
+    GraphspecError with the first value that differs, if one differs by more than `TOLERANCE`.
+    """
+    generator, worst = torch.Generator().manual_seed(0), 0.0
+    for batch in BATCHES:
+        images = torch.randn(batch, *shape, generator=generator)
+        wanted, found = source(images.clone()), module.eval()(images)
+        if wanted.shape != found.shape:
+            raise GraphspecError(f"the source gives {list(wanted.shape)}, the spec {list(found.shape)}")
+        error = (wanted - found).abs() / wanted.abs().max().clamp_min(torch.finfo(wanted.dtype).tiny)
+        worst = max(worst, float(error.max()))
+        wrong = (~(error <= TOLERANCE)).nonzero().tolist()
+        if wrong:
+            place = tuple(wrong[0])
+            raise GraphspecError(
+                f"the imported network is another one than its source: output {list(place)} of {batch} images is "
+                f"{found[place]:.6g} instead of {wanted[place]:.6g}\n  try: report it with the model; nothing was written"
+            )
+    return worst
