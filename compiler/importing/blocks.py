@@ -106,7 +106,7 @@ def _ordered(network: Network, pieces: list[Piece]) -> list[Piece]:
 
 
 def _joined(network: Network, pieces: list[Piece]) -> list[Piece]:
-    """Loose calls joined: those on the one way that the image takes, and those between two points that all ways pass."""
+    """Loose calls joined: those on the one way there is, and those between two points that all ways pass."""
     found: list[Piece] = []
     for segment in _segments(network, pieces):
         keys = [key for piece in segment for key in piece.keys]

@@ -97,9 +97,7 @@ class Recorder:
         self.origin = Origin("", (), "")
         self.name = ""  # what the next call is called
 
-    def call(
-        self, kind: str, inputs: list[str], weights: Mapping[str, Any] | None = None, **attrs: Any
-    ) -> str:
+    def call(self, kind: str, inputs: list[str], weights: Mapping[str, Any] | None = None, **attrs: Any) -> str:
         """The key of a new call; UnsupportedError if the op does not take such inputs, attributes or weights."""
         given = {key: value for key, value in UNFINISHED.items() if key in op(kind).attrs.model_fields} | attrs
         for i, source in enumerate(inputs):

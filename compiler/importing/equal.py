@@ -32,6 +32,6 @@ def require_equal(source: Callable[[Tensor], Tensor], module: nn.Module, shape: 
             place = tuple(wrong[0])
             raise GraphspecError(
                 f"the imported network is another one than its source: output {list(place)} of {batch} images is "
-                f"{found[place]:.6g} instead of {wanted[place]:.6g}\n  try: report it with the model; nothing was written"
+                f"{found[place]:.6g} instead of {wanted[place]:.6g}\n  try: report it with the model"
             )
     return worst

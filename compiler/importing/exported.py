@@ -57,7 +57,9 @@ class _Reader:
         """The network; GraphspecError if it cannot be expressed."""
         signature = self.program.graph_signature
         stored = {**self.program.state_dict, **self.program.constants}
-        names = signature.inputs_to_parameters | signature.inputs_to_buffers | signature.inputs_to_lifted_tensor_constants
+        names = (
+            signature.inputs_to_parameters | signature.inputs_to_buffers | signature.inputs_to_lifted_tensor_constants
+        )
         result: Any = None
         for node in self.program.graph.nodes:
             if node.op == "placeholder":
@@ -76,7 +78,9 @@ class _Reader:
         """The network's value before a softmax at its end, which the task's loss and export add by themselves."""
         if _function(last) not in LAST:
             return self.values[last]
-        self.recorder.notes[f"left out the {_function(last)} at the end: the loss and export.probabilities have it"] = None
+        self.recorder.notes[f"left out the {_function(last)} at the end: the loss and export.probabilities have it"] = (
+            None
+        )
         return self.values[last.all_input_nodes[0]]
 
     def _call(self, node: fx.Node) -> None:
@@ -105,7 +109,9 @@ class _Reader:
 
     def _arguments(self, given: dict[str, Any], made: Any) -> Arguments:
         batch = len(self.example)
-        sizes = [tuple(value.shape) for value in (made if isinstance(made, list | tuple) else [made]) if value is not None]
+        sizes = [
+            tuple(value.shape) for value in (made if isinstance(made, list | tuple) else [made]) if value is not None
+        ]
         return Arguments(given, sizes[0][1:] if sizes else (), batch, tuple(size[1:] for size in sizes))
 
     def _count_flops(self) -> None:
@@ -122,7 +128,7 @@ class _Counting(fx.Interpreter):
     """Runs a graph and counts the multiply-adds of every node."""
 
     def __init__(self, module: nn.Module) -> None:
-        super().__init__(module)  # type: ignore[arg-type]
+        super().__init__(module)
         self.flops: dict[str, int] = {}
 
     def run_node(self, n: fx.Node) -> Any:
@@ -153,6 +159,8 @@ def _origin(node: fx.Node, kind: str) -> Origin:
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     path, kind_of_module = (stack[-1][0], str(stack[-1][1])) if stack else ("", "")
     own = () if "torch.nn.modules" in kind_of_module and "container" not in kind_of_module else (f"{kind}()",)
-    frames = [frame for frame in _FRAME.findall(node.meta.get("stack_trace") or "") if not frame[0].startswith(_LIBRARY)]
+    frames = [
+        frame for frame in _FRAME.findall(node.meta.get("stack_trace") or "") if not frame[0].startswith(_LIBRARY)
+    ]
     place = f"{frames[-1][0]}:{frames[-1][1]}" if frames else ""
     return Origin(kind, (*(part for part in path.split(".") if part), *own), place)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
-from compiler.importing.calls import Call, Network
+from compiler.importing.calls import Array, Call, Network
 from compiler.ir.graph import attrs_of
 from compiler.ops import op, parts, read_attrs
 from compiler.ops.attributes import Activation
@@ -47,7 +47,7 @@ def _chain(moved: dict[str, str], key: str) -> list[str]:
     return [key, *(part for part, whole in moved.items() if whole == key)]
 
 
-def _followed_by(before: Call, call: Call) -> dict[str, object] | None:
+def _followed_by(before: Call, call: Call) -> dict[str, Any] | None:
     """The attributes of a node that does both; None if there is no such node."""
     known, attrs = op(before.op).attrs.model_fields, before.attrs
     if attrs.get("act", "none") != "none" or "act" not in known:
@@ -59,7 +59,7 @@ def _followed_by(before: Call, call: Call) -> dict[str, object] | None:
     return None
 
 
-def _renamed(before: Call, attrs: dict[str, object], call: Call) -> dict[str, object]:
+def _renamed(before: Call, attrs: dict[str, Any], call: Call) -> dict[str, Array]:
     """The weights of both, called `<step>.<param>`."""
     steps = [step.name for step in parts(before.op, attrs_of(attrs))]
     first = f"{steps[0]}." if not parts(before.op, attrs_of(before.attrs)) else ""

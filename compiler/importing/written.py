@@ -70,7 +70,9 @@ class _Writer:
         pieces = cut(self.network)
         for number, piece in enumerate(pieces):
             end = "stem" if number == 0 else "head" if number == len(pieces) - 1 else ""
-            path = (end,) if piece.is_loose and end and len(pieces) > 1 else piece.path or self._call(piece.keys[0]).path
+            path = (
+                (end,) if piece.is_loose and end and len(pieces) > 1 else piece.path or self._call(piece.keys[0]).path
+            )
             entry = free_id(taken, as_name(path, "part"))
             taken.add(entry)
             names = self._names(piece)
