@@ -22,10 +22,11 @@ from compiler.importing.equal import require_equal
 from compiler.importing.exported import read_module
 from compiler.importing.fuse import fused
 from compiler.importing.head import with_classes
+from compiler.importing.onnx_file import image_shape, read_onnx, without_end
 from compiler.importing.written import Written, write
 from compiler.lowering.torch.fx import load_weights, lower
 from compiler.ops import Shape
-from runtime.rundir.files import write_bytes, write_text
+from runtime.rundir.files import MOST_TENSORS, read_bytes, write_bytes, write_text
 from runtime.rundir.start import tensors_of
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Source:
     network: Network
     compute: Callable[[Tensor], Tensor]
     data: dict[str, Any] = field(default_factory=dict)  # mean and std of its images
+    left_out: str = ""  # what a model ended in that `compute` does not do
 
 
 def import_model(
@@ -87,7 +89,7 @@ def import_source(
     """The same for what `graphspec import` takes; `path` is the spec to write, by default called after the source."""
     kind, _, name = source.partition(":")
     if source.endswith(".onnx"):
-        opened = _onnx(Path(source), weights)
+        opened = _onnx(Path(source), weights, shape)
     elif kind in LIBRARIES:
         opened = _traced(name, *LIBRARIES[kind](name, weights == DEFAULT), weights, shape)
     elif name:
@@ -114,13 +116,15 @@ def _write(source: Source, path: Path, classes: int | None, gates: str | None) -
     settings = {"data": source.data} if source.data else {}
     as_spec = partial(write, name=path.stem, settings=settings, weights=weights.name, gated=gates == "blocks")
     made = as_spec(network)
-    difference = require_equal(source.compute, _lowered(made), network.input)
+    difference = require_equal(source.compute, _lowered(made), network.input, network.end)
     if classes is not None:
         made = as_spec(with_classes(network, classes))
         _lowered(made)
     write_bytes(weights, _saved(made.weights))
     write_text(path, made.text)
-    return Imported(path, weights, difference, tuple(network.notes))
+    end = network.end or source.left_out
+    notes = (f"left out the {end} at the end: the loss and export.probabilities have it",) if end else ()
+    return Imported(path, weights, difference, notes)
 
 
 def _lowered(made: Written) -> nn.Module:
@@ -148,7 +152,7 @@ def _traced(
     if weights not in (None, DEFAULT):
         _load_state(module, Path(weights))
     if getattr(module, "transform_input", False):  # GoogLeNet and Inception: from ImageNet's numbers to -1..1
-        module.transform_input = False
+        vars(module)["transform_input"] = False
         data = {"mean": [0.5] * 3, "std": [0.5] * 3}
     example = torch.zeros(2, *(shape or known or IMAGE))
     return Source(name, read_module(module, example), module.eval(), data if weights else {})
@@ -217,5 +221,33 @@ def _made_by(source: str, trust_code: bool) -> nn.Module:
     return made
 
 
-def _onnx(path: Path, weights: str | None) -> Source:
-    raise GraphspecError(f"{path}: cannot be read yet")
+def _onnx(path: Path, weights: str | None, shape: Shape | None) -> Source:
+    """The source of an ONNX file, of the size that the file or `shape` says."""
+    import onnx
+    import onnxruntime
+
+    if weights is not None:
+        raise GraphspecError(f"--weights {weights}: an ONNX file has its own\n  try: without --weights")
+    content = read_bytes(path, MOST_TENSORS)
+    try:
+        model = onnx.load_from_string(content)
+        batch, *sizes = image_shape(model)
+        end = without_end(model)
+        quiet = onnxruntime.SessionOptions()
+        quiet.log_severity_level = 3
+        session = onnxruntime.InferenceSession(model.SerializeToString(), quiet, providers=["CPUExecutionProvider"])
+    except GraphspecError:
+        raise
+    except Exception as error:  # of protobuf or onnxruntime, which do not say which
+        raise RunError(f"{path}: is no ONNX model that can be run: {str(error).splitlines()[0]}") from error
+    known = tuple(wanted or given for wanted, given in zip(shape or sizes, sizes, strict=False))
+    if None in known or len(known) != len(sizes):
+        raise GraphspecError(f"{path}: takes images of sizes {sizes}\n  try: --input, e.g. --input 3,224,224")
+
+    def compute(images: Tensor) -> Tensor:
+        parts = torch.split(images, batch or len(images))
+        made = [session.run(None, {session.get_inputs()[0].name: part.numpy()})[0] for part in parts]
+        return torch.cat([torch.from_numpy(part) for part in made])
+
+    network = read_onnx(model, tuple(int(size or 0) for size in known))
+    return Source(path.stem, network, compute, left_out=end)

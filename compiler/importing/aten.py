@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compiler.importing.calls import Recorder, UnsupportedError, affine, per_axis
+from compiler.importing.calls import Call, Recorder, UnsupportedError, affine, per_axis
 from compiler.ops import Shape
 
 Value = Any  # the key of a call, a tensor that is constant, a list of values, or a `Half`
@@ -31,7 +31,6 @@ class Arguments:
 
     given: dict[str, Any]
     shape: Shape
-    batch: int
     sizes: tuple[Shape, ...]  # of the members, where it gives several values
 
     def __getattr__(self, name: str) -> Any:
@@ -74,7 +73,7 @@ def _window(r: TorchRecorder, a: Arguments, kernel: Sequence[int], fill: float) 
         reach = [d * (k - 1) for d, k in zip(_each(a.dilation, rank), kernel, strict=True)]
         pairs = [(n // 2, n - n // 2) for n in reach]
     elif a.padding != "valid":
-        pairs = [(n, n) for n in _each(a.padding, rank)]
+        pairs = [(n, n) if isinstance(n, int) else n for n in _each(a.padding, rank)]
     value = a.first
     if isinstance(value, Half) and value.kind == "pad" and value.detail[:2] == ("constant", fill):
         added = zip(pairs, value.detail[2], strict=True)
@@ -185,12 +184,24 @@ def _sum(r: TorchRecorder, a: Arguments, sign: float) -> Value:
     factor = sign * (1 if a.alpha is None else a.alpha)
     left, right = (a.other, a.self) if isinstance(a.self, Tensor) and sign > 0 else (a.self, a.other)
     if isinstance(right, Tensor | int | float):
-        shift = factor * _constant(r, left, right)
-        return r.key(left) if not shift.any() else affine(r, r.key(left), 1.0, shift)
+        return _shifted(r, r.key(left), factor * _constant(r, left, right))
     keys = [r.key(left), r.key(right)]
     if r.shapes[keys[0]] != r.shapes[keys[1]]:
         raise UnsupportedError("a sum of values of two shapes")
     return r.call("add", keys if factor == 1 else [keys[0], r.call("scale", [keys[1]], factor=factor)])
+
+
+def _shifted(r: TorchRecorder, source: str, shift: Tensor) -> Value:
+    """A constant added to every channel: the bias of a layer that has none."""
+    made = r.calls.get(source)
+    if not shift.any():
+        return source
+    if made is None or made.attrs.get("bias") is not False:
+        return affine(r, source, 1.0, shift)
+    bias = shift.float().expand(made.shape[0])
+    key = r.call(made.op, made.inputs, made.weights | {"bias": bias}, **made.attrs | {"bias": True})
+    r.calls[key].path = made.path
+    return key
 
 
 def _constant(r: TorchRecorder, value: Value, constant: Any) -> Tensor:
@@ -209,18 +220,50 @@ def _mul(r: TorchRecorder, a: Arguments) -> Value:
         factor = _constant(r, left, right)
         one = factor.numel() == 1 and r.size(left)[0] != 1
         return r.call("scale", [r.key(left)], factor=factor.item()) if one else affine(r, r.key(left), factor)
-    return r.call("multiply", [r.key(left), r.key(right)])
+    keys = [r.key(left), r.key(right)]
+    for source, key in (keys, keys[::-1]):
+        made = r.calls.get(key)
+        if made and made.op in GATED and made.inputs == [source]:
+            return r.call(GATED[made.op], [source])
+    return r.call("multiply", keys)
+
+
+GATED = {"sigmoid": "silu", "hard_sigmoid": "hard_swish"}
+"""f by x f(x)."""
+
+
+def _sixth(r: TorchRecorder, key: str) -> Value:
+    """x relu6(x + 3) / 6 and relu6(x + 3) / 6 as the ops that they are; None for other values."""
+    made = r.calls.get(key)
+    factors = made.inputs if made and made.op == "multiply" else [key]
+    for bound in factors:
+        clip = r.calls.get(bound)
+        inner = r.calls.get(clip.inputs[0]) if clip and clip.op == "relu6" else None
+        if inner is None or inner.op != "depthwise_conv" or not _adds(inner, 3):
+            continue
+        if sorted(factors) == sorted({bound, *inner.inputs} if len(factors) > 1 else {bound}):
+            return r.call("hard_sigmoid" if len(factors) == 1 else "hard_swish", inner.inputs)
+    return None
+
+
+def _adds(call: Call, number: float) -> bool:
+    """Whether a depthwise convolution only adds a number."""
+    return bool(
+        (call.weights["weight"] == 1).all() and "bias" in call.weights and (call.weights["bias"] == number).all()
+    )
 
 
 def _div(r: TorchRecorder, a: Arguments) -> Value:
     if not isinstance(a.other, Tensor | int | float):
         raise UnsupportedError("a quotient of two values")
     factor = 1 / _constant(r, a.self, a.other)
+    if factor.numel() == 1 and abs(6 * factor.item() - 1) < 1e-6 and (found := _sixth(r, r.key(a.self))):
+        return found
     return affine(r, r.key(a.self), factor) if factor.numel() > 1 else _mul(r, _with(a, other=factor.item()))
 
 
 def _with(a: Arguments, **changed: Any) -> Arguments:
-    return Arguments({**a.given, **changed}, a.shape, a.batch, a.sizes)
+    return Arguments({**a.given, **changed}, a.shape, a.sizes)
 
 
 def _concat(r: TorchRecorder, a: Arguments) -> Value:

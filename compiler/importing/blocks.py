@@ -36,6 +36,8 @@ def cut(network: Network) -> list[Piece]:
 def _modules(network: Network, above: Path, keys: list[str]) -> Iterable[tuple[Path, list[str]]]:
     """The modules below `above` that are blocks: the outermost ones that are no mere chains of blocks."""
     for path, own in _children(network, above, keys).items():
+        if path[-1].endswith("()"):
+            continue
         if len(own) > 1 and not _holds_blocks(network, path, own) and _is_block(network, own):
             yield path, own
         elif len(own) > 1:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +14,14 @@ from pydantic import ValidationError
 from compiler.errors import GraphspecError
 from compiler.ir.graph import INPUT, TensorType, attrs_of
 from compiler.language.findings import first_of
-from compiler.ops import Shape, TypeMismatchError, infer, op, tensors
+from compiler.ops import Shape, TypeMismatchError, infer, op, read_attrs, tensors
 
 Array = NDArray[np.float32]
 UNFINISHED: dict[str, Any] = {"norm": "none", "act": "none"}
 """What an op may do besides its own work, turned off."""
+
+
+ENDS = ("softmax", "log_softmax", "sigmoid")
 
 
 class UnsupportedError(Exception):
@@ -63,7 +66,7 @@ class Network:
     input: Shape
     calls: dict[str, Call]
     output: str
-    notes: list[str] = field(default_factory=list)
+    end: str = ""  # what the source ends in and the spec leaves out, because the loss and export have it: one of ENDS
 
     def shape(self, key: str) -> Shape:
         """The shape of a value, without the batch."""
@@ -83,7 +86,7 @@ class Network:
         for key in reversed(self.calls):
             wanted |= set(self.calls[key].inputs) if key in wanted else set()
         calls = {key: call for key, call in self.calls.items() if key in wanted}
-        return Network(self.input, calls, self.output, self.notes)
+        return Network(self.input, calls, self.output, self.end)
 
 
 class Recorder:
@@ -93,7 +96,6 @@ class Recorder:
         self.shapes: dict[str, Shape] = {INPUT: shape}
         self.calls: dict[str, Call] = {}
         self.unknown: list[Unknown] = []
-        self.notes: dict[str, None] = {}
         self.origin = Origin("", (), "")
         self.name = ""  # what the next call is called
 
@@ -105,7 +107,7 @@ class Recorder:
                 inputs = [*inputs[:i], self.call("identity", [source]), *inputs[i + 1 :]]
         types = [TensorType(self.shapes[source]) for source in inputs]
         try:
-            op(kind).read_attrs(given)
+            read_attrs(kind, attrs_of(given))
             shape = infer(kind, attrs_of(given), types).shape
             wanted = tensors(kind, attrs_of(given), tuple(t.shape for t in types))
         except ValidationError as error:
@@ -126,19 +128,28 @@ class Recorder:
             number += 1
         return key
 
-    def refuse(self, why: str, shape: Shape) -> str:
-        """Note that the present call cannot be expressed; the key of its stand-in."""
-        self.unknown.append(Unknown(self.origin, why))
+    def attempt(self, make: Callable[[], Any], shape: Shape) -> tuple[Any, Unknown | None]:
+        """The value that `make` records; if it cannot, a stand-in of this shape, and what is noted of the call."""
+        try:
+            return make(), None
+        except UnsupportedError as error:
+            refused = Unknown(self.origin, str(error))
+        except Exception as error:  # what reads a stand-in, or a damaged file, may meet anything
+            refused = Unknown(self.origin, f"cannot be read: {type(error).__name__}: {error}")
+        self.unknown.append(refused)
         key = self._free_key()
         self.shapes[key] = shape
         self.calls[key] = Call(self.origin.path, "identity", {}, [], shape)
-        return key
+        return key, refused
 
-    def network(self, output: str) -> Network:
+    def network(self, output: str, end: str = "") -> Network:
         """What was collected; GraphspecError with everything that cannot be expressed."""
         if self.unknown:
             raise GraphspecError(_listing(self.unknown))
-        return Network(self.shapes[INPUT], self.calls, output, list(self.notes)).needed()
+        if len(self.shapes[output]) > 1 and math.prod(self.shapes[output][1:]) == 1:  # an image of one pixel
+            self.origin, self.name = Origin("", ("flatten()",), ""), "flatten"
+            output = self.call("flatten", [output])
+        return Network(self.shapes[INPUT], self.calls, output, end).needed()
 
 
 def per_axis(values: Any) -> Any:
@@ -164,14 +175,18 @@ def _listing(unknown: list[Unknown]) -> str:
     for one in unknown:
         groups.setdefault((one.origin.kind, one.origin.place, one.why), []).append(one)
     rows = sorted(groups.items(), key=lambda item: -sum(one.flops for one in item[1]))
-    kinds = Counter(one.origin.kind for one in unknown)
-    share = sum(one.flops for one in unknown)
-    lines = [f"{len(unknown)} calls of {len(kinds)} kinds have no op of ours ({share:.1%} of the multiply-adds):"]
+    kinds = len({one.origin.kind for one in unknown})
+    lines = [f"{len(unknown)} calls of {kinds} kinds have no op of ours{_share(unknown)}:"]
     for (kind, place, why), found in rows:
         modules = ".".join(found[0].origin.path) or "the network itself"
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
         where = f" at {place}" if place else ""
-        lines.append(f"  {len(found)} x {kind}, {sum(one.flops for one in found):.1%}: {why}")
-        lines.append(f"      in {modules}{more}{where}")
+        lines += [f"  {len(found)} x {kind}{_share(found)}: {why}", f"      in {modules}{more}{where}"]
     lines.append("  try: a network without them, or a custom op for each (docs/custom_ops.md) in a spec of your own")
     return "\n".join(lines)
+
+
+def _share(unknown: list[Unknown]) -> str:
+    """Which share of the multiply-adds calls have, as far as that is known."""
+    share = sum(one.flops for one in unknown)
+    return f" ({share:.1%} of the multiply-adds)" if share else ""

@@ -11,10 +11,16 @@ from compiler.errors import GraphspecError
 
 TOLERANCE = 1e-5  # of the largest output
 BATCHES = (2, 3)
+END: dict[str, Callable[[Tensor], Tensor]] = {
+    "": lambda x: x, "softmax": lambda x: x.softmax(1), "log_softmax": lambda x: x.log_softmax(1),
+    "sigmoid": torch.sigmoid,
+}  # fmt: skip
 
 
 @torch.no_grad()
-def require_equal(source: Callable[[Tensor], Tensor], module: nn.Module, shape: tuple[int, ...]) -> float:
+def require_equal(
+    source: Callable[[Tensor], Tensor], module: nn.Module, shape: tuple[int, ...], end: str = ""
+) -> float:
     """The largest difference of the outputs at two batch sizes, over the largest output.
 
     GraphspecError with the first value that differs, if one differs by more than `TOLERANCE`.
@@ -22,7 +28,8 @@ def require_equal(source: Callable[[Tensor], Tensor], module: nn.Module, shape: 
     generator, worst = torch.Generator().manual_seed(0), 0.0
     for batch in BATCHES:
         images = torch.randn(batch, *shape, generator=generator)
-        wanted, found = source(images.clone()), module.eval()(images)
+        wanted, found = source(images.clone()), END[end](module.eval()(images))
+        wanted = wanted.reshape(found.shape) if wanted.numel() == found.numel() else wanted
         if wanted.shape != found.shape:
             raise GraphspecError(f"the source gives {list(wanted.shape)}, the spec {list(found.shape)}")
         error = (wanted - found).abs() / wanted.abs().max().clamp_min(torch.finfo(wanted.dtype).tiny)

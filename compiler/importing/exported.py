@@ -19,12 +19,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from compiler.errors import GraphspecError
 from compiler.importing.aten import ATEN, Arguments, TorchRecorder
-from compiler.importing.calls import Network, Origin, Unknown, UnsupportedError
+from compiler.importing.calls import ENDS, Network, Origin, Unknown, UnsupportedError
 from compiler.ir.graph import INPUT
 
 _FRAME = re.compile(r'File "(.+)", line (\d+)')
 _LIBRARY = str(Path(torch.__file__).parent) + os.sep
-LAST = ("softmax", "log_softmax")
 
 
 def read_module(module: nn.Module, example: Tensor) -> Network:
@@ -72,47 +71,37 @@ class _Reader:
             raise GraphspecError(f"it gives {len(result)} values\n  try: a module that gives its logits alone")
         if self.refused:
             self._count_flops()
-        return self.recorder.network(self.recorder.key(self._without_softmax(result[0])))
-
-    def _without_softmax(self, last: fx.Node) -> Any:
-        """The network's value before a softmax at its end, which the task's loss and export add by themselves."""
-        if _function(last) not in LAST:
-            return self.values[last]
-        self.recorder.notes[f"left out the {_function(last)} at the end: the loss and export.probabilities have it"] = (
-            None
-        )
-        return self.values[last.all_input_nodes[0]]
+        last, end = result[0], _function(result[0])
+        if end in ENDS:
+            return self.recorder.network(self.recorder.key(self.values[last.all_input_nodes[0]]), end)
+        return self.recorder.network(self.recorder.key(self.values[last]))
 
     def _call(self, node: fx.Node) -> None:
         recorder, kind = self.recorder, _function(node)
         recorder.origin, recorder.name = _origin(node, kind), node.name
-        given = fx.node.map_arg(_named(node), lambda arg: self.values[arg])
-        constants = [value for value in map(self.values.get, node.all_input_nodes) if isinstance(value, Tensor)]
-        made = node.meta.get("val")
-        try:
-            if node.all_input_nodes and len(constants) == len(node.all_input_nodes):
-                self.values[node] = node.target(*fx.node.map_arg(node.args, self.values.get), **node.kwargs)  # type: ignore[operator]
-                return
-            if kind not in ATEN and kind in LAST and all(user.op == "output" for user in node.users):
-                self.values[node] = given["self"]
-                return
-            row = ATEN.get(kind)
-            if row is None:
-                raise UnsupportedError("there is no such op")
-            self.values[node] = row(recorder, self._arguments(given, made))
-        except UnsupportedError as refusal:
-            stand_in = recorder.refuse(str(refusal), self._arguments(given, made).shape)
-            self.values[node] = [stand_in] * len(made) if isinstance(made, list | tuple) else stand_in
-            self.refused[node.name] = recorder.unknown[-1]
-        if str(node.target).split(".")[1:2] and str(node.target).split(".")[1].endswith("_"):  # in place
-            self.values[node.all_input_nodes[0]] = self.values[node]
+        if kind in ENDS and all(user.op == "output" for user in node.users):
+            return
+        made: Any = node.meta["val"]
+        shapes = [tuple(value.shape) for value in (made if isinstance(made, list | tuple) else [made])]
+        value, refused = recorder.attempt(lambda: self._value(node, kind, shapes), shapes[0][1:])
+        if refused is not None:
+            self.refused[node.name] = refused
+        self.values[node] = [value] * len(made) if refused and isinstance(made, list | tuple) else value
+        if _is_in_place(node):
+            self.values[node.all_input_nodes[0]] = value
 
-    def _arguments(self, given: dict[str, Any], made: Any) -> Arguments:
-        batch = len(self.example)
-        sizes = [
-            tuple(value.shape) for value in (made if isinstance(made, list | tuple) else [made]) if value is not None
-        ]
-        return Arguments(given, sizes[0][1:] if sizes else (), batch, tuple(size[1:] for size in sizes))
+    def _value(self, node: fx.Node, kind: str, shapes: list[tuple[int, ...]]) -> Any:
+        """What a call gives; UnsupportedError if no op of ours gives it."""
+        read = [self.values[source] for source in node.all_input_nodes]
+        if read and all(isinstance(value, Tensor) for value in read):
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.values.__getitem__)
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+        if kind not in ATEN:
+            raise UnsupportedError("there is no such op")
+        if any(shape[:1] != self.example.shape[:1] for shape in shapes):
+            raise UnsupportedError("it mixes the images of a batch")
+        given = fx.node.map_arg(_named(node), self.values.__getitem__)
+        return ATEN[kind](self.recorder, Arguments(given, shapes[0][1:], tuple(shape[1:] for shape in shapes)))
 
     def _count_flops(self) -> None:
         """Note the share of the multiply-adds of every call that is refused."""
@@ -143,6 +132,11 @@ def _function(node: fx.Node) -> str:
     """The function's name without its overload and the `_` of its form in place."""
     target = str(getattr(node.target, "__name__", node.target)).split(".")[0]
     return target.rstrip("_") if not target.startswith("_") else target
+
+
+def _is_in_place(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.name.endswith("_")
 
 
 def _named(node: fx.Node) -> dict[str, Any]:

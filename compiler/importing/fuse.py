@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, get_args
 
-from compiler.importing.calls import Array, Call, Network
+import numpy as np
+
+from compiler.importing.calls import UNFINISHED, Array, Call, Network
 from compiler.ir.graph import attrs_of
 from compiler.ops import op, parts, read_attrs
 from compiler.ops.attributes import Activation
@@ -18,45 +21,59 @@ def fused(network: Network) -> Network:
 
     A call takes the path of its op, or that of the module which holds the whole chain and nothing else.
     """
-    readers = network.readers()
-    calls = dict(network.calls)
-    moved: dict[str, str] = {}  # keys of calls that became part of another -> that one
-    held: dict[str, list[tuple[str, ...]]] = {}  # key -> paths of what was fused into it
+    return _merged(_merged(network, _rescaled), _finished)
+
+
+def _merged(network: Network, rule: Callable[[Call, Call], Call | None]) -> Network:
+    """The network with one call for two where the rule gives one for them, and nothing else reads the first."""
+    readers, calls = network.readers(), dict(network.calls)
+    last: dict[str, str] = {}  # call -> the last of those that became part of it
+    home: dict[str, str] = {}  # a call that became part of another -> that one
+    held: dict[str, list[tuple[str, ...]]] = {}  # call -> paths of all that it does
     for key, call in network.calls.items():
-        call.inputs = [moved.get(source, source) for source in call.inputs]
-        source = call.inputs[0] if len(call.inputs) == 1 else ""
-        before = calls.get(source)
-        end = network.calls[key].inputs[0] if before else ""
-        if before is None or any(len(readers[one]) != 1 for one in _chain(moved, source)) or not end:
+        call = calls[key] = replace(call, inputs=[home.get(source, source) for source in call.inputs])
+        source = call.inputs[0]
+        if source not in calls or len(call.inputs) > 1 or len(readers[last.get(source, source)]) > 1:
             continue
-        attrs = _followed_by(before, call)
-        if attrs is None:
-            continue
-        calls[source] = replace(before, attrs=attrs, shape=call.shape, weights=_renamed(before, attrs, call))
-        held.setdefault(source, [before.path]).append(call.path)
-        moved[key] = source
-        del calls[key]
+        if (both := rule(calls[source], call)) is not None:
+            held.setdefault(source, [calls[source].path]).append(call.path)
+            calls[source], last[source], home[key] = both, key, source
+            del calls[key]
     paths = [call.path for call in network.calls.values()]
     for key, own in held.items():
         calls[key].path = _home(own, paths)
-    return Network(network.input, calls, moved.get(network.output, network.output), network.notes)
+    return Network(network.input, calls, home.get(network.output, network.output), network.end)
 
 
-def _chain(moved: dict[str, str], key: str) -> list[str]:
-    """A call and all that was fused into it."""
-    return [key, *(part for part, whole in moved.items() if whole == key)]
-
-
-def _followed_by(before: Call, call: Call) -> dict[str, Any] | None:
-    """The attributes of a node that does both; None if there is no such node."""
+def _finished(before: Call, call: Call) -> Call | None:
+    """An op and the norm or activation after it."""
     known, attrs = op(before.op).attrs.model_fields, before.attrs
     if attrs.get("act", "none") != "none" or "act" not in known:
         return None
     if call.op == "batch_norm" and "norm" in known and attrs.get("norm") == "none" and call.attrs["act"] == "none":
-        return attrs | {"norm": "batch", "eps": call.attrs["eps"], "momentum": call.attrs["momentum"]}
-    if call.op in ACTS and read_attrs(call.op, attrs_of(call.attrs)) == op(call.op).attrs():
-        return attrs | {"act": call.op}
-    return None
+        attrs = attrs | {"norm": "batch", "eps": call.attrs["eps"], "momentum": call.attrs["momentum"]}
+    elif call.op in ACTS and read_attrs(call.op, attrs_of(call.attrs)) == op(call.op).attrs():
+        attrs = attrs | {"act": call.op}
+    else:
+        return None
+    return replace(before, attrs=attrs, shape=call.shape, weights=_renamed(before, attrs, call))
+
+
+def _rescaled(before: Call, call: Call) -> Call | None:
+    """A batch norm, or constants for each channel, and constants for each channel after it."""
+    norms = before.op == "batch_norm" and before.attrs["act"] == "none"
+    if not _is_affine(call) or not (norms or _is_affine(before)):
+        return None
+    factor = call.weights["weight"].reshape(-1)
+    shift = before.weights.get("bias", np.zeros_like(factor)) * factor + call.weights.get("bias", np.zeros_like(factor))
+    weight = before.weights["weight"] * factor.reshape(-1, *[1] * (before.weights["weight"].ndim - 1))
+    attrs = before.attrs if norms else before.attrs | {"bias": True}
+    return replace(before, attrs=attrs, weights=before.weights | {"weight": weight, "bias": shift})
+
+
+def _is_affine(call: Call) -> bool:
+    """Whether a call multiplies channels by constants and adds others."""
+    return call.op == "depthwise_conv" and call.attrs == UNFINISHED | {"kernel": 1, "bias": call.attrs["bias"]}
 
 
 def _renamed(before: Call, attrs: dict[str, Any], call: Call) -> dict[str, Array]:

@@ -34,4 +34,4 @@ def with_classes(network: Network, classes: int, seed: int = 0) -> Network:
         types = [TensorType(shapes[source]) for source in call.inputs]
         shapes[key] = infer(call.op, attrs_of(call.attrs), types).shape
         calls[key] = replace(calls[key], shape=shapes[key])
-    return Network(network.input, calls, network.output, network.notes)
+    return Network(network.input, calls, network.output, network.end)
