@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
+import copy
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 IMAGE: Shape = (3, 224, 224)
+WEIGHTS = ".safetensors"
 DEFAULT = "DEFAULT"  # the weights that a library has for its model
 
 
@@ -71,9 +74,9 @@ def import_model(
     `data` is the spec's section of that name: `mean` and `std` of the images that the weights were trained on.
     GraphspecError if something in it cannot be expressed, or the result computes something else.
     """
-    target = Path(path)
-    source = Source(target.stem, read_module(module, example), module.eval(), dict(data or {}))
-    return _write(source, target, classes, gates)
+    target = _checked(Path(path), gates)
+    module = copy.deepcopy(module).cpu()  # the caller's stays as it is
+    return _write(_read(target.stem, module, dict(data or {}), example.cpu()), target, classes, gates)
 
 
 def import_source(
@@ -88,33 +91,51 @@ def import_source(
 ) -> Imported:
     """The same for what `graphspec import` takes; `path` is the spec to write, by default called after the source."""
     kind, _, name = source.partition(":")
-    if source.endswith(".onnx"):
-        opened = _onnx(Path(source), weights, shape)
-    elif kind in LIBRARIES:
-        opened = _traced(name, *LIBRARIES[kind](name, weights == DEFAULT), weights, shape)
-    elif name:
-        opened = _traced(name, _made_by(source, trust_code), None, {}, weights, shape)
-    else:
+    is_file = source.endswith(".onnx")
+    if not is_file and not name:
         raise GraphspecError(
             f"{source}: there is no such source\n"
             "  try: torchvision:NAME, timm:NAME, package.module:function, or the path of an .onnx file"
         )
-    return _write(opened, path or Path(f"{opened.name}.yaml"), classes, gates)
+    target = _checked(path or Path(f"{Path(source).stem if is_file else name}.yaml"), gates)
+    if is_file:
+        return _write(_onnx(Path(source), weights, shape), target, classes, gates)
+    if kind in LIBRARIES:
+        module, known, data = LIBRARIES[kind](name, weights == DEFAULT)
+    else:
+        module, known, data = _made_by(source, trust_code), IMAGE, {}
+    if weights not in (None, DEFAULT):
+        _load_state(module, Path(str(weights)))
+    opened = _read(target.stem, module, data if weights else {}, torch.zeros(2, *(shape or known)))
+    return _write(opened, target, classes, gates)
 
 
-def _write(source: Source, path: Path, classes: int | None, gates: str | None) -> Imported:
-    """Check the spec against its source and write it; nothing is written if they differ."""
-    weights = path.with_suffix(".safetensors")
-    taken = next((file for file in (path, weights) if file.exists()), None)
+def _checked(path: Path, gates: str | None) -> Path:
+    """The spec to write, if it may be written."""
     if path.suffix not in (".yaml", ".yml"):
         raise GraphspecError(f"{path}: a spec is a .yaml file\n  try: -o {path}.yaml")
+    taken = next((file for file in (path, path.with_suffix(WEIGHTS)) if file.exists()), None)
     if taken is not None:
         raise RunError(f"{taken} exists already\n  try: another name (-o), or remove it")
     if gates not in (None, "blocks"):
         raise GraphspecError(f"--gates {gates}: there are no such gates\n  try: --gates blocks")
-    network = fused(source.network)
+    return path
+
+
+def _read(name: str, module: nn.Module, data: dict[str, Any], example: Tensor) -> Source:
+    """The source of a module. GoogLeNet and Inception may turn ImageNet's numbers into -1..1: then `data` says so."""
+    if getattr(module, "transform_input", False):
+        vars(module)["transform_input"] = False
+        data = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    return Source(name, read_module(module, example), module.eval(), data)
+
+
+def _write(source: Source, path: Path, classes: int | None, gates: str | None) -> Imported:
+    """Check the spec against its source and write it; nothing is written if they differ."""
+    network, weights = fused(source.network), path.with_suffix(WEIGHTS)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", path.stem).lstrip("._-")[:100] or "imported"
     settings = {"data": source.data} if source.data else {}
-    as_spec = partial(write, name=path.stem, settings=settings, weights=weights.name, gated=gates == "blocks")
+    as_spec = partial(write, name=name, settings=settings, weights=weights.name, gated=gates == "blocks")
     made = as_spec(network)
     difference = require_equal(source.compute, _lowered(made), network.input, network.end)
     if classes is not None:
@@ -145,19 +166,6 @@ def _saved(weights: Mapping[str, np.ndarray[Any, Any]]) -> bytes:
     return safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in weights.items()})
 
 
-def _traced(
-    name: str, module: nn.Module, known: Shape | None, data: dict[str, Any], weights: str | None, shape: Shape | None
-) -> Source:
-    """The source of a module, with the weights of a file if one is given."""
-    if weights not in (None, DEFAULT):
-        _load_state(module, Path(weights))
-    if getattr(module, "transform_input", False):  # GoogLeNet and Inception: from ImageNet's numbers to -1..1
-        vars(module)["transform_input"] = False
-        data = {"mean": [0.5] * 3, "std": [0.5] * 3}
-    example = torch.zeros(2, *(shape or known or IMAGE))
-    return Source(name, read_module(module, example), module.eval(), data if weights else {})
-
-
 def _load_state(module: nn.Module, path: Path) -> None:
     """Put a file's weights into a module; RunError if they are for another one."""
     given = {name: torch.as_tensor(array) for name, array in tensors_of(path).items()}
@@ -170,7 +178,7 @@ def _load_state(module: nn.Module, path: Path) -> None:
         ) from error
 
 
-def _torchvision(name: str, pretrained: bool) -> tuple[nn.Module, Shape | None, dict[str, Any]]:
+def _torchvision(name: str, pretrained: bool) -> tuple[nn.Module, Shape, dict[str, Any]]:
     from torchvision import models
 
     known = models.list_models(module=models)
@@ -185,7 +193,7 @@ def _torchvision(name: str, pretrained: bool) -> tuple[nn.Module, Shape | None, 
     return module, (3, *how.crop_size * 2), {"mean": list(how.mean), "std": list(how.std)}
 
 
-def _timm(name: str, pretrained: bool) -> tuple[nn.Module, Shape | None, dict[str, Any]]:
+def _timm(name: str, pretrained: bool) -> tuple[nn.Module, Shape, dict[str, Any]]:
     try:
         import timm
     except ImportError as error:
@@ -211,10 +219,9 @@ def _made_by(source: str, trust_code: bool) -> nn.Module:
     """The module that a user's function makes; GraphspecError if it is not trusted or makes none."""
     if not trust_code:
         raise GraphspecError(f"{source} is code, which importing runs\n  try: --trust-code, if you trust it")
-    package, _, function = source.partition(":")
     try:
-        made = getattr(importlib.import_module(package), function)()
-    except Exception as error:  # of the user's code
+        made = resolve_name(source)()
+    except Exception as error:  # of the user's code, or of its import
         raise GraphspecError(f"{source} failed: {type(error).__name__}: {error}") from error
     if not isinstance(made, nn.Module):
         raise GraphspecError(f"{source} gives {type(made).__name__}, not a torch.nn.Module")

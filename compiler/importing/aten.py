@@ -18,11 +18,12 @@ Value = Any  # the key of a call, a tensor that is constant, a list of values, o
 
 @dataclass
 class Half:
-    """A value on its way to an op of ours that several calls make: padding before a window, a channel shuffle."""
+    """A value on its way to an op of ours that several calls make: padding before a window, a channel shuffle, what is
+    computed with the channels last."""
 
-    kind: str  # pad, rows, columns
+    kind: str  # pad, rows, columns, last
     source: str
-    detail: Any = None  # of `pad`: mode, fill, pairs per axis; else the groups
+    detail: Any = None  # of `pad`: mode, fill, pairs per axis; of rows and columns the groups
 
 
 @dataclass
@@ -332,6 +333,11 @@ def _transposed(r: TorchRecorder, a: Arguments) -> Value:
             order[a.dim0], order[a.dim1] = order[a.dim1], order[a.dim0]
         if order == [0, 2, 1, *range(3, len(order))]:
             return Half("columns", value.source, value.detail)
+    dims = [d % len(a.dims) for d in a.dims or ()]
+    if dims and dims == [0, *range(2, len(dims)), 1]:
+        return Half("last", r.key(value))
+    if dims and dims == [0, len(dims) - 1, *range(1, len(dims) - 1)] and isinstance(value, Half):
+        return r.key(value.source) if value.kind == "last" else r.key(value)
     if a.dims is not None and list(a.dims) == list(range(len(a.shape) + 1)):
         return value
     raise UnsupportedError("another order of the dimensions")
@@ -403,6 +409,28 @@ def _alias(r: TorchRecorder, a: Arguments) -> Value:
     return a.first
 
 
+def _pointwise(r: TorchRecorder, a: Arguments) -> Value:
+    """A linear layer on each pixel."""
+    weight = a.weight.reshape(*a.weight.shape, *[1] * (len(r.size(a.input)) - 1))
+    own = {"kernel": 1, "channels": len(weight), "bias": a.bias is not None}
+    return r.call("conv", [r.key(a.input)], _weights(a) | {"weight": weight}, **own)
+
+
+def _channel_norm(r: TorchRecorder, a: Arguments) -> Value:
+    return r.call("layer_norm", [r.key(a.input)], _weights(a), eps=a.eps, over="channels")
+
+
+def recorded(r: TorchRecorder, name: str, a: Arguments) -> Value:
+    """The value of a call of this name; UnsupportedError if no op of ours gives it."""
+    first = a.first
+    if isinstance(first, Half) and first.kind == "last" and name in CHANNELS_LAST:
+        of_images = _with(a, **{next(iter(a.given)): first.source})
+        return Half("last", r.key(CHANNELS_LAST[name](r, of_images)))
+    if name not in ATEN:
+        raise UnsupportedError("there is no such op")
+    return ATEN[name](r, a)
+
+
 ATEN: dict[str, Row] = {
     **dict.fromkeys(("conv1d", "conv2d"), _conv),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d"), _conv_transpose),
@@ -424,3 +452,9 @@ ATEN: dict[str, Row] = {
     "leaky_relu": _plain("leaky_relu", slope="negative_slope"), "softmax": _softmax, "dropout": _dropout,
     **dict.fromkeys(("contiguous", "clone", "detach", "alias", "to", "lift_fresh_copy", "identity"), _alias),
 }  # fmt: skip
+CHANNELS_LAST: dict[str, Row] = {
+    **{name: ATEN[name] for name in ("relu", "silu", "sigmoid", "tanh", "gelu", "hardswish", "dropout", "mul")},
+    "linear": _pointwise,
+    "layer_norm": _channel_norm,
+}
+"""Rows for values whose channels come last, given as if they came first."""

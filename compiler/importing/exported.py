@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from torch.utils.flop_counter import FlopCounterMode
 
 from compiler.errors import GraphspecError
-from compiler.importing.aten import ATEN, Arguments, TorchRecorder
+from compiler.importing.aten import Arguments, TorchRecorder, recorded
 from compiler.importing.calls import ENDS, Network, Origin, Unknown, UnsupportedError
 from compiler.ir.graph import INPUT
 
@@ -96,12 +96,10 @@ class _Reader:
         if read and all(isinstance(value, Tensor) for value in read):
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.values.__getitem__)
             return node.target(*args, **kwargs)  # type: ignore[operator]
-        if kind not in ATEN:
-            raise UnsupportedError("there is no such op")
         if any(shape[:1] != self.example.shape[:1] for shape in shapes):
             raise UnsupportedError("it mixes the images of a batch")
         given = fx.node.map_arg(_named(node), self.values.__getitem__)
-        return ATEN[kind](self.recorder, Arguments(given, shapes[0][1:], tuple(shape[1:] for shape in shapes)))
+        return recorded(self.recorder, kind, Arguments(given, shapes[0][1:], tuple(shape[1:] for shape in shapes)))
 
     def _count_flops(self) -> None:
         """Note the share of the multiply-adds of every call that is refused."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -14,9 +15,11 @@ from compiler.ir.graph import INPUT, attrs_of
 from compiler.language.names import MAX_LENGTH, name_problem
 from compiler.ops import Shape, op, read_attrs
 from compiler.ops.attributes import BatchNormSettings
+from compiler.ops.windows import Window
 from compiler.passes.draft import free_id
 
 OUT = "out"
+_PLAIN = re.compile(r"[A-Za-z_][\w.-]*")  # texts that need no quotes in YAML
 STYLE = ("kernel", "norm", "act", *BatchNormSettings.model_fields)
 OFTEN = 3  # nodes that make a short name for an op worth its line
 
@@ -131,7 +134,7 @@ def as_name(path: tuple[str, ...], before_digits: str) -> str:
 def _as_written(call: Call, short: Mapping[tuple[str, str], tuple[str, Any]]) -> dict[str, Any]:
     """Op and attributes of a node, without those that are the defaults or that a short name stands for."""
     defaults = _defaults(call.op)
-    if "padding" in defaults:
+    if isinstance(read_attrs(call.op, attrs_of(call.attrs)), Window):
         defaults["padding"] = _usual_padding(call)
     if "bias" in call.attrs:
         defaults["bias"] = call.attrs.get("norm") == "none"
@@ -184,4 +187,6 @@ def _flow(value: Any) -> str:
         return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_flow, value)) + "]"
-    return {True: "true", False: "false", None: "null"}[value] if isinstance(value, bool | None) else str(value)
+    if isinstance(value, str):
+        return value if _PLAIN.fullmatch(value) else json.dumps(value)
+    return json.dumps(value) if isinstance(value, bool | None) else str(value)
