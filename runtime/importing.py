@@ -235,6 +235,8 @@ def _onnx(path: Path, weights: str | None, shape: Shape | None) -> Source:
 
     if weights is not None:
         raise GraphspecError(f"--weights {weights}: an ONNX file has its own\n  try: without --weights")
+    if not path.is_file():
+        raise RunError(f"{path}: there is no such file to import\n  try: the path of an .onnx file")
     content = read_bytes(path, MOST_TENSORS)
     try:
         model = onnx.load_from_string(content)

@@ -21,7 +21,7 @@ class Half:
     """A value on its way to an op of ours that several calls make: padding before a window, a channel shuffle, what is
     computed with the channels last."""
 
-    kind: str  # pad, rows, columns, last
+    kind: str  # pad, rows, columns, last, pixels
     source: str
     detail: Any = None  # of `pad`: mode, fill, pairs per axis; of rows and columns the groups
 
@@ -163,14 +163,16 @@ def _adaptive_max(r: TorchRecorder, a: Arguments) -> Value:
 
 
 def _mean(r: TorchRecorder, a: Arguments) -> Value:
-    source = r.key(a.first)
-    rank = len(r.shapes[source])
+    pixels = isinstance(a.first, Half) and a.first.kind == "pixels"  # all in one row
+    source = r.key(a.first.source if pixels else a.first)
+    rank = 2 if pixels else len(r.shapes[source])
     dims = sorted(d % (rank + 1) for d in a.dim or range(rank + 1))
     if 0 in dims:
         raise UnsupportedError("a mean over the images of a batch")
     if dims == list(range(2, rank + 1)):
-        return r.call("adaptive_avg_pool", [source], size=1) if a.keepdim else r.call("global_avg_pool", [source])
-    return r.call("mean", [source], dims=dims, keep=bool(a.keepdim))
+        kept = a.keepdim and not pixels
+        return r.call("adaptive_avg_pool", [source], size=1) if kept else r.call("global_avg_pool", [source])
+    return r.call("mean", [r.key(a.first)], dims=dims, keep=bool(a.keepdim))
 
 
 def _add(r: TorchRecorder, a: Arguments) -> Value:
@@ -318,6 +320,8 @@ def _reshaped(r: TorchRecorder, a: Arguments) -> Value:
             r.calls[key].path = made.path
             return key
         return r.call("flatten", [source])
+    if len(old) == 3 and new == (old[0], old[1] * old[2]):
+        return Half("pixels", source)
     if len(new) == len(old) + 1 and new[0] * new[1] == old[0] and new[2:] == old[1:]:
         return Half("rows", source, new[0])
     raise UnsupportedError(f"a change of shape from {list(old)} to {list(new)}")
@@ -437,7 +441,7 @@ ATEN: dict[str, Row] = {
     "linear": _linear, "batch_norm": _batch_norm, "group_norm": _group_norm, "layer_norm": _layer_norm,
     **dict.fromkeys(("max_pool1d", "max_pool2d"), _max_pool), **dict.fromkeys(("avg_pool1d", "avg_pool2d"), _avg_pool),
     **dict.fromkeys(("adaptive_avg_pool1d", "adaptive_avg_pool2d"), _adaptive_avg),
-    "adaptive_max_pool2d": lambda r, a: [_adaptive_max(r, a)], "mean": _mean,
+    "adaptive_max_pool2d": lambda r, a: [_adaptive_max(r, a), None], "mean": _mean,
     "add": _add, "sub": _sub, "mul": _mul, "div": _div, "cat": _concat,
     **dict.fromkeys(("chunk", "split", "split_with_sizes", "tensor_split"), _split), "getitem": _item, "slice": _slice,
     **dict.fromkeys(("view", "reshape", "flatten", "squeeze", "unsqueeze", "_unsafe_view", "unflatten"), _reshaped),

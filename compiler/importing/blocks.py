@@ -13,10 +13,14 @@ Path = tuple[str, ...]
 
 @dataclass
 class Piece:
-    """Calls that become one block, in order, and the module that made them (none: they lie between modules)."""
+    """Calls that become one block, in order, and the module that made them (none: they lie between modules).
+
+    `is_way`: they are all ways between two points that one value passes, which no name tells of.
+    """
 
     keys: list[str]
     path: Path = ()
+    is_way: bool = False
 
     @property
     def is_loose(self) -> bool:
@@ -110,15 +114,16 @@ def _ordered(network: Network, pieces: list[Piece]) -> list[Piece]:
 def _joined(network: Network, pieces: list[Piece]) -> list[Piece]:
     """Loose calls joined: those on the one way there is, and those between two points that all ways pass."""
     found: list[Piece] = []
+    runs = False  # whether the last piece is a run of calls that the next may join
     for segment in _segments(network, pieces):
         keys = [key for piece in segment for key in piece.keys]
-        if not all(piece.is_loose for piece in segment):
-            found += segment
-        elif len(segment) == 1 and found and found[-1].path == ("run",):
+        is_loose = all(piece.is_loose for piece in segment)
+        if is_loose and len(segment) == 1 and runs:
             found[-1].keys += keys
         else:
-            found.append(Piece(keys, ("run",) if len(segment) == 1 else ("way",)))
-    return [Piece(piece.keys, () if piece.path in (("run",), ("way",)) else piece.path) for piece in found]
+            found += [Piece(keys, is_way=len(segment) > 1)] if is_loose else segment
+            runs = is_loose and len(segment) == 1
+    return found
 
 
 def _segments(network: Network, pieces: list[Piece]) -> Iterable[list[Piece]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,9 @@ def read_module(module: nn.Module, example: Tensor) -> Network:
     """
     module.eval()
     try:
-        program = torch.export.export(module, (example,), strict=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what torch would do faster otherwise
+            program = torch.export.export(module, (example,), strict=False)
     except Exception as error:  # of torch and of the module's own code
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise GraphspecError(

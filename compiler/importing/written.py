@@ -76,8 +76,7 @@ class _Writer:
             path = (
                 (end,) if piece.is_loose and end and len(pieces) > 1 else piece.path or self._call(piece.keys[0]).path
             )
-            entry = free_id(taken, as_name(path, "part"))
-            taken.add(entry)
+            entry = _numbered(taken, as_name(path, "part"))
             names = self._names(piece)
             sources = entrances(self.network, piece.keys)
             block = self._block(entry, piece, names, sources, is_last=number == len(pieces) - 1)
@@ -98,9 +97,8 @@ class _Writer:
         for key in piece.keys:
             if key != last:
                 call = self._call(key)
-                own = call.path[len(piece.path) :] if call.path[: len(piece.path)] == piece.path else call.path
-                found[key] = free_id(taken, as_name(own or (call.op,), call.op))
-                taken.add(found[key])
+                own = () if piece.is_way else call.path[len(piece.path) :]
+                found[key] = _numbered(taken, as_name(own or (call.op,), call.op))
         return found
 
     def _block(self, entry: str, piece: Piece, names: dict[str, str], sources: list[str], *, is_last: bool) -> str:
@@ -129,6 +127,15 @@ def as_name(path: tuple[str, ...], before_digits: str) -> str:
     name = name if name[:1].isalpha() else f"{before_digits}_{name}".strip("_")
     name = name[-MAX_LENGTH + 8 :].lstrip("_0123456789")  # with room for a number
     return f"{name}_" if name_problem(name) else name
+
+
+def _numbered(taken: set[str], name: str) -> str:
+    """The name, or with a number where it is taken; it is taken then."""
+    number, joint = 1, "_" if name[-1].isdigit() else ""
+    while (found := name if number == 1 else f"{name}{joint}{number}") in taken:
+        number += 1
+    taken.add(found)
+    return found
 
 
 def _as_written(call: Call, short: Mapping[tuple[str, str], tuple[str, Any]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ A spec may come from a stranger: its file of weights is read as safetensors, or 
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,9 @@ def _loaded(content: bytes) -> Tensors:
 def _unpickled(content: bytes) -> Tensors:
     import torch
 
-    state: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of files that are no files of torch
+        state: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     for key in ("state_dict", "model"):
         state = state.get(key, state)
     tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
