@@ -19,8 +19,9 @@ from torch.export import ExportedProgram
 from torch.utils.flop_counter import FlopCounterMode
 
 from compiler.errors import GraphspecError
-from compiler.importing.aten import Arguments, TorchRecorder, recorded
+from compiler.importing.aten import recorded
 from compiler.importing.calls import ENDS, Network, Origin, Unknown, UnsupportedError
+from compiler.importing.values import Arguments, TorchRecorder
 from compiler.ir.graph import INPUT
 
 _FRAME = re.compile(r'File "(.+)", line (\d+)')

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,9 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
 from compiler.errors import GraphspecError
-from compiler.importing.aten import ATEN, Arguments, TorchRecorder
+from compiler.importing.aten import recorded
 from compiler.importing.calls import Network, Origin, UnsupportedError
+from compiler.importing.values import Arguments, TorchRecorder, require
 from compiler.ir.graph import INPUT
 from compiler.ops import Shape
 
@@ -56,8 +57,7 @@ class _Node:
     op: str
     attrs: dict[str, Any]
     inputs: list[Any]
-    reader: _Reader
-    given: dict[str, Any] = field(default_factory=dict)  # for the row of torch
+    recorder: TorchRecorder
 
     def attr(self, name: str, default: Any = None) -> Any:
         """An attribute, or its default."""
@@ -75,15 +75,17 @@ class _Node:
     @property
     def size(self) -> Shape:
         """The shape of the first input, without the batch."""
-        recorder = self.reader.recorder
         value = self.inputs[0]
-        return recorder.shapes[value if isinstance(value, str) else value.source]
+        return self.recorder.shapes[value if isinstance(value, str) else value.source]
+
+    def row(self, name: str, shape: Shape = (), sizes: tuple[Shape, ...] = (), /, **given: Any) -> Any:
+        """The value of a row of torch's table."""
+        return recorded(self.recorder, name, Arguments(given, shape, sizes))
 
 
 class _Reader:
     def __init__(self, model: onnx.ModelProto, shape: Shape) -> None:
         self.graph, self.recorder = model.graph, TorchRecorder(shape)
-        self.sizes = _sizes(model, shape)
         self.opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
         self.values: dict[str, Any] = {"": None}
         self.values |= {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in self.graph.initializer}
@@ -102,30 +104,16 @@ class _Reader:
         inputs = [self.values[name] for name in node.input]
         recorder.origin = Origin(node.op_type, _path(node), node.name or node.output[0])
         recorder.name = node.output[0]
-        shape = self.sizes.get(node.output[0]) or (1, *recorder.shapes[INPUT])
-        found, refused = recorder.attempt(lambda: self._value(node, inputs), shape[1:])
-        if refused is not None:
-            refused.flops = self._share(node)
+        found, _ = recorder.attempt(lambda: self._value(node, inputs), recorder.shapes[INPUT])
         self.values |= zip(node.output, found if isinstance(found, list) else [found] * len(node.output), strict=False)
 
     def _value(self, node: onnx.NodeProto, inputs: list[Any]) -> Any:
         """What a node gives; UnsupportedError if no op of ours gives it."""
         if all(value is None or isinstance(value, Tensor) for value in inputs):
             return self._folded(node, inputs)
-        if node.op_type not in ONNX:
-            raise UnsupportedError("there is no such op")
+        require(node.op_type in ONNX, "there is no such op")
         attrs = {attribute.name: _attribute(attribute) for attribute in node.attribute}
-        return ONNX[node.op_type](_Node(node.op_type, attrs, inputs, self))
-
-    def _share(self, node: onnx.NodeProto) -> float:
-        """The share of all multiply-adds that a product has, as far as its sizes are known."""
-        return self._flops(node) / (sum(map(self._flops, self.graph.node)) or 1)
-
-    def _flops(self, node: onnx.NodeProto) -> int:
-        if node.op_type not in ("Conv", "Gemm", "MatMul"):
-            return 0
-        factor, made = (self.sizes.get(name, ()) for name in (node.input[1], node.output[0]))
-        return math.prod(made) * (math.prod(factor[1:]) if node.op_type == "Conv" else math.prod(factor[-2:-1]))
+        return ONNX[node.op_type](_Node(node.op_type, attrs, inputs, self.recorder))
 
     def _folded(self, node: onnx.NodeProto, inputs: list[Any]) -> list[Tensor]:
         """What a node makes of constants alone."""
@@ -137,23 +125,6 @@ class _Reader:
         evaluator = ReferenceEvaluator(helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)]))
         made = evaluator.run(None, feeds)
         return [torch.from_numpy(np.array(value)) for value in made]
-
-    def row(self, name: str, shape: Shape = (), sizes: tuple[Shape, ...] = (), /, **given: Any) -> Any:
-        """The value of a row of torch's table."""
-        return ATEN[name](self.recorder, Arguments(given, shape, sizes))
-
-
-def _sizes(model: onnx.ModelProto, shape: Shape) -> dict[str, tuple[int, ...]]:
-    """The shapes of all values that are known for one image of this shape."""
-    whole = onnx.ModelProto()
-    whole.CopyFrom(model)
-    sizes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    for value in whole.graph.input:
-        if value.name not in sizes:
-            for dim, size in zip(value.type.tensor_type.shape.dim, (1, *shape), strict=False):
-                dim.dim_value = size
-    values = onnx.shape_inference.infer_shapes(whole, data_prop=True).graph.value_info
-    return sizes | {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in values}
 
 
 def _attribute(attribute: onnx.AttributeProto) -> Any:
@@ -199,13 +170,12 @@ def _pairs(n: _Node, kernel: list[int]) -> list[tuple[int, int]]:
 
 def _conv(n: _Node, row: str = "conv2d") -> Any:
     weight = n.at(1)
-    if not isinstance(weight, Tensor):
-        raise UnsupportedError("a convolution whose weight is computed from the image")
+    require(isinstance(weight, Tensor), "a convolution whose weight is computed from the image")
     rank = weight.dim() - 2
     window = {"stride": n.attr("strides", [1] * rank), "padding": _pairs(n, list(weight.shape[2:]))}
     more = {"dilation": n.attr("dilations", [1] * rank), "groups": n.attr("group", 1)}
     margin = n.attr("output_padding", [0] * rank)
-    return n.reader.row(row, input=n.at(0), weight=weight, bias=n.at(2), output_padding=margin, **window, **more)
+    return n.row(row, input=n.at(0), weight=weight, bias=n.at(2), output_padding=margin, **window, **more)
 
 
 def _pool(row: str) -> Callable[[_Node], Any]:
@@ -215,7 +185,7 @@ def _pool(row: str) -> Callable[[_Node], Any]:
         window = {"kernel_size": kernel, "stride": n.attr("strides", [1] * rank), "padding": _pairs(n, kernel)}
         dilation = {"dilation": n.attr("dilations")} if n.attr("dilations") else {}
         how = {"ceil_mode": bool(n.attr("ceil_mode", 0)), "count_include_pad": bool(n.attr("count_include_pad", 0))}
-        return n.reader.row(row, n.size, self=n.at(0), **window, **dilation, **how)
+        return n.row(row, n.size, self=n.at(0), **window, **dilation, **how)
 
     return pool
 
@@ -223,18 +193,15 @@ def _pool(row: str) -> Callable[[_Node], Any]:
 def _batch_norm(n: _Node) -> Any:
     names = ("input", "weight", "bias", "running_mean", "running_var")
     share = round(1 - n.attr("momentum", 0.9), 7)
-    return n.reader.row(
-        "batch_norm", **dict(zip(names, n.inputs, strict=False)), eps=n.attr("epsilon", 1e-5), momentum=share
-    )
+    return n.row("batch_norm", **dict(zip(names, n.inputs, strict=False)), eps=n.attr("epsilon", 1e-5), momentum=share)
 
 
 def _gemm(n: _Node) -> Any:
     weight, bias = n.at(1), n.at(2)
-    if not isinstance(weight, Tensor) or n.attr("transA", 0):
-        raise UnsupportedError("a product of two values")
+    require(isinstance(weight, Tensor) and not n.attr("transA", 0), "a product of two values")
     weight = (weight if n.op == "Gemm" and n.attr("transB", 0) else weight.T) * n.attr("alpha", 1.0)
     bias = bias if bias is None else (bias * n.attr("beta", 1.0)).expand(len(weight))
-    return n.reader.row("linear", input=n.at(0), weight=weight, bias=bias)
+    return n.row("linear", input=n.at(0), weight=weight, bias=bias)
 
 
 def _reshape(n: _Node) -> Any:
@@ -244,30 +211,29 @@ def _reshape(n: _Node) -> Any:
     target = [sizes[i] if size == 0 else size for i, size in enumerate(target)]
     known = math.prod(size for size in target if size != -1)
     target = [math.prod(sizes) // known if size == -1 else size for size in target]
-    if target[:1] != [1]:
-        raise UnsupportedError(f"a change of shape to {target}")
-    return n.reader.row("view", tuple(target[1:]), self=n.at(0))
+    require(target[:1] == [1], f"a change of shape to {target}")
+    return n.row("view", tuple(target[1:]), self=n.at(0))
 
 
 def _squeeze(n: _Node) -> Any:
     axes, sizes = n.numbers(1, "axes"), [1, *n.size]
     kept = [size for i, size in enumerate(sizes) if i == 0 or (i not in axes if axes else size != 1)]
-    return n.reader.row("view", tuple(kept[1:]), self=n.at(0))
+    return n.row("view", tuple(kept[1:]), self=n.at(0))
 
 
 def _transpose(n: _Node) -> Any:
     order = n.attr("perm")
-    return n.reader.row("permute", tuple(0 for _ in order[1:]), self=n.at(0), dims=order)
+    return n.row("permute", tuple(0 for _ in order[1:]), self=n.at(0), dims=order)
 
 
 def _mean(n: _Node) -> Any:
     dims = n.numbers(1, "axes") or list(range(2, len(n.size) + 1))
-    return n.reader.row("mean", self=n.at(0), dim=dims, keepdim=bool(n.attr("keepdims", 1)))
+    return n.row("mean", self=n.at(0), dim=dims, keepdim=bool(n.attr("keepdims", 1)))
 
 
 def _global_pool(row: str) -> Callable[[_Node], Any]:
     def pool(n: _Node) -> Any:
-        found = n.reader.row(row, (n.size[0], *[1] * (len(n.size) - 1)), self=n.at(0))
+        found = n.row(row, (n.size[0], *[1] * (len(n.size) - 1)), self=n.at(0))
         return found[0] if isinstance(found, list) else found
 
     return pool
@@ -277,32 +243,30 @@ def _split(n: _Node) -> Any:
     channels, axis = n.size[0], n.attr("axis", 0)
     parts = n.numbers(1, "split") or [channels // n.attr("num_outputs", 2)] * n.attr("num_outputs", 2)
     sizes = tuple((size, *n.size[1:]) for size in parts)
-    found = n.reader.row("split", (), sizes, self=n.at(0), dim=axis)
-    return [n.reader.row("getitem", values=found, index=i) for i in range(len(parts))]
+    found = n.row("split", (), sizes, self=n.at(0), dim=axis)
+    return [n.row("getitem", values=found, index=i) for i in range(len(parts))]
 
 
 def _slice(n: _Node) -> Any:
     starts, ends = n.numbers(1, "starts") or [0], n.numbers(2, "ends") or [0]
     axes, steps = n.numbers(3, "axes") or [1], n.numbers(4, "steps") or [1]
-    if axes != [1] or steps != [1]:
-        raise UnsupportedError("a part of an image")
+    require(axes == steps == [1], "a part of an image")
     start, stop, _ = slice(starts[0], ends[0]).indices(n.size[0])
-    return n.reader.row("slice", (stop - start, *n.size[1:]), self=n.at(0), dim=1, start=start)
+    return n.row("slice", (stop - start, *n.size[1:]), self=n.at(0), dim=1, start=start)
 
 
 def _clip(n: _Node) -> Any:
     low, high = (n.at(i) if n.at(i) is not None else n.attr(name) for i, name in ((1, "min"), (2, "max")))
     bounds = {name: None if bound is None else float(bound) for name, bound in (("min", low), ("max", high))}
-    return n.reader.row("clamp", self=n.at(0), **bounds)
+    return n.row("clamp", self=n.at(0), **bounds)
 
 
 def _hard_sigmoid(n: _Node) -> Any:
     """max(0, min(1, alpha x + beta)), ours has an alpha of 1/6."""
-    if n.attr("beta", 0.5) != 0.5:
-        raise UnsupportedError("another beta than 1/2")
+    require(n.attr("beta", 0.5) == 0.5, "another beta than 1/2")
     factor = round(6 * n.attr("alpha", 0.2), 6)
-    source = n.at(0) if factor == 1 else n.reader.row("mul", self=n.at(0), other=factor)
-    return n.reader.row("hardsigmoid", self=source)
+    source = n.at(0) if factor == 1 else n.row("mul", self=n.at(0), other=factor)
+    return n.row("hardsigmoid", self=source)
 
 
 def _resize(n: _Node) -> Any:
@@ -317,49 +281,49 @@ def _resize(n: _Node) -> Any:
     whole = all(int(new) % old == 0 for new, old in zip(size, n.size[1:], strict=True))
     plain = how == "asymmetric" or n.op == "Upsample" or (whole and how in ("half_pixel", "pytorch_half_pixel"))
     if mode == "nearest" and plain and n.attr("nearest_mode", b"floor").decode() in ("floor", "round_prefer_floor"):
-        return n.reader.row("upsample_nearest2d", (0, *map(int, size)), self=n.at(0))
+        return n.row("upsample_nearest2d", (0, *map(int, size)), self=n.at(0))
     if mode == "linear" and how in ("half_pixel", "pytorch_half_pixel") and n.op == "Resize":
-        return n.reader.row("upsample_bilinear2d", (0, *map(int, size)), self=n.at(0))
+        return n.row("upsample_bilinear2d", (0, *map(int, size)), self=n.at(0))
     raise UnsupportedError(f"a resize of mode {mode} with coordinates {how}")
 
 
 def _pad(n: _Node) -> Any:
     widths, rank = n.numbers(1, "pads") or [], len(n.size) + 1
     pairs = [(widths[i], widths[i + rank]) for i in range(rank)]
-    mode = n.attr("mode", b"constant").decode()
-    if any(map(any, pairs[:2])) or mode == "wrap":
-        raise UnsupportedError("a border that is no border of pixels")
+    mode, names = (
+        n.attr("mode", b"constant").decode(),
+        {"constant": "constant", "reflect": "reflect", "edge": "replicate"},
+    )
+    require(not any(map(any, pairs[:2])) and mode in names, "a border that is no border of pixels")
     flat = [width for pair in reversed(pairs[2:]) for width in pair]
     fill = float(n.at(2)) if n.at(2) is not None else n.attr("value", 0.0)
-    names = {"constant": "constant", "reflect": "reflect", "edge": "replicate"}
-    return n.reader.row("pad", self=n.at(0), pad=flat, mode=names[mode], value=fill)
+    return n.row("pad", self=n.at(0), pad=flat, mode=names[mode], value=fill)
 
 
 def _lrn(n: _Node) -> Any:
     settings = {"size": n.attr("size"), "alpha": n.attr("alpha", 1e-4), "beta": n.attr("beta", 0.75)}
-    recorder = n.reader.recorder
-    return recorder.call("lrn", [recorder.key(n.at(0))], **settings, k=n.attr("bias", 1.0))
+    return n.recorder.plain("lrn", n.at(0), **settings, k=n.attr("bias", 1.0))
 
 
 def _sum(n: _Node) -> Any:
     total = n.at(0)
     for other in n.inputs[1:]:
-        total = n.reader.row("add", self=total, other=other)
+        total = n.row("add", self=total, other=other)
     return total
 
 
 def _binary(row: str) -> Callable[[_Node], Any]:
-    return lambda n: n.reader.row(row, self=n.at(0), other=n.at(1))
+    return lambda n: n.row(row, self=n.at(0), other=n.at(1))
 
 
 def _unary(row: str, **attrs: tuple[str, Any]) -> Callable[[_Node], Any]:
     """A row of one input; `attrs` are torch's arguments by ONNX's attribute and its default."""
-    return lambda n: n.reader.row(row, n.size, self=n.at(0), **{k: n.attr(*how) for k, how in attrs.items()})
+    return lambda n: n.row(row, n.size, self=n.at(0), **{k: n.attr(*how) for k, how in attrs.items()})
 
 
 def _dropout(n: _Node) -> Any:
     ratio = n.attr("ratio", 0.5) if n.at(1) is None else float(n.at(1))
-    return n.reader.row("dropout", input=n.at(0), p=ratio)
+    return n.row("dropout", input=n.at(0), p=ratio)
 
 
 def _shape(n: _Node) -> Any:
@@ -372,14 +336,14 @@ ONNX: dict[str, Callable[[_Node], Any]] = {
     "MaxPool": _pool("max_pool2d"), "AveragePool": _pool("avg_pool2d"), "ReduceMean": _mean,
     "GlobalAveragePool": _global_pool("adaptive_avg_pool2d"), "GlobalMaxPool": _global_pool("adaptive_max_pool2d"),
     "Reshape": _reshape, "Flatten": _reshape, "Squeeze": _squeeze, "Transpose": _transpose, "Shape": _shape,
-    "Concat": lambda n: n.reader.row("cat", n.size, tensors=n.inputs, dim=n.attr("axis")),
+    "Concat": lambda n: n.row("cat", n.size, tensors=n.inputs, dim=n.attr("axis")),
     "Split": _split, "Slice": _slice, "Pad": _pad, "Resize": _resize, "Upsample": _resize,
     "Add": _sum, "Sum": _sum, "Sub": _binary("sub"), "Mul": _binary("mul"), "Div": _binary("div"),
     "Relu": _unary("relu"), "Sigmoid": _unary("sigmoid"), "Tanh": _unary("tanh"), "HardSwish": _unary("hardswish"),
     "Clip": _clip, "HardSigmoid": _hard_sigmoid, "LeakyRelu": _unary("leaky_relu", negative_slope=("alpha", 0.01)),
     "Elu": _unary("elu", alpha=("alpha", 1.0), scale=("", 1), input_scale=("", 1)),
-    "PRelu": lambda n: n.reader.row("prelu", self=n.at(0), weight=n.at(1).flatten()),
-    "Gelu": lambda n: n.reader.row("gelu", self=n.at(0), approximate=n.attr("approximate", b"none").decode()),
-    "Softmax": _unary("softmax", dim=("axis", 1)), "Identity": _unary("identity"), "Dropout": _dropout,
-    "Cast": _unary("identity"),
+    "PRelu": lambda n: n.row("prelu", self=n.at(0), weight=n.at(1).flatten()),
+    "Gelu": lambda n: n.row("gelu", self=n.at(0), approximate=n.attr("approximate", b"none").decode()),
+    "Softmax": _unary("softmax", dim=("axis", 1)), "Identity": _unary("alias"), "Dropout": _dropout,
+    "Cast": _unary("alias"),
 }  # fmt: skip

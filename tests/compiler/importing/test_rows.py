@@ -49,7 +49,7 @@ def split(x: Tensor) -> Tensor:
 
 
 def last(x: Tensor) -> Tensor:
-    y = F.gelu(x.permute(0, 2, 3, 1)) * 2.0
+    y = F.gelu(x.permute(0, 2, 3, 1))
     return y.permute(0, 3, 1, 2)
 
 
