@@ -17,7 +17,7 @@ from torch import Tensor
 from compiler.errors import GraphspecError
 from compiler.importing.aten import recorded
 from compiler.importing.calls import Network, Origin, UnsupportedError
-from compiler.importing.values import Arguments, TorchRecorder, require
+from compiler.importing.values import PADS, Arguments, TorchRecorder, require
 from compiler.ir.graph import INPUT
 from compiler.ops import Shape
 
@@ -290,14 +290,11 @@ def _resize(n: _Node) -> Any:
 def _pad(n: _Node) -> Any:
     widths, rank = n.numbers(1, "pads") or [], len(n.size) + 1
     pairs = [(widths[i], widths[i + rank]) for i in range(rank)]
-    mode, names = (
-        n.attr("mode", b"constant").decode(),
-        {"constant": "constant", "reflect": "reflect", "edge": "replicate"},
-    )
-    require(not any(map(any, pairs[:2])) and mode in names, "a border that is no border of pixels")
+    mode = n.attr("mode", b"constant").decode().replace("edge", "replicate")
+    require(not any(map(any, pairs[:2])) and mode in PADS, "a border that is no border of pixels")
     flat = [width for pair in reversed(pairs[2:]) for width in pair]
     fill = float(n.at(2)) if n.at(2) is not None else n.attr("value", 0.0)
-    return n.row("pad", self=n.at(0), pad=flat, mode=names[mode], value=fill)
+    return n.row("pad", self=n.at(0), pad=flat, mode=mode, value=fill)
 
 
 def _lrn(n: _Node) -> Any:
