@@ -25,10 +25,12 @@ from torch import nn
 
 from benchmarks.common import parser, reason, show, table
 from compiler.errors import GraphspecError
+from compiler.importing.onnx_file import image_shape
 from runtime.importing import LIBRARIES, Imported, import_model, import_source
 
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 SIDE, SIDES = 64, {"inception": 96, "alexnet": 80, "vit": 224, "maxvit": 224}  # of images, in pixels
+TEXT = (48, 192)  # height and width of images where an ONNX file leaves them open
 HUGE = ("regnet_y_128gf", "vit_h_14")  # more than some machines have memory for: only where they are named
 TIMM = (
     "convnext_atto", "convnext_tiny_hnf", "convnextv2_atto", "cspdarknet53", "cspresnet50", "darknet17",
@@ -120,12 +122,12 @@ def randomised(path: Path) -> onnx.ModelProto:
 
 
 def of_file(path: Path, folder: Path) -> Outcome:
-    """An ONNX file; sizes that it leaves open are 48x192, those of a line of text."""
+    """An ONNX file; sizes that it leaves open are those of a line of text."""
     copy = folder / path.name
-    onnx.save(randomised(path), copy)
-    found = attempt(
-        path.name, "ONNX", lambda: import_source(str(copy), folder / f"{path.stem}.yaml", shape=(3, 48, 192))
-    )
+    model = randomised(path)
+    onnx.save(model, copy)
+    shape = tuple(own or side for own, side in zip(image_shape(model)[1:], (3, *TEXT), strict=True))
+    found = attempt(path.name, "ONNX", lambda: import_source(str(copy), folder / f"{path.stem}.yaml", shape=shape))
     copy.unlink()
     return found
 

@@ -249,8 +249,8 @@ def _onnx(path: Path, weights: str | None, shape: Shape | None) -> Source:
         raise
     except Exception as error:  # of protobuf or onnxruntime, which do not say which
         raise RunError(f"{path}: is no ONNX model that can be run: {str(error).splitlines()[0]}") from error
-    known = tuple(wanted or given for wanted, given in zip(shape or sizes, sizes, strict=False))
-    if None in known or len(known) != len(sizes):
+    wanted = shape or tuple(sizes)
+    if len(wanted) != len(sizes) or not all(n and own in (None, n) for own, n in zip(sizes, wanted, strict=True)):
         raise GraphspecError(f"{path}: takes images of sizes {sizes}\n  try: --input, e.g. --input 3,224,224")
 
     def compute(images: Tensor) -> Tensor:
@@ -258,5 +258,5 @@ def _onnx(path: Path, weights: str | None, shape: Shape | None) -> Source:
         made = [session.run(None, {session.get_inputs()[0].name: part.numpy()})[0] for part in parts]
         return torch.cat([torch.from_numpy(part) for part in made])
 
-    network = read_onnx(model, tuple(int(size or 0) for size in known))
+    network = read_onnx(model, tuple(int(size or 0) for size in wanted))
     return Source(path.stem, network, compute, left_out=end)

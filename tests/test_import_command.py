@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import graphspec
+from benchmarks.imports import LIGHT
 from compiler.errors import GraphspecError
 from compiler.lowering.torch.fx import load_weights, lower
 from runtime.importing import LIBRARIES, import_source
@@ -154,6 +155,11 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(b"password: 1234" * 9)
     with pytest.raises(GraphspecError, match="is no ONNX model that can be run"):
         import_source(str(tmp_path / "a.onnx"), tmp_path / "a.yaml")
+
+
+def test_sizes_must_be_those_of_the_file() -> None:
+    with pytest.raises(GraphspecError, match=r"takes images of sizes \[3, 224, 224\]"):
+        import_source(str(LIGHT / "light_squeezenet.onnx"), shape=(3, 64, 64))
 
 
 def test_a_difference_is_refused_with_the_first_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

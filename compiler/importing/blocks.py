@@ -71,7 +71,7 @@ def _children(network: Network, above: Path, keys: list[str]) -> dict[Path, list
 
 def exits(network: Network, keys: list[str]) -> list[str]:
     """The calls among these whose value is read by others, or is the network's."""
-    own, readers = set(keys), network.readers()
+    own, readers = set(keys), network.readers
     return [key for key in keys if key == network.output or not own.issuperset(readers[key])]
 
 

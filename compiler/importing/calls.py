@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -72,8 +73,9 @@ class Network:
         """The shape of a value, without the batch."""
         return self.input if key == INPUT else self.calls[key].shape
 
+    @functools.cached_property
     def readers(self) -> dict[str, list[str]]:
-        """Which calls read a value, by its key."""
+        """Which calls read a value, by its key; of calls that stay as they are."""
         found: dict[str, list[str]] = {key: [] for key in (INPUT, *self.calls)}
         for key, call in self.calls.items():
             for source in call.inputs:

@@ -26,7 +26,7 @@ def fused(network: Network) -> Network:
 
 def _merged(network: Network, rule: Callable[[Call, Call], Call | None]) -> Network:
     """The network with one call for two where the rule gives one for them, and nothing else reads the first."""
-    readers, calls = network.readers(), dict(network.calls)
+    readers, calls = network.readers, dict(network.calls)
     last: dict[str, str] = {}  # call -> the last of those that became part of it
     home: dict[str, str] = {}  # a call that became part of another -> that one
     held: dict[str, list[tuple[str, ...]]] = {}  # call -> paths of all that it does
