@@ -30,7 +30,7 @@ from runtime.importing import LIBRARIES, Imported, import_model, import_source
 
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 SIDE, SIDES = 64, {"inception": 96, "alexnet": 80, "vit": 224, "maxvit": 224}  # of images, in pixels
-TEXT = (48, 192)  # height and width of images where an ONNX file leaves them open
+TEXT = (64, 192)  # height and width of images where an ONNX file leaves them open
 HUGE = ("regnet_y_128gf", "vit_h_14")  # more than some machines have memory for: only where they are named
 TIMM = (
     "convnext_atto", "convnext_tiny_hnf", "convnextv2_atto", "cspdarknet53", "cspresnet50", "darknet17",

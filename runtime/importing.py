@@ -144,8 +144,10 @@ def _write(source: Source, path: Path, classes: int | None, gates: str | None) -
     write_bytes(weights, _saved(made.weights))
     write_text(path, made.text)
     end = network.end or source.left_out
-    notes = (f"left out the {end} at the end: the loss and export.probabilities have it",) if end else ()
-    return Imported(path, weights, difference, notes)
+    notes = [f"left out the {end} at the end: the loss and export.probabilities have it"] if end else []
+    if gates and "gated: true" not in made.text:
+        notes.append("there are no gates: no block adds a branch to what it takes")
+    return Imported(path, weights, difference, tuple(notes))
 
 
 def _lowered(made: Written) -> nn.Module:
@@ -249,7 +251,7 @@ def _onnx(path: Path, weights: str | None, shape: Shape | None) -> Source:
         raise
     except Exception as error:  # of protobuf or onnxruntime, which do not say which
         raise RunError(f"{path}: is no ONNX model that can be run: {str(error).splitlines()[0]}") from error
-    wanted = shape or tuple(sizes)
+    wanted: tuple[int | None, ...] = shape or tuple(sizes)
     if len(wanted) != len(sizes) or not all(n and own in (None, n) for own, n in zip(sizes, wanted, strict=True)):
         raise GraphspecError(f"{path}: takes images of sizes {sizes}\n  try: --input, e.g. --input 3,224,224")
 

@@ -85,6 +85,14 @@ def test_a_module_is_imported_as_it_is_and_stays_so(tmp_path: Path) -> None:
     assert compiled.spec.config.data.mean == data["mean"]
 
 
+@pytest.mark.parametrize("residual", [True, False])
+def test_it_is_said_where_no_gate_can_stand(residual: bool, tmp_path: Path) -> None:
+    module = trained(Small()) if residual else trained(nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1)))
+    made = graphspec.import_model(module, torch.zeros(2, 3, 16, 16), tmp_path / "a.yaml", gates="blocks")
+    assert bool(graphspec.load(made.spec)[1].gates()) == residual
+    assert made.notes == (() if residual else ("there are no gates: no block adds a branch to what it takes",))
+
+
 def test_another_number_of_classes(tmp_path: Path) -> None:
     made = graphspec.import_model(trained(Small()), torch.zeros(2, 3, 16, 16), tmp_path / "a.yaml", classes=7)
     assert network_of(made.spec)(torch.zeros(1, 3, 16, 16)).shape == (1, 7)

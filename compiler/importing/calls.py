@@ -22,6 +22,7 @@ UNFINISHED: dict[str, Any] = {"norm": "none", "act": "none"}
 """What an op may do besides its own work, turned off."""
 
 
+MOST_KINDS = 4  # are named in the first line of a refusal
 ENDS = ("softmax", "log_softmax", "sigmoid")
 
 
@@ -177,8 +178,9 @@ def _listing(unknown: list[Unknown]) -> str:
     for one in unknown:
         groups.setdefault((one.origin.kind, one.origin.place, one.why), []).append(one)
     rows = sorted(groups.items(), key=lambda item: -sum(one.flops for one in item[1]))
-    kinds = len({one.origin.kind for one in unknown})
-    lines = [f"{len(unknown)} calls of {kinds} kinds have no op of ours{_share(unknown)}:"]
+    kinds = list(dict.fromkeys(kind for (kind, _, _), _ in rows))
+    named = ", ".join([*kinds[:MOST_KINDS], *(["..."] if len(kinds) > MOST_KINDS else [])])
+    lines = [f"{len(unknown)} calls have no op of ours{_share(unknown)}: {named}"]
     for (kind, place, why), found in rows:
         modules = ".".join(found[0].origin.path) or "the network itself"
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
