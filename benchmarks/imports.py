@@ -149,8 +149,13 @@ def outcomes(with_timm: bool, files: list[Path], only: list[str], folder: Path) 
 def row(family: str, found: list[Outcome]) -> list[object]:
     """A line of the table."""
     taken = [one.difference for one in found if one.difference is not None]
-    refused = [f"{one.source.partition(':')[2] or one.source}: {one.why}" for one in found if one.difference is None]
-    return [family, len(found), len(taken), max(taken, default=None), "; ".join(refused)]
+    refused: dict[str, list[str]] = {}  # by the kinds of calls that no op computes, or another reason
+    for one in found:
+        if one.difference is None:
+            why = one.why.rpartition(": ")[2] if "have no op of ours" in one.why else one.why
+            refused.setdefault(why, []).append(one.source.partition(":")[2] or one.source)
+    texts = [f"{', '.join(names)}: {why}" for why, names in refused.items()]
+    return [family, len(found), len(taken), max(taken, default=None), "; ".join(texts)]
 
 
 def main() -> None:
