@@ -117,9 +117,14 @@ def _checked(path: Path, gates: str | None) -> Path:
     taken = next((file for file in (path, path.with_suffix(WEIGHTS)) if file.exists()), None)
     if taken is not None:
         raise RunError(f"{taken} exists already\n  try: another name (-o), or remove it")
-    if gates not in (None, "blocks"):
-        raise GraphspecError(f"--gates {gates}: there are no such gates\n  try: --gates blocks")
+    if unknown := _kinds(gates) - {"channels", "blocks"}:
+        raise GraphspecError(f"--gates: there are no gates on {min(unknown)!r}\n  try: --gates channels,blocks")
     return path
+
+
+def _kinds(gates: str | None) -> set[str]:
+    """What is to have gates, as written: `channels,blocks`."""
+    return {kind.strip() for kind in gates.split(",")} if gates else set()
 
 
 def _read(name: str, module: nn.Module, data: dict[str, Any], example: Tensor) -> Source:
@@ -134,8 +139,10 @@ def _write(source: Source, path: Path, classes: int | None, gates: str | None) -
     """Check the spec against its source and write it; nothing is written if they differ."""
     network, weights = fused(source.network), path.with_suffix(WEIGHTS)
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", path.stem).lstrip("._-")[:100] or "imported"
-    settings = {"data": source.data} if source.data else {}
-    as_spec = partial(write, name=name, settings=settings, weights=weights.name, gated=gates == "blocks")
+    kinds = _kinds(gates)
+    settings = {"gates": {"channels": "auto"}} if "channels" in kinds else {}
+    settings |= {"data": source.data} if source.data else {}
+    as_spec = partial(write, name=name, settings=settings, weights=weights.name, gated="blocks" in kinds)
     made = as_spec(network)
     difference = require_equal(source.compute, _lowered(made), network.input, network.end)
     if classes is not None:
@@ -145,8 +152,8 @@ def _write(source: Source, path: Path, classes: int | None, gates: str | None) -
     write_text(path, made.text)
     end = network.end or source.left_out
     notes = [f"left out the {end} at the end: the loss and export.probabilities have it"] if end else []
-    if gates and "gated: true" not in made.text:
-        notes.append("there are no gates: no block adds a branch to what it takes")
+    if "blocks" in kinds and "gated: true" not in made.text:
+        notes.append("there are no gates on blocks: none adds a branch to what it takes")
     return Imported(path, weights, difference, tuple(notes))
 
 

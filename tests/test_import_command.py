@@ -90,7 +90,7 @@ def test_it_is_said_where_no_gate_can_stand(residual: bool, tmp_path: Path) -> N
     module = trained(Small()) if residual else trained(nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1)))
     made = graphspec.import_model(module, torch.zeros(2, 3, 16, 16), tmp_path / "a.yaml", gates="blocks")
     assert bool(graphspec.load(made.spec)[1].gates()) == residual
-    assert made.notes == (() if residual else ("there are no gates: no block adds a branch to what it takes",))
+    assert made.notes == (() if residual else ("there are no gates on blocks: none adds a branch to what it takes",))
 
 
 def test_another_number_of_classes(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "failed: ModuleNotFoundError": ("no.such:thing", {"trust_code": True}),
     "gives int, not a torch.nn.Module": ("builtins:int", {"trust_code": True}),
     "there is no such file to import": ("missing.onnx", {}),
-    "there are no such gates": ("torchvision:resnet18", {"gates": "everything"}),
+    "there are no gates on 'everything'": ("torchvision:resnet18", {"gates": "everything"}),
     "a spec is a .yaml file": ("torchvision:resnet18", {"path": Path("net.txt")}),
 }
 

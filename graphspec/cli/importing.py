@@ -29,7 +29,7 @@ def import_(
     classes: Annotated[
         int | None, typer.Option("--classes", min=1, help="Replace the last layer by a fresh one of N outputs.")
     ] = None,
-    gates: Annotated[str | None, typer.Option("--gates", help="blocks: put a gate on every residual branch.")] = None,
+    gates: Annotated[str | None, typer.Option("--gates", help="channels, blocks (or both): what has gates.")] = None,
     trust_code: Annotated[bool, typer.Option("--trust-code", help="Allow package.module:function.")] = False,
     as_json: JsonOpt = False,
 ) -> None:

@@ -18,8 +18,8 @@ from torch import Tensor
 from compiler.analysis.costs import total_cost
 from compiler.ir.graph import Graph
 from compiler.language.config import Configuration, Section
-from compiler.passes.carry import carried_tensors, take
-from compiler.passes.prune_zero_edges import surviving_edges
+from compiler.passes.carry import take
+from compiler.passes.prune_zero_edges import pruned_tensors, surviving_edges
 from runtime.data.dataset import Dataset, Share
 from runtime.jobs.logs import Console
 from runtime.processes.world import ALONE, World
@@ -73,7 +73,7 @@ class Context(Space):
         """A fresh network of the whole space, or of a graph that `prune` made of it: a sampled one."""
         wanted, start, seed = graph or self.graph, self._start, self.config.seed
         if start is not None and graph is not None:
-            start = {name: take(start[name], cut) for name, cut in carried_tensors(self.graph, graph).items()}
+            start = {name: take(start[name], cut) for name, cut in pruned_tensors(self.graph, graph).items()}
         return Supernet.start(
             wanted, self.task, self.search, self.device, seed, self.gate_init, self.world, weights=start
         )

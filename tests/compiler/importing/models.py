@@ -41,9 +41,11 @@ def classifier(name: str, **options: Any) -> nn.Module:
         return trained(torchvision.models.get_model(name, weights=None, **options))
 
 
-def spec_of(network: Network, folder: Path, **options: Any) -> tuple[Written, Graph, nn.Module]:
+def spec_of(
+    network: Network, folder: Path, settings: dict[str, Any] | None = None, **options: Any
+) -> tuple[Written, Graph, nn.Module]:
     """A network written as a spec, and what is read of that again: the graph, and its module with the weights."""
-    written = write(network, "imported", {}, weights="w.safetensors", **options)
+    written = write(network, "imported", settings or {}, weights="w.safetensors", **options)
     path = folder / "imported.yaml"
     path.write_text(written.text)
     graph = load(path)[1]

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from compiler.analysis.costs import total_cost
+from compiler.analysis.guards import best_channels
 from compiler.errors import GraphspecError
 from compiler.importing.equal import require_equal
 from compiler.importing.exported import read_module
 from compiler.importing.fuse import fused
+from compiler.ir.graph import Model
+from compiler.lowering.torch.fx import load_gates, load_weights, lower
+from compiler.passes.prune_zero_edges import PruneZeroEdges
 from tests.compiler.importing.models import classifier, relative, spec_of
 
 SIDE = {"inception_v3": 96, "alexnet": 80}
@@ -32,6 +39,33 @@ def test_a_classifier_is_the_same_as_a_spec(name: str, tmp_path: Path) -> None:
     assert require_equal(module, found, (3, side, side)) <= 1e-5
     images = torch.randn(5, 3, side, side, generator=torch.Generator().manual_seed(1))
     assert relative(found(images), module(images)) <= 1e-5
+
+
+def computed(model: Model, images: Tensor) -> Tensor:
+    """What the network of a model gives, in float64."""
+    module = lower(model.graph).double()
+    load_weights(module, model.weights)
+    load_gates(module, model.graph, model.gates)
+    with torch.no_grad():
+        found: Tensor = module.eval()(images)
+    return found
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_without_closed_channels_a_classifier_is_the_one_with_gates_at_zero(name: str, tmp_path: Path) -> None:
+    side = SIDE.get(name, 64)
+    network = fused(read_module(classifier(name), torch.zeros(2, 3, side, side)))
+    written, graph, _ = spec_of(network, tmp_path, {"gates": {"channels": "auto"}})
+    rng = random.Random(0)
+    gates = {gate: 0.0 if rng.random() < 0.4 else rng.uniform(0.5, 1.5) for gate in graph.gates()}
+    opened = best_channels(graph, [gate for gate, value in gates.items() if value == 0], lambda gate: 1.0)
+    gates |= dict.fromkeys(opened.values(), 1.0)  # no value loses all of its channels
+    model = Model(graph, gates, {key: value.astype("float64") for key, value in written.weights.items()})
+    pruned = PruneZeroEdges().run(model)
+    assert total_cost(pruned.graph).flops < 0.6 * total_cost(graph).flops
+    images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found, expected = (computed(each, images) for each in (pruned, model))
+    assert relative(found, expected) <= 1e-9
 
 
 @pytest.mark.slow
