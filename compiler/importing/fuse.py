@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, get_args
@@ -21,7 +22,20 @@ def fused(network: Network) -> Network:
 
     A call takes the path of its op, or that of the module which holds the whole chain and nothing else.
     """
-    return _merged(_merged(network, _rescaled), _finished)
+    return _merged(_merged(_shortened(network), _rescaled), _finished)
+
+
+def _shortened(network: Network) -> Network:
+    """The network without what all paths begin with, and without the function's name where a module calls only it."""
+    paths = [call.path for call in network.calls.values()]
+    ends = list(zip(min(paths)[:-1], max(paths)[:-1], strict=False))
+    common = next((i for i, (first, last) in enumerate(ends) if first != last), len(ends))
+    below = Counter(path[:depth] for path in paths for depth in range(len(path)))
+    calls = {}
+    for key, call in network.calls.items():
+        alone = len(call.path) > common + 1 and call.path[-1].endswith("()") and below[call.path[:-1]] == 1
+        calls[key] = replace(call, path=call.path[common : -1 if alone else None])
+    return Network(network.input, calls, network.output, network.end)
 
 
 def _merged(network: Network, rule: Callable[[Call, Call], Call | None]) -> Network:

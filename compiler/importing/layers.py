@@ -76,7 +76,7 @@ def _batch_norm(r: TorchRecorder, a: Arguments) -> Value:
     plain = {"weight": torch.ones_like(a.running_mean), "bias": torch.zeros_like(a.running_mean)}
     names = (*plain, "running_mean", "running_var")
     given = {name: a.given[name] for name in names if a.given.get(name) is not None}
-    return r.call("batch_norm", [r.key(a.input)], plain | given, eps=a.eps, momentum=a.momentum or 0.1)
+    return r.call("batch_norm", [r.key(a.input)], plain | given, eps=a.eps, momentum=round(a.momentum or 0.1, 7))
 
 
 def _norm(kind: str, **attrs: Any) -> Row:

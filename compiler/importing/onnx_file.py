@@ -95,9 +95,7 @@ class _Reader:
         """The network."""
         for node in self.graph.node:
             self._node(node)
-        found = self.recorder.network(self.recorder.key(self.values[self.graph.output[0].name]))
-        _shorten([call.path for call in found.calls.values()], found)
-        return found
+        return self.recorder.network(self.recorder.key(self.values[self.graph.output[0].name]))
 
     def _node(self, node: onnx.NodeProto) -> None:
         recorder = self.recorder
@@ -144,16 +142,6 @@ def _path(node: onnx.NodeProto) -> tuple[str, ...]:
     return (*found[:-1], f"{found[-1]}()")
 
 
-def _shorten(paths: list[tuple[str, ...]], network: Network) -> None:
-    """Leave out what all names begin with, and the op's name where a module makes one call."""
-    common = len(paths[0]) - 1 if paths else 0
-    while common and any(path[:common] != paths[0][:common] for path in paths):
-        common -= 1
-    for call in network.calls.values():
-        alone = sum(path[: len(call.path) - 1] == call.path[:-1] for path in paths) == 1
-        call.path = call.path[common:-1] if alone and len(call.path) > common + 1 else call.path[common:]
-
-
 def _pairs(n: _Node, kernel: list[int]) -> list[tuple[int, int]]:
     """Padding before and after each axis."""
     auto, rank = n.attr("auto_pad", b"NOTSET").decode(), len(kernel)
@@ -192,7 +180,7 @@ def _pool(row: str) -> Callable[[_Node], Any]:
 
 def _batch_norm(n: _Node) -> Any:
     names = ("input", "weight", "bias", "running_mean", "running_var")
-    share = round(1 - n.attr("momentum", 0.9), 7)
+    share = 1 - n.attr("momentum", 0.9)
     return n.row("batch_norm", **dict(zip(names, n.inputs, strict=False)), eps=n.attr("epsilon", 1e-5), momentum=share)
 
 

@@ -25,6 +25,8 @@ def trained(module: nn.Module, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
+            if not tensor.is_floating_point():
+                continue
             if "running_var" in name or (name.endswith("weight") and tensor.dim() == 1):
                 tensor.uniform_(0.5, 1.5, generator=generator)
             elif tensor.dim() == 1:
