@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__all__ = ["bench", "compile", "export", "load", "open_run", "retrain", "search", "smoke"]
+__all__ = ["bench", "compile", "evaluate", "export", "load", "open_run", "predict", "retrain", "search", "smoke"]
 __version__ = "0.1.0"
 
 

@@ -12,7 +12,7 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -32,6 +32,7 @@ from compiler.errors import RunError
 from compiler.ir.graph import INPUT
 from compiler.lowering.torch.fx import lower_model
 from runtime.data.dataset import HERE
+from runtime.inference.network import OnnxNetwork
 from runtime.jobs.logs import Console
 from runtime.rundir.directory import JobDir, RunDir
 from runtime.rundir.files import guarded, read_json
@@ -44,7 +45,6 @@ Array = NDArray[Any]
 THREADS, BATCHES, SECONDS = (1, 2), (1, 64), 2.0
 WARM_UP, LEAST_RUNS = 10, 3
 EXPORT_SECONDS = 0.3  # for each latency that an export measures
-ERRORS_ONLY = 3  # of onnxruntime's log levels
 NUMPY: dict[str, Any] = {
     "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64,
     "tensor(uint8)": np.uint8, "tensor(int8)": np.int8, "tensor(int32)": np.int32, "tensor(int64)": np.int64,
@@ -53,48 +53,6 @@ NUMPY: dict[str, Any] = {
 PEAK_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes in the unit that `getrusage` counts memory in
 MIB = 2**20
 LIMIT = 120.0  # seconds that a case may take, and ten times as long as it is to be measured
-
-
-class OnnxNetwork:
-    """An ONNX model with one input and one output, ready to run on `threads` threads (0: all cores)."""
-
-    def __init__(self, path: Path, threads: int = 0) -> None:
-        """RunError if onnxruntime refuses the file."""
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = ERRORS_ONLY
-        try:
-            self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its exceptions have no base class of their own
-            raise RunError(
-                f"{path}: onnxruntime {onnxruntime.__version__} cannot load it: {error}\n"
-                f"  try: a lower export.opset, or a newer onnxruntime"
-            ) from error
-        self.path = path
-
-    @property
-    def input(self) -> Any:
-        """What the model reads; RunError if that is nothing."""
-        if not (inputs := self.session.get_inputs()):
-            raise RunError(f"{self.path}: the model reads nothing\n  try: a model that takes images")
-        return inputs[0]
-
-    def __call__(self, image: Array) -> Array:
-        """Outputs (N, classes) of images in the model's own type and layout."""
-        outputs: Array = self.run({self.input.name: image})[0]
-        return outputs
-
-    def run(self, feed: Mapping[str, Array]) -> list[Any]:
-        """All outputs for these inputs by name; RunError if onnxruntime cannot compute them."""
-        try:
-            outputs: list[Any] = self.session.run(None, feed)
-        except Exception as error:  # its exceptions have no base class of their own
-            shapes = ", ".join(f"{name} {value.shape}" for name, value in feed.items())
-            raise RunError(
-                f"{self.path}: onnxruntime cannot run it on {shapes}: {error}\n"
-                f"  try: another --batch; a number of images may be fixed inside the model"
-            ) from error
-        return outputs
 
 
 @dataclass(frozen=True)

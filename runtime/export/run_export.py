@@ -22,7 +22,8 @@ from compiler.ir.text import graph_hash
 from compiler.lowering.onnx.model import Preprocessing, check_opset, emit, save
 from runtime.data.dataset import HERE, Dataset
 from runtime.data.named_sets import reading_of
-from runtime.export.bench import Latency, OnnxNetwork, eager_latency, onnx_latency
+from runtime.export.bench import Latency, eager_latency, onnx_latency
+from runtime.export.notes import LABELS, README, Note
 from runtime.export.parity import (
     FileScore,
     ImageForm,
@@ -37,6 +38,9 @@ from runtime.export.parity import (
 )
 from runtime.export.quantise import half, int8
 from runtime.export.trained import Source, Trained, finished_job, load_trained, training_data
+from runtime.inference.evaluate import EVALUATION
+from runtime.inference.model import MODEL
+from runtime.inference.network import OnnxNetwork
 from runtime.jobs.logs import Console
 from runtime.rundir import files
 from runtime.rundir.directory import Opened, environment
@@ -47,7 +51,7 @@ from runtime.tasks.base import TOLERANCE
 from runtime.tasks.results import Measured, as_record
 
 Kind = Literal["fp32", "fp16", "int8"]
-MODEL, PARITY, LATENCY = "model.onnx", "parity.json", "latency.json"  # in the run's export folder
+PARITY, LATENCY = "parity.json", "latency.json"  # in the run's export folder
 PACKAGES = ("graphspec", "numpy", "onnx", "onnxruntime", "torch")
 CALIBRATION_IMAGES, CALIBRATION_BATCH = 256, 32
 THREADS, LATENCY_BATCHES = (1, 2), (1, 64)
@@ -151,7 +155,7 @@ def _publish(folder: Path, target: Path) -> None:
 
 
 def _write_reports(folder: Path, result: ExportResult, *, others_go: bool) -> None:
-    """Write what was found; with `others_go`, small forms of an earlier export are removed."""
+    """Write what was found; with `others_go`, small forms and the evaluation of an earlier export are removed."""
     record = {"model": result.model.path, **as_record(result)}
     latencies = record.pop("latencies")
     write_json(folder / PARITY, record)
@@ -159,6 +163,8 @@ def _write_reports(folder: Path, result: ExportResult, *, others_go: bool) -> No
         write_json(folder / LATENCY, {"device": device_name(HERE.device), "latencies": latencies})
     else:
         files.remove(folder / LATENCY)
+    if others_go:
+        files.remove(folder / EVALUATION)
     for kind in ("fp16", "int8"):
         if others_go and kind not in {file.kind for file in result.files}:
             files.remove(_path_of(kind, folder / MODEL))
@@ -207,6 +213,7 @@ class _Export:
         for kind, form in protos.items():
             helper.set_model_props(form, self._metadata(scores[kind], parity))
             self._save(kind, form)
+        self._write_notes()
         files = tuple(self._file(kind, form, scores[kind]) for kind, form in protos.items())
         self._tell_scores(scores, files)
         self._check_small_forms(files)
@@ -235,6 +242,18 @@ class _Export:
             preprocessing=None if layout == "none" else Preprocessing(layout, normalise.mean, normalise.std),
             head=self.head,
         )
+
+    def _write_notes(self) -> None:
+        """What the metadata says, as text beside the files: some runtimes do not show it."""
+        beside = "" if self.options.output is None else f"{self.target.stem}."
+        shape = (len(self.dataset.normalise.mean), *self.dataset.test.size)
+        config, labels = self.opened.spec.config, self.dataset.labels
+        note = Note(shape, self.form, reading_of(config.data), self.output_name, labels, config.task)
+        with guarded(self.target):
+            if labels:
+                (self.folder / f"{beside}{LABELS}").write_text(note.label_lines(), encoding="utf-8")
+            text = note.text(self.target.name, f"{beside}{LABELS}")
+            (self.folder / f"{beside}{README}").write_text(text, encoding="utf-8")
 
     def _staged(self, kind: Kind) -> Path:
         return self.folder / _path_of(kind, self.target).name
@@ -274,6 +293,7 @@ class _Export:
         packages = environment(self.dataset.seed)["packages"]
         layout = self.form.layout
         values: dict[str, Any] = {
+            "task": self.opened.spec.config.task,
             "labels": self.dataset.labels,
             "layout": "nchw" if layout == "none" else layout,
             "preprocessing": "none: float images, (pixels / 255 - mean) / std"

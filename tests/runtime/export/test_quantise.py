@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compiler.errors import RunError
-from runtime.export.bench import OnnxNetwork
 from runtime.export.quantise import half, int8
+from runtime.inference.network import OnnxNetwork
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(64, 3, 8, 8)).astype(np.float32)

@@ -1,0 +1,119 @@
+"""Commands that use an exported model: predict, evaluate."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from compiler.errors import GraphspecError
+from graphspec.cli import options
+from graphspec.cli.options import JsonOpt, QuietOpt, TrustOpt, print_json, say
+
+if TYPE_CHECKING:
+    from runtime.inference.predict import Prediction
+
+BatchOpt = Annotated[int, typer.Option("--batch", min=1, help="Images at a time.")]
+MODEL = "MODEL|RUN"
+_BATCH, _TOP = 256, 3  # as runtime.inference has them, which the help does not import
+
+
+def predict(
+    target: Annotated[Path, typer.Argument(help="An exported ONNX file, or a run that was exported.", metavar=MODEL)],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            help="Files, folders or patterns; - reads such names, one a line, from stdin.", metavar="FILES..."
+        ),
+    ],
+    top: Annotated[int, typer.Option("--top", min=1, help="Classes for each image.")] = _TOP,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV to stdout.")] = False,
+    batch: BatchOpt = _BATCH,
+    quiet: QuietOpt = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Say what images show: the most probable classes of each, with their probabilities."""
+    if as_csv and as_json:
+        raise typer.BadParameter("there is one output: leave --csv or --json out", param_hint="--csv")
+    from runtime.inference.images import find_images, listed
+    from runtime.inference.model import open_model
+    from runtime.inference.predict import predict
+    from runtime.jobs.logs import Console
+
+    model, _ = open_model(target)
+    typed = (line for name in images for line in (sys.stdin.read().splitlines() if name == "-" else [name]) if line)
+    paths = find_images(typed)
+    with Console(quiet).progress("images", len(paths)) as advance:
+        found = predict(model, paths, top=top, batch=batch, advance=advance)
+    if as_json:
+        print_json({"model": str(model.path), "images": [_record(each) for each in found]})
+    elif as_csv:
+        typer.echo(_csv(found).encode(errors="surrogateescape"), nl=False)
+    else:
+        options.tell(_table(found))
+    if failed := {each.image: each.error for each in found if each.error}:
+        raise GraphspecError(f"{len(failed)} of {len(found)} images cannot be read: {listed(failed)}")
+
+
+def _record(one: Prediction) -> dict[str, object]:
+    return {"image": one.image, "error": one.error} if one.error else {**asdict(one), "error": None}
+
+
+def _csv(found: list[Prediction]) -> str:
+    """A line an image that can be read: its name, then classes and scores."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    most = max((len(each.classes) for each in found), default=0)
+    writer.writerow(["image", *(f"{what}{n}" for n in range(1, most + 1) for what in ("class", "score"))])
+    for each in found:
+        cells = [cell for guess in each.classes for cell in (guess.label, f"{guess.score:.6g}")]
+        writer.writerows([[each.image, *cells]] if not each.error else [])
+    return file.getvalue()
+
+
+def _table(found: list[Prediction]) -> str:
+    """The same for people."""
+    from runtime.rundir.study import rendered
+
+    rows = [[each.image, *(f"{g.label} {g.score:.2%}" for g in each.classes)] for each in found if not each.error]
+    return rendered(rows) if rows else ""
+
+
+def evaluate(
+    target: Annotated[
+        Path | None,
+        typer.Argument(help="A run that was exported (default: runs/latest) or an ONNX file.", metavar=MODEL),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Argument(help="A folder of images for each class; default: the test images of the run.", metavar="DATA"),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="HTML page to write, with pictures of the mistakes.")
+    ] = None,
+    batch: BatchOpt = _BATCH,
+    trust_code: TrustOpt = False,
+    quiet: QuietOpt = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Say how often an exported model is right, for which classes, and what it gets wrong."""
+    from runtime.inference.evaluate import run_evaluate
+    from runtime.jobs.logs import Console
+
+    console = Console(quiet)
+    found = run_evaluate(target, data, trust_code=trust_code, batch=batch, warn=console.warn, progress=console.progress)
+    if as_json:
+        print_json(found.as_json(pictures=False))
+    else:
+        options.tell(f"{found.model} on {found.data}\n{found.render()}")
+    if output:
+        from runtime.reporting.evaluation import page
+
+        options.deliver(page(found.as_json()), output)
+    elif data is None and not quiet:
+        say("pictures of the mistakes: graphspec report")
