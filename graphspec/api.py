@@ -49,7 +49,7 @@ from runtime.tasks.table import task_of
 if TYPE_CHECKING:
     from runtime.export.bench import BenchResult
     from runtime.export.run_export import ExportResult
-    from runtime.inference.evaluate import Evaluation
+    from runtime.inference.figures import Evaluation
     from runtime.inference.predict import Prediction
     from runtime.jobs.run_retrain import RetrainResult
     from runtime.jobs.run_search import SearchResult

@@ -104,16 +104,16 @@ def evaluate(
     """Say how often an exported model is right, for which classes, and what it gets wrong."""
     from runtime.inference.evaluate import run_evaluate
     from runtime.jobs.logs import Console
+    from runtime.reporting.evaluation import lines, page
 
     console = Console(quiet)
     found = run_evaluate(target, data, trust_code=trust_code, batch=batch, warn=console.warn, progress=console.progress)
+    record = asdict(found)
     if as_json:
-        print_json(found.as_json(pictures=False))
+        print_json(record)
     else:
-        options.tell(f"{found.model} on {found.data}\n{found.render()}")
+        options.tell(lines(record))
     if output:
-        from runtime.reporting.evaluation import page
-
-        options.deliver(page(found.as_json()), output)
+        options.deliver(page(record), output)
     elif data is None and not quiet:
         say("pictures of the mistakes: graphspec report")

@@ -38,7 +38,7 @@ from runtime.export.parity import (
 )
 from runtime.export.quantise import half, int8
 from runtime.export.trained import Source, Trained, finished_job, load_trained, training_data
-from runtime.inference.evaluate import EVALUATION
+from runtime.inference.figures import EVALUATION
 from runtime.inference.model import MODEL
 from runtime.inference.network import OnnxNetwork
 from runtime.jobs.logs import Console

@@ -14,13 +14,13 @@ from compiler.errors import PassError
 from compiler.ir.graph import Graph
 from compiler.language.config import SearchConfig
 from compiler.passes.prune_zero_edges import prune
+from runtime.inference.figures import EVALUATION, Evaluation
 from runtime.rundir.directory import JobDir, RunDir
 from runtime.rundir.files import MissingFileError, read_json, read_lines, read_text
 from runtime.rundir.network import read_graph
 from runtime.rundir.records import (
     Environment,
     Epoch,
-    Evaluation,
     Exported,
     Latencies,
     Result,
@@ -165,7 +165,7 @@ def read_run(run: RunDir, graph: Graph | None = None) -> RunRecord:
         section=_there(read_json, run.search.strategy, Section) or {},
         parity=_there(read_json, run.export / "parity.json", Exported),
         latency=_there(read_json, run.export / "latency.json", Latencies),
-        evaluation=_there(read_json, run.export / "evaluation.json", Evaluation),
+        evaluation=_there(read_json, run.export / EVALUATION, Evaluation),
         seeds={seed: read_run(one, graph) for seed, one in run.seed_runs().items()},
     )
 

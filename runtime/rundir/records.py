@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, create_model, model_validator
+from pydantic import BaseModel, Field, create_model
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -48,46 +48,6 @@ Result = _model(
 ExportedFile: Any = _model(kind=str, path=(str, ""))
 Exported = _model(source=Literal["search", "retrain"], files=list[ExportedFile], parity=(Record, None))  # parity.json
 Latencies = _model(device=(str, ""), latencies=list[Record])  # latency.json
-Measured = Annotated[float, Field(ge=0, le=1)]
-ClassFigures: Any = _model(
-    label=str, images=Count, answers=Count, precision=(Measured | None, ...), recall=(Measured | None, ...)
-)
-Calibration: Any = _model(
-    error=Measured,
-    confidence=Measured,
-    bins=list[_model(low=Measured, high=Measured, images=Count, confidence=Measured, accuracy=Measured)],  # type: ignore[misc]
-)
-Mistake: Any = _model(
-    image=str,
-    truth=str,
-    answer=str,
-    confidence=Measured,
-    picture=Annotated[str, Field(pattern=r"^(data:image/(png|jpeg);base64,[A-Za-z0-9+/=]+)?$")],
-)
-
-
-class Evaluation(Record):
-    """evaluation.json."""
-
-    model: str
-    data: str
-    images: Count
-    accuracy: Measured
-    interval: Annotated[list[Measured], Field(min_length=2, max_length=2)]
-    balanced_accuracy: Measured
-    classes: list[ClassFigures]
-    confusion: list[list[Count]]
-    calibration: Calibration
-    mistakes: list[Mistake]
-    unreadable: dict[str, str]
-
-    @model_validator(mode="after")
-    def _is_square(self) -> Evaluation:
-        if {len(self.classes)} != {len(self.confusion), *map(len, self.confusion)}:
-            raise ValueError("`confusion` has not a row and a column for each class")
-        return self
-
-
 Times = dict[str, dict[str, Positive]]  # latencies.json: seconds by device and op
 Checkpointed = _model(format=int, number=Count, tensors=str, state=dict[str, Any], sha256=str)
 State = _model(  # of a checkpoint; `job` is the job's own

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, precision_recall_fscore_support
 
-from runtime.inference.figures import BINS, Figures, wilson
+from runtime.inference.figures import BINS, Figures, figures_of, wilson
 
 LABELS = ("a", "b", "c", "d")
 CASES = st.lists(
@@ -24,7 +24,7 @@ CASES = st.lists(
 
 def figures(cases: list[tuple[int, int, float]]) -> Figures:
     truths, answers, confidences = zip(*cases, strict=True)
-    return Figures.of(np.array(truths), np.array(answers), np.array(confidences), LABELS)
+    return figures_of(np.array(truths), np.array(answers), np.array(confidences), LABELS)
 
 
 @given(CASES)
@@ -43,10 +43,10 @@ def test_counts_and_shares_are_those_of_scikit_learn(cases: list[tuple[int, int,
 
 @given(CASES)
 def test_calibration_is_by_its_definition(cases: list[tuple[int, int, float]]) -> None:
-    found = figures(cases).calibration
-    assert sum(each.images for each in found.bins) == len(cases)
+    found = figures(cases)
+    assert sum(each.images for each in found.calibration) == len(cases)
     error = 0.0
-    for each in found.bins:
+    for each in found.calibration:
         low = -1.0 if each.low == 0 else each.low
         inside = [(t == a, c) for t, a, c in cases if low < c <= each.high or math.isclose(c, each.high)]
         inside = [item for item in inside if not math.isclose(item[1], low)]
@@ -54,7 +54,8 @@ def test_calibration_is_by_its_definition(cases: list[tuple[int, int, float]]) -
         rights, confidences = zip(*inside, strict=True)
         assert (each.accuracy, each.confidence) == pytest.approx((np.mean(rights), np.mean(confidences)))
         error += len(inside) / len(cases) * abs(np.mean(rights) - np.mean(confidences))
-    assert found.error == pytest.approx(error)
+    assert found.confidence == pytest.approx(np.mean([c for _, _, c in cases]))
+    assert found.calibration_error == pytest.approx(error)
 
 
 def test_wilson_intervals_are_those_of_the_tables() -> None:
@@ -72,8 +73,3 @@ def test_an_interval_holds_its_share(count: int, data: st.DataObject) -> None:
     assert right / count - 1e-12 <= high <= 1
     swapped = wilson(count - right, count)
     assert swapped == pytest.approx((1 - high, 1 - low))
-
-
-def test_the_most_frequent_mistakes_come_first() -> None:
-    cases = [(0, 1, 0.5)] * 2 + [(2, 3, 0.5)] * 3 + [(1, 1, 0.9)] * 9
-    assert figures(cases).confused() == [(3, "c", "d"), (2, "a", "b")]
