@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,13 +15,13 @@ import typer
 from compiler.errors import GraphspecError
 from graphspec.cli import options
 from graphspec.cli.options import JsonOpt, QuietOpt, TrustOpt, print_json, say
+from runtime.inference import BATCH, TOP
 
 if TYPE_CHECKING:
     from runtime.inference.predict import Prediction
 
 BatchOpt = Annotated[int, typer.Option("--batch", min=1, help="Images at a time.")]
 MODEL = "MODEL|RUN"
-_BATCH, _TOP = 256, 3  # as runtime.inference has them, which the help does not import
 
 
 def predict(
@@ -31,9 +32,9 @@ def predict(
             help="Files, folders or patterns; - reads such names, one a line, from stdin.", metavar="FILES..."
         ),
     ],
-    top: Annotated[int, typer.Option("--top", min=1, help="Classes for each image.")] = _TOP,
+    top: Annotated[int, typer.Option("--top", min=1, help="Classes for each image.")] = TOP,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV to stdout.")] = False,
-    batch: BatchOpt = _BATCH,
+    batch: BatchOpt = BATCH,
     quiet: QuietOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
@@ -44,44 +45,38 @@ def predict(
     from runtime.inference.model import open_model
     from runtime.inference.predict import predict
     from runtime.jobs.logs import Console
+    from runtime.rundir.study import rendered
 
     model, _ = open_model(target)
-    typed = (line for name in images for line in (sys.stdin.read().splitlines() if name == "-" else [name]) if line)
-    paths = find_images(typed)
+    paths = find_images(typed for name in images for typed in (_lines(sys.stdin) if name == "-" else [name]))
     with Console(quiet).progress("images", len(paths)) as advance:
         found = predict(model, paths, top=top, batch=batch, advance=advance)
     if as_json:
-        print_json({"model": str(model.path), "images": [_record(each) for each in found]})
+        print_json({"model": str(model.path), "images": [asdict(each) for each in found]})
     elif as_csv:
-        typer.echo(_csv(found).encode(errors="surrogateescape"), nl=False)
+        file = io.StringIO()
+        csv.writer(file, lineterminator="\n").writerows(_rows(found))
+        typer.echo(file.getvalue().encode(errors="surrogateescape"), nl=False)
     else:
-        options.tell(_table(found))
+        options.tell(rendered(_rows(found)))
     if failed := {each.image: each.error for each in found if each.error}:
-        raise GraphspecError(f"{len(failed)} of {len(found)} images cannot be read: {listed(failed)}")
+        where = f"{len(failed)} of {len(found)} images cannot be read: {listed(failed)}"
+        raise GraphspecError(f"{where}\n  try: mend them, or leave them out")
 
 
-def _record(one: Prediction) -> dict[str, object]:
-    return {"image": one.image, "error": one.error} if one.error else {**asdict(one), "error": None}
+def _lines(file: Iterable[str]) -> list[str]:
+    return [line.rstrip("\n") for line in file if line.strip()]
 
 
-def _csv(found: list[Prediction]) -> str:
-    """A line an image that can be read: its name, then classes and scores."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
+def _rows(found: Sequence[Prediction]) -> list[list[str]]:
+    """A head, and a row for each image that can be read: its name, then classes and scores."""
     most = max((len(each.classes) for each in found), default=0)
-    writer.writerow(["image", *(f"{what}{n}" for n in range(1, most + 1) for what in ("class", "score"))])
-    for each in found:
-        cells = [cell for guess in each.classes for cell in (guess.label, f"{guess.score:.6g}")]
-        writer.writerows([[each.image, *cells]] if not each.error else [])
-    return file.getvalue()
+    head = ["image", *(f"{what}{n}" for n in range(1, most + 1) for what in ("class", "score"))]
+    return [head, *([each.image, *_cells(each)] for each in found if not each.error)]
 
 
-def _table(found: list[Prediction]) -> str:
-    """The same for people."""
-    from runtime.rundir.study import rendered
-
-    rows = [[each.image, *(f"{g.label} {g.score:.2%}" for g in each.classes)] for each in found if not each.error]
-    return rendered(rows) if rows else ""
+def _cells(one: Prediction) -> list[str]:
+    return [cell for guess in one.classes for cell in (guess.label, f"{guess.score:.6f}")]
 
 
 def evaluate(
@@ -96,7 +91,7 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="HTML page to write, with pictures of the mistakes.")
     ] = None,
-    batch: BatchOpt = _BATCH,
+    batch: BatchOpt = BATCH,
     trust_code: TrustOpt = False,
     quiet: QuietOpt = False,
     as_json: JsonOpt = False,

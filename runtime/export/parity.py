@@ -15,7 +15,7 @@ from compiler.errors import RunError
 from runtime.data.augment import Draws, Normalise, to_float
 from runtime.data.dataset import HERE, Dataset
 from runtime.data.sources import Images, Request
-from runtime.inference.model import BATCH
+from runtime.inference import BATCH
 from runtime.seeds import generator
 from runtime.tasks.base import Task
 from runtime.training.step import added

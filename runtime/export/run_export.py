@@ -23,7 +23,7 @@ from compiler.lowering.onnx.model import Preprocessing, check_opset, emit, save
 from runtime.data.dataset import HERE, Dataset
 from runtime.data.named_sets import reading_of
 from runtime.export.bench import Latency, eager_latency, onnx_latency
-from runtime.export.notes import LABELS, README, Note
+from runtime.export.notes import LABELS, README, Note, label_lines
 from runtime.export.parity import (
     FileScore,
     ImageForm,
@@ -247,13 +247,11 @@ class _Export:
         """What the metadata says, as text beside the files: some runtimes do not show it."""
         beside = "" if self.options.output is None else f"{self.target.stem}."
         shape = (len(self.dataset.normalise.mean), *self.dataset.test.size)
-        config, labels = self.opened.spec.config, self.dataset.labels
-        note = Note(shape, self.form, reading_of(config.data), self.output_name, labels, config.task)
-        with guarded(self.target):
-            if labels:
-                (self.folder / f"{beside}{LABELS}").write_text(note.label_lines(), encoding="utf-8")
-            text = note.text(self.target.name, f"{beside}{LABELS}")
-            (self.folder / f"{beside}{README}").write_text(text, encoding="utf-8")
+        note = Note(shape, self.form, reading_of(self.opened.spec.config.data), self.output_name)
+        texts = {LABELS: label_lines(self.dataset.labels), README: note.text(self.target.name)}
+        for name, text in texts.items():
+            with guarded(self.target):
+                (self.folder / f"{beside}{name}").write_text(text, encoding="utf-8")
 
     def _staged(self, kind: Kind) -> Path:
         return self.folder / _path_of(kind, self.target).name

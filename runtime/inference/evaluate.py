@@ -15,10 +15,11 @@ from PIL import Image
 
 from compiler.errors import RunError
 from runtime.data.pixels import MODES, read_image
+from runtime.inference import BATCH
 from runtime.inference.figures import EVALUATION, Evaluation, Mistake, figures_of
 from runtime.inference.images import listed
 from runtime.inference.labelled import Labelled, in_folder, own_test_images
-from runtime.inference.model import BATCH, ExportedModel, open_model
+from runtime.inference.model import ExportedModel, open_model
 from runtime.rundir.directory import RunDir
 from runtime.rundir.files import write_json
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from compiler.errors import RunError
 from compiler.language.findings import first_of
@@ -25,7 +25,6 @@ from runtime.rundir.files import checked
 from runtime.rundir.study import is_study
 
 MODEL = "model.onnx"  # in the folder `export` of a run
-BATCH = 256  # images at a time, as in the checks of an export: the same sums in the same order
 TASK = "classification"  # the only one whose answers are read here
 
 
@@ -44,7 +43,7 @@ class Metadata(BaseModel):
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """A classifier that `graphspec export` has written; make one with `open` or `of_run`."""
+    """A classifier that `graphspec export` has written."""
 
     network: OnnxNetwork
     metadata: Metadata
@@ -57,32 +56,16 @@ class ExportedModel:
         network = OnnxNetwork(checked(path))
         metadata = _metadata(path, network.session.get_modelmeta().custom_metadata_map)
         sizes = tuple(network.input.shape[1:])
-        last = metadata.layout == "nhwc"
-        shape = (*sizes[-1:], *sizes[:-1]) if last else sizes
+        shape = (*sizes[-1:], *sizes[:-1]) if metadata.layout == "nhwc" else sizes
         outputs = {output.name: output.shape for output in network.session.get_outputs()}
         fits = all(isinstance(size, int) for size in shape) and shape[:1] == (len(metadata.mean),)
-        if (
-            not fits
-            or len(metadata.std) != len(metadata.mean)
-            or outputs.get(metadata.outputs, [])[1:2] != [len(metadata.labels)]
-        ):
+        fits = fits and len(metadata.std) == len(metadata.mean)
+        if not fits or outputs.get(metadata.outputs, [])[1:2] != [len(metadata.labels)]:
             raise _foreign(path, f"its metadata does not fit its input {shape} and its outputs {outputs}")
         try:
             return cls(network, metadata, Reading(**metadata.reading), shape)
         except TypeError as error:
             raise _foreign(path, f"the metadata `reading` is of another version: {error}") from error
-
-    @classmethod
-    def of_run(cls, run: RunDir) -> ExportedModel:
-        """The model in the folder `export` of a run; RunError if there is none."""
-        if is_study(run):
-            seeds = run.seed_runs()
-            listed, first = ", ".join(map(str, seeds)), next(iter(seeds.values()))
-            raise RunError(f"{run.path}: holds the runs of seed {listed}\n  try: one of them, such as {first.path}")
-        path = run.export / MODEL
-        if not path.exists():
-            raise RunError(f"{run.path}: its network was not exported to {path}\n  try: graphspec export {run.path}")
-        return cls.open(path)
 
     @property
     def path(self) -> Path:
@@ -145,11 +128,21 @@ class ExportedModel:
 
 
 def open_model(target: RunDir | Path | None) -> tuple[ExportedModel, RunDir | None]:
-    """The model of an ONNX file, or of a run (None: the latest), and the run; RunError if there is none."""
+    """The model of an ONNX file, or in the folder `export` of a run (None: the latest), and the run.
+
+    RunError if there is none.
+    """
     if isinstance(target, Path) and (target.suffix == ".onnx" or (target.is_file() and target.name != "latest")):
         return ExportedModel.open(target), None
     run = target if isinstance(target, RunDir) else RunDir.latest() if target is None else RunDir.open(target)
-    return ExportedModel.of_run(run), run
+    if is_study(run):
+        seeds = run.seed_runs()
+        listed, first = ", ".join(map(str, seeds)), next(iter(seeds.values()))
+        raise RunError(f"{run.path}: holds the runs of seed {listed}\n  try: one of them, such as {first.path}")
+    path = run.export / MODEL
+    if not path.exists():
+        raise RunError(f"{run.path}: its network was not exported to {path}\n  try: graphspec export {run.path}")
+    return ExportedModel.open(path), run
 
 
 def _metadata(path: Path, said: Mapping[str, str]) -> Metadata:
@@ -157,7 +150,7 @@ def _metadata(path: Path, said: Mapping[str, str]) -> Metadata:
     if missing:
         raise _foreign(path, f"its metadata lacks {', '.join(missing)}")
     try:
-        metadata = TypeAdapter(Metadata).validate_python({name: _value(text) for name, text in said.items()})
+        metadata = Metadata.model_validate({name: _value(text) for name, text in said.items()})
     except ValidationError as error:
         raise _foreign(path, f"its metadata is damaged: {first_of(error)}") from error
     if metadata.task != TASK:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from runtime.inference import BATCH, TOP
 from runtime.inference.images import read_batches
-from runtime.inference.model import BATCH, ExportedModel
-
-TOP = 3
+from runtime.inference.model import ExportedModel
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ def test_the_file_says_what_it_is(run: RunDir) -> None:
     assert len(json.loads(said["labels"])) == 10
     assert (run.export / "labels.txt").read_text().splitlines() == json.loads(said["labels"])
     note = (run.export / "README.md").read_text()
-    assert "`[N, 1, 8, 8]` float32" in note
+    assert "float32 `[N, 1, 8, 8]`" in note
     assert f"mean {json.loads(said['mean'])[0]:.9g}; std {json.loads(said['std'])[0]:.9g}" in note
     assert said["layout"] == "nchw"
     assert len(json.loads(said["mean"])) == len(json.loads(said["std"])) == 1

@@ -29,7 +29,7 @@ FORMS: dict[str, tuple[str, ...]] = {
 @pytest.mark.parametrize("layout", ["none", "nchw", "nhwc"])
 def test_the_model_computes_what_the_export_has_checked(exported: RunDir, layout: Layout, deep: bool) -> None:
     export(exported, *FORMS[layout])
-    model = ExportedModel.of_run(exported)
+    model = ExportedModel.open(exported.export / "model.onnx")
     pixels = torch.randint(0, 256, (7, 12, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     pixels = pixels * 0.73 if deep else pixels
     form = ImageForm(layout, Normalise(tuple(model.metadata.mean), tuple(model.metadata.std)))

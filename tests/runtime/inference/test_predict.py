@@ -55,9 +55,10 @@ def test_batches_and_the_other_forms_print_the_same(exported: RunDir, made: Path
     assert len(read) == 107
     for row, (image, guesses) in zip(read[1:], wanted, strict=True):
         assert (row[0], row[1], row[3]) == (image, guesses[0][0], guesses[1][0])
-        assert [float(row[2]), float(row[4])] == pytest.approx([guesses[0][1], guesses[1][1]], rel=1e-4)
-    table = predict("run/export/model.onnx", folder, "--top", "1").splitlines()
-    assert [line.split() for line in table] == [[p, g[0][0], f"{g[0][1]:.2%}"] for p, g in wanted]
+        assert [float(row[2]), float(row[4])] == pytest.approx([guesses[0][1], guesses[1][1]], abs=1e-6)
+    head, *table = predict("run/export/model.onnx", folder, "--top", "1").splitlines()
+    assert head.split() == ["image", "class1", "score1"]
+    assert [line.split() for line in table] == [[p, g[0][0], f"{g[0][1]:.6f}"] for p, g in wanted]
 
 
 def test_files_folders_patterns_and_stdin_name_the_same_images(exported: RunDir, made: Path, tmp_path: Path) -> None:
@@ -95,7 +96,8 @@ def test_an_unreadable_image_stops_no_other_and_ends_with_an_error(exported: Run
     assert str(done.exception).startswith("1 of 3 images cannot be read: cut.png: ")
     first, cut, last = json.loads(done.stdout)["images"]
     assert first == last
-    assert (first["error"], list(cut)) == (None, ["image", "error"])
+    assert (first["error"], cut["image"], cut["classes"]) == ("", "cut.png", [])
+    assert f"cut.png: {cut['error']}" in str(done.exception)
     assert [each.error != "" for each in graphspec.predict(exported, [good, "cut.png"])] == [False, True]
 
 
