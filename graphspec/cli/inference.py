@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -48,7 +49,7 @@ def predict(
     from runtime.rundir.study import rendered
 
     model, _ = open_model(target)
-    paths = find_images(typed for name in images for typed in (_lines(sys.stdin) if name == "-" else [name]))
+    paths = find_images(typed for name in images for typed in (_lines(sys.stdin.buffer) if name == "-" else [name]))
     with Console(quiet).progress("images", len(paths)) as advance:
         found = predict(model, paths, top=top, batch=batch, advance=advance)
     if as_json:
@@ -64,8 +65,8 @@ def predict(
         raise GraphspecError(f"{where}\n  try: mend them, or leave them out")
 
 
-def _lines(file: Iterable[str]) -> list[str]:
-    return [line.rstrip("\n") for line in file if line.strip()]
+def _lines(file: Iterable[bytes]) -> list[str]:
+    return [os.fsdecode(line.rstrip(b"\r\n")) for line in file if line.strip()]
 
 
 def _rows(found: Sequence[Prediction]) -> list[list[str]]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from compiler.errors import RunError
+from compiler.errors import RunError, printable
 from runtime.data.pixels import MODES, read_image
 from runtime.inference import BATCH
 from runtime.inference.figures import EVALUATION, Evaluation, Mistake, figures_of
@@ -34,7 +34,7 @@ def evaluate(
     found: list[tuple[int, int, float]] = []  # row, answer, confidence
     unreadable: dict[str, str] = {}
     for part in data.batches(model, batch):
-        unreadable |= {data.names[row]: why for row, why in part.failed.items()}
+        unreadable |= {printable(data.names[row]): printable(why) for row, why in part.failed.items()}
         outputs = model.outputs(part.pixels)
         answers, probabilities = outputs.argmax(axis=1), model.probabilities(outputs)
         confidences = probabilities[np.arange(len(answers)), answers]
@@ -46,12 +46,13 @@ def evaluate(
     figures = figures_of(data.truths[rows], said, sure, model.labels)
     wrong = sorted((each for each in found if data.truths[each[0]] != each[1]), key=lambda each: -each[2])
     mistakes = tuple(_mistake(model, data, *each) for each in wrong[:MISTAKES])
-    return Evaluation(**vars(figures), model=str(model.path), data=data.says, mistakes=mistakes, unreadable=unreadable)
+    path, says = printable(str(model.path)), printable(data.says)
+    return Evaluation(**vars(figures), model=path, data=says, mistakes=mistakes, unreadable=unreadable)
 
 
 def _mistake(model: ExportedModel, data: Labelled, row: int, answer: int, confidence: float) -> Mistake:
     truth, said = model.labels[data.truths[row]], model.labels[answer]
-    return Mistake(data.names[row], truth, said, confidence, _picture(model, data, row))
+    return Mistake(printable(data.names[row]), truth, said, confidence, _picture(model, data, row))
 
 
 def _picture(model: ExportedModel, data: Labelled, row: int) -> str:

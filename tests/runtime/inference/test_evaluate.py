@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
 import shutil
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -122,6 +124,26 @@ def test_unreadable_images_are_left_out_and_told(exported: RunDir, made: Path, t
         path.write_text("no image")
     with pytest.raises(RunError, match=r"none of 318 images can be read: .* and 313 more\n  try: mend them"):
         run_evaluate(exported, tmp_path / "test")
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its disks have no such names")
+def test_names_that_are_no_text(exported: RunDir, tmp_path: Path) -> None:
+    """Such as `\\xff.png`, or with a line end, are read, written down and shown."""
+    wrong = Path(graphspec.evaluate(exported).mistakes[0].image)
+    folder = tmp_path / "odd" / wrong.parent.name
+    names = [os.fsdecode(b"\xff\xfe.png"), "a\nb.png", "<b>.png", wrong.name]
+    folder.mkdir(parents=True)
+    for name in names:
+        shutil.copy(wrong, folder / name)
+    (folder / os.fsdecode(b"\xfd.png")).write_text("no image")
+    said = json.loads(evaluate("run", "odd", "--json", "-o", "page.html"))
+    assert len(said["mistakes"]) == said["images"] == 4
+    assert list(said["unreadable"]) == [rf"odd/{folder.name}/\udcfd.png"]
+    text = Path("page.html").read_text()
+    assert rf"odd/{folder.name}/\udcff\udcfe.png" in text
+    assert "&lt;b&gt;.png" in text
+    assert "<b>.png" not in text
+    assert "4 images are right" in evaluate("run", "odd")
 
 
 def test_test_images_that_have_changed_or_gone(tmp_path: Path, made: Path) -> None:

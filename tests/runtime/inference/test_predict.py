@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -74,6 +75,11 @@ def test_files_folders_patterns_and_stdin_name_the_same_images(exported: RunDir,
     by_name = predict("run", *files[:3])
     assert predict("run", "-", stdin="\n".join(files[:3])) == by_name
     assert predict("run", files[0], "-", stdin=f"{files[1]}\n\n{files[2]}\n") == by_name
+    if sys.platform != "darwin":
+        odd = os.fsdecode(b"\xff.png")
+        shutil.copy(files[0], odd)
+        done = CliRunner().invoke(app, ["predict", "run", "-", "--csv"], input=os.fsencode(odd) + b"\r\n")
+        assert done.stdout_bytes.splitlines()[1].startswith(b"\xff.png,")
     for name in ("nowhere.png", "some images/*.gif", ""):
         with pytest.raises(RunError, match="there is no such image, folder or pattern of images\n  try: ") as error:
             find_images([files[0], name])
