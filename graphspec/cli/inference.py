@@ -17,6 +17,7 @@ from compiler.errors import GraphspecError
 from graphspec.cli import options
 from graphspec.cli.options import JsonOpt, QuietOpt, TrustOpt, print_json, say
 from runtime.inference import BATCH, TOP
+from runtime.rundir.directory import RUNS
 
 if TYPE_CHECKING:
     from runtime.inference.predict import Prediction
@@ -112,4 +113,4 @@ def evaluate(
     if output:
         options.deliver(page(record), output)
     elif data is None and not quiet:
-        say("pictures of the mistakes: graphspec report")
+        say(f"pictures of the mistakes: graphspec report {target or RUNS / 'latest'}")

@@ -77,8 +77,9 @@ def own_test_images(run: RunDir, model: ExportedModel, *, trust_code: bool = Fal
             return _listed(says, listing, model.labels, expected)
         return _opened(says, settings.model_copy(update={"data": data}), model, expected, trust_code)
     except RunError as error:
+        reason = str(error).partition("\n  try:")[0]
         raise RunError(
-            f"{run.path}: its test images cannot be opened: {str(error).partition(chr(10))[0]}\n"
+            f"{run.path}: its test images cannot be opened: {reason}\n"
             f"  try: graphspec evaluate {run.path} FOLDER, with a folder of images for each class"
         ) from error
 
@@ -91,7 +92,8 @@ def _test_folder(data: DataConfig, labels: Sequence[str]) -> Listing | None:
 
 
 def _listed(says: str, listing: Listing, labels: Sequence[str], expected: int | None = None) -> Labelled:
-    pairs = [(path, labels.index(name)) for name, paths in listing.images.items() for path in paths]
+    numbers = {name: number for number, name in enumerate(labels)}
+    pairs = [(path, numbers[name]) for name, paths in listing.images.items() for path in paths]
     return Labelled(says, [path for path, _ in pairs], np.array([truth for _, truth in pairs]), expected=expected)
 
 

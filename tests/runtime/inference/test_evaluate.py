@@ -210,7 +210,9 @@ def test_a_damaged_evaluation_is_an_error_of_the_report(exported: RunDir) -> Non
         {"mistakes": [mistake | {"picture": 'data:image/png;base64,"><script>'}]},
     ):
         file.write_text(json.dumps(whole | damage))
-        with pytest.raises(RunError, match=r"evaluation\.json: is damaged: .*\n  try: graphspec evaluate with this run"):
+        with pytest.raises(
+            RunError, match=r"evaluation\.json: is damaged: .*\n  try: graphspec evaluate with this run"
+        ):
             write_report(exported)
     file.write_text(json.dumps(whole | {"confusion": [[10**30], [-1, 2], []], "classes": whole["classes"][1:]}))
     write_report(exported)  # it says nothing of use, and does no harm
