@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import glob
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from compiler.errors import RunError
-from runtime.data.folders import ENDINGS, images_in
+from runtime.data.folders import ENDINGS
 from runtime.data.pixels import Pixels, Reading, UnreadableError, read_pixels
 
 _TOLD = 5  # unreadable files that a message names
@@ -30,7 +28,7 @@ def find_images(names: Iterable[str]) -> list[str]:
 
 def _named(name: str) -> list[str]:
     if os.path.isdir(name):
-        found = images_in(Path(name), Counter())
+        found = _inside(name)
         if not found:
             raise RunError(
                 f"{name}: there is no image in it ({' '.join(ENDINGS)})\n  try: another folder, or the files"
@@ -39,11 +37,23 @@ def _named(name: str) -> list[str]:
     if os.path.exists(name):
         return [name]
     matches = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else []
-    inside = [images_in(Path(match), Counter()) if os.path.isdir(match) else [match] for match in matches]
-    paths = list(dict.fromkeys(path for some in inside for path in some))  # ** gives folders and what is in them
-    if not paths:
+    inside = [_inside(match) if os.path.isdir(match) else [match] for match in matches]
+    files: dict[str, str] = {}
+    for path in (path for some in inside for path in some if os.path.isfile(path)):
+        files.setdefault(os.path.realpath(path), path)  # ** gives folders and what is in them, and follows links
+    if not files:
         raise RunError(f"{name}: there is no such image, folder or pattern of images\n  try: a path that is there")
-    return [path for path in paths if path.lower().endswith(ENDINGS)] or paths
+    return [path for path in files.values() if path.lower().endswith(ENDINGS)] or list(files.values())
+
+
+def _inside(folder: str) -> list[str]:
+    """The images in a folder, at whatever depth; what is hidden, and links to folders, are passed over."""
+    found: list[str] = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        images = (name for name in files if name.lower().endswith(ENDINGS) and not name.startswith("."))
+        found += filter(os.path.isfile, (os.path.join(place, name) for name in images))
+    return sorted(found, key=os.path.split)
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,10 @@ def test_batches_and_the_other_forms_print_the_same(exported: RunDir, made: Path
 def test_files_folders_patterns_and_stdin_name_the_same_images(exported: RunDir, made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "images" / "test", tmp_path / "some images")
     (tmp_path / "some images" / "cat" / "notes.txt").write_text("no image")
+    (tmp_path / "some images" / "cat" / "._000.png").write_text("of macOS")
+    os.mkfifo(tmp_path / "some images" / "cat" / "pipe.png")
+    shutil.copytree(made / "images" / "test" / "cat", tmp_path / "some images" / ".trash")
+    (tmp_path / "some images" / "owl" / "again").symlink_to(tmp_path / "some images")
     files = [f"some images/{name}/{k:03d}.{('png', 'jpg', 'bmp')[k % 3]}" for name in CLASSES for k in range(106)]
     assert find_images(["some images"]) == files
     assert find_images(["some images/*"]) == files
