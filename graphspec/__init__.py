@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__all__ = ["bench", "compile", "export", "import_model", "load", "open_run", "retrain", "search", "smoke"]
+__all__ = [
+    "bench", "compile", "evaluate", "export", "import_model", "load", "open_run", "predict", "retrain", "search", "smoke",
+]  # fmt: skip
 __version__ = "0.1.0"
 
 

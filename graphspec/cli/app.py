@@ -13,7 +13,7 @@ import typer
 
 import graphspec
 from compiler.errors import GraphspecError, SpecError, advice_on, one_line
-from graphspec.cli import exporting, importing, inspection, runs, specs, training
+from graphspec.cli import exporting, importing, inference, inspection, runs, specs, training
 from graphspec.cli.options import say
 
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
         specs.init, importing.import_, specs.compile_, training.search, training.retrain, exporting.export,
         exporting.bench,
     ),
+    "With a model": (inference.predict, inference.evaluate),
     "Around a run": (runs.show, runs.diff, runs.report, runs.derive),
     "The language and the compiler": (inspection.opt, inspection.schema, inspection.ops, inspection.rules),
 }  # fmt: skip

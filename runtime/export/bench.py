@@ -12,7 +12,7 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -33,6 +33,8 @@ from compiler.ir.graph import INPUT
 from compiler.lowering.torch.fx import lower_model
 from runtime.data.dataset import HERE
 from runtime.data.workers import refuse_few_files
+from runtime.inference.model import MODEL
+from runtime.inference.network import OnnxNetwork
 from runtime.jobs.logs import Console
 from runtime.rundir.directory import JobDir, RunDir
 from runtime.rundir.files import MOST_TENSORS, damaged, guarded, names_in, read_bytes
@@ -43,11 +45,9 @@ from runtime.strategies.latency import device_name
 Array = NDArray[Any]
 Kind = Literal["fp32", "fp16", "int8"]
 KINDS: tuple[Kind, ...] = ("fp32", "fp16", "int8")
-MODEL = "model.onnx"  # the first kind in the run's export folder
 THREADS, BATCHES, SECONDS = (1, 2), (1, 64), 2.0
 WARM_UP, LEAST_RUNS = 10, 3
 EXPORT_SECONDS = 0.3  # for each latency that an export measures
-ERRORS_ONLY = 3  # of onnxruntime's log levels
 NUMPY: dict[str, Any] = {
     "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64,
     "tensor(uint8)": np.uint8, "tensor(int8)": np.int8, "tensor(int32)": np.int32, "tensor(int64)": np.int64,
@@ -61,48 +61,6 @@ LIMIT = 120.0  # seconds that a case may take, and ten times as long as it is to
 def path_of(kind: Kind, target: Path) -> Path:
     """Of a form of the float32 model at `target`."""
     return target if kind == "fp32" else target.with_name(f"{target.stem}.{kind}{target.suffix}")
-
-
-class OnnxNetwork:
-    """An ONNX model with one input and one output, ready to run on `threads` threads (0: all cores)."""
-
-    def __init__(self, path: Path, threads: int = 0) -> None:
-        """RunError if onnxruntime refuses the file."""
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = ERRORS_ONLY
-        try:
-            self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its exceptions have no base class of their own
-            raise RunError(
-                f"{path}: onnxruntime {onnxruntime.__version__} cannot load it: {error}\n"
-                f"  try: a lower export.opset, or a newer onnxruntime"
-            ) from error
-        self.path = path
-
-    @property
-    def input(self) -> Any:
-        """What the model reads; RunError if that is nothing."""
-        if not (inputs := self.session.get_inputs()):
-            raise RunError(f"{self.path}: the model reads nothing\n  try: a model that takes images")
-        return inputs[0]
-
-    def __call__(self, image: Array) -> Array:
-        """Outputs (N, classes) of images in the model's own type and layout."""
-        outputs: Array = self.run({self.input.name: image})[0]
-        return outputs
-
-    def run(self, feed: Mapping[str, Array]) -> list[Any]:
-        """All outputs for these inputs by name; RunError if onnxruntime cannot compute them."""
-        try:
-            outputs: list[Any] = self.session.run(None, feed)
-        except Exception as error:  # its exceptions have no base class of their own
-            shapes = ", ".join(f"{name} {value.shape}" for name, value in feed.items())
-            raise RunError(
-                f"{self.path}: onnxruntime cannot run it on {shapes}: {error}\n"
-                f"  try: another --batch; a number of images may be fixed inside the model"
-            ) from error
-        return outputs
 
 
 @dataclass(frozen=True)

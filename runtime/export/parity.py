@@ -15,6 +15,7 @@ from compiler.errors import RunError
 from runtime.data.augment import Draws, Normalise, to_float
 from runtime.data.dataset import HERE, Dataset
 from runtime.data.sources import Images, Request
+from runtime.inference import BATCH
 from runtime.seeds import generator
 from runtime.tasks.base import Task
 from runtime.training.step import added
@@ -25,7 +26,6 @@ Reference = Callable[[Tensor], Array]  # x: (N, C, H, W) float32, normalised -> 
 Layout = Literal["none", "nchw", "nhwc"]
 
 BATCHES = (1, 2, 7, 64)
-TEST_BATCH = 256
 CONSTANT = 1e-6  # outputs that differ by less, relative to the largest, are the rounding of one number
 
 
@@ -213,7 +213,7 @@ def score_all(
     """Of `torch` and every network by name, in one pass over the test images; `advance` is told of so many more."""
     sums: dict[str, dict[str, float]] = {name: {} for name in ("torch", *networks)}
     same, count = dict.fromkeys(sums, 0), 0
-    for pixels, targets in raw_batches(dataset.test, torch.arange(len(dataset.test.targets)), TEST_BATCH):
+    for pixels, targets in raw_batches(dataset.test, torch.arange(len(dataset.test.targets)), BATCH):
         x, image = form.both(pixels)
         answers = {"torch": judge.answers(torch_network(x))}
         answers |= {name: judge.answers(network(image)) for name, network in networks.items()}

@@ -23,7 +23,8 @@ from compiler.ir.text import graph_hash
 from compiler.lowering.onnx.model import Preprocessing, check_opset, emit, save
 from runtime.data.dataset import HERE, Dataset
 from runtime.data.named_sets import reading_of
-from runtime.export.bench import MODEL, Kind, Latency, OnnxNetwork, eager_latency, onnx_latency, path_of
+from runtime.export.bench import Kind, Latency, eager_latency, onnx_latency, path_of
+from runtime.export.notes import LABELS, README, Note, label_lines
 from runtime.export.parity import (
     FileScore,
     ImageForm,
@@ -38,6 +39,9 @@ from runtime.export.parity import (
 )
 from runtime.export.quantise import half, int8
 from runtime.export.trained import Source, Trained, finished_job, load_trained, training_data
+from runtime.inference.figures import EVALUATION
+from runtime.inference.model import MODEL
+from runtime.inference.network import OnnxNetwork
 from runtime.jobs.logs import Console
 from runtime.rundir import files
 from runtime.rundir.directory import Opened, environment
@@ -154,7 +158,7 @@ def _publish(folder: Path, target: Path) -> None:
 
 
 def _write_reports(folder: Path, result: ExportResult, *, others_go: bool) -> None:
-    """Write what was found; with `others_go`, small forms of an earlier export are removed."""
+    """Write what was found; with `others_go`, small forms and the evaluation of an earlier export are removed."""
     record, home = as_record(result), folder.parent.absolute()
     for one in (record, *record["files"]):  # as they are found from any folder, and those of the run after a move
         path = Path(one["path"]).absolute()
@@ -165,6 +169,8 @@ def _write_reports(folder: Path, result: ExportResult, *, others_go: bool) -> No
         write_json(folder / LATENCY, {"device": device_name(HERE.device), "latencies": latencies})
     else:
         files.remove(folder / LATENCY)
+    if others_go:
+        files.remove(folder / EVALUATION)
     for kind in ("fp16", "int8"):
         if others_go and kind not in {file.kind for file in result.files}:
             files.remove(path_of(kind, folder / MODEL))
@@ -209,6 +215,7 @@ class _Export:
         for kind, form in protos.items():
             helper.set_model_props(form, self._metadata(scores[kind], parity))
             self._save(kind, form)
+        self._write_notes()
         files = tuple(self._file(kind, form, scores[kind]) for kind, form in protos.items())
         self._tell_scores(scores, files)
         self._check_small_forms(files)
@@ -237,6 +244,16 @@ class _Export:
             preprocessing=None if layout == "none" else Preprocessing(layout, normalise.mean, normalise.std),
             head=self.head,
         )
+
+    def _write_notes(self) -> None:
+        """What the metadata says, as text beside the files: some runtimes do not show it."""
+        beside = "" if self.options.output is None else f"{self.target.stem}."
+        shape = (len(self.dataset.normalise.mean), *self.dataset.test.size)
+        note = Note(shape, self.form, reading_of(self.opened.spec.config.data), self.output_name)
+        texts = {LABELS: label_lines(self.dataset.labels), README: note.text(self.target.name)}
+        for name, text in texts.items():
+            with guarded(self.target):
+                (self.folder / f"{beside}{name}").write_text(text, encoding="utf-8")
 
     def _staged(self, kind: Kind) -> Path:
         return self.folder / path_of(kind, self.target).name
@@ -276,6 +293,7 @@ class _Export:
         packages = environment(self.dataset.seed)["packages"]
         layout = self.form.layout
         values: dict[str, Any] = {
+            "task": self.opened.spec.config.task,
             "labels": self.dataset.labels,
             "layout": "nchw" if layout == "none" else layout,
             "preprocessing": "none: float images, (pixels / 255 - mean) / std"

@@ -9,15 +9,18 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import rich.console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
 from compiler.errors import folded, printable
-from runtime.jobs.events import EventLog
 from runtime.rundir.files import append, read_bytes, sync, write_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from runtime.jobs.events import EventLog
 
 Advance = Callable[..., None]
 BAR = 28  # columns of the bar: with name, share and time it stays within 80
@@ -44,6 +47,8 @@ class MetricsLog:
             return
         for name in self._lines:
             self._cut(self._folder / f"{name}.jsonl", name)
+        from runtime.jobs.events import EventLog  # here, so that what only tells people is quick to import
+
         self._events = EventLog(self._folder / "tensorboard", self._lines["metrics"] + 1)
 
     def position(self) -> dict[str, int]:

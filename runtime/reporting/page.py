@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
 from functools import partial
-from importlib.resources import files
 from itertools import accumulate
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from compiler.analysis.limits import MEASURES
@@ -22,10 +20,12 @@ from compiler.ops import Cost
 from runtime.reporting import tables
 from runtime.reporting.channels import channel_rows
 from runtime.reporting.charts import Chart, Series, draw_chart
+from runtime.reporting.evaluation import shown
 from runtime.reporting.heatmap import heat_map
 from runtime.reporting.record import Record, RunRecord, by_stage, number_at, read_run
 from runtime.reporting.summary import summarise, tiles
 from runtime.reporting.tables import CostRow, cell, flat, grids
+from runtime.reporting.templates import resource, template
 from runtime.rundir.directory import RunDir
 from runtime.rundir.files import write_text
 
@@ -41,17 +41,16 @@ def write_report(run: RunDir) -> Path:
 
 def render(record: RunRecord, spec: Path) -> str:
     """The page; `spec` is the resolved spec, which the commands to reproduce name."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.globals.update(counted=counted, percent=_percent, clock=clock, figure_element=figure_element)
-    template = environment.from_string(_resource("page.html.j2"))
+    made = template("page.html.j2", counted=counted, percent=_percent, clock=clock, figure_element=figure_element)
     said, stages = record.section, by_stage(record.epochs)
     summary, costs = summarise(record), tables.cost_rows(record.graph, record.kept)
     timings = tables.timing_rows(record.timings)
-    return template.render(
+    return made.render(
         record=record,
-        style=Markup(page_style() + _resource("report.css")),
-        script=Markup(asset("figure.js") + _resource("report.js")),
+        style=Markup(page_style() + resource("report.css")),
+        script=Markup(asset("figure.js") + resource("report.js")),
         tiles=tiles(record, summary, costs[-1]),
+        evaluation=None if record.evaluation is None else shown(record.evaluation),
         seed_tables=tables.seed_tables(record),
         seed_charts=_drawn(_seed_charts(record)),
         figures=paint_all(figures(view_of(record.graph, record.last_gates, record.kept), None)),
@@ -83,10 +82,6 @@ def clock(seconds: float) -> str:
         return f"{seconds:.3g} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _resource(name: str) -> str:
-    return (files("runtime.reporting") / name).read_text(encoding="utf-8")
 
 
 def _percent(part: float, whole: float) -> str:

@@ -14,10 +14,20 @@ from compiler.errors import PassError
 from compiler.ir.graph import Graph
 from compiler.language.config import SearchConfig
 from compiler.passes.prune_zero_edges import prune
+from runtime.inference.figures import EVALUATION, Evaluation
 from runtime.rundir.directory import JobDir, RunDir
 from runtime.rundir.files import MissingFileError, read_json, read_lines, read_text
 from runtime.rundir.network import read_graph
-from runtime.rundir.records import Environment, Epoch, Exported, Latencies, Result, Section, Settings, Timing
+from runtime.rundir.records import (
+    Environment,
+    Epoch,
+    Exported,
+    Latencies,
+    Result,
+    Section,
+    Settings,
+    Timing,
+)
 from runtime.tasks.base import Task
 from runtime.tasks.table import TASKS
 
@@ -56,6 +66,7 @@ class RunRecord:
     section: Record  # what the strategy says of the search: `runtime.strategies.base.ReportSection`; empty before that
     parity: Any  # as export/parity.json has it; None before the export
     latency: Any
+    evaluation: Record | None  # as export/evaluation.json has it; None before `graphspec evaluate`
     seeds: Mapping[int, RunRecord]  # of a study: the run of every seed
 
     @property
@@ -154,6 +165,7 @@ def read_run(run: RunDir, graph: Graph | None = None) -> RunRecord:
         section=_there(read_json, run.search.strategy, Section) or {},
         parity=_there(read_json, run.export / "parity.json", Exported),
         latency=_there(read_json, run.export / "latency.json", Latencies),
+        evaluation=_there(read_json, run.export / EVALUATION, Evaluation),
         seeds={seed: read_run(one, graph) for seed, one in run.seed_runs().items()},
     )
 

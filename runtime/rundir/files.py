@@ -35,6 +35,7 @@ _LEFT_OVER = re.compile(r"\..+\.tmp")  # of any version
 _OPTIONAL = {
     "given.json": "remove it, and give the options again",
     "data.json": "remove it, to take the data as it is",
+    "evaluation.json": "graphspec evaluate with this run, which writes it anew, or remove it",
     "samples.safetensors": "--set data.root=FOLDER, where the data lies now",
 }  # files that a run can do without
 

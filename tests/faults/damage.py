@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("show", "run", "-o", "out.svg"),
         ("diff", "run", "run/search/graph.json"),
         ("derive", "run/search/arch.yaml", "--into", "tiny.yaml"),
+        ("evaluate", "run", "--json"),
         ("export", "run", "--no-latency"),
         ("export", "run", "--from", "search", "--no-latency"),
         ("bench", "run", "--batch", "1", "--threads", "1", "--seconds", "0"),

@@ -77,6 +77,7 @@ def warm() -> None:
 
     import runtime.export.bench
     import runtime.export.run_export
+    import runtime.inference.evaluate
     import runtime.jobs.run_retrain
     import runtime.jobs.run_search
     import runtime.jobs.run_study
@@ -168,7 +169,8 @@ def states(folder: Path) -> dict[str, Path]:
         shutil.copytree(made[before], made[after], symlinks=True)
         done = run(made[after], *command)
         assert done.code == 0, done.text
-    assert run(made["finished"], "report", "run").code == 0
+    for command in ("evaluate", "report"):
+        assert run(made["finished"], command, "run").code == 0
     for before, after, job in (("compiled", "searching", "search"), ("searched", "retraining", "retrain")):
         shutil.copytree(made[before], made[after], symlinks=True)
         stopped = run(made[after], job, "run", before=_stop_after_two_checkpoints)

@@ -37,6 +37,7 @@ from tests.tasks import class_task
 from tests.tiny import environment, graphspec, write_spec
 
 SETTINGS = ["data.name=fake", "data.fake_size=200"]
+BESIDE = {"parity.json", "labels.txt", "README.md"}
 
 
 # -- a run with random weights --------------------------------------------------------------------------------------
@@ -111,7 +112,7 @@ def break_weights(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
 
 def test_the_model_and_its_checks_are_written(run: RunDir, capfd: pytest.CaptureFixture[str]) -> None:
     result = export(run, quiet=False)
-    assert set(listing(run)) == {"model.onnx", "parity.json"}
+    assert set(listing(run)) == {"model.onnx", *BESIDE}
     assert result.path == str(run.export / "model.onnx")
     assert result.parity.max_rel <= result.parity.tolerance == 1e-4
     assert len(result.parity.cases) == 8
@@ -141,6 +142,10 @@ def test_the_file_says_what_it_is(run: RunDir) -> None:
     result = export(run)
     said = metadata(run.export / "model.onnx")
     assert len(json.loads(said["labels"])) == 10
+    assert (run.export / "labels.txt").read_text().splitlines() == json.loads(said["labels"])
+    note = (run.export / "README.md").read_text()
+    assert "float32 `[N, 1, 8, 8]`" in note
+    assert f"mean {json.loads(said['mean'])[0]:.9g}; std {json.loads(said['std'])[0]:.9g}" in note
     assert said["layout"] == "nchw"
     assert len(json.loads(said["mean"])) == len(json.loads(said["std"])) == 1
     assert said["arch_hash"] == graph_hash(from_json(run.retrain.graph_json.read_text()))
@@ -189,7 +194,8 @@ def test_raw_images_in_and_probabilities_out(run: RunDir, layout: Any) -> None:
 def test_a_path_of_ones_own(run: RunDir, tmp_path: Path) -> None:
     target = tmp_path / "new" / "folder" / "net.onnx"
     result = export(run, output=target, fp16=True)
-    assert sorted(path.name for path in target.parent.iterdir()) == ["net.fp16.onnx", "net.onnx"]
+    written = {path.name for path in target.parent.iterdir()}
+    assert written == {"net.fp16.onnx", "net.onnx", "net.labels.txt", "net.README.md"}
     assert result.path == str(target)
     assert set(listing(run)) == {"parity.json"}
 
@@ -231,7 +237,7 @@ def test_small_forms_lie_beside_the_model(run: RunDir, capfd: pytest.CaptureFixt
     result = export(run, "export.accuracy_tolerance=20", fp16=True, int8=True)
     assert "int8 is no smaller than fp32" in capfd.readouterr().err
     assert [file.kind for file in result.files] == ["fp32", "fp16", "int8"]
-    assert set(listing(run)) == {"model.onnx", "model.fp16.onnx", "model.int8.onnx", "parity.json"}
+    assert set(listing(run)) == {"model.onnx", "model.fp16.onnx", "model.int8.onnx", *BESIDE}
     sizes = [file.bytes for file in result.files]
     assert sizes == [Path(file.path).stat().st_size for file in result.files]
     assert sizes[1] < sizes[0]
@@ -239,7 +245,7 @@ def test_small_forms_lie_beside_the_model(run: RunDir, capfd: pytest.CaptureFixt
     for file in result.files:
         assert float(metadata(Path(file.path))["accuracy"]) == file.accuracy
     export(run)
-    assert set(listing(run)) == {"model.onnx", "parity.json"}, "small forms of an earlier export are of another network"
+    assert set(listing(run)) == {"model.onnx", *BESIDE}, "small forms of an earlier export are of another network"
 
 
 def test_a_small_form_that_loses_too_much_is_refused(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,7 +298,7 @@ def test_a_crash_leaves_nothing_and_the_next_export_works(run: RunDir, monkeypat
     leftover.mkdir(parents=True)
     (leftover / "model.int8.onnx").write_bytes(b"half written")
     export(run)
-    assert set(listing(run)) == {"model.onnx", "parity.json"}
+    assert set(listing(run)) == {"model.onnx", *BESIDE}
 
 
 def test_a_target_that_cannot_be_written_is_refused_before_any_work(

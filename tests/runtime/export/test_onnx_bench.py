@@ -14,11 +14,11 @@ from runtime.export.bench import (
     LEAST_RUNS,
     WARM_UP,
     Latency,
-    OnnxNetwork,
     eager_latency,
     onnx_latency,
     seconds_of_runs,
 )
+from runtime.inference.network import OnnxNetwork
 from tests.runtime.export.test_quantise import hand_built
 
 

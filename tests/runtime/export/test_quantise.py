@@ -15,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from compiler.errors import RunError
 from compiler.ir.graph import INPUT, Model, Phase
 from compiler.lowering.onnx.model import emit
-from runtime.export.bench import OnnxNetwork
 from runtime.export.quantise import half, int8
+from runtime.inference.network import OnnxNetwork
 from tests.graphs import graph_of
 from tests.interpreter import random_weights
 from tests.tiny import environment

@@ -1,0 +1,56 @@
+"""What an exported file needs to be used, as text beside it: class names, and how an image becomes its input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from runtime.data.pixels import Reading
+from runtime.export.parity import ImageForm
+
+LABELS, README = "labels.txt", "README.md"  # beside the model; behind `NAME.` where `-o NAME.onnx` says where that is
+
+
+def label_lines(labels: Sequence[str]) -> str:
+    """A line for each output; line ends in a name are written as Python escapes them."""
+    return "".join(label.replace("\n", "\\n").replace("\r", "\\r") + "\n" for label in labels)
+
+
+@dataclass(frozen=True)
+class Note:
+    """What there is to say of the input and output of one exported network."""
+
+    shape: tuple[int, ...]  # (C, H, W), or (C, T) of signals
+    form: ImageForm
+    reading: Reading
+    output: str
+
+    def text(self, name: str) -> str:
+        """The note on a model of this name."""
+        last = self.form.layout == "nhwc"
+        sizes = ", ".join(map(str, [*self.shape[1:], self.shape[0]] if last else self.shape))
+        kind = "float32" if self.form.layout == "none" else "uint8"
+        steps = "\n".join(f"{number}. {step}" for number, step in enumerate(self._steps(), start=1))
+        return (
+            f"# {name}\n\nAn ONNX model, exported by graphspec. Input: {kind} `[N, {sizes}]`; output: `{self.output}`, "
+            f"in the order of the labels beside it.\n\nThe input is made of an image so (the file's metadata says the "
+            f"same, and `graphspec predict` does it):\n\n{steps}\n"
+        )
+
+    def _steps(self) -> Iterator[str]:
+        if len(self.shape) == 3:
+            channels, height, width = self.shape
+            margin = f" times {self.reading.margin:.4g}" if self.reading.margin != 1.0 else ""
+            ground = ", ".join(map(str, self.reading.background))
+            white = "the largest of the file's type" if self.reading.range is None else f"{self.reading.range:g}"
+            yield "Turn it upright, as its EXIF orientation says."
+            yield f"Put what is transparent on the background ({ground}); make it {'grey' if channels == 1 else 'RGB'}."
+            yield f"Scale values of more than 8 bits so that {white} becomes 255."
+            yield f"Scale it until it just covers {height} x {width} (height x width){margin}: bicubic, antialiased."
+            yield f"Crop {height} x {width} in the middle."
+        if self.form.layout != "none":
+            yield "Give the bytes, 0 to 255, as they are: the model normalises them."
+            return
+        normalise = self.form.normalise
+        mean, std = (", ".join(f"{value:.9g}" for value in found) for found in (normalise.mean, normalise.std))
+        yield f"(pixels / 255 - mean) / std, for each channel: mean {mean}; std {std}."

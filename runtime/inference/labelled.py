@@ -1,0 +1,113 @@
+"""Images whose classes are known: a folder of class folders, or the test set that a run was trained beside.
+
+Test sets in folders are found without torch; others are opened as training opens them, and with it torch is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from compiler.errors import RunError
+from compiler.language.config import Configuration, DataConfig
+from runtime.data.folders import Listing, class_names, list_images
+from runtime.data.pixels import Pixels
+from runtime.data.survey import TEST_FOLDERS, data_root
+from runtime.inference.figures import Numbers
+from runtime.inference.images import Batch, read_batches
+from runtime.inference.model import ExportedModel
+from runtime.rundir.directory import JobDir, RunDir
+from runtime.rundir.facts import read_facts
+from runtime.rundir.given import read_settings
+from runtime.tasks.table import TASKS
+
+_PARTS = ("test", "val")  # of a folder that holds a training part too
+_SHOWN = 5  # classes that a message names
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images in order, with the numbers of their classes."""
+
+    says: str  # where they are from, for people
+    names: Sequence[str]  # paths, or `test image 7` where there are no files
+    truths: Numbers  # (N,)
+    pixels: Pixels | None = None  # (N, H, W, C) or (N, T, C); None: they are files
+    expected: int | None = None  # images of it that the run has recorded
+
+    def batches(self, model: ExportedModel, batch: int) -> Iterator[Batch]:
+        """All of them, as the model's training read them."""
+        if self.pixels is None:
+            model.check_reads_files()
+            yield from read_batches(self.names, model.shape, model.reading, batch)
+            return
+        for start in range(0, len(self.names), batch):
+            pixels = self.pixels[start : start + batch]
+            yield Batch(range(start, start + len(pixels)), pixels, {})
+
+
+def in_folder(folder: Path, labels: Sequence[str]) -> Labelled:
+    """The images of a folder with a folder per class, or of its test part; RunError where the model lacks a class."""
+    names = class_names(folder)
+    part = next((part for part in _PARTS if {"train", part} <= {*names} and part not in labels), None)
+    if part:
+        folder, names = folder / part, class_names(folder / part)
+    if unknown := [name for name in names if name not in labels]:
+        shown = [", ".join(some[:_SHOWN]) + ", ..." * (len(some) > _SHOWN) for some in (unknown, labels)]
+        raise RunError(
+            f"{folder}: has folders of classes that the model does not know: {shown[0]}; it knows {shown[1]}\n"
+            f"  try: a folder with one folder of images for each class, called as the model calls it"
+        )
+    return _listed(str(folder), list_images(folder), labels)
+
+
+def own_test_images(run: RunDir, model: ExportedModel, *, trust_code: bool = False) -> Labelled:
+    """The test images of the training of a run's model; RunError if they are not where the run says."""
+    job = JobDir(run.path / model.metadata.source)
+    settings, facts = Configuration.model_validate(read_settings(job.config)), read_facts(job)
+    data = settings.data.model_copy(update={"root": facts.root}) if facts and facts.root else settings.data
+    expected = facts.test.images if facts else None
+    says = f"the test images of {data.name}" + (f" in {data_root(data)}" if facts and facts.root else "")
+    try:
+        listing = _test_folder(data, model.labels)
+        if listing is not None:
+            return _listed(says, listing, model.labels, expected)
+        return _opened(says, settings.model_copy(update={"data": data}), model, expected, trust_code)
+    except RunError as error:
+        reason = str(error).partition("\n  try:")[0]
+        raise RunError(
+            f"{run.path}: its test images cannot be opened: {reason}\n"
+            f"  try: graphspec evaluate {run.path} FOLDER, with a folder of images for each class"
+        ) from error
+
+
+def _test_folder(data: DataConfig, labels: Sequence[str]) -> Listing | None:
+    """The test images of a set in folders; None if it is no such set, or has other classes."""
+    folders = [data_root(data) / part for part in TEST_FOLDERS.get(data.name, ())]
+    test = next((folder for folder in folders if folder.is_dir()), None)
+    return list_images(test) if test and class_names(test) == list(labels) else None
+
+
+def _listed(says: str, listing: Listing, labels: Sequence[str], expected: int | None = None) -> Labelled:
+    numbers = {name: number for number, name in enumerate(labels)}
+    pairs = [(path, numbers[name]) for name, paths in listing.images.items() for path in paths]
+    return Labelled(says, [path for path, _ in pairs], np.array([truth for _, truth in pairs]), expected=expected)
+
+
+def _opened(
+    says: str, settings: Configuration, model: ExportedModel, expected: int | None, trust_code: bool
+) -> Labelled:
+    from runtime.data.named_sets import open_dataset  # and with it torch
+
+    task = TASKS.load(settings.task)(len(model.labels), settings)
+    opened = open_dataset(settings.data, model.shape, task, seed=settings.seed, trust_code=trust_code)
+    if list(opened.labels) != model.labels:
+        raise RunError(f"the classes of {settings.data.name} are not those of the model")
+    images = opened.test.in_memory()
+    pixels = images.images.movedim(1, -1).numpy()
+    read = [path for path in images.paths if path not in images.skipped]
+    names = read or [f"test image {number}" for number in range(len(pixels))]
+    return Labelled(says, names, images.targets.numpy(), pixels, expected)

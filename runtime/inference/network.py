@@ -1,0 +1,57 @@
+"""An ONNX model in onnxruntime. It must not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+from numpy.typing import NDArray
+
+from compiler.errors import RunError
+
+Array = NDArray[Any]
+ERRORS_ONLY = 3  # of onnxruntime's log levels
+
+
+class OnnxNetwork:
+    """An ONNX model with one input and one output, ready to run on `threads` threads (0: all cores)."""
+
+    def __init__(self, path: Path, threads: int = 0) -> None:
+        """RunError if onnxruntime refuses the file."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = ERRORS_ONLY
+        try:
+            self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exceptions have no base class of their own
+            raise RunError(
+                f"{path}: onnxruntime {onnxruntime.__version__} cannot load it: {error}\n"
+                f"  try: a lower export.opset, or a newer onnxruntime"
+            ) from error
+        self.path = path
+
+    @property
+    def input(self) -> Any:
+        """What the model reads; RunError if that is nothing."""
+        if not (inputs := self.session.get_inputs()):
+            raise RunError(f"{self.path}: the model reads nothing\n  try: a model that takes images")
+        return inputs[0]
+
+    def __call__(self, image: Array) -> Array:
+        """Outputs (N, classes) of images in the model's own type and layout."""
+        outputs: Array = self.run({self.input.name: image})[0]
+        return outputs
+
+    def run(self, feed: Mapping[str, Array]) -> list[Any]:
+        """All outputs for these inputs by name; RunError if onnxruntime cannot compute them."""
+        try:
+            outputs: list[Any] = self.session.run(None, feed)
+        except Exception as error:  # its exceptions have no base class of their own
+            shapes = ", ".join(f"{name} {value.shape}" for name, value in feed.items())
+            raise RunError(
+                f"{self.path}: onnxruntime cannot run it on {shapes}: {error}\n"
+                f"  try: another --batch; a number of images may be fixed inside the model"
+            ) from error
+        return outputs

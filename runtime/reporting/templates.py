@@ -1,0 +1,25 @@
+"""The templates, styles and scripts of pages, which lie beside this file."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
+
+
+def resource(name: str) -> str:
+    """The text of a file of the package."""
+    return (files("runtime.reporting") / name).read_text(encoding="utf-8")
+
+
+def template(name: str, **functions: Any) -> Template:
+    """A template, which may use these functions."""
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=FunctionLoader(resource),
+    )
+    return environment.get_template(name, globals=functions)
