@@ -9,15 +9,16 @@ import importlib
 from typing import Any
 
 __all__ = [
-    "bench", "compile", "evaluate", "export", "import_model", "load", "open_run", "predict", "retrain", "search", "smoke",
+    "bench", "compile", "evaluate", "export", "import_model", "load", "open_run", "predict", "retrain", "search",
+    "smoke",
 ]  # fmt: skip
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        home = "runtime.importing" if name == "import_model" else "graphspec.api"
-        return getattr(importlib.import_module(home), name)
+        home = "graphspec.models" if name in ("bench", "evaluate", "predict") else "graphspec.api"
+        return getattr(importlib.import_module("runtime.importing" if name == "import_model" else home), name)
     raise AttributeError(f"module 'graphspec' has no attribute {name!r}")
 
 

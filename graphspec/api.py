@@ -15,7 +15,7 @@ import hashlib
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -48,10 +48,7 @@ from runtime.tasks.base import Task
 from runtime.tasks.table import task_of
 
 if TYPE_CHECKING:
-    from runtime.export.bench import BenchResult
     from runtime.export.run_export import ExportResult
-    from runtime.inference.figures import Evaluation
-    from runtime.inference.predict import Prediction
     from runtime.jobs.run_retrain import RetrainResult
     from runtime.jobs.run_search import SearchResult
     from runtime.strategies.base import Strategy
@@ -347,41 +344,6 @@ def export(target: Target = None, *, overrides: Overrides = (), **options: Any) 
     with _opened(target, (*(before.overrides if before else ()), *overrides_of(overrides))) as opened:
         refuse_study(opened, "export")
         return run_export(opened, wanted)
-
-
-def bench(target: Target = None, **options: Any) -> BenchResult:
-    """Measure an exported run (None: the latest) or any ONNX file; `options`: see `runtime.export.bench.run_bench`."""
-    from runtime.export.bench import run_bench
-
-    path = target.path if isinstance(target, RunDir) else target
-    return run_bench(None if path is None else Path(path), **options)
-
-
-def predict(target: Target, images: Iterable[str | os.PathLike[str]], **options: Any) -> list[Prediction]:
-    """What an exported run (None: the latest) or ONNX file says of image files, folders or patterns of them.
-
-    An image that cannot be read comes with its `error`. `options`: see `runtime.inference.predict.predict`.
-    """
-    from runtime.inference.images import find_images
-    from runtime.inference.model import open_model
-    from runtime.inference.predict import predict
-
-    model, _ = open_model(_path(target))
-    return predict(model, find_images([os.fspath(each) for each in images]), **options)
-
-
-def evaluate(target: Target = None, data: str | os.PathLike[str] | None = None, **options: Any) -> Evaluation:
-    """How an exported run (None: the latest) or ONNX file does on a folder of class folders, a run on its test images.
-
-    `options`: see `runtime.inference.evaluate.run_evaluate`.
-    """
-    from runtime.inference.evaluate import run_evaluate
-
-    return run_evaluate(_path(target), None if data is None else Path(data), **options)
-
-
-def _path(target: Target) -> RunDir | Path | None:
-    return target if target is None or isinstance(target, RunDir) else Path(target)
 
 
 @dataclass(frozen=True)

@@ -59,10 +59,10 @@ def bench(
     as_json: JsonOpt = False,
 ) -> None:
     """Measure latency, size and peak memory of an ONNX model, and for a run the same network in torch."""
-    from graphspec import api
+    from graphspec import models
 
     batches, counts = _counts(batch, "--batch"), _counts(threads, "--threads")
-    result = api.bench(target, batches=batches, threads=counts, seconds=seconds, quiet=quiet)
+    result = models.bench(target, batches=batches, threads=counts, seconds=seconds, quiet=quiet)
     if as_json:
         print_json(result.as_json())
     else:
