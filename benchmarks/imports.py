@@ -24,8 +24,11 @@ from onnx import numpy_helper
 from torch import nn
 
 from benchmarks.common import parser, reason, show, table
+from compiler.analysis.coupling import FIXED, couple
+from compiler.elaborate.builder import load
 from compiler.errors import GraphspecError
 from compiler.importing.onnx_file import image_shape
+from compiler.ops import op
 from runtime.importing import LIBRARIES, Imported, import_model, import_source
 
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
@@ -56,15 +59,25 @@ class Outcome:
     difference: float | None
     seconds: float
     why: str = ""
+    prunable: float | None = None  # share of the channels of all layers with weights that may go
 
 
 def attempt(source: str, family: str, act: Callable[[], Imported]) -> Outcome:
     """Import one model."""
     started = time.perf_counter()
     try:
-        return Outcome(source, family, act().difference, time.perf_counter() - started)
+        made = act()
+        return Outcome(source, family, made.difference, time.perf_counter() - started, prunable=prunable(made.spec))
     except GraphspecError as error:
         return Outcome(source, family, None, time.perf_counter() - started, reason(error))
+
+
+def prunable(spec: Path) -> float:
+    """The share of the channels that layers with weights make which `gates: {channels: auto}` puts gates on."""
+    graph = load(spec)[1]
+    layers = [node.id for node in graph.nodes() if op(node.op).sets_channels]
+    made = [found for node_id in layers for found in couple(graph).of(node_id)]
+    return sum(found != FIXED for found in made) / len(made)
 
 
 def family_of(name: str) -> str:
@@ -155,7 +168,9 @@ def row(family: str, found: list[Outcome]) -> list[object]:
             why = one.why.rpartition(": ")[2] if "have no op of ours" in one.why else one.why
             refused.setdefault(why, []).append(one.source.partition(":")[2] or one.source)
     texts = [f"{', '.join(names)}: {why}" for why, names in refused.items()]
-    return [family, len(found), len(taken), max(taken, default=None), "; ".join(texts)]
+    shares = [100 * one.prunable for one in found if one.prunable is not None]
+    share = f"{min(shares):.0f} to {max(shares):.0f}" if shares else None
+    return [family, len(found), len(taken), max(taken, default=None), share, "; ".join(texts)]
 
 
 def main() -> None:
@@ -169,7 +184,7 @@ def main() -> None:
         found = list(outcomes(args.timm, args.onnx, args.only, Path(folder)))
     families = dict.fromkeys(one.family for one in found)
     rows = [row(family, [one for one in found if one.family == family]) for family in families]
-    header = ["family", "models", "imported", "largest difference", "refused"]
+    header = ["family", "models", "imported", "largest difference", "channels that may go, %", "refused"]
     show(args.json, {"outcomes": [asdict(one) for one in found]}, [table(header, rows)])
 
 
