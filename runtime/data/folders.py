@@ -23,6 +23,13 @@ class Listing:
     folder: Path
     images: dict[str, list[str]]  # paths by class, in the order of their names
     passed: Counter[str]  # what else lies there: kind -> how many
+    counted: bool = True  # otherwise there are classes that were not looked into
+    part: str = ""  # what it is called; empty: as the folder
+
+    @property
+    def total(self) -> int:
+        """How many images were found."""
+        return sum(map(len, self.images.values()))
 
     def line(self) -> str:
         """The images per class, for people."""
@@ -30,32 +37,48 @@ class Listing:
         each = ", ".join(f"{name} {count:,}" for name, count in counts.items())
         if len(counts) > _SHOWN:
             each = f"{min(counts.values()):,} to {max(counts.values()):,} each"
-        return f"{self.folder.name}: {sum(counts.values()):,} images of {len(counts):,} classes ({each})"
+        return f"{self.part or self.folder.name}: {self.total:,} images of {len(counts):,} classes ({each})"
 
     def passed_over(self) -> str:
         """What is passed over, the most frequent first; empty if nothing is."""
         return ", ".join(f"{count:,} {kind}" for kind, count in self.passed.most_common())
 
 
-def list_images(folder: Path) -> Listing:
-    """All images of the class folders in `folder`, at whatever depth.
+def list_images(folder: Path, *, nested: bool = False, most: int | None = None) -> Listing:
+    """All images of the class folders in `folder`, at whatever depth; `nested`: each folder with images is a class.
 
-    RunError if there is no class, one without images, or something that cannot be read.
+    Of more than `most` images the classes that come after are named only. RunError if there is no class, one without
+    images, or something that cannot be read.
     """
-    with guarded(folder, "read"):
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        names, passed = _visible([entry.name for entry in entries if entry.is_dir()])
-        beside = [entry for entry in entries if entry.is_file() and not _kind(entry.name)]
-        passed.update("images beside the class folders" for _ in beside)
-        listing = Listing(folder, {name: images_in(folder / name, passed) for name in names}, passed)
-    _refuse(listing)
+    listing = scan_images(folder, nested=nested, most=most)
+    refuse_empty(listing)
     return listing
 
 
-def class_names(folder: Path) -> list[str]:
-    """The names of the class folders in it; RunError if it cannot be read."""
+def scan_images(folder: Path, *, nested: bool = False, most: int | None = None) -> Listing:
+    """As `list_images`, whether there are any or not."""
     with guarded(folder, "read"):
-        return _visible(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()))[0]
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        names, passed = visible([entry.name for entry in entries if entry.is_dir()])
+        beside = [entry for entry in entries if entry.is_file() and not kind_of(entry.name)]
+        passed.update("images beside the class folders" for _ in beside)
+        images: dict[str, list[str]] = {}
+        found = 0
+        for name in names:
+            counted = nested or most is None or found <= most
+            images[name] = images_in(folder / name, passed) if counted else []
+            found += len(images[name])
+    if nested:
+        images = _by_inner_folder(folder, images)
+    return Listing(folder, images, passed, nested or most is None or found <= most)
+
+
+def _by_inner_folder(folder: Path, images: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The same images by the folders that hold them, below `folder`."""
+    found: dict[str, list[str]] = {}
+    for path in (path for paths in images.values() for path in paths):
+        found.setdefault(Path(os.path.dirname(path)).relative_to(folder).as_posix(), []).append(path)
+    return dict(sorted(found.items()))
 
 
 def refuse_other_classes(train: Path, test: Path, names: Sequence[str], test_names: Sequence[str]) -> None:
@@ -86,12 +109,12 @@ def images_in(folder: Path, passed: Counter[str]) -> list[str]:
             passed["links to folders that are there already"] += 1
             continue
         seen.add((info.st_dev, info.st_ino))
-        names, hidden = _visible([entry.name for entry in entries if entry.is_dir()])
+        names, hidden = visible([entry.name for entry in entries if entry.is_dir()])
         passed.update(hidden)
         left += [os.path.join(place, name) for name in reversed(names)]
         files = [entry for entry in entries if not entry.is_dir()]
-        passed.update(kind for entry in files if (kind := _kind(entry.name) or _special(entry)))
-        found += [entry.path for entry in files if not _kind(entry.name) and not _special(entry)]
+        passed.update(kind for entry in files if (kind := kind_of(entry.name) or _special(entry)))
+        found += [entry.path for entry in files if not kind_of(entry.name) and not _special(entry)]
     return sorted(found, key=os.path.split)
 
 
@@ -100,13 +123,13 @@ def _special(entry: os.DirEntry[str]) -> str:
     return "" if entry.is_file() else "links to nothing" if entry.is_symlink() else "pipes and devices"
 
 
-def _visible(folders: list[str]) -> tuple[list[str], Counter[str]]:
+def visible(folders: list[str]) -> tuple[list[str], Counter[str]]:
     """Those that are not left behind by tools, and a count of the others."""
     hidden = [name for name in folders if name.startswith(".") or name == "__MACOSX"]
     return [name for name in folders if name not in hidden], Counter(f"folder {name}" for name in hidden)
 
 
-def _kind(name: str) -> str:
+def kind_of(name: str) -> str:
     """Of a file that is passed over; empty for an image."""
     if name.startswith("._"):
         return "._* of macOS"
@@ -115,8 +138,9 @@ def _kind(name: str) -> str:
     return name if name.startswith(".") else os.path.splitext(name)[1].lower() or "without an ending"
 
 
-def _refuse(listing: Listing) -> None:
-    empty = [name for name, paths in listing.images.items() if not paths]
+def refuse_empty(listing: Listing) -> None:
+    """RunError if there is no class, or one without images as far as they were looked into."""
+    empty = [name for name, paths in listing.images.items() if not paths and listing.counted]
     reason = f"no image is in {', '.join(empty[:5])}" if empty else ""
     if not listing.images:
         reason = "there is no class folder in it"
