@@ -128,6 +128,9 @@ class DataConfig(Section):
     in_memory: bool | None = None
     """`folder`, `table`: hold the decoded images in memory. Default: if they take less than 2 GB at 8 bits. `imagenet`
     is never held in memory, all other data sets always are."""
+    class_weights: Literal["balanced"] | dict[str, Rate] | None = None
+    """How much an image counts in the loss of training: `balanced` gives every class the same sum, with a mean of 1
+    over the images; or numbers by class (`{cat: 2}`), 1 for those not named."""
     skip_corrupt: bool = False
     """Skip and count unreadable images. Default: an unreadable image is an error."""
     fake_size: Annotated[int, Field(gt=0, le=10**6)] = 256

@@ -196,6 +196,7 @@ def load_dataset(config: DataConfig, input_shape: Shape, task: Task, *, seed: in
         own_mean, own_std = channel_statistics(opened.train, training, seed)
         mean, std = mean or own_mean, std or own_std
     augment = replace(opened.augment, crop_padding=config.crop_padding, flip=config.flip or opened.augment.flip)
+    task = task.fitted(opened.train.targets, opened.labels)
     normalise, share, (train, test) = Normalise(mean, std), config.validation, (opened.train, opened.test)
     return Dataset(
         config.name,

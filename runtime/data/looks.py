@@ -20,6 +20,7 @@ from runtime.data.archives import source
 from runtime.data.pixels import READING, Found, Reading, load
 
 NEAR = 8.0
+_BRIGHTER = 2.0  # of 255: what compression leaves of a plain ground is less
 _SMALL = (9, 8)  # width and height of a thumbnail
 _ENOUGH = (72, 64)  # JPEG files are decoded at no more than about this
 _AT_A_TIME = 256
@@ -108,7 +109,7 @@ def _pairs(small: NDArray[np.uint8], bits: int) -> Iterator[tuple[int, int]]:
     Of bits + 1 parts of two hashes one at least is equal, so that only images with an equal part are compared.
     """
     grey = small.reshape(-1, _SMALL[1], _SMALL[0], 3) @ np.array([0.299, 0.587, 0.114])
-    brighter = (grey[:, :, 1:] > grey[:, :, :-1]).reshape(len(small), 64)
+    brighter = (grey[:, :, 1:] > grey[:, :, :-1] + _BRIGHTER).reshape(len(small), 64)
     hashes = np.packbits(brighter, axis=1).view(np.uint64).ravel()
     for columns in np.array_split(np.arange(64), bits + 1):
         keys = np.packbits(brighter[:, columns], axis=1)

@@ -351,7 +351,11 @@ def test_arrays_without_parts_are_divided_and_names_are_labels(tmp_path: Path) -
     assert dataset.division.alike == ((0, 20),)
     job = JobDir(tmp_path / "job")
     write_facts(job, None, facts_of(dataset, DataConfig(name="arrays", root=str(tmp_path))), dataset, pytest.fail)
-    assert {row["part"] for row in csv.DictReader(job.split.open())} == {"train", "validation", "test"}
+    assert {row["part"] for row in csv.DictReader(job.split.read_text().splitlines())} == {
+        "train",
+        "validation",
+        "test",
+    }
 
 
 def test_signals_as_arrays(tmp_path: Path) -> None:
