@@ -5,15 +5,13 @@ It must not import torch: `graphspec compile` asks this, and is quick.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
-
-import numpy as np
 
 from compiler.errors import RunError
 from compiler.ir.graph import TensorType
 from compiler.language.config import DataConfig
-from runtime.data.arrays import read_arrays
 from runtime.data.layouts import LAYOUTS, TRAIN, VALIDATION, data_root, find_parts
 from runtime.tasks.base import Task, refuse_classes
 
@@ -119,14 +117,16 @@ def _in_files(config: DataConfig, task: Task) -> Survey:
 
 
 def _in_arrays(config: DataConfig, shape: tuple[int, ...], task: Task) -> Survey:
+    from runtime.data.arrays import read_arrays  # and with it numpy
+
     found = read_arrays(data_root(config), shape, look=True)
     for part in found.parts.values():
         check_shape(config.name, part.shape, shape)
     refuse_classes(config.name, len(found.names), task)
     first = found.parts["" if "" in found.parts else TRAIN]
     held = len(found.parts[VALIDATION].labels) if VALIDATION in found.parts else 0
-    numbers = np.bincount(first.labels, minlength=len(found.names)).tolist()
-    counts = dict(zip(found.names, numbers, strict=True))
+    numbers = Counter(first.labels.tolist())
+    counts = {name: numbers[label] for label, name in enumerate(found.names)}
     return _found(config, counts, held, divided="" in found.parts, note=found.note)
 
 
