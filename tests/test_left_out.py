@@ -66,7 +66,8 @@ def test_arrays_and_built_in_sets_say_them_too(tmp_path: Path) -> None:
     assert "it says" not in compiled(tmp_path, TINY).data
 
 
-def test_a_run_keeps_what_the_data_said(tmp_path: Path) -> None:
+def test_a_run_keeps_what_the_data_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     write_images(tmp_path / "images", "L", [(8, 8)] * 9)
     overrides = {"data.name": "folder", "data.root": str(tmp_path / "images")}
     run = api.compile(write_spec(tmp_path, WITHOUT), out=tmp_path / "run", overrides=overrides).run
