@@ -158,7 +158,7 @@ def examine(config: DataConfig, advance: Callable[[int], Any], begin: Callable[[
         )
     parts = find_parts(config)
     names = [
-        (path, label, listing.part or (listing.folder.name if parts.test is not None else ""))
+        (path, label, "" if parts.test is None else listing.part or listing.folder.name)
         for listing in parts.listings
         for label, paths in listing.images.items()
         for path in paths
