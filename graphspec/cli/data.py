@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -60,19 +60,15 @@ def _config(target: Path, overrides: tuple[Override, ...]) -> DataConfig:
     from compiler.language.findings import first_of
     from compiler.language.parse import parse
     from graphspec.api import SUFFIXES
+    from runtime.data.health import settings_for
 
     if target.suffix in SUFFIXES:
         parsed = parse(target, overrides)
         if parsed.spec is None or ("data",) in parsed.spec.broken:
             raise SpecError(parsed.diagnostics)
         return parsed.spec.config.data
-    found: dict[str, Any] = {"name": "folder", "root": str(target)}
-    if target.suffix in (".csv", ".tsv", ".jsonl", ".ndjson"):
-        found = {"name": "table", "file": str(target)}
-    elif target.suffix == ".npz" or (target.is_dir() and any(target.glob("*.np[yz]"))):
-        found["name"] = "arrays"
-    found |= {one.path[1]: one.value.plain() for one in overrides if one.path[:1] == ("data",) and len(one.path) == 2}
+    given = {one.path[1]: one.value.plain() for one in overrides if one.path[:1] == ("data",) and len(one.path) == 2}
     try:
-        return Configuration.model_validate({"data": found}).data
+        return Configuration.model_validate({"data": settings_for(target) | given}).data
     except ValidationError as error:
         raise GraphspecError(first_of(error)) from error

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from compiler.errors import RunError
 from runtime.data.layouts import TEST, TRAIN, VALIDATION
+from runtime.data.pixels import Found, scaled
 from runtime.rundir.files import guarded
 
 KINDS = ("uint8", "uint16", "float32")
@@ -69,6 +70,17 @@ def read_arrays(root: Path, shape: Sequence[int] | None, *, look: bool = False) 
         found[TEST] = found.pop(VALIDATION)
         return ArraySet(found, names, f"{root.name} has no x_test, so x_val is the test set")
     return ArraySet(found, names)
+
+
+def over_range(images: NDArray[Any], white: float | None) -> tuple[NDArray[Any], list[Found]]:
+    """Images (N, ...) as uint8, or as float32 in 0..255 of another type, with what each has; ValueError if one has
+    values that are none.
+    """
+    if images.dtype == np.uint8:
+        return images, [Found()] * len(images)
+    white = white or (1.0 if images.dtype.kind == "f" else float(np.iinfo(images.dtype).max))
+    parts = [scaled(image, white) for image in images]
+    return np.stack([pixels for pixels, _ in parts]), [found for _, found in parts]
 
 
 _Files = dict[str, tuple[Path, str]]  # of each array its file, and its name in there where that is an .npz file

@@ -19,11 +19,12 @@ from PIL import Image
 from compiler.errors import RunError
 from compiler.language.config import DataConfig
 from runtime.data.archives import source
-from runtime.data.arrays import read_arrays
+from runtime.data.arrays import over_range, read_arrays
 from runtime.data.layouts import LAYOUTS, data_root, find_parts
 from runtime.data.looks import Look, array_looks, look_at_all, near_duplicates
-from runtime.data.pixels import Found, Reading, read_image, scaled
+from runtime.data.pixels import Found, Reading, read_image
 from runtime.data.survey import class_doubt
+from runtime.data.tables import TABLES
 
 _SHOWN = 3  # groups and files named in a line
 
@@ -135,6 +136,14 @@ class Health:
         return path.removeprefix(f"{self.root}{os.sep}")
 
 
+def settings_for(path: Path) -> dict[str, Any]:
+    """The section `data` of a spec that reads what lies at a path."""
+    if path.suffix in TABLES:
+        return {"name": "table", "file": str(path)}
+    is_arrays = path.suffix == ".npz" or (path.is_dir() and any(path.glob("*.np[yz]")))
+    return {"name": "arrays" if is_arrays else "folder", "root": str(path)}
+
+
 def examine(config: DataConfig, advance: Callable[[int], Any], begin: Callable[[int], Any]) -> Health:
     """Look at every image of a set; `begin` is told how many there are, `advance` of so many more that are done.
 
@@ -149,7 +158,7 @@ def examine(config: DataConfig, advance: Callable[[int], Any], begin: Callable[[
         )
     parts = find_parts(config)
     names = [
-        (path, label, listing.part or (listing.folder.name if parts.test is not None else ""))
+        (path, label, "" if parts.test is None else listing.part or listing.folder.name)
         for listing in parts.listings
         for label, paths in listing.images.items()
         for path in paths
@@ -170,10 +179,11 @@ def _of_arrays(config: DataConfig, root: Path) -> Health:
     found, items = read_arrays(root, None), []
     pictures: dict[str, NDArray[np.uint8]] = {}
     for part, (images, labels) in found.parts.items():
-        pixels, notes = _eight_bits(images, config.range)
-        size, mode = (images.shape[2], images.shape[1]), f"{images.dtype} x {images.shape[-1]}"
-        for number, look in enumerate(array_looks(pixels)):
-            path, seen = f"{part or 'image'} {number}", look._replace(size=size, mode=mode, found=notes[number])
+        values, notes = over_range(images, config.range)
+        pixels, mode = values.astype(np.uint8), f"{images.dtype} x {images.shape[-1]}"
+        for number, (look, note) in enumerate(zip(array_looks(pixels), notes, strict=True)):
+            path = f"{part or 'image'} {number}"
+            seen = look._replace(size=(images.shape[2], images.shape[1]), mode=mode, found=note)
             pictures[path] = pixels[number]
             items.append(Item(path, found.names[labels[number]], part, seen))
 
@@ -182,14 +192,6 @@ def _of_arrays(config: DataConfig, root: Path) -> Health:
         return Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0]).convert("RGB")
 
     return Health(root, found.names, tuple(items), "", _groups(items, config), picture, found.note)
-
-
-def _eight_bits(images: NDArray[Any], white: float | None) -> tuple[NDArray[np.uint8], list[Found]]:
-    if images.dtype == np.uint8:
-        return images, [Found()] * len(images)
-    white = white or (1.0 if images.dtype.kind == "f" else float(np.iinfo(images.dtype).max))
-    pairs = [scaled(image, white) for image in images]
-    return np.stack([values for values, _ in pairs]).astype(np.uint8), [note for _, note in pairs]
 
 
 def _groups(items: Sequence[Item], config: DataConfig) -> tuple[tuple[Item, ...], ...]:

@@ -143,7 +143,9 @@ def _in_table(config: DataConfig, _: int | None) -> Parts:
     """A table with a line for each image."""
     if config.file is None:
         raise RunError("data.name: table needs `data.file`, a CSV, TSV or JSON lines file")
-    file = data_root(config) / (config.file if config.root else Path(config.file).name)
+    file = data_root(config) / config.file
+    if not config.root or not file.exists():  # a run knows the folder only, and that as its root
+        file = data_root(config) / Path(config.file).name
     names = {**PART_NAMES, "training": TRAIN, "dev": VALIDATION} if config.part else {}
     rows = list(read_table(file, data_root(config), config.image, config.label, config.part, names))
     if missing := [row.path for row in rows if not os.path.exists(row.path)]:

@@ -16,19 +16,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from compiler.errors import RunError, did_you_mean, one_line
 from compiler.language.config import DataConfig
-from runtime.data.arrays import ArrayPart, read_arrays
+from runtime.data.arrays import ArrayPart, over_range, read_arrays
 from runtime.data.augment import Augment
 from runtime.data.decode import TEST_MARGIN
 from runtime.data.divide import Division, divide
 from runtime.data.folders import Listing, Passed
 from runtime.data.layouts import TEST, TRAIN, VALIDATION, Parts, data_root, find_parts
 from runtime.data.looks import array_looks, look_at_all, near_duplicates
-from runtime.data.pixels import Found, Reading, scaled
+from runtime.data.pixels import Reading
 from runtime.data.sources import NOTHING, FileImages, Images, MemoryImages
 from runtime.data.split import stratified_order
 from runtime.data.survey import BUILT_IN, check_files_fit, check_holding, check_shape
@@ -85,23 +84,14 @@ class _Expected:
 
     def images(self, pixels: Any, targets: Any) -> MemoryImages:
         """`pixels`: (N, H, W) or (N, H, W, C) array, `targets`: what the set has of each image."""
-        array, found = _over_its_range(np.asarray(pixels), self.config.range)
+        array, found = over_range(np.asarray(pixels), self.config.range)
         images = torch.from_numpy(np.ascontiguousarray(array))
         images = images if images.ndim > len(self.shape) else images[..., None]
-        return MemoryImages(images, self.task.targets(torch.as_tensor(targets)), found=found)
+        return MemoryImages(images, self.task.targets(torch.as_tensor(targets)), found=sum(found, NOTHING))
 
     def labels(self, train: Images, test: Images, classes: Sequence[str] | None) -> tuple[str, ...]:
         """Names of the outputs; RunError if the classes of the set do not fit the task."""
         return self.task.labels(self.config.name, train.targets, test.targets, classes)
-
-
-def _over_its_range(images: NDArray[Any], white: float | None) -> tuple[NDArray[Any], Found]:
-    """Images (N, ...) as uint8, or as float32 in 0..255 of another type; ValueError if one has values that are none."""
-    if images.dtype == np.uint8:
-        return images, NOTHING
-    white = white or (1.0 if images.dtype.kind == "f" else float(np.iinfo(images.dtype).max))
-    parts = [scaled(image, white) for image in images]
-    return np.stack([pixels for pixels, _ in parts]), sum((found for _, found in parts), NOTHING)
 
 
 def _opened(expected: _Expected, train: MemoryImages, test: MemoryImages, classes: Sequence[str] | None) -> Opened:

@@ -13,6 +13,7 @@ from compiler.errors import RunError, did_you_mean
 from runtime.rundir.files import guarded
 
 _LINES = (".jsonl", ".ndjson", ".json")
+TABLES = (".csv", ".tsv", *_LINES)  # endings
 _LARGEST_CELL = 2**20
 
 

@@ -212,6 +212,21 @@ def test_a_table_is_the_folders_it_names(tmp_path: Path, name: str) -> None:
     assert counts(opened(root, "table", file=name, **(columns | {"part": None}))) == [16, 2, 4]
 
 
+def test_a_run_finds_a_table_again_by_the_folder_it_has_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_parts(tmp_path / "set", {"": 10})
+    rows = [{"path": str(path.relative_to(root)), "label": path.parts[-2]} for path in sorted(root.rglob("*.png"))]
+    (root / "labels.csv").write_text(_as_csv(rows))
+    monkeypatch.chdir(tmp_path)
+    config = DataConfig(name="table", file="set/labels.csv", workers=0)
+    dataset = load_dataset(config, SHAPE, class_task(2), seed=1)
+    facts = facts_of(dataset, config)
+    monkeypatch.chdir(root)
+    again = config.model_copy(update={"root": facts.root})
+    assert facts.changes(facts_of(load_dataset(again, SHAPE, class_task(2), seed=1), again)) == ""
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

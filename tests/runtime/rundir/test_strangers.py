@@ -41,6 +41,7 @@ READERS = {
     "runtime/rundir/files.py": "it is the one place",
     "graphspec/starters.py": "files of the package",
     "runtime/reporting/page.py": "files of the package",
+    "runtime/reporting/data_page.py": "files of the package",
     "runtime/processes/world.py": "messages of other processes",
     "runtime/training/free_memory.py": "/proc",
     "runtime/training/threads.py": "/sys",
