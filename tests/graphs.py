@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 from typing import Any
 
+from compiler.elaborate.channel_gates import Gates, place_gates
 from compiler.ir.graph import (
     INPUT,
     OUTPUT,
     Block,
     Choice,
-    Gate,
     Graph,
     Model,
     Node,
     Phase,
-    Subject,
     TensorType,
     attrs_of,
 )
+from compiler.ops import op
 from compiler.passes.draft import Draft
 from compiler.passes.infer_types import infer_types
 
@@ -54,6 +55,7 @@ EVERY_OP: tuple[tuple[str, dict[str, Any]], ...] = (
     ("multiply", {}),
     ("channel_shuffle", {"groups": 2}),
     ("scale", {"factor": -0.7}),
+    ("scale", {"factor": (0.5, -1.5, 2.0, 0.0)}),
     ("dropout", {}),
     ("drop_path", {}),
     *((name, {}) for name in ("relu6", "hard_swish", "silu", "gelu", "sigmoid", "hard_sigmoid")),
@@ -73,8 +75,8 @@ def graph_of(
     """`{id: (op, attrs, [source | (source, gate)])}` in any order of dependency; the last node feeds the output."""
     graph = Graph(name, Phase.RAW, blocks)
     graph.add(Node(INPUT, INPUT, type=TensorType(shape)))
-    for node_id, (op, attrs, _) in nodes.items():
-        graph.add(Node(node_id, op, attrs_of(attrs)))
+    for node_id, (kind, attrs, _) in nodes.items():
+        graph.add(Node(node_id, kind, attrs_of(attrs)))
     graph.add(Node(OUTPUT, OUTPUT))
     for node_id, (_, _, sources) in nodes.items():
         for source in sources:
@@ -120,17 +122,20 @@ def random_graph(
     return graph_of(parts, shape=(channels, *sizes), blocks=(block,), name=f"random{seed}")
 
 
-def with_choices(graph: Graph, seed: int) -> Graph:
-    """A copy with random choices between its gates, and with vector gates behind some of its nodes."""
-    rng = random.Random(seed)
+def with_channel_gates(graph: Graph, declared: Collection[str] | None = None) -> Graph:
+    """A copy with gates on the channels of these nodes (default: of all that make channels), as far as they may go."""
     found = graph.copy()
-    places = [node for node in graph.nodes() if node.id.startswith("blk.n")]
-    some = [(first.id, rng.choice(places).id) for first in places if rng.random() < 0.4]
-    size = places[0].shape[0]
-    vectors = [Gate(f"v/{a}", Subject.CHANNELS, size, tuple(dict.fromkeys((a, b)))) for a, b in some]
-    found.vector_gates = (*vectors, Gate("v/blk", Subject.BLOCK, 1, ("blk.out",)))
+    nodes = [n.id for n in graph.nodes() if (op(n.op).sets_channels if declared is None else n.id in declared)]
+    place_gates(found, {node_id: Gates(f"v/{node_id}", None) for node_id in nodes})
+    return found
+
+
+def with_choices(graph: Graph, seed: int) -> Graph:
+    """A copy with gates on channels, and with random choices between its gates."""
+    rng = random.Random(seed)
+    found = with_channel_gates(graph)
     choices = []
-    for kind in (graph.gates(), [gate.id for gate in vectors]):
+    for kind in (found.edge_gates(), found.gates()[len(found.edge_gates()) :]):
         rng.shuffle(kind)
         while len(kind) > 2:
             taken = [kind.pop() for _ in range(rng.randint(1, 3)) if kind]

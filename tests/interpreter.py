@@ -57,8 +57,14 @@ def evaluate(
         if node.id != INPUT:
             inputs = _inputs(graph, node, values, gates or {}, edges)
             if inputs:
-                values[node.id] = apply(node, inputs, params)
+                value = apply(node, inputs, params)
+                behind = [1.0 if gate is None else (gates or {}).get(gate, 1.0) for gate in _behind(graph, node)]
+                values[node.id] = value * torch.tensor(behind, dtype=torch.float64).view(-1, *[1] * (value.dim() - 2))
     return values[OUTPUT].numpy()
+
+
+def _behind(graph: Graph, node: Node) -> tuple[str | None, ...]:
+    return graph.channel_gates.get(node.id, (None,) * node.shape[0])
 
 
 def _inputs(
@@ -260,7 +266,9 @@ MEANING: dict[str, Callable[[Any, list[Tensor], Tensors], Tensor]] = {
     "avg_pool": _avg_pool,
     "identity": lambda a, ins, p: ins[0],
     "zero": lambda a, ins, p: ins[0].new_zeros(len(ins[0]), a.channels or ins[0].shape[1], *ins[0].shape[2:]),
-    "scale": lambda a, ins, p: a.factor * ins[0],
+    "scale": lambda a, ins, p: (
+        torch.tensor(a.factor, dtype=torch.float64).reshape(-1, *[1] * (ins[0].dim() - 2)) * ins[0]
+    ),
     "linear": lambda a, ins, p: F.linear(ins[0].flatten(1), p["weight"], p.get("bias")),
     "global_avg_pool": lambda a, ins, p: ins[0].flatten(2).mean(-1),
     "flatten": lambda a, ins, p: ins[0].flatten(1),

@@ -6,6 +6,7 @@
         gates: 124                  # of the search space
         kept:
           level1.sep_conv_3x3: {in: 0.83, level0.max_pool_3x3: 0.2}
+          out: {'#0': 0.7, '#3': 0.2}                                   # channels
 
 Together with the search graph it gives the compact graph; no weights and no data are needed.
 """
@@ -38,7 +39,10 @@ class ArchitectureError(GraphspecError):
 
 @dataclass(frozen=True)
 class Scope:
-    """What was found for the gates of one share scope; `kept` maps `<dst><<src>`, named as in the block, to values."""
+    """What was found for the gates of one share scope.
+
+    `kept` maps `<dst><<src>` (an edge) and `<node>#<number>` (a channel), named as in the block, to values.
+    """
 
     id: str
     kind: str  # kind of the blocks that the gates stand in; empty outside of blocks
@@ -125,7 +129,7 @@ class Architecture:
         document = _read_document(text, where)
         scopes = []
         for scope_id, scope in document.edges.items():
-            found = {f"{dst}<{src}": value for dst, sources in scope.kept.items() for src, value in sources.items()}
+            found = {_local(dst, of): value for dst, kept in scope.kept.items() for of, value in kept.items()}
             kept = {local: value for local, value in found.items() if value != 0.0}
             if len(kept) > scope.gates:
                 raise _damaged(where, f"edges.{scope_id}: {len(kept)} gates are kept of {scope.gates}")
@@ -141,9 +145,14 @@ def _destinations(scope: Scope) -> list[str]:
 def _by_destination(scope: Scope) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for local, value in scope.kept.items():
-        dst, _, src = local.partition("<")
-        found.setdefault(dst, {})[src] = value
+        dst, of = local.partition("<")[::2] if "<" in local else (local[: local.index("#")], local[local.index("#") :])
+        found.setdefault(dst, {})[of] = value
     return found
+
+
+def _local(dst: str, of: str) -> str:
+    """The gate of an edge from a node, or of a channel `#<number>`, without its scope."""
+    return f"{dst}{of}" if of.startswith("#") else f"{dst}<{of}"
 
 
 def _kinds(graph: Graph) -> dict[str, str]:
@@ -153,6 +162,9 @@ def _kinds(graph: Graph) -> dict[str, str]:
     for edge in graph.edges():
         if edge.gate is not None:
             kinds.setdefault(gate_scope(edge.gate), home[edge.dst].kind if edge.dst in home else "")
+    for node_id, ids in graph.channel_gates.items():
+        for gate in filter(None, ids):
+            kinds.setdefault(gate_scope(gate), home[node_id].kind if node_id in home else "")
     return kinds
 
 

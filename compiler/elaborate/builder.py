@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
+from compiler.elaborate.channel_gates import Gates, place_gates
 from compiler.elaborate.template import MAX_EDGES, OUT, Reporter, Template, TemplateNode, make_template, resolve_op
 from compiler.errors import Diagnostic, SpecError, did_you_mean, few_suggestions
 from compiler.garbage import collector_paused
@@ -94,6 +95,8 @@ class _Builder:
         self.graph.add(Node(INPUT, INPUT, type=TensorType(self.spec.input)))
         self.values = {"in": [INPUT]}  # entry name -> node ids of its values, the last one last
         self.choices: dict[str, dict[str, None]] = {}  # id of a choice -> its gates, once each
+        self.gated: dict[str, Gates] = {}  # nodes that have gates on channels, and those gates
+        self.gate_places: dict[str, Path] = {}  # and where these nodes are written
         self.failed: set[Path] = set()  # definitions already reported: instances repeat their mistakes
 
     def run(self) -> None:
@@ -112,6 +115,9 @@ class _Builder:
         self.graph.blocks = tuple(blocks)
         self.graph.choices = tuple(Choice(choice, tuple(gates)) for choice, gates in self.choices.items())
         self._connect_output(blocks[-1])
+        if self.gated and not self.report.found:
+            for node_id, message in place_gates(self.graph, self.gated).items():
+                self._report((*self.gate_places[node_id], "gate"), message)
 
     def _fits(self) -> bool:
         repeats = Counter(dict.fromkeys(self.templates, 0))
@@ -274,6 +280,9 @@ class _Builder:
             self.graph.connect(at.values[source.name], node_id, gate)
             if gate and source.choice:
                 self.choices.setdefault(f"{scope}/{node.name}<{source.choice}", {})[gate] = None
+        if node.gate or (self.spec.gate_all_channels and op(node.op).sets_channels):
+            self.gated[node_id] = Gates(f"{scope}/{node.name}", node.gate)
+            self.gate_places[node_id] = node.path
         at.values[node.name] = node_id
 
     def _type_error(

@@ -21,7 +21,7 @@ from compiler.errors import Diagnostic, Place, did_you_mean
 from compiler.ir.graph import Graph, Node, attrs_of
 from compiler.language.dims import Dim, DimError
 from compiler.language.source import Path
-from compiler.language.spec import BlockSpec, LevelsSpec, NodeSpec, OpSpec, Spec
+from compiler.language.spec import BlockSpec, Gated, LevelsSpec, NodeSpec, OpSpec, Spec
 from compiler.ops import OpAttrs, Reads, Traits, UnknownOpError, Values, chain_of, explain_attr_errors, known_ops, op
 from compiler.passes.draft import free_id
 
@@ -50,6 +50,7 @@ class TemplateNode:
     attrs: Mapping[str, Any]
     sources: tuple[Source, ...]
     path: Path
+    gate: Gated | None = None  # behind the node
 
     @property
     def chain(self) -> tuple[Traits, ...]:
@@ -124,7 +125,7 @@ def _expand(block: BlockSpec, inputs: tuple[str, ...], report: Reporter) -> dict
         if node.choose:
             nodes |= {made.name: made for made in _choice_nodes(name, node, sources, report)}
         else:
-            nodes[name] = TemplateNode(name, *resolve_op(node.op, report), sources, node.path)
+            nodes[name] = TemplateNode(name, *resolve_op(node.op, report), sources, node.path, node.gate)
     return nodes
 
 
@@ -168,7 +169,7 @@ def _choice_nodes(name: str, node: NodeSpec, sources: tuple[Source, ...], report
             made = f"{name}.{segment}.{written.label}"
             yield TemplateNode(made, op_name, attrs, (source,), written.path)
             merged.append(Source(made, True, node.path, source.name))
-    yield TemplateNode(name, *resolve_op(node.op, report), tuple(merged), node.path)
+    yield TemplateNode(name, *resolve_op(node.op, report), tuple(merged), node.path, node.gate)
 
 
 def _sources(

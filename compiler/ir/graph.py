@@ -1,7 +1,8 @@
 """The graph IR: what a network is, without weights and without gate values.
 
 A node's value is `op(sum of gate_e * value(src_e))` over its incoming edges, which is the paper's formula (equation
-3); an op that reads its inputs apart (`concat`, `project`) gates each input on its own. Numbers live beside the graph
+3); an op that reads its inputs apart (`concat`, `project`) gates each input on its own. Behind a node, each channel may
+be multiplied by a gate as well. Numbers live beside the graph
 in a `Model`, keyed by gate id and by `<node id>.<param>`, so that a pass touches tensors only when that is its job.
 This is the only file that knows how a graph is stored.
 """
@@ -89,23 +90,7 @@ class Subject(enum.Enum):
     """What a gate closes when it is zero."""
 
     EDGE = "edge"
-    BLOCK = "block"
     CHANNELS = "channels"
-    GROUPS = "groups"
-
-
-@dataclass(frozen=True, slots=True)
-class Gate:
-    """`size` numbers that close their subject where they are zero. `places` are the nodes behind which they multiply.
-
-    Several places: values that are added, or that pass another norm. The places of an edge's gate are the edges that
-    name it, so it has none here.
-    """
-
-    id: str
-    subject: Subject = Subject.EDGE
-    size: int = 1
-    places: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +141,7 @@ class Graph:
         self.name = name
         self.phase = phase
         self.blocks: tuple[Block, ...] = tuple(blocks)
-        self.vector_gates: tuple[Gate, ...] = ()  # the gates whose subject is no edge
+        self.channel_gates: dict[str, tuple[str | None, ...]] = {}  # node -> the gate behind each of its channels
         self.choices: tuple[Choice, ...] = ()
         self._nodes: dict[str, Node] = {}  # in the order they were added
         self._into: dict[str, dict[str, Edge]] = {}  # destination -> source -> edge, in the order of slots
@@ -237,29 +222,24 @@ class Graph:
         """Number of edges."""
         return sum(map(len, self._into.values()))
 
-    def gates(self) -> list[str]:
+    def edge_gates(self) -> list[str]:
         """Ids of the gates on edges without repetition, in the order of their first edge."""
-        return list(self._edge_gates())
-
-    def _edge_gates(self) -> dict[str, None]:
         if self._gates is None:
             self._gates = dict.fromkeys(e.gate for e in self.edges() if e.gate is not None)
-        return self._gates
+        return list(self._gates)
 
-    def gate(self, gate_id: str) -> Gate:
-        """The gate of this id; KeyError if there is none."""
-        found = {gate.id: gate for gate in self.vector_gates}.get(gate_id)
-        if found is None and gate_id not in self._edge_gates():
-            raise KeyError(gate_id)
-        return found or Gate(gate_id)
+    def gates(self) -> list[str]:
+        """Ids of all gates: those on edges, then those on channels in the order of their first channel."""
+        behind = (gate for node in self.nodes() for gate in self.channel_gates.get(node.id, ()) if gate is not None)
+        return [*self.edge_gates(), *(dict.fromkeys(behind) if self.channel_gates else ())]
 
     def decisions(self) -> tuple[Decision, ...]:
         """What can be decided: the choices, then every other gate (open or closed), those of edges first."""
-        vectors = {gate.id: gate.subject for gate in self.vector_gates}
+        edges = dict.fromkeys(self.edge_gates(), Subject.EDGE)
         chosen = {gate for choice in self.choices for gate in choice.gates}
-        free = [Choice(gate, (gate,)) for gate in (*self._edge_gates(), *vectors) if gate not in chosen]
+        free = [Choice(gate, (gate,)) for gate in self.gates() if gate not in chosen]
         return tuple(
-            Decision(choice.id, choice.gates, choice.most, vectors.get(choice.gates[0], Subject.EDGE))
+            Decision(choice.id, choice.gates, choice.most, edges.get(choice.gates[0], Subject.CHANNELS))
             for choice in (*self.choices, *free)
         )
 
@@ -316,6 +296,7 @@ class Graph:
         twin._into = {node_id: dict(edges) for node_id, edges in self._into.items()}
         twin._out_of = {node_id: dict(edges) for node_id, edges in self._out_of.items()}
         twin._inputs = dict(self._inputs)
+        twin.channel_gates = dict(self.channel_gates)
         return twin
 
     def restricted_to(self, edges: Iterable[Edge]) -> Graph:
@@ -335,17 +316,20 @@ class Graph:
         return graph
 
     def take_gates_of(self, origin: Graph) -> None:
-        """Take over the vector gates and choices of the graph that this one is left of: what still has a subject.
+        """Take over the channel gates and choices of the graph that this one is left of: what still has a subject.
 
-        Gates keep their size: what removes channels of a place must shorten its gates as well.
+        Nodes keep a gate for each channel that they had: what removes channels must remove their gates as well.
         """
-        if not origin.vector_gates and not origin.choices:
-            return
-        left = [replace(gate, places=tuple(p for p in gate.places if p in self)) for gate in origin.vector_gates]
-        self.vector_gates = tuple(gate for gate in left if gate.places)
-        alive = {*self._edge_gates(), *(gate.id for gate in self.vector_gates)}
-        choices = [replace(c, gates=tuple(gate for gate in c.gates if gate in alive)) for c in origin.choices]
-        self.choices = tuple(choice for choice in choices if choice.gates)
+        self.channel_gates = {node_id: ids for node_id, ids in origin.channel_gates.items() if node_id in self}
+        self.choices = origin.choices
+        self.drop_lost_choices()
+
+    def drop_lost_choices(self) -> None:
+        """Take gates that are gone out of the choices, and choices without gates out of the graph."""
+        if self.choices:
+            alive = set(self.gates())
+            left = [replace(c, gates=tuple(gate for gate in c.gates if gate in alive)) for c in self.choices]
+            self.choices = tuple(choice for choice in left if choice.gates)
 
 
 def _reached(start: str, links: Mapping[str, Mapping[str, Edge]]) -> set[str]:

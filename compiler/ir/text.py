@@ -14,25 +14,23 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from compiler.errors import GraphspecError
-from compiler.ir.graph import AttrValue, Block, Choice, Gate, Graph, Node, Phase, Subject, TensorType, attrs_of
+from compiler.ir.graph import AttrValue, Block, Choice, Graph, Node, Phase, TensorType, attrs_of
 from compiler.ir.verify import verify
 from compiler.language.findings import first_of
 
 FORMAT = "graphspec-graph"
 FORMAT_VERSION = 2
-READABLE = (1, 2)  # version 1 has neither vector gates nor choices
+READABLE = (1, 2)  # version 1 has neither gates of channels nor choices
 HASHED_VERSION = 1
 _dump = json.JSONEncoder(ensure_ascii=True, allow_nan=False).encode
 
 
 def text(graph: Graph) -> str:
-    """One line a node: `%id = op(%source[gate], ...) attr=value : type`; then vector gates and choices."""
+    """One line a node: `%id = op(%source[gate], ...) attr=value : type`; then gates of channels and choices."""
     lines = [f"graph @{graph.name} ({graph.phase.value}) {{"]
     lines += [f"  {_line(graph, node)}" for node in graph.nodes()]
-    lines += [
-        f"  gate {gate.id} : {gate.subject.value}[{gate.size}] behind {', '.join(f'%{place}' for place in gate.places)}"
-        for gate in graph.vector_gates
-    ]
+    for node_id, ids in graph.channel_gates.items():
+        lines.append(f"  behind %{node_id} : {', '.join(gate or '1' for gate in ids)}")
     for choice in graph.choices:
         lines.append(f"  choice {choice.id} : {choice.most or 'any'} of {', '.join(choice.gates)}")
     return "\n".join([*lines, "}", ""])
@@ -55,18 +53,21 @@ def to_json(graph: Graph) -> str:
 
 
 def _parts(graph: Graph) -> dict[str, str]:
-    """The JSON form by key; vector gates and choices only where there are some."""
-    gates = {gate: index for index, gate in enumerate((*graph.gates(), *(g.id for g in graph.vector_gates)))}
+    """The JSON form by key; gates of channels and choices only where there are some."""
+    gates = {gate: index for index, gate in enumerate(graph.gates())}
     rows: dict[str, list[Any]] = {
         "blocks": [[b.id, b.kind, b.stage, list(b.inputs), b.output] for b in graph.blocks],
         "gates": graph.gates(),
-        "vector_gates": [[g.id, g.subject.value, g.size, list(g.places)] for g in graph.vector_gates],
+        "channel_gates": [
+            [node_id, [None if gate is None else gates[gate] for gate in ids]]
+            for node_id, ids in graph.channel_gates.items()
+        ],
         "choices": [[c.id, [gates[gate] for gate in c.gates], c.most] for c in graph.choices],
         "nodes": [_node_record(graph, node, gates) for node in graph.nodes()],
     }
     head: dict[str, Any] = {"format": FORMAT, "version": FORMAT_VERSION, "name": graph.name, "phase": graph.phase.value}
     parts = {key: _dump(value) for key, value in head.items()}
-    return parts | {key: _lines(rows[key]) for key in rows if rows[key] or key not in ("vector_gates", "choices")}
+    return parts | {key: _lines(rows[key]) for key in rows if rows[key] or key not in ("channel_gates", "choices")}
 
 
 def _joined(parts: dict[str, str]) -> str:
@@ -102,7 +103,7 @@ class _Record(BaseModel, strict=True, allow_inf_nan=False):
     phase: Phase
     blocks: list[tuple[str, str, str, list[str], str]]
     gates: list[str]
-    vector_gates: list[tuple[str, Subject, _Index, list[str]]] = []
+    channel_gates: list[tuple[str, list[_Index | None]]] = []
     choices: list[tuple[str, list[_Index], _Index | None]] = []
     nodes: list[tuple[str, str, dict[str, _Value], _Sizes, list[tuple[str, _Index | None]]]]
 
@@ -142,9 +143,9 @@ def _graph_of(record: _Record) -> Graph:
     for node_id, *_, reads in record.nodes:
         for source, gate in reads:
             graph.connect(source, node_id, None if gate is None else record.gates[gate])
-    graph.vector_gates = tuple(Gate(i, what, size, tuple(places)) for i, what, size, places in record.vector_gates)
-    gates = [*record.gates, *(gate.id for gate in graph.vector_gates)]
-    graph.choices = tuple(Choice(i, tuple(gates[g] for g in of), most) for i, of, most in record.choices)
+    for node_id, behind in record.channel_gates:
+        graph.channel_gates[node_id] = tuple(None if gate is None else record.gates[gate] for gate in behind)
+    graph.choices = tuple(Choice(i, tuple(record.gates[g] for g in of), most) for i, of, most in record.choices)
     return graph
 
 

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 
 from pydantic import ValidationError
 
+from compiler.analysis.coupling import FIXED, couple
 from compiler.errors import RuleError
-from compiler.ir.graph import INPUT, OUTPUT, Gate, Graph, Node, Phase, Subject
+from compiler.ir.graph import INPUT, OUTPUT, Graph, Phase, Subject
 from compiler.language.findings import first_of
 from compiler.ops import Reads, TypeMismatchError, UnknownOpError, infer, op, read_attrs
 
@@ -132,44 +133,56 @@ def types_follow_the_ops(graph: Graph) -> Violations:
 
 def gates_are_scoped(graph: Graph) -> Violations:
     """A gate id is `<scope>/<name>`: the scope says which gate vector it belongs to."""
-    for gate in (*graph.gates(), *(vector.id for vector in graph.vector_gates)):
+    for gate in graph.gates():
         scope, slash, name = gate.partition("/")
         if not (scope and slash and name):
             yield gate, "has no scope", "call it <scope>/<destination><<source>"
 
 
 def gates_have_one_subject(graph: Graph) -> Violations:
-    """A gate id stands for one subject: for edges, or for one vector gate."""
-    seen = set(graph.gates())
-    for gate in graph.vector_gates:
-        if gate.id in seen:
-            yield gate.id, "is the id of two gates", "give each subject a gate of its own"
-        seen.add(gate.id)
+    """A gate id stands for one subject: for edges, or for channels."""
+    edges = set(graph.edge_gates())
+    for node_id, ids in graph.channel_gates.items():
+        for gate in edges.intersection(ids):
+            yield node_id, f"its channels have the gate {gate!r}, which edges have", "give each subject its own gates"
 
 
-def vector_gates_fit_their_places(graph: Graph) -> Violations:
-    """A vector gate stands behind nodes, with one number for each of their channels or groups (one for a block)."""
-    for gate in graph.vector_gates:
-        if gate.subject is Subject.EDGE or not gate.places:
-            yield gate.id, "closes no block, channels or groups", "name its places; the gate of an edge stands on it"
-        for place in gate.places:
-            if place not in graph:
-                yield gate.id, f"stands behind {place!r}, which is no node", "name the nodes it multiplies behind"
-            elif _places_size(gate, graph.node(place)) not in (None, gate.size):
-                message = f"has {gate.size} numbers, {place!r} has {_places_size(gate, graph.node(place))}"
-                yield gate.id, f"{message} {gate.subject.value}", "give it one number for each"
+def channel_gates_fit_their_nodes(graph: Graph) -> Violations:
+    """Behind a node there is one gate, or none, for each of its channels."""
+    for node_id, ids in graph.channel_gates.items():
+        if node_id not in graph or graph.node(node_id).op in (INPUT, OUTPUT):
+            yield node_id, "has gates on channels and is no op's node", "name the nodes they stand behind"
+        elif (kind := graph.node(node_id).type) is not None and len(ids) != kind.shape[0]:
+            yield (
+                node_id,
+                f"has {kind.shape[0]} channels and {len(ids)} gates on them",
+                "give each channel one, or none",
+            )
 
 
-def _places_size(gate: Gate, node: Node) -> int | None:
-    """How many numbers the gate needs behind this node; None if the node's type, which tells, is unknown."""
-    if gate.subject is Subject.CHANNELS:
-        return None if node.type is None else node.shape[0]
-    return int(getattr(read_attrs(node.op, node.attrs), "groups", 0)) if gate.subject is Subject.GROUPS else 1
+def closed_channels_are_zeros(graph: Graph) -> Violations:
+    """Channels with gates may go, and behind every node that must give zeros for a closed one stand its gates.
+
+    A node that reads nothing else than channels of one class goes with them.
+    """
+    if not graph.channel_gates:
+        return
+    coupling = couple(graph)
+    if FIXED in coupling.gates:
+        gate = min(coupling.gates[FIXED])
+        yield gate, "stands on a channel that has to stay", "an image, an output or an op that mixes channels needs it"
+    for node_id in coupling.places:
+        ids: tuple[str | None, ...] = graph.channel_gates.get(node_id, (None,) * graph.node(node_id).shape[0])
+        for channel, (found, behind) in enumerate(zip(coupling.of(node_id), ids, strict=True)):
+            lone = {*coupling.steps[node_id][0]} == {found}
+            if found in coupling.gates and behind not in coupling.gates[found] and not lone:
+                yield node_id, f"gives something else than zero in channel {channel} where it is closed", "gate it here"
 
 
 def choices_are_between_gates(graph: Graph) -> Violations:
     """The alternatives of a choice are gates of one subject, each in no other choice, and one or more may stay."""
-    subjects = dict.fromkeys(graph.gates(), Subject.EDGE) | {gate.id: gate.subject for gate in graph.vector_gates}
+    edges = set(graph.edge_gates())
+    subjects = {gate: Subject.EDGE if gate in edges else Subject.CHANNELS for gate in graph.gates()}
     chosen: set[str] = set()
     for choice in graph.choices:
         unknown = [gate for gate in choice.gates if gate not in subjects]
@@ -186,7 +199,7 @@ def choices_are_between_gates(graph: Graph) -> Violations:
 
 def no_gates_left(graph: Graph) -> Violations:
     """A compact graph carries no gate."""
-    for gate in (*graph.gates(), *(vector.id for vector in graph.vector_gates)):
+    for gate in graph.gates():
         yield gate, "is still there", "run prune-zero-edges and drop-gates (or fold-gates)"
 
 
@@ -201,10 +214,16 @@ STRUCTURE: tuple[Rule, ...] = (
     products_have_no_gates,
     gates_are_scoped,
     gates_have_one_subject,
-    vector_gates_fit_their_places,
+    channel_gates_fit_their_nodes,
     choices_are_between_gates,
 )
-TYPED: tuple[Rule, ...] = (*STRUCTURE, every_node_on_a_path, every_type_known, types_follow_the_ops)
+TYPED: tuple[Rule, ...] = (
+    *STRUCTURE,
+    every_node_on_a_path,
+    every_type_known,
+    types_follow_the_ops,
+    closed_channels_are_zeros,
+)
 RULES: dict[Phase, tuple[Rule, ...]] = {
     Phase.RAW: STRUCTURE,
     Phase.SEARCH: TYPED,

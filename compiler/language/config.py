@@ -146,8 +146,9 @@ class GateConfig(Section):
     """Learning-rate schedule of the gates over the search stage."""
     momentum: Fraction = 0.9
     """Momentum of the gates: μ of equations 6 to 8."""
-    gamma: NonNegative = 0.001
-    """Sparsity weight: coefficient of the L1 norm of the gates. A larger value keeps fewer edges."""
+    gamma: NonNegative | Literal["auto"] = 0.001
+    """Sparsity weight: coefficient of the L1 norm of the gates. A larger value keeps fewer edges. `auto`: whatever
+    meets the budget at the end of the search."""
     clip: Rate | None = 2.0
     """Clip gate gradients element by element to [-clip, clip]; null: off."""
     nonnegative: bool = True
@@ -156,7 +157,12 @@ class GateConfig(Section):
     """Do not penalise the last open input of an op that batch norm makes scale-invariant."""
     adaptive: Adaptive = "none"
     """Scale gamma by the multiply-adds of the block (equation 9), by the memory access cost of the op (equation 10) or
-    by its measured latency."""
+    by its measured latency; of a channel, by what closing it saves."""
+
+    @property
+    def written_gamma(self) -> float:
+        """The sparsity weight; 0 where the search finds it."""
+        return 0.0 if self.gamma == "auto" else self.gamma
 
 
 class PruneConfig(Section):
@@ -307,4 +313,6 @@ class Configuration(Section):
     def _parts_are_not_empty(self) -> Configuration:
         if self.search.pretrain_epochs + self.search.epochs == 0:
             raise ValueError("search.pretrain_epochs and search.epochs are both 0: nothing to do")
+        if self.search.gates.gamma == "auto" and self.budget.params is None and self.budget.flops is None:
+            raise ValueError("search.gates.gamma is auto, and there is no budget to meet: set budget.params or .flops")
         return self

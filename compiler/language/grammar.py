@@ -27,19 +27,24 @@ from compiler.language.reader import (
     text,
 )
 from compiler.language.source import Path
-from compiler.language.spec import BlockSpec, EdgeSpec, LevelsSpec, NetworkEntry, NodeSpec, OpSpec, Share
+from compiler.language.spec import BlockSpec, EdgeSpec, Gated, LevelsSpec, NetworkEntry, NodeSpec, OpSpec, Share
 
 _SOURCE = re.compile(r"[a-z*][a-z0-9_*]*(\.[a-z0-9_*]+)*")
 SHARES = get_args(Share)
 
 
-def _read_share(reader: Reader, at: At) -> Any:
-    value = at.tree.value
-    hint = did_you_mean(value, SHARES) if isinstance(value, str) else ""
-    return reader.expect(at, value in SHARES, " or ".join(SHARES), hint)
+def one_of(words: tuple[str, ...], schema: Any = None) -> Kind:
+    """One of these words."""
+
+    def read(reader: Reader, at: At) -> Any:
+        value = at.tree.value
+        hint = did_you_mean(value, words) if isinstance(value, str) else ""
+        return reader.expect(at, value in words, " or ".join(words), hint)
+
+    return Kind(read, schema or {"enum": list(words)})
 
 
-SHARE = Kind(_read_share, ref("share"))
+SHARE = one_of(SHARES, ref("share"))
 
 
 def _read_label(reader: Reader, at: At) -> str | None:
@@ -155,6 +160,7 @@ NODE = Construct(
         Key("from", Kind(_read_edges, _EDGES), "Inputs: one name or a list.", (), "node {!r} needs inputs: from: in"),
         Key("gated", FLAG, "Put a gate on each input edge, unless the edge sets `gated` itself.", default=False),
         Key("choose", _OPS, "Candidate ops for every input edge.", default=()),
+        Key("gate", one_of(get_args(Gated)), "`channels`: a gate on each output channel; `groups`: on each group."),
     ),
     takes_attributes=True,
     may_misspell=True,
@@ -168,7 +174,7 @@ def _read_node(reader: Reader, at: At) -> NodeSpec | None:
     op = OpSpec(values["op"], values["op"], values["attributes"], at.path)
     gated: bool = values["gated"]
     edges = tuple(EdgeSpec(source, gated if own is None else own, path) for source, own, path in values["from"])
-    return NodeSpec(op, edges, values["choose"], at.path)
+    return NodeSpec(op, edges, values["choose"], values["gate"], at.path)
 
 
 LEVELS = Construct(

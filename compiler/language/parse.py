@@ -13,7 +13,7 @@ from typing import Any
 from compiler.errors import Diagnostic, SpecError
 from compiler.garbage import collector_paused
 from compiler.language.config import LARGEST
-from compiler.language.grammar import BLOCKS, NETWORK, SHARE, SHORTHANDS
+from compiler.language.grammar import BLOCKS, NETWORK, SHARE, SHORTHANDS, one_of
 from compiler.language.layers import load
 from compiler.language.names import symbol_problem
 from compiler.language.overrides import Override
@@ -107,11 +107,12 @@ _SYMBOLS = {
 }
 FIRST_GATE = Kind(_read_first_gate, {"type": "number", "minimum": 0, "maximum": LARGEST})
 GATES = Construct(
-    "gates: a map with share and init",
-    "How gates are shared, and their initial value.",
+    "gates: a map with share, init and channels",
+    "How gates are shared, their initial value, and whether all channels have some.",
     (
         Key("share", SHARE, "Which blocks share gates; a block may override it.", default="none"),
         Key("init", FIRST_GATE, "Initial value of every gate.", default=1.0),
+        Key("channels", one_of(("none", "auto")), "`auto`: gates on all channels that may go.", default="none"),
     ),
 )
 _NAMES = {"type": "string", "pattern": f"^{_NAME.pattern}$"}
@@ -193,6 +194,7 @@ def _read_spec(root: Tree, written: str, problems: list[Diagnostic]) -> Spec:
         blocks=blocks,
         network=read("network"),
         gate_init=gates["init"],
+        gate_all_channels=gates["channels"] == "auto",
         config=read_sections(reader, given, root),
         text=written,
         root=root,

@@ -18,6 +18,7 @@ from compiler.language.source import Path, Tree
 
 LANGUAGE_VERSION = 1
 Share = Literal["none", "block", "stage"]
+Gated = Literal["channels", "groups"]  # what has gates behind a node
 
 
 class EdgeSpec(NamedTuple):
@@ -46,6 +47,7 @@ class NodeSpec(NamedTuple):
     op: OpSpec
     inputs: tuple[EdgeSpec, ...]
     choose: tuple[OpSpec, ...]
+    gate: Gated | None  # behind the node
     path: Path
 
 
@@ -100,6 +102,7 @@ class Spec:
     blocks: Mapping[str, BlockSpec]
     network: tuple[NetworkEntry, ...]
     gate_init: float
+    gate_all_channels: bool  # whether every width that is free has gates
     config: Configuration
     text: str  # the file as given
     root: Tree = field(repr=False, compare=False)  # the whole spec as written, `extends` and overrides merged in

@@ -107,7 +107,7 @@ def _pays(graph: Graph, sources: set[str], readers: list[Node]) -> bool:
 def leaves_relu(graph: Graph, node: Node, stack_of: dict[str, Stack]) -> bool:
     """Whether the node's last step is a ReLU that may be left to a stack of its own block, which alone reads it."""
     parts = steps(node.op, node.attrs)
-    if len(parts) < 2 or parts[-1].op != "relu":
+    if len(parts) < 2 or parts[-1].op != "relu" or node.id in graph.channel_gates:
         return False
     first, *others = [stack_of.get(edge.dst) for edge in graph.users(node.id)]
     return first is not None and node.id in first.home and all(stack is first for stack in others)

@@ -44,11 +44,14 @@ class ZeroAttrs(OpAttrs):
     """Channels; default: as many as come in."""
 
 
+Factor = Annotated[float, Field(ge=-1e6, le=1e6)]
+
+
 class ScaleAttrs(OpAttrs):
     """Multiplication by a constant."""
 
-    factor: Annotated[float, Field(ge=-1e6, le=1e6)]
-    """What every value is multiplied by."""
+    factor: Factor | tuple[Factor, ...]
+    """What every value is multiplied by: one number, or one per channel."""
 
 
 def _concat_shape(a: OpAttrs, ins: list[Shape]) -> Shape:
@@ -69,6 +72,12 @@ def _product_shape(a: OpAttrs, ins: list[Shape]) -> Shape:
     return out
 
 
+def _scale_shape(a: ScaleAttrs, ins: list[Shape]) -> Shape:
+    if isinstance(a.factor, tuple) and len(a.factor) != ins[0][0]:
+        raise TypeMismatchError(f"scale has {len(a.factor)} factors for {ins[0][0]} channels")
+    return ins[0]
+
+
 def _zero_traits(a: ZeroAttrs) -> Traits:
     """homogeneous: all; values: zero; channels: kept, where their number is not given; pixels: kept"""
     channels = Channels.KEPT if a.channels is None else Channels.UNKNOWN
@@ -76,11 +85,12 @@ def _zero_traits(a: ZeroAttrs) -> Traits:
 
 
 def _scale_traits(a: ScaleAttrs) -> Traits:
-    """homogeneous: all; channels: kept; pixels: kept; values: sign kept by a factor of at least 0; by 1 it gives back
+    """homogeneous: all; channels: kept; pixels: kept; values: sign kept by factors of at least 0; by 1 it gives back
     its input"""
-    if a.factor == 1:
+    factors = a.factor if isinstance(a.factor, tuple) else (a.factor,)
+    if set(factors) == {1.0}:
         return IDENTITY
-    values = Values.ZERO if a.factor == 0 else Values.SIGN_KEPT if a.factor > 0 else Values.ANY
+    values = Values.ZERO if not any(factors) else Values.SIGN_KEPT if min(factors) >= 0 else Values.ANY
     return replace(IDENTITY, averages=Numbers.NONE, unchanged=Numbers.NONE, values=values)
 
 
@@ -97,7 +107,7 @@ PLAIN = (
         "multiply", "product of its inputs; vectors and single pixels count for every pixel", reads=Reads.TOGETHER,
         infer=_product_shape, traits=Traits(homogeneous=Numbers.ZERO, values=Values.SIGN_KEPT, channels=Channels.KEPT),
     ),
-    Op("scale", "its input times a constant", ScaleAttrs, infer=same, traits=_scale_traits),
+    Op("scale", "its input times constants", ScaleAttrs, infer=_scale_shape, traits=_scale_traits),
     Op(
         "zero", "zeros of its input's size", ZeroAttrs,
         infer=lambda a, ins: (a.channels or ins[0][0], *ins[0][1:]), traits=_zero_traits,

@@ -18,8 +18,7 @@ from typing import Any
 
 from compiler.ir.graph import Graph, Node
 from compiler.ops import Channels, Reads, chain_of, node_tensors, op, steps
-
-Cut = tuple[int, tuple[int, ...]]  # keep these indices along this dimension
+from compiler.passes.prune_channels import Cut
 
 
 def can_lose_channels(graph: Graph) -> dict[str, bool]:
@@ -41,24 +40,27 @@ def _can_lose(graph: Graph, node: Node, answer: dict[str, bool]) -> bool:
     return all(answer[edge.dst] for edge in graph.users(node.id))
 
 
-def carried_tensors(before: Graph, after: Graph) -> dict[str, Cut | None]:
-    """For every parameter and buffer of `after`, a pruned `before`: the slice to take, or None for all of it.
+Shrunk = dict[str, tuple[int, ...]]  # nodes that lost channels: which of the earlier ones are left
+
+
+def carried_tensors(before: Graph, after: Graph) -> tuple[dict[str, Cut], Shrunk]:
+    """For every parameter and buffer of `after`, a `before` with fewer edges, the slice it takes (`()` for all of it).
 
     The same slices fit whatever is kept beside a weight (momenta, averages), since those have its shape.
     """
-    shrunk: dict[str, tuple[int, ...]] = {}  # nodes that lost channels: which of the earlier ones are left
-    plan: dict[str, Cut | None] = {}
+    shrunk: Shrunk = {}
+    plan: dict[str, Cut] = {}
     for node in after.nodes():
         tensors = node_tensors(after, node)
-        plan |= dict.fromkeys(f"{node.id}.{name}" for name in (*tensors.params, *tensors.buffers))
+        plan |= dict.fromkeys((f"{node.id}.{name}" for name in (*tensors.params, *tensors.buffers)), ())
         if node.id in before:
             kept = _kept_inputs(before, after, node, shrunk)
             if kept is not None:
                 plan |= _follow(after, node, kept, shrunk)
-    return plan
+    return plan, shrunk
 
 
-def _kept_inputs(before: Graph, after: Graph, node: Node, shrunk: dict[str, tuple[int, ...]]) -> tuple[int, ...] | None:
+def _kept_inputs(before: Graph, after: Graph, node: Node, shrunk: Shrunk) -> tuple[int, ...] | None:
     """Indices of the channels that are left of what a node reads; None if all are."""
     sources = [edge.src for edge in after.inputs(node.id)]
     if op(node.op).reads is not Reads.APART:
@@ -76,15 +78,15 @@ def _kept_inputs(before: Graph, after: Graph, node: Node, shrunk: dict[str, tupl
     return tuple(kept)
 
 
-def _follow(graph: Graph, node: Node, kept: tuple[int, ...], shrunk: dict[str, tuple[int, ...]]) -> dict[str, Cut]:
+def _follow(graph: Graph, node: Node, kept: tuple[int, ...], shrunk: Shrunk) -> dict[str, Cut]:
     """The slices of one node's weights; notes in `shrunk` if its value lost channels too."""
     cuts: dict[str, Cut] = {}
     tensors = node_tensors(graph, node)
     for step, traits in zip(steps(node.op, node.attrs), chain_of(node.op, node.attrs), strict=True):
         own = [name for name in (*tensors.params, *tensors.buffers) if name.rpartition(".")[0] == step.name]
         if traits.mixes_by_weight:
-            return cuts | {f"{node.id}.{name}": (1, kept) for name in own if name.endswith("weight")}
-        cuts |= {f"{node.id}.{name}": (0, kept) for name in own}
+            return cuts | {f"{node.id}.{name}": ((1, kept),) for name in own if name.endswith("weight")}
+        cuts |= {f"{node.id}.{name}": ((0, kept),) for name in own}
         if traits.channels is Channels.FLATTENED:
             pixels = math.prod(graph.node(graph.inputs(node.id)[0].src).shape[1:])
             kept = tuple(i * pixels + p for i in kept for p in range(pixels))
@@ -92,9 +94,16 @@ def _follow(graph: Graph, node: Node, kept: tuple[int, ...], shrunk: dict[str, t
     return cuts
 
 
-def take(array: Any, cut: Cut | None) -> Any:
-    """The slice of a numpy array or torch tensor that `carried_tensors` asks for."""
-    if cut is None:
-        return array
-    dim, indices = cut
-    return array[(slice(None),) * dim + (list(indices),)]
+def joined_cuts(first: Cut, second: Cut) -> Cut:
+    """What is left after both cuts, in turn."""
+    found = dict(first)
+    for dim, indices in second:
+        found[dim] = tuple(found[dim][i] for i in indices) if dim in found else indices
+    return tuple(found.items())
+
+
+def take(array: Any, cut: Cut) -> Any:
+    """The slice of a numpy array or torch tensor that a cut leaves."""
+    for dim, indices in cut:
+        array = array[(slice(None),) * dim + (list(indices),)]
+    return array

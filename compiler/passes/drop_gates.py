@@ -21,4 +21,6 @@ class DropGates(Pass):
             raise PassError(self.name, model.graph.name, f"gate {zeros[0]!r} is zero", "run prune-zero-edges first")
         draft = Draft(model.graph)
         draft.reads = {dst: [(src, None) for src, _ in sources] for dst, sources in draft.reads.items()}
-        return Model(draft.graph(Phase.COMPACT), {}, model.weights)
+        graph = draft.graph(Phase.COMPACT)
+        graph.channel_gates = {}
+        return Model(graph, {}, model.weights)

@@ -10,6 +10,8 @@ For a gate g != 0 on an edge x -> node, in this order:
 3. A node all of whose users have one gate gives it from its last affine step:
        g relu(W x + b) = relu(g W x + g b)   for g > 0,   and likewise batch norm's scale and shift.
 4. What is left becomes a `scale` node, one for each value and factor.
+5. Gates behind the channels of a node go into its last affine step in the same way, a factor for each row; where the
+   activation does not let them through, into the columns of all weights that read the node and nothing else.
 
 Steps commute with a factor where f(g x) = g f(x), which is a trait of the op: identity, sums, averages and joins for
 every g, relu and max pooling for g > 0. Other activations (relu6, silu, ...) do not. Batch norm takes no gate below
@@ -18,14 +20,26 @@ every g, relu and max pooling for g > 0. Other activations (relu6, silu, ...) do
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from compiler.errors import PassError
-from compiler.ir.graph import Graph, Model, Node, Phase, attrs_of
-from compiler.ops import Affine, Step, joins_into_weight, node_tensors, read_attrs, steps, traits_of
+from compiler.ir.graph import Attrs, Graph, Model, Node, Phase, attrs_of
+from compiler.ops import (
+    Affine,
+    Channels,
+    Reads,
+    Step,
+    joins_into_weight,
+    node_tensors,
+    op,
+    read_attrs,
+    steps,
+    traits_of,
+)
 from compiler.passes.base import Pass
 from compiler.passes.draft import Draft, Source, free_id, taken_paths
 from compiler.passes.infer_types import infer_types
@@ -33,6 +47,7 @@ from compiler.passes.infer_types import infer_types
 SMALLEST_FOR_BATCH_NORM = 1e-4
 
 Weights = dict[str, Any]
+ByChannel = np.ndarray[Any, np.dtype[Any]]  # a factor for each channel
 Factors = dict[tuple[str, str], float]  # (source, destination) -> what is still to be multiplied
 
 
@@ -47,13 +62,18 @@ class FoldGates(Pass):
         weightless = not weights and any(node_tensors(graph, node).params for node in graph.nodes())
         if weightless and any(f != 1.0 for f in factors.values()):
             raise PassError(self.name, graph.name, "there are no weights to fold the gates into", "use drop-gates")
-        if 0.0 in factors.values():
+        if 0.0 in (*factors.values(), *(model.gates[gate] for gate in graph.gates())):
             raise PassError(self.name, graph.name, "a gate is zero", "run prune-zero-edges first")
         for node in graph.nodes():
             _fold_forward(graph, node, factors, weights)
         for node in graph.nodes():
             _fold_backward(graph, node, factors, weights)
-        return Model(infer_types(_with_scales(graph, factors), Phase.COMPACT), {}, weights)
+        behind = {
+            node_id: np.array([1.0 if gate is None else model.gates[gate] for gate in ids])
+            for node_id, ids in graph.channel_gates.items()
+        }
+        left = {i: by_channel for i, by_channel in behind.items() if not _fold_channels(graph, i, by_channel, weights)}
+        return Model(infer_types(_with_scales(graph, factors, left), Phase.COMPACT), {}, weights)
 
 
 def _fold_forward(graph: Graph, node: Node, factors: Factors, weights: Weights) -> None:
@@ -118,24 +138,71 @@ def _scale_last_affine(node: Node, factor: float, weights: Weights) -> bool:
     return False
 
 
+def _fold_channels(graph: Graph, node_id: str, by_channel: ByChannel, weights: Weights) -> bool:
+    """The gates behind a node's channels, into its own weights or into those of all that read it (5)."""
+    node = graph.node(node_id)
+    for step in reversed(steps(node.op, node.attrs)):
+        traits = traits_of(step.op, step.attrs)
+        if traits.affine is not Affine.NO:
+            for name in (f"{_prefix(node, step)}weight", f"{_prefix(node, step)}bias"):
+                if name in weights:
+                    weights[name] = weights[name] * _along(0, by_channel, weights[name])
+            return True
+        if traits.channels is not Channels.KEPT or not all(map(traits.homogeneous.has, by_channel)):
+            break
+    readers = [graph.node(edge.dst) for edge in graph.users(node_id)]
+    if not readers or not all(_takes_channels(graph, reader) for reader in readers):
+        return False
+    for reader in readers:
+        name = f"{_prefix(reader, steps(reader.op, reader.attrs)[0])}weight"
+        kept = traits_of(*_first(reader)).channels is Channels.KEPT
+        weights[name] = weights[name] * _along(0 if kept else 1, by_channel, weights[name])
+    return True
+
+
+def _takes_channels(graph: Graph, reader: Node) -> bool:
+    """Whether the node reads one value alone, and multiplies each of its channels by numbers of its own."""
+    traits = traits_of(*_first(reader))
+    alone = len(graph.inputs(reader.id)) == 1 and op(reader.op).reads is not Reads.APART
+    return alone and traits.affine is Affine.WEIGHT and traits.channels in (Channels.KEPT, Channels.MIXED)
+
+
+def _first(node: Node) -> tuple[str, Attrs]:
+    step = steps(node.op, node.attrs)[0]
+    return step.op, step.attrs
+
+
+def _along(dim: int, by_channel: ByChannel, weight: Any) -> ByChannel:
+    """Factors of channels as factors of a weight that has the channels along this dimension."""
+    return by_channel.astype(weight.dtype).reshape([-1 if i == dim else 1 for i in range(weight.ndim)])
+
+
 def _prefix(node: Node, step: Step) -> str:
     return f"{node.id}.{step.name}." if step.name else f"{node.id}."
 
 
-def _with_scales(graph: Graph, factors: Factors) -> Graph:
-    """The graph without gates, a `scale` node for each (value, factor) that is left (4).
+def _with_scales(graph: Graph, factors: Factors, behind: Mapping[str, ByChannel]) -> Graph:
+    """The graph without gates, a `scale` node for each (value, factor) that is left (4), and `behind` nodes.
 
     It stands beside the node that reads it, not below: what is below a node are its parts.
     """
     draft, taken = Draft(graph, empty=True), taken_paths(node.id for node in graph.nodes())
     made: dict[tuple[str, float], str] = {}
+    scaled: dict[str, str] = {}
     for node in graph.nodes():
         sources: list[Source] = []
         for edge in graph.inputs(node.id):
-            source, factor = edge.src, factors[edge.src, edge.dst]
+            source, factor = scaled.get(edge.src, edge.src), factors[edge.src, edge.dst]
             if factor != 1.0 and (source, factor) not in made:
                 made[source, factor] = free_id(taken, f"{node.id}_gate{edge.slot}")
                 draft.add(Node(made[source, factor], "scale", attrs_of({"factor": factor})), [(source, None)])
             sources.append((made.get((source, factor), source), None))
         draft.add(node, sources)
-    return draft.graph(Phase.COMPACT)
+        if node.id in behind:
+            scaled[node.id] = free_id(taken, f"{node.id}_gates")
+            attrs = attrs_of({"factor": tuple(map(float, behind[node.id]))})
+            draft.add(Node(scaled[node.id], "scale", attrs), [(node.id, None)])
+            draft.renamed[node.id] = scaled[node.id]
+    found = draft.graph(Phase.COMPACT)
+    found.channel_gates = {}
+    return found

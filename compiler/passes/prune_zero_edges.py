@@ -18,12 +18,14 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
+from compiler.analysis.coupling import couple
 from compiler.errors import PassError
 from compiler.ir.graph import INPUT, Edge, Graph, Model, Node, attrs_of
 from compiler.ops import Reads, gives_zeros, infer, op
 from compiler.passes.base import Pass
-from compiler.passes.carry import can_lose_channels, carried_tensors, take
+from compiler.passes.carry import can_lose_channels, carried_tensors, joined_cuts, take
 from compiler.passes.draft import Draft, Source, free_id, living_blocks, sources_of
+from compiler.passes.prune_channels import Cut, channel_cuts, without_channels
 
 
 def surviving_edges(graph: Graph, closed: Collection[str]) -> set[Edge]:
@@ -42,25 +44,50 @@ def surviving_edges(graph: Graph, closed: Collection[str]) -> set[Edge]:
 def _fed_edges(graph: Graph, closed: Collection[str]) -> list[Edge]:
     """The edges that carry something from the input, in the order of the nodes they feed."""
     shut = frozenset(closed)
+    silent = _silent(graph, shut)
     reached, edges = {INPUT}, list[Edge]()
     for node in graph.nodes():
         read = graph.inputs(node.id)
         fed = [edge for edge in read if edge.gate not in shut and edge.src in reached]
         if fed and (len(fed) == len(read) or op(node.op).reads is not Reads.TOGETHER):
             edges += fed
-            if not gives_zeros(node.op, node.attrs):
+            if node.id not in silent and not gives_zeros(node.op, node.attrs):
                 reached.add(node.id)
     return edges
 
 
+def _silent(graph: Graph, closed: Collection[str]) -> set[str]:
+    """The nodes all of whose channels are closed."""
+    return couple(graph).silent(closed) if graph.channel_gates else set()
+
+
 def prune(graph: Graph, closed: Collection[str]) -> Graph:
     """The typed graph that is left after closing these gates; PassError if nothing reaches an output."""
+    return without_channels(_without_edges(graph, closed)[0], closed)
+
+
+def pruned_tensors(before: Graph, after: Graph) -> dict[str, Cut]:
+    """For every parameter and buffer of `after`, which `prune` made of `before`, the slice that it takes."""
+    closed = {*before.gates()} - {*after.gates()}
+    between, plan = _without_edges(before, closed)
+    cuts = dict(channel_cuts(between, closed))
+    return {name: joined_cuts(cut, cuts.get(name, ())) for name, cut in plan.items()}
+
+
+def _without_edges(graph: Graph, closed: Collection[str]) -> tuple[Graph, dict[str, Cut]]:
+    """The graph without the edges that carry nothing, and what its weights keep."""
     kept = surviving_edges(graph, closed)
     if not {node.id for node in graph.outputs().values()} <= {edge.dst for edge in kept}:
         raise _nothing_left(graph, closed)
-    pruned = _feed_zeros(graph, graph.restricted_to(kept))
+    pruned = _feed_zeros(graph, graph.restricted_to(kept), _silent(graph, closed))
     pruned.blocks = living_blocks(graph.blocks, pruned, {})
-    return _retyped(pruned)
+    pruned = _retyped(pruned)
+    plan, shrunk = carried_tensors(graph, pruned)
+    for node_id in shrunk.keys() & pruned.channel_gates.keys():
+        ids = pruned.channel_gates[node_id]
+        pruned.channel_gates[node_id] = tuple(ids[i] for i in shrunk[node_id])
+    pruned.drop_lost_choices()
+    return pruned, plan
 
 
 def _nothing_left(graph: Graph, closed: Collection[str]) -> PassError:
@@ -90,32 +117,37 @@ def _retyped(graph: Graph) -> Graph:
     return graph
 
 
-def _feed_zeros(graph: Graph, pruned: Graph) -> Graph:
-    """`pruned` with a `zero` node for every lost input whose channels no weight can give up."""
-    may_lose = can_lose_channels(pruned)
-    short = {
-        n.id
-        for n in pruned.nodes()
-        if op(n.op).reads is Reads.APART and len(pruned.inputs(n.id)) < len(graph.inputs(n.id)) and not may_lose[n.id]
-    }
+def _feed_zeros(graph: Graph, pruned: Graph, silent: Collection[str]) -> Graph:
+    """`pruned` with a `zero` node for every lost input whose channels no weight can give up.
+
+    Channels that gates have closed are given up by whatever reads them.
+    """
+    may_lose, short = can_lose_channels(pruned), dict[str, list[Edge]]()
+    for node in pruned.nodes():
+        if op(node.op).reads is Reads.APART and not may_lose[node.id]:
+            left = {edge.src for edge in pruned.inputs(node.id)}
+            lost = [edge for edge in graph.inputs(node.id) if edge.src not in left and edge.src not in silent]
+            short |= {node.id: lost} if lost else {}
     if not short:
         return pruned
     draft, taken = Draft(pruned, empty=True), {node.id for node in pruned.nodes()}
     for node in pruned.nodes():
         sources = sources_of(pruned, node.id)
-        draft.add(node, _padded(graph, node, sources, draft, taken) if node.id in short else sources)
+        draft.add(node, _padded(graph, node, short[node.id], sources, draft, taken) if node.id in short else sources)
     return draft.graph()
 
 
-def _padded(graph: Graph, node: Node, left: list[Source], draft: Draft, taken: set[str]) -> list[Source]:
-    """What `node` read in `graph`, the lost sources replaced by zeros that are added to the draft.
+def _padded(
+    graph: Graph, node: Node, lost: list[Edge], left: list[Source], draft: Draft, taken: set[str]
+) -> list[Source]:
+    """What `node` reads and has `lost` of what it read in `graph`, the latter as zeros that are added to the draft.
 
     They stand beside the node, not below it, because modules below a module are taken for its parts.
     """
     sources: list[Source] = []
     for edge in graph.inputs(node.id):
-        if (edge.src, edge.gate) in left:
-            sources.append((edge.src, edge.gate))
+        if edge not in lost:
+            sources += [(edge.src, edge.gate)] if (edge.src, edge.gate) in left else []
             continue
         name = free_id(taken, f"{node.id}_zero{edge.slot}")
         zero = Node(name, "zero", attrs_of({"channels": graph.node(edge.src).shape[0]}))
@@ -134,5 +166,5 @@ class PruneZeroEdges(Pass):
         gates = {gate: model.gates[gate] for gate in graph.gates() if gate in model.gates}
         if not model.weights:
             return Model(graph, gates)
-        plan = carried_tensors(model.graph, graph)
+        plan = pruned_tensors(model.graph, graph)
         return Model(graph, gates, {name: take(model.weights[name], cut) for name, cut in plan.items()})

@@ -56,7 +56,7 @@ def death_steps(gates: GateConfig, init: float = 1.0) -> float:
     earlier steps, 1 / (1 - momentum) times as much once it has built up. Before that a gate is slower, by at most
     momentum^2 / (1 - momentum) steps: it never needs fewer.
     """
-    push = gates.lr * gates.gamma
+    push = gates.lr * gates.written_gamma
     return init * (1 - gates.momentum) / push if push > 0 else math.inf
 
 
@@ -82,7 +82,7 @@ def too_slow(search: SearchConfig, steps_per_epoch: int, init: float = 1.0) -> s
     travelled, _ = full_steps(gates, steps_per_epoch, search.epochs, needed)
     if travelled >= needed:
         return ""
-    gamma, epochs = (value * needed / travelled for value in (gates.gamma, search.epochs))
+    gamma, epochs = (value * needed / travelled for value in (gates.written_gamma, search.epochs))
     return (
         f"too short to prune: with search.gates.gamma {gates.gamma:g} and lr {gates.lr:g}, the gate of an edge "
         f"of no use is zero after about {needed:.0f} gate steps at the full learning rate, and the search has only "
@@ -94,7 +94,7 @@ def too_slow(search: SearchConfig, steps_per_epoch: int, init: float = 1.0) -> s
 def gate_warnings(search: SearchConfig, steps_per_epoch: int | None, init: float = 1.0) -> list[str]:
     """What is doubtful about init, gamma, rate and epochs of gates, for so many gate steps an epoch (None: unknown)."""
     gates = search.gates
-    if search.strategy != "dso" or search.epochs == 0:
+    if search.strategy != "dso" or search.epochs == 0 or gates.gamma == "auto":
         return []
     if init == 0:
         return ["gates.init is 0: pretraining trains nothing behind a gate, and all gates may be pruned at once; try 1"]
@@ -133,7 +133,7 @@ def refuse_hopeless(spec: Spec, graph: Graph, images: int | None) -> None:
     the written one at most.
     """
     search = spec.config.search
-    pushes = search.strategy == "dso" and search.epochs > 0 and search.gates.gamma > 0
+    pushes = search.strategy == "dso" and search.epochs > 0 and search.gates.written_gamma > 0
     steps = 0 if images is None else gate_steps_per_epoch(search, images)
     # half the way: a gate that the loss pushes down as hard as gamma does goes twice as far, and edges are pruned then
     if steps and pushes and graph.gates() and too_slow(search, steps, spec.gate_init / 2):

@@ -41,9 +41,10 @@ class HeatMap:
 
 
 def heat_map(graph: Graph, history: GateHistory) -> HeatMap:
-    """The heat map of a run's gates; `graph` is the whole search space."""
-    gates = [gate for scope in graph.gate_scopes().values() for gate in scope]
-    largest = max((abs(value) for values in history.values() for value in values.values()), default=0.0) or 1.0
+    """The heat map of a run's gates on edges; `graph` is the whole search space."""
+    edges = set(graph.edge_gates())
+    gates = [gate for scope in graph.gate_scopes().values() for gate in scope if gate in edges]
+    largest = max((abs(values[gate]) for values in history.values() for gate in gates), default=0.0) or 1.0
     matrices, index = gate_matrices(graph), {gate: i for i, gate in enumerate(gates)}
     epochs, side = tuple(history), LARGE if len(matrices) <= LABELLED else SMALL
     return HeatMap(

@@ -20,6 +20,7 @@ from compiler.drawing.scene import counted, figures, view_of
 from compiler.drawing.svg import page_style
 from compiler.ops import Cost
 from runtime.reporting import tables
+from runtime.reporting.channels import channel_rows
 from runtime.reporting.charts import Chart, Series, draw_chart
 from runtime.reporting.heatmap import heat_map
 from runtime.reporting.record import Record, RunRecord, by_stage, number_at, read_run
@@ -55,6 +56,7 @@ def render(record: RunRecord, spec: Path) -> str:
         seed_charts=_drawn(_seed_charts(record)),
         figures=paint_all(figures(view_of(record.graph, record.last_gates, record.kept), None)),
         heat=heat_map(record.graph, record.gates) if record.gates else None,
+        channels=channel_rows(record.graph, record.gates, record.kept) if record.gates else [],
         strategy_tables=[table for title, value in said.get("tables", {}).items() for table in grids(value, title)],
         strategy_charts=_drawn([_chart(record.epochs, *curves) for curves in said.get("curves", {}).items()]),
         charts=_drawn(_charts(record)),

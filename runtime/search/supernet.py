@@ -17,8 +17,9 @@ from compiler.language.config import SearchConfig
 from compiler.lowering.torch.batch_parts import share_batches
 from compiler.lowering.torch.emit import tensor_name
 from compiler.lowering.torch.fx import freeze_norm_scales, gate_parameters, gate_values, initialise, lower
-from compiler.passes.carry import Cut, carried_tensors, take
-from compiler.passes.prune_zero_edges import prune
+from compiler.passes.carry import take
+from compiler.passes.prune_channels import Cut
+from compiler.passes.prune_zero_edges import prune, pruned_tensors
 from runtime.processes.world import ALONE, World
 from runtime.rundir.checkpoint import optimizer_state, restore_optimizer_state
 from runtime.tasks.base import Task
@@ -165,16 +166,22 @@ class Supernet:
             weight = weight_of(name)
             if name not in ours:  # a momentum that had not begun
                 ours[name] = torch.zeros_like(self.weight_params[weight])
-            dim, indices = plan[weight] or (0, ())
-            ours[name][(slice(None),) * dim + (list(indices),) if indices else ...] = tensor
+            ours[name][_places(plan[weight], ours[name].shape)] = tensor
         self.load_tensors(ours)
 
 
-def carried(before: Graph, after: Graph) -> dict[str, Cut | None]:
-    """For every tensor of the network of `after`, a pruned `before`: the slice it keeps, or None for all of it."""
+def _places(cut: Cut, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """The places in a tensor of this shape that a cut keeps, as an index for each dimension."""
+    kept = dict(cut)
+    rows = [torch.tensor(kept.get(dim, range(size))) for dim, size in enumerate(shape)]
+    return torch.meshgrid(*rows, indexing="ij")
+
+
+def carried(before: Graph, after: Graph) -> dict[str, Cut]:
+    """For every tensor of the network of `after`, a pruned `before`: the slice it keeps."""
     scopes = before.gate_scopes()
     rows = {scope: tuple(scopes[scope].index(gate) for gate in gates) for scope, gates in after.gate_scopes().items()}
-    return carried_tensors(before, after) | {scope + GATES: (0, kept) for scope, kept in rows.items()}
+    return pruned_tensors(before, after) | {scope + GATES: ((0, kept),) for scope, kept in rows.items()}
 
 
 def weight_of(name: str) -> str:

@@ -12,17 +12,20 @@ import torch
 from torch import Tensor
 
 from compiler.analysis.costs import total_cost
-from compiler.analysis.guards import kept_by_strength, smallest_closed
+from compiler.analysis.guards import best_channels, kept_by_strength, smallest_closed
+from compiler.analysis.limits import budget_share
+from compiler.analysis.rounding import kept_for_rounding
 from compiler.analysis.weights import GATES
 from compiler.ir.graph import Graph
 from compiler.ops import only_merges
 from compiler.passes.carry import take
-from compiler.passes.prune_zero_edges import surviving_edges
+from compiler.passes.prune_zero_edges import prune, surviving_edges
 from runtime.rundir.checkpoint import optimizer_state, restore_optimizer_state
 from runtime.search.supernet import Supernet, below, carried
 from runtime.strategies.apgnag import APGNAG
 from runtime.strategies.base import Context, Found, ReportSection, TrainingStrategy
 from runtime.strategies.latency import OpTimes, measured_latencies
+from runtime.strategies.limits import Pace, within_budget
 from runtime.strategies.penalties import OpCall, Penalty, set_gammas
 from runtime.training.heap import give_back
 from runtime.training.stages import Position, Stage
@@ -47,6 +50,15 @@ class Dso(TrainingStrategy):
         self.full_score: float | None = None  # the deciding metric at the end of pretraining
         self.unpruned_seconds: float | None = None  # of a step before an epoch that began with a pruning, until it ends
         self.penalty = self._new_penalty()
+        self.pace = self._new_pace()
+
+    def _new_pace(self) -> Pace | None:
+        """What meets the budget where `search.gates.gamma` is auto."""
+        context, search = self.context, self.stages[1]
+        if context.search.gates.gamma != "auto":
+            return None
+        steps = search.epochs * search.steps_per_epoch
+        return Pace.start(context.graph, context.config.budget, context.search.gates, context.gate_init, steps)
 
     @property
     def stages(self) -> tuple[Stage, Stage]:
@@ -76,13 +88,14 @@ class Dso(TrainingStrategy):
         losses = [self.weight_step(stage, at, at.step * steps + i) for i in range(steps)]
         found = {"train_loss": torch.stack(losses).mean(), "gate_loss": self._gate_step(stage, at)}
         if at.step + 1 < stage.steps_per_epoch and self._looks_after(stage, at.epoch, at.step + 1):
-            self._look(last=False)
+            steps = at.epoch * stage.steps_per_epoch + at.step + 1
+            self._look(steps / (stage.epochs * stage.steps_per_epoch))
         return found
 
     def _gate_step(self, stage: Stage, at: Position) -> Tensor:
         for group in self.gates.param_groups:
             group["lr"] = self._gate_rate(stage, at)
-        set_gammas(self.penalty, self.gates, self.net.gate_vectors)
+        set_gammas(self.penalty, self.gates, self.net.gate_vectors, self.pace.gamma if self.pace else 1.0)
         loss = self.net.gate_gradients(self.context.gates.batch(self.data_epoch(at), at.step))
         self.gates.step()
         return loss
@@ -102,7 +115,7 @@ class Dso(TrainingStrategy):
         if stage.name == SEARCH:
             self._tell_gain(seconds)
             if last or self._looks_after(stage, at.epoch + 1, 0):
-                self._look(last, seconds)
+                self._look((at.epoch + 1) / stage.epochs, seconds)
 
     def scored(self, stage: Stage, at: Position, metrics: Mapping[str, float]) -> None:
         """Note what the whole supernet reached."""
@@ -119,17 +132,34 @@ class Dso(TrainingStrategy):
         every = self.context.search.prune.every
         return is_look(epochs * stage.steps_per_epoch + steps, every * stage.steps_per_epoch)
 
-    def _look(self, last: bool, seconds: float | None = None) -> None:
-        """Prune the gates that were zero for long enough, at the end all that are; `seconds` that a step took."""
+    def _look(self, done: float, seconds: float | None = None) -> None:
+        """Prune the gates that were zero for long enough, at the end all that are.
+
+        `done` is the share of the search that is over, `seconds` what a step took.
+        """
         zero, patience = self.closed(), self.context.search.prune.patience
         self.zero_looks = {gate: self.zero_looks.get(gate, 0) + 1 for gate in zero}
-        wanted = {gate for gate in zero if last or self.zero_looks[gate] >= patience}
-        decision = self.context.world.decided(lambda: [sorted(wanted), sorted(self._guarded(wanted))])
-        closed, kept = map(set, decision)
+        wanted = {gate for gate in zero if done == 1 or self.zero_looks[gate] >= patience}
+        closed, kept = map(set, self.context.world.decided(lambda: self._decide(zero, wanted, last=done == 1)))
         self.zero_looks = {gate: looks for gate, looks in self.zero_looks.items() if gate not in kept}
-        if closed - kept:
-            self._prune(closed - kept, seconds)
+        if self.pace and done < 1:
+            self.context.console.line(self.pace.look(done, self.net.graph, zero))
+        if closed:
+            self._prune(closed, seconds)
         self._reopen(kept)
+
+    def _decide(self, zero: set[str], wanted: set[str], *, last: bool) -> list[list[str]]:
+        """The gates to close, and those to open again although they are zero."""
+        graph, budget = self.net.graph, self.context.config.budget
+        kept = self._guarded(wanted)
+        prox = self.net.by_gate({scope: self.gates.proximal_point(p) for scope, p in self.net.gate_vectors.items()})
+        closed = wanted - kept
+        if self.pace and (last or budget_share(prune(graph, closed), budget) < 1):
+            enough = within_budget(graph, closed, prox, budget)
+            closed = enough if last else closed & enough  # what is pruned now could not come back
+        if not (self.pace and last):
+            closed -= kept_for_rounding(graph, closed, prox, budget.round_to)
+        return [sorted(closed), sorted(zero - closed if last else kept)]
 
     def _guarded(self, closed: set[str]) -> set[str]:
         """Gates to keep although they are zero: the strongest that mend the output's path, and of an op that would lose
@@ -147,6 +177,9 @@ class Dso(TrainingStrategy):
             feeds_living = any(e.dst in living and e.gate not in closed for e in graph.users(node.id))
             if prox[best] > 0 and feeds_living:
                 kept.add(best)
+        before = set(best_channels(graph, (), prox.__getitem__))
+        last_channels = best_channels(graph, closed, lambda gate: -prox[gate])
+        kept |= {gate for node_id, gate in last_channels.items() if prox[gate] > 0 and node_id not in before}
         if kept:
             console.line(f"kept {_listed(kept)} although zero: the last inputs of an op do not go in one step")
         mend = kept_by_strength(graph, closed - kept, prox)
@@ -165,8 +198,7 @@ class Dso(TrainingStrategy):
         self.unpruned_seconds = seconds
         took = "" if seconds is None else f"; a step took {seconds:.3f} s"
         self.context.console.line(
-            f"pruned {before.graph.edge_count() - after.edge_count()} edges, "
-            f"{after.edge_count()} left; FLOPs {total_cost(after).flops / 1e6:.2f} M "
+            f"pruned {_lost(before.graph, after)}; FLOPs {total_cost(after).flops / 1e6:.2f} M "
             f"(were {total_cost(before.graph).flops / 1e6:.2f} M){took}"
         )
         for block in sorted(_identity_blocks(after) - _identity_blocks(before.graph)):
@@ -200,8 +232,9 @@ class Dso(TrainingStrategy):
         return gate_tensors(self.net, self.gates)
 
     def state(self) -> dict[str, Any]:
-        """The counters."""
-        return {"zero_looks": dict(sorted(self.zero_looks.items())), self.full_key: self.full_score}
+        """The counters, and the sparsity weight where it is found."""
+        pace = {"gamma": self.pace.gamma} if self.pace else {}
+        return {"zero_looks": dict(sorted(self.zero_looks.items())), self.full_key: self.full_score, **pace}
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Go on with the gates of the restored net."""
@@ -209,6 +242,8 @@ class Dso(TrainingStrategy):
         self.zero_looks = {gate: int(looks) for gate, looks in state["zero_looks"].items()}
         self.full_score = None if state[self.full_key] is None else float(state[self.full_key])
         self.penalty = self._new_penalty()
+        if self.pace:
+            self.pace.gamma = float(state["gamma"])
 
     def found(self) -> Found:
         """What is left of the net."""
@@ -217,6 +252,8 @@ class Dso(TrainingStrategy):
     def doubt(self, found: Graph) -> str:
         """Warns where nothing or everything was pruned."""
         full, left, every = self.context.graph, len(found.gates()), len(self.context.graph.gates())
+        if left == every and self.pace:
+            return "the whole network is within its budget, so nothing was pruned; lower the budget"
         if left == every:
             return (
                 "no gate became zero, so nothing was pruned; raise search.gates.gamma, search.gates.lr or search.epochs"
@@ -232,15 +269,25 @@ class Dso(TrainingStrategy):
         """Which settings have pushed the gates."""
         search, gates = self.context.search, self.context.search.gates
         return ReportSection(
-            f"Gates were trained by APG-NAG with a sparsity weight of {gates.gamma:g} (adaptive: {gates.adaptive}); "
+            f"Gates were trained by APG-NAG with a sparsity weight of {gates.gamma} (adaptive: {gates.adaptive}); "
             f"an edge was removed after {search.prune.patience} consecutive checks at zero."
         )
 
 
+def _lost(before: Graph, after: Graph) -> str:
+    """How many edges went and are left, and gates of channels where there were some."""
+    edges, left = before.edge_count(), after.edge_count()
+    lost = f"{edges - left} edges, {left} left"
+    if not before.channel_gates:
+        return lost
+    channels, open_ = (len(graph.gates()) - len(graph.edge_gates()) for graph in (before, after))
+    return f"{lost}, and {channels - open_} channels, {open_} left"
+
+
 def gate_optimizer(net: Supernet) -> APGNAG:
     """APG-NAG over the gates of a network, with the settings of its search."""
-    settings = net.config.gates.model_dump(include={"lr", "gamma", "momentum", "clip", "nonnegative"})
-    return APGNAG(net.gate_vectors.values(), **settings)
+    settings = net.config.gates.model_dump(include={"lr", "momentum", "clip", "nonnegative"})
+    return APGNAG(net.gate_vectors.values(), **settings, gamma=net.config.gates.written_gamma)
 
 
 def gate_tensors(net: Supernet, optimizer: APGNAG) -> dict[str, Tensor]:

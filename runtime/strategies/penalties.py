@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ import torch
 from torch.nn import Parameter
 
 from compiler import ops
-from compiler.ir.graph import Attrs, Edge, Graph, Node, block_of
+from compiler.analysis.costs import node_costs
+from compiler.analysis.coupling import couple
+from compiler.ir.graph import INPUT, OUTPUT, Attrs, Edge, Graph, Node, block_of
 from compiler.language.config import GateConfig
 from compiler.ops import Scale
 from compiler.passes.prune_zero_edges import prune, surviving_edges
@@ -106,6 +109,15 @@ class Penalty:
         priced = self._gated if config.adaptive in ("memory_access", "latency") else []
         self._price = latency.__getitem__ if latency is not None else lambda call: float(call.mac_bytes)
         self._prices = [self._price(priced_call(graph, edge)) for edge in priced]
+        self._costs = self._node_prices() if graph.channel_gates else {}
+
+    def _node_prices(self) -> dict[str, float]:
+        """What each node costs, as the adaptive mode counts."""
+        if self._config.adaptive == "latency":
+            computed = (node for node in self._graph.nodes() if node.op not in (INPUT, OUTPUT))
+            return {node.id: self._price(call_of(self._graph, node)) for node in computed}
+        measure = "flops" if self._config.adaptive == "flops" else "mac_bytes"
+        return {node_id: float(getattr(cost, measure)) for node_id, cost in node_costs(self._graph).items()}
 
     def gammas(self, closed: Collection[str]) -> Mapping[str, float]:
         """gamma by gate id when the gates in `closed` are zero; a call with the same gates again costs nothing."""
@@ -117,11 +129,25 @@ class Penalty:
         left = prune(self._graph, closed) if self._narrows and living else self._graph
         factors = self._factors(left, living, alive)
         exempt = self._exempt(living, alive) if self._config.exempt_last_input else frozenset()
-        gamma = self._config.gamma
-        return {
+        gamma = 1.0 if self._config.gamma == "auto" else self._config.gamma
+        edges = {
             gate: 0.0 if gate in exempt else gamma * sum(factors[n] for n in numbers) / len(numbers)
             for gate, numbers in self._sharing.items()
         }
+        return edges | {gate: gamma * factor for gate, factor in self._channel_factors(closed).items()}
+
+    def _channel_factors(self, closed: frozenset[str]) -> dict[str, float]:
+        """What gamma is multiplied by for the gates of channels: what closing one would save of what is alive now."""
+        if not self._graph.channel_gates:
+            return {}
+        prices = channel_prices(self._graph, self._costs, closed)
+        if self._config.adaptive == "none":
+            return dict.fromkeys(prices, 1.0)
+        lasting = [price for gate, price in prices.items() if gate not in closed] or list(prices.values())
+        if self._config.adaptive == "latency":
+            return dict(zip(prices, _latency_factors(list(prices.values()), lasting), strict=True))
+        most = max(lasting, default=0.0) or 1.0
+        return {gate: _within(price / most, MIN_FACTOR, 1.0) for gate, price in prices.items()}
 
     def _factors(self, left: Graph, living: Collection[Edge], alive: list[bool]) -> list[float]:
         """What gamma is multiplied by for every gated edge: `alive` says which live, `left` is what they leave."""
@@ -190,8 +216,32 @@ def _latency_factors(prices: list[float], living: list[float]) -> list[float]:
     return [_within(low + scale * (price - fastest), low, high) for price in prices]
 
 
-def set_gammas(penalty: Penalty, optimizer: APGNAG, vectors: Mapping[str, Parameter]) -> None:
-    """Penalise the gates (`vectors` as in `Graph.gate_scopes`) as their values ask for: before every gate step.
+def channel_prices(graph: Graph, costs: Mapping[str, float], closed: Collection[str]) -> dict[str, float]:
+    """What closing each gate of channels would save, of costs by node; `closed` ones are taken to be gone.
+
+    A node's cost is in proportion to the channels it gives and, where a weight reads them, to those it reads.
+    """
+    coupling = couple(graph)
+    gone, saved = coupling.closed_by(closed), Counter[int]()
+    for node_id, cost in costs.items():
+        read, given = coupling.steps[node_id][0], coupling.of(node_id)
+        sides = [given] if read == given else [read, given]
+        left = [sum(found not in gone for found in side) / len(side) for side in sides]
+        for k, side in enumerate(sides):
+            each = cost / len(side) * math.prod(left[:k] + left[k + 1 :])
+            for found in side:
+                saved[found] += each  # type: ignore[assignment]  # a Counter of floats
+    return {gate: saved[found] for found, gates in coupling.gates.items() for gate in gates}
+
+
+def call_of(graph: Graph, node: Node) -> OpCall:
+    """The work of a node where it stands."""
+    return OpCall(node.op, node.attrs, ops.input_shapes(graph, node))
+
+
+def set_gammas(penalty: Penalty, optimizer: APGNAG, vectors: Mapping[str, Parameter], times: float = 1.0) -> None:
+    """Penalise the gates (`vectors` as in `Graph.gate_scopes`) as their values ask for, so many times as hard: before
+    every gate step.
 
     It waits for the values, so it is best called where the device has little to do.
     """
@@ -202,4 +252,4 @@ def set_gammas(penalty: Penalty, optimizer: APGNAG, vectors: Mapping[str, Parame
     gammas = penalty.gammas(list(compress(gates, zero)))
     for scope, members in penalty.scopes.items():
         vector = vectors[scope]
-        optimizer.set_gamma(vector, torch.tensor([gammas[g] for g in members], dtype=vector.dtype))
+        optimizer.set_gamma(vector, times * torch.tensor([gammas[g] for g in members], dtype=vector.dtype))

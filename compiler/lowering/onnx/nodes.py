@@ -103,7 +103,7 @@ ONNX: dict[str, Builder] = {
     "dropout": _same_value,
     "drop_path": _same_value,
     "zero": reshapes.zero,
-    "scale": lambda w, node, a, ins: w.emit("Mul", [ins[0], w.scalar(node, "factor", a.factor)], node.id),
+    "scale": lambda w, node, a, ins: w.emit("Mul", [ins[0], w.factors(node, a.factor)], node.id),
     "linear": _linear,
     "global_avg_pool": lambda w, node, a, ins: w.reduce("ReduceMean", node, ins[0], node.id, w.axes(node), keep=False),
     "flatten": reshapes.flatten,

@@ -63,6 +63,13 @@ class Writer:
         """A float32 constant of a node."""
         return self.constant(f"{node.id}.{name}", np.array(value, np.float32))
 
+    def factors(self, node: Node, values: float | tuple[float, ...]) -> str:
+        """A number, or one per channel, to multiply the node's value by."""
+        found = np.array(values, np.float32)
+        return self.constant(
+            f"{node.id}.factor", found.reshape(-1, *[1] * (len(node.shape) - 1)) if found.ndim else found
+        )
+
     def input_shape(self, node: Node) -> Shape:
         """Shape of the first value the node reads, without the batch."""
         return self.graph.node(self.graph.inputs(node.id)[0].src).shape

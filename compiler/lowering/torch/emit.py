@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -23,6 +24,23 @@ from compiler.lowering.torch.modules import TORCH, Builder, Chain, torch_module
 from compiler.ops import Reads, input_shapes, op
 
 Vectors = Mapping[str, nn.Parameter]
+
+
+class ChannelGates(nn.Module):
+    """Multiplies each channel by a gate: `rows` are places in the joined vectors, behind which one more is 1."""
+
+    rows: Tensor
+
+    def __init__(self, rows: Sequence[int]) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.tensor(rows), persistent=False)
+
+    def forward(self, value: Tensor, *vectors: Tensor) -> Tensor:
+        """The value `(N, C, ...)` with each channel times its gate."""
+        gates = torch.cat([*vectors, vectors[0].new_ones(1)])[self.rows]
+        return value * gates.view(-1, *[1] * (value.dim() - 2))
+
+
 SEAM = "\u00b7"  # a dot of an id that is none of a path; no name of a spec has one, and Python allows it in attributes
 
 
@@ -83,7 +101,7 @@ class Emitter:
             elif node.id in blocks:
                 self.emit_block(node, *blocks[node.id], node.id in recompute)
             elif node.id not in inside:
-                self.emit(node)
+                self.emit_gated(node)
         found = {name: self.values[self.graph.inputs(node.id)[0].src] for name, node in self.graph.outputs().items()}
         self.code.output(found if len(found) > 1 else found[OUTPUT])
 
@@ -95,15 +113,16 @@ class Emitter:
         """Emit a block as a module of its own; with `recompute`, it is called through `recomputed`."""
         inner = type(self)(self.graph, self._vectors, nodes, block)
         edges = [edge for node in nodes for edge in self.graph.inputs(node.id)]
-        own = {node.id for node in nodes}
+        own = dict.fromkeys(node.id for node in nodes)
         sources = list(dict.fromkeys(edge.src for edge in edges if edge.src not in own))
-        scopes = list(dict.fromkeys(gate_scope(edge.gate) for edge in edges if edge.gate is not None))
+        gates = [edge.gate for edge in edges] + [gate for i in own for gate in self.graph.channel_gates.get(i, ())]
+        scopes = list(dict.fromkeys(gate_scope(gate) for gate in gates if gate is not None))
         for source in sources:
             inner.values[source] = inner.code.placeholder(python_name(source))
         for scope in scopes:
             inner._vector_nodes[scope] = inner.code.placeholder(python_name(scope + GATES))
         for node in nodes:
-            inner.emit(node)
+            inner.emit_gated(node)
         inner.code.output(inner.values[exit_node.id])
         self.named[block.id] = fx.GraphModule(inner.named, inner.code, class_name="Block")
         arguments = (*(self.values[s] for s in sources), *(self.vector(s) for s in scopes))
@@ -114,6 +133,18 @@ class Emitter:
         else:
             value = self.code.create_node("call_module", block.id, arguments, name=name)
         self.values[exit_node.id] = value
+
+    def emit_gated(self, node: Node) -> None:
+        """Emit one node and the gates behind its channels."""
+        self.emit(node)
+        ids = self.graph.channel_gates.get(node.id)
+        if ids is not None:
+            scopes = list(dict.fromkeys(gate_scope(gate) for gate in ids if gate is not None))
+            sizes = {scope: len(gates) for scope, gates in self.graph.gate_scopes().items() if scope in scopes}
+            starts = dict(zip(scopes, accumulate((sizes[scope] for scope in scopes), initial=0), strict=False))
+            rows = [sum(sizes.values()) if i is None else starts[gate_scope(i)] + self.positions[i] for i in ids]
+            values = [self.values[node.id], *map(self.vector, scopes)]
+            self.values[node.id] = self.call_module(f"{node.id}{SEAM}gates", ChannelGates(rows), values)
 
     def emit(self, node: Node) -> None:
         """Emit one node that is neither input nor output; everything it reads has been emitted."""

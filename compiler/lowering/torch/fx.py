@@ -61,11 +61,6 @@ def _class_name(name: str) -> str:
 
 
 def _check(graph: Graph) -> None:
-    for gate in graph.vector_gates:
-        raise GraphspecError(
-            f"the gate {gate.id!r} closes {gate.subject.value}, and only gates of edges can be lowered to torch\n"
-            f"  try: a graph without it"
-        )
     for scope in graph.gate_scopes():
         if f"{scope}{GATES}" in graph:
             raise GraphspecError(

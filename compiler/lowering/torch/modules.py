@@ -95,6 +95,11 @@ def _product(*values: Tensor) -> Tensor:
     return reduce(torch.mul, wide)
 
 
+def _scaled(x: Tensor, factor: float | tuple[float, ...]) -> Tensor:
+    """`x: (N, C, ...)` times a number, or one per channel."""
+    return x * (x.new_tensor(factor).view(-1, *[1] * (x.dim() - 2)) if isinstance(factor, tuple) else factor)
+
+
 def _shuffled(x: Tensor, groups: int) -> Tensor:
     return x.view(len(x), groups, -1, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
 
@@ -134,7 +139,7 @@ TORCH: dict[str, Builder] = {
     "global_max_pool": lambda a, ins, out: Formula(torch.amax, dim=tuple(range(2, len(ins[0]) + 1))),
     "identity": lambda a, ins, out: nn.Identity(),
     "zero": lambda a, ins, out: Formula(_zeros, channels=out[0]),
-    "scale": lambda a, ins, out: Formula(torch.mul, other=a.factor),
+    "scale": lambda a, ins, out: Formula(_scaled, factor=a.factor),
     "linear": lambda a, ins, out: Linear(math.prod(ins[0]), out[0], bias=a.bias is not False),
     "global_avg_pool": lambda a, ins, out: Formula(_mean, dims=tuple(range(2, len(ins[0]) + 1)), keep=False),
     "flatten": lambda a, ins, out: nn.Flatten(),

@@ -16,7 +16,6 @@ from compiler.ir.graph import (
     Choice,
     Decision,
     Edge,
-    Gate,
     Graph,
     Node,
     Phase,
@@ -154,28 +153,27 @@ def two_vectors() -> Graph:
             "b": ("relu", {}, [("a", "s/b<a"), (INPUT, "s/b<in")]),
         }
     )
-    graph.vector_gates = (Gate("s/a", Subject.CHANNELS, 4, ("a", "b")), Gate("s/b", Subject.BLOCK, 1, ("b",)))
-    graph.choices = (Choice("s/pick", ("s/b<in", "s/a<in"), 1), Choice("s/any", ("s/a",)))
+    graph.channel_gates = {"a": ("s/a#0", None, "s/a#1", None), "b": (None, "s/b#0", None, None)}
+    graph.choices = (Choice("s/pick", ("s/b<in", "s/a<in"), 1), Choice("s/any", ("s/a#0",)))
     return graph
 
 
 def test_decisions_are_the_choices_and_then_every_other_gate() -> None:
     assert two_vectors().decisions() == (
         Decision("s/pick", ("s/b<in", "s/a<in"), 1, Subject.EDGE),
-        Decision("s/any", ("s/a",), None, Subject.CHANNELS),
+        Decision("s/any", ("s/a#0",), None, Subject.CHANNELS),
         Decision("s/b<a", ("s/b<a",), None, Subject.EDGE),
-        Decision("s/b", ("s/b",), None, Subject.BLOCK),
+        Decision("s/a#1", ("s/a#1",), None, Subject.CHANNELS),
+        Decision("s/b#0", ("s/b#0",), None, Subject.CHANNELS),
     )
 
 
-def test_gates_are_found_by_id() -> None:
+def test_gates_of_edges_come_before_those_of_channels() -> None:
     graph = two_vectors()
-    assert graph.gate("s/b<a") == Gate("s/b<a", Subject.EDGE, 1, ())
-    assert graph.gate("s/a").places == ("a", "b")
+    assert graph.gates() == ["s/a<in", "s/b<a", "s/b<in", "s/a#0", "s/a#1", "s/b#0"]
+    assert graph.gate_scopes() == {"s": graph.gates()}
     graph.connect(INPUT, OUTPUT, "s/new")
-    assert graph.gate("s/new").subject is Subject.EDGE
-    with pytest.raises(KeyError):
-        graph.gate("s/z")
+    assert graph.edge_gates() == ["s/a<in", "s/b<a", "s/b<in", "s/new"]
 
 
 @settings(max_examples=30)
@@ -183,8 +181,9 @@ def test_gates_are_found_by_id() -> None:
 def test_every_gate_is_in_one_decision(seed: int) -> None:
     graph = with_choices(random_graph(seed), seed)
     decided = [gate for decision in graph.decisions() for gate in decision.alternatives]
-    assert sorted(decided) == sorted([*graph.gates(), *(gate.id for gate in graph.vector_gates)])
-    assert all(graph.gate(g).subject is d.subject for d in graph.decisions() for g in d.alternatives)
+    assert sorted(decided) == sorted(graph.gates())
+    edges = set(graph.edge_gates())
+    assert all((d.subject is Subject.EDGE) == (g in edges) for d in graph.decisions() for g in d.alternatives)
     twin = graph.copy()
     twin.choices = ()
     assert (len(twin.decisions()), graph.copy().decisions()) == (len(decided), graph.decisions())
@@ -193,11 +192,11 @@ def test_every_gate_is_in_one_decision(seed: int) -> None:
 def test_restriction_drops_gates_without_a_place_and_choices_without_a_gate() -> None:
     graph = two_vectors()
     kept = graph.restricted_to([e for e in graph.edges() if "a" not in (e.src, e.dst)])
-    assert kept.vector_gates == (Gate("s/a", Subject.CHANNELS, 4, ("b",)), Gate("s/b", Subject.BLOCK, 1, ("b",)))
-    assert kept.choices == (Choice("s/pick", ("s/b<in",), 1), Choice("s/any", ("s/a",)))
+    assert kept.channel_gates == {"b": (None, "s/b#0", None, None)}
+    assert kept.choices == (Choice("s/pick", ("s/b<in",), 1),)
     straight = graph_of({"c": ("relu", {}, [INPUT])})
     straight.take_gates_of(graph)
-    assert (straight.vector_gates, straight.choices) == ((), ())
+    assert (straight.channel_gates, straight.choices) == ({}, ())
 
 
 def test_small_values() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from compiler.elaborate.builder import load
 from compiler.errors import RuleError
-from compiler.ir.graph import Block, Choice, Gate, Graph, Node, Phase, Subject
+from compiler.ir.graph import Block, Choice, Graph, Node, Phase
 from compiler.ir.text import FORMAT_VERSION, GraphFormatError, from_json, graph_hash, json_and_hash, text, to_json
 from tests.graphs import graph_of, random_graph, with_choices, with_output
 from tests.tiny import environment, write_spec
@@ -63,14 +63,15 @@ def test_json_round_trips_exactly(seed: int) -> None:
 
 @settings(max_examples=60)
 @given(st.integers(0, 10_000))
-def test_choices_and_vector_gates_round_trip_and_only_the_gates_count_in_the_hash(seed: int) -> None:
+def test_choices_and_gates_of_channels_round_trip_and_only_the_gates_count_in_the_hash(seed: int) -> None:
     plain = random_graph(seed)
     graph = with_choices(plain, seed)
     again = from_json(to_json(graph))
-    assert (again.choices, again.vector_gates) == (graph.choices, graph.vector_gates)
+    assert (again.choices, again.channel_gates) == (graph.choices, graph.channel_gates)
     assert (to_json(again), text(again)) == (to_json(graph), text(graph))
-    assert graph_hash(again) == graph_hash(graph) != graph_hash(plain)
-    graph.vector_gates = graph.choices = ()
+    assert graph_hash(again) == graph_hash(graph)
+    assert (graph_hash(graph) != graph_hash(plain)) == bool(graph.channel_gates)
+    graph.channel_gates, graph.choices = {}, ()
     assert graph_hash(graph) == graph_hash(plain)
 
 
@@ -92,14 +93,14 @@ def test_outputs_are_shown_and_round_trip() -> None:
     assert graph_hash(graph) != graph_hash(with_output(graph_of({"a": ("relu", {}, ["input"])}), "a", "aux.output"))
 
 
-def test_text_form_of_choices_and_vector_gates() -> None:
+def test_text_form_of_choices_and_gates_of_channels() -> None:
     graph = graph_of({"a": ("conv", {"kernel": 3}, [("input", "s/a<input")]), "b": ("relu", {}, ["a"])})
-    graph.vector_gates = (Gate("s/a", Subject.CHANNELS, 4, ("a", "b")),)
-    graph.choices = (Choice("s/c", ("s/a<input",), 1), Choice("s/d", ("s/a",)))
+    graph.channel_gates = {"a": ("s/a#0", "s/a#1", None, "s/a#3")}
+    graph.choices = (Choice("s/c", ("s/a<input",), 1), Choice("s/d", ("s/a#0",)))
     assert text(graph).splitlines()[5:] == [
-        "  gate s/a : channels[4] behind %a, %b",
+        "  behind %a : s/a#0, s/a#1, 1, s/a#3",
         "  choice s/c : 1 of s/a<input",
-        "  choice s/d : any of s/a",
+        "  choice s/d : any of s/a#0",
         "}",
     ]
 
@@ -157,7 +158,7 @@ RECORD = json.loads(to_json(graph_of({"a": ("conv", {"kernel": 3}, ["input"])}))
         (json.dumps(RECORD | {"version": FORMAT_VERSION + 1}), "compile again"),
         (json.dumps(RECORD | {"nodes": [["a"]]}), "damaged"),
         (json.dumps(RECORD | {"choices": [["c", [7], None]]}), "damaged"),
-        (json.dumps(RECORD | {"vector_gates": [["v", "pixels", 1, ["a"]]]}), "damaged"),
+        (json.dumps(RECORD | {"channel_gates": [["a", [7]]]}), "damaged"),
         (json.dumps(RECORD | {"nodes": None}), "damaged"),
         (json.dumps(RECORD | {"phase": "later"}), "damaged"),
         (json.dumps(RECORD | {"gates": [], "nodes": [["a", "relu", {}, None, [["a", 0]]]]}), "damaged"),

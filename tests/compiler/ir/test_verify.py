@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compiler.errors import RuleError
-from compiler.ir.graph import INPUT, OUTPUT, Choice, Gate, Graph, Node, Phase, Subject, TensorType
+from compiler.ir.graph import INPUT, OUTPUT, Choice, Graph, Node, Phase, TensorType
 from compiler.ir.verify import RULES, verify, violations
 from graphspec.cli.listings import rule_listing
 from tests.graphs import graph_of, random_graph, with_output
@@ -101,15 +101,18 @@ def with_a_gate_when_compact() -> Graph:
     return graph
 
 
-def with_a_gate(gate: Gate) -> Graph:
+def with_gates(node_id: str, *gates: str | None) -> Graph:
     graph = good()
     graph.connect(INPUT, "b", "s/b<input")
-    graph.vector_gates = (gate,)
+    graph.channel_gates = {node_id: gates}
     return graph
 
 
 def with_a_choice(*choices: Choice) -> Graph:
-    graph = with_a_gate(Gate("s/a", Subject.CHANNELS, 4, ("a",)))
+    graph = graph_of(
+        {"a": ("conv", {"kernel": 3}, [(INPUT, "s/b<input")]), "b": ("conv", {"kernel": 3, "channels": 2}, ["a"])}
+    )
+    graph.channel_gates = {"a": ("s/a", None, None, None)}
     graph.choices = choices
     return graph
 
@@ -124,12 +127,13 @@ BAD: dict[str, Callable[[], Graph]] = {
     "output_edge_has_no_gate": with_a_gated_output,
     "products_have_no_gates": with_a_gated_product,
     "gates_are_scoped": with_a_gate_without_scope,
-    "gates_have_one_subject": lambda: with_a_gate(Gate("s/b<input", Subject.CHANNELS, 4, ("a",))),
-    "vector_gates_fit_their_places": lambda: with_a_gate(Gate("s/a", Subject.CHANNELS, 5, ("a",))),
+    "gates_have_one_subject": lambda: with_gates("a", "s/b<input", None, None, None),
+    "channel_gates_fit_their_nodes": lambda: with_gates("a", "s/a#0"),
     "choices_are_between_gates": lambda: with_a_choice(Choice("s/c", ("s/other",))),
     "every_node_on_a_path": with_a_dead_node,
     "every_type_known": with_an_untyped_node,
     "types_follow_the_ops": with_a_wrong_type,
+    "closed_channels_are_zeros": lambda: with_gates("a", "s/a#0", None, None, None),
     "no_gates_left": with_a_gate_when_compact,
 }
 
@@ -199,21 +203,17 @@ def test_the_output_is_the_end(edit: Callable[[Graph], None], message: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("gate", "message"),
+    ("graph", "message"),
     [
-        (Gate("s/a", Subject.EDGE, 1, ("a",)), "closes no block"),
-        (Gate("s/a", Subject.CHANNELS, 4), "closes no block"),
-        (Gate("s/a", Subject.CHANNELS, 4, ("a", "z")), "stands behind 'z', which is no node"),
-        (Gate("s/a", Subject.CHANNELS, 3, ("a",)), "has 3 numbers, 'a' has 4 channels"),
-        (Gate("s/a", Subject.GROUPS, 2, ("a",)), "has 2 numbers, 'a' has 1 groups"),
-        (Gate("s/a", Subject.GROUPS, 4, ("b",)), "has 4 numbers, 'b' has 0 groups"),
-        (Gate("s/a", Subject.BLOCK, 4, ("b",)), "has 4 numbers, 'b' has 1 block"),
+        (with_gates("z", "s/a#0"), "z: has gates on channels and is no op's node"),
+        (with_gates(INPUT, *["s/a#0"] * 4), "input: has gates on channels and is no op's node"),
+        (with_gates("a", "s/a#0", "s/a#1"), "a: has 4 channels and 2 gates on them"),
     ],
 )
-def test_a_vector_gate_must_fit_its_places(gate: Gate, message: str) -> None:
+def test_gates_of_channels_must_fit_their_node(graph: Graph, message: str) -> None:
     with pytest.raises(RuleError, match=message) as raised:
-        verify(with_a_gate(gate))
-    assert (raised.value.rule, raised.value.where) == ("vector_gates_fit_their_places", "s/a")
+        verify(graph)
+    assert raised.value.rule == "channel_gates_fit_their_nodes"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from compiler.elaborate.builder import load
 from compiler.errors import GraphspecError
-from compiler.ir.graph import INPUT, Block, Gate, Graph, Phase, Subject
+from compiler.ir.graph import INPUT, Block, Graph, Phase
 from compiler.lowering.groups import exits, recomputed_blocks
 from compiler.lowering.torch.batch_parts import BatchNorm
 from compiler.lowering.torch.fx import (
@@ -377,16 +377,6 @@ def test_shipped_spec_lowers(request: pytest.FixtureRequest) -> None:
         module = lower(graph, lowering=lowering)
         values.append(module(images(graph, 8)))
     assert (values[0] - values[1]).abs().max() <= 1e-4 * values[0].abs().max()
-
-
-@both
-def test_gates_of_channels_are_refused(lowering: Lowering) -> None:
-    graph = graph_of(SMALL)
-    graph.vector_gates = (Gate("blk/a", Subject.CHANNELS, 4, ("blk.a",)),)
-    with pytest.raises(
-        GraphspecError, match="the gate 'blk/a' closes channels, and only gates of edges can be lowered"
-    ):
-        lower(graph, lowering=lowering)
 
 
 @both

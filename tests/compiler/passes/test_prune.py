@@ -17,8 +17,8 @@ from compiler.ir.graph import INPUT, OUTPUT, Block, Edge, Graph, Model
 from compiler.ir.text import text
 from compiler.ir.verify import verify
 from compiler.lowering.torch.fx import lower
-from compiler.passes.carry import carried_tensors, take
-from compiler.passes.prune_zero_edges import PruneZeroEdges, prune, surviving_edges
+from compiler.passes.carry import take
+from compiler.passes.prune_zero_edges import PruneZeroEdges, prune, pruned_tensors, surviving_edges
 from tests.graphs import graph_of, model_of, random_gates, random_graph, with_choices, with_output
 from tests.interpreter import evaluate, random_input, random_weights
 
@@ -42,20 +42,19 @@ def zero_gates(gates: dict[str, float]) -> set[str]:
 
 @settings(max_examples=60)
 @given(st.integers(0, 10_000))
-def test_choices_and_vector_gates_lose_what_is_pruned(seed: int) -> None:
+def test_choices_lose_what_is_pruned(seed: int) -> None:
     graph = with_choices(random_graph(seed), seed)
     closed = zero_gates(random_gates(graph, seed))
     if not surviving_edges(graph, closed):
         return
     pruned = prune(graph, closed)
     verify(pruned)
-    alive = {*pruned.gates(), *(gate.id for gate in pruned.vector_gates)}
+    alive = set(pruned.gates())
     for choice in graph.choices:
         left = [c.gates for c in pruned.choices if c.id == choice.id]
         kept = tuple(gate for gate in choice.gates if gate in alive)
         assert left == ([kept] if kept else [])
-    places = {gate.id: tuple(p for p in gate.places if p in pruned) for gate in graph.vector_gates}
-    assert {gate.id: gate.places for gate in pruned.vector_gates} == {g: p for g, p in places.items() if p}
+    assert alive.isdisjoint(closed)
 
 
 def test_what_any_output_needs_is_kept_and_each_needs_a_path() -> None:
@@ -212,10 +211,10 @@ def test_a_loss_passes_channelwise_ops_and_ends_at_the_weights() -> None:
             "logits": ("linear", {"channels": 3}, ["flat"]),
         }
     )
-    plan = carried_tensors(model.graph, pruned.graph)
-    assert plan["dw.weight"] == (0, (0, 1, 2, 3, 7, 8))
-    assert plan["logits.weight"] == (1, tuple(range(4 * 9)) + tuple(range(7 * 9, 9 * 9)))
-    assert plan["logits.bias"] is None
+    plan = pruned_tensors(model.graph, pruned.graph)
+    assert plan["dw.weight"] == ((0, (0, 1, 2, 3, 7, 8)),)
+    assert plan["logits.weight"] == ((1, tuple(range(4 * 9)) + tuple(range(7 * 9, 9 * 9))),)
+    assert plan["logits.bias"] == ()
     assert pruned.graph.node("pool").shape[0] == 6
 
 
@@ -262,8 +261,9 @@ def test_output_channels_that_follow_the_input_are_written_down() -> None:
 
 def test_slices_fit_torch_tensors_too() -> None:
     weight = torch.arange(24.0).reshape(2, 3, 4)
-    assert torch.equal(take(weight, (1, (0, 2))), weight[:, [0, 2]])
-    assert take(weight, None) is weight
+    assert torch.equal(take(weight, ((1, (0, 2)),)), weight[:, [0, 2]])
+    assert torch.equal(take(weight, ((1, (0, 2)), (0, (1,)))), weight[1:2, [0, 2]])
+    assert take(weight, ()) is weight
 
 
 # -- not one logit changes ------------------------------------------------------------------------------------------
