@@ -16,6 +16,7 @@ from runtime.data.archives import Member, files_in
 from runtime.data.folders import (
     Listing,
     Passed,
+    is_hidden,
     kind_of,
     list_images,
     refuse_empty,
@@ -76,7 +77,8 @@ def _in_folder(config: DataConfig, most: int | None) -> Parts:
     if not {TRAIN, TEST} <= set(parts):
         raise RunError(
             f"data set {config.name!r}: {one_line(root)} must hold the folders train/ and test/ (or val/) with one "
-            f"folder of images per class; or, of `folder`, only folders of images, one per class, and the set is divided here\n"
+            f"folder of images per class; or, of `folder`, only folders of images, one per class, and the set is "
+            f"divided here\n"
             f"  try: data.root: the folder that holds them"
         )
     return _of_folders(root, parts, config, most)
