@@ -68,13 +68,9 @@ def _left_out(spec: Spec) -> Iterator[Override]:
 
 def said_by_data(spec: Spec) -> str:
     """Which values of a spec its data has said, for people; empty if none."""
-    found = {"classes": f"classes: {spec.classes}", "input": f"input: {list(spec.input)}"}
-    trees = {key: spec.root.find((key,))[0] for key in found}
-    first = trees["input"].value
-    origins = {"classes": trees["classes"].origin, "input": trees["input"].origin}
-    if isinstance(first, list) and first:
-        origins["input"] = first[0].origin
-    return ", ".join(text for key, text in found.items() if origins[key].name == SOURCE)
+    values = {("classes",): spec.classes, ("input", 0): list(spec.input)}
+    found = [(path[0], value) for path, value in values.items() if spec.root.find(path)[0].origin.name == SOURCE]
+    return ", ".join(f"{key}: {value}" for key, value in found)
 
 
 def _looked_up(config: DataConfig, sizes: bool) -> tuple[int, tuple[int, ...]] | None:

@@ -64,7 +64,8 @@ class Health:
     def counts(self) -> dict[str, dict[str, int]]:
         """Images by class and part."""
         found = Counter((item.label, item.part) for item in self.items)
-        return {name: {part: found[name, part] for part in self.parts} for name in self.classes}
+        parts = self.parts
+        return {name: {part: found[name, part] for part in parts} for name in self.classes}
 
     def as_json(self) -> dict[str, Any]:
         """For programs; lists are whole."""
@@ -100,10 +101,10 @@ class Health:
             found.append("there is one class: nothing can be told apart")
         for key, what in (("part", "parts"), ("label", "classes")):
             if groups := self._differing(key):
-                found.append(f"{len(groups):,} groups of near-duplicates are in several {what}: {self._named(groups)}")
+                found.append(f"near-duplicates in several {what}, {_counted(groups)}: {self._named(groups)}")
         bad = [f"{self._short(item.path)}: {item.look.error}" for item in self.items if item.look.error]
         if bad:
-            found.append(f"{len(bad):,} images cannot be read: {'; '.join(bad[:_SHOWN])}{' ...' * (len(bad) > _SHOWN)}")
+            found.append(f"unreadable, {len(bad):,}: {'; '.join(bad[:_SHOWN])}{' ...' * (len(bad) > _SHOWN)}")
         return [text for text in found if text]
 
     def lines(self) -> Iterator[tuple[str, str]]:
@@ -123,8 +124,7 @@ class Health:
             low, high = said["deep"]["low"], said["deep"]["high"]
             yield "values", f"{said['deep']['images']:,} images of more than 8 bits, {low:g} to {high:g}"
         if self.groups:
-            inside = f"{sum(map(len, self.groups)):,} images in {len(self.groups):,} groups"
-            yield "near-duplicates", f"{inside}: {self._named(self.groups)}"
+            yield "near-duplicates", f"{_counted(self.groups)}: {self._named(self.groups)}"
         if self.passed:
             yield "passed over", self.passed
 
@@ -134,6 +134,10 @@ class Health:
 
     def _short(self, path: str) -> str:
         return path.removeprefix(f"{self.root}{os.sep}")
+
+
+def _counted(groups: Sequence[Sequence[Item]]) -> str:
+    return f"{sum(map(len, groups)):,} images in {len(groups):,} group{'s' * (len(groups) > 1)}"
 
 
 def settings_for(path: Path) -> dict[str, Any]:
