@@ -36,11 +36,12 @@ from runtime.data.survey import Survey, survey
 from runtime.jobs.advice import check_settings
 from runtime.jobs.options import JobOptions
 from runtime.processes.launch import Launch, refuse_processes
-from runtime.rundir.directory import RUNS, Opened, RunDir
+from runtime.rundir.directory import RUNS, START, Opened, RunDir
 from runtime.rundir.directory import Compiled as RunFiles
 from runtime.rundir.files import checked, remove, write_text
 from runtime.rundir.given import Given, given_before, given_to, record_given
 from runtime.rundir.network import read_architecture, read_graph_and_version
+from runtime.rundir.start import file_for
 from runtime.rundir.study import Study, checked_seeds, copy_search, found_params, found_sizes
 from runtime.strategies.table import check_strategy
 from runtime.tasks.base import Task
@@ -98,7 +99,8 @@ def compile(  # noqa: A001  (the verb of the command line)
     data = _survey(spec, task)
     says = "; it says ".join(filter(None, (data.says, said_by_data(spec))))
     warnings = (*data.warnings, *check_settings(spec, graph, data.training))
-    run = None if dry_run else RunDir.create(_files(spec, graph, graph_json), Path(out) if out else None, root)
+    files = _files(spec, graph, graph_json)
+    run = None if dry_run else RunDir.create(files, Path(out) if out else None, root)
     return CompiledSpec(spec, graph, costs, says, warnings, run)
 
 
@@ -117,10 +119,11 @@ def _files(spec: Spec, graph: Graph, graph_json: str) -> RunFiles:
         name=spec.name,
         seed=spec.config.seed,
         spec=spec.text,
-        resolved=dump(spec.root.plain()),
+        resolved=dump(spec.root.plain() | ({"weights": START} if spec.weights else {})),
         config=spec.config.model_dump_json(indent=2) + "\n",
         graph_json=graph_json,
         graph_text=text(graph),
+        weights=file_for(spec, graph) if spec.weights else None,
     )
 
 
@@ -144,6 +147,7 @@ def open_run(target: Target = None, overrides: Overrides = ()) -> Opened:
             f"{run.path}: the overrides {' '.join(map(str, typed))} give another graph than the one compiled "
             f"there\n  try: graphspec compile SPEC with the same --set"
         )
+    spec = replace(spec, weights=str(run.weights) if spec.weights else "")  # the copy, whatever the file says
     return Opened(run, spec, _compiled_graph(run))
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from benchmarks import compile as compiling
-from benchmarks import exemption, export, memory, overhead, peers, roofline, search, supernet
+from benchmarks import exemption, export, imports, memory, overhead, peers, roofline, search, supernet
 from benchmarks.turns import Worker
 from compiler.analysis.costs import total_cost, weight_step_bytes
 from compiler.lowering.torch.fx import lower
@@ -90,6 +90,14 @@ def test_compile(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     assert [row["gates"] for row in sizes] == [128, 128, 3 * 128]
     assert sizes[0]["growth"] is None
     assert sizes[2]["growth"] > 0
+
+
+def test_imports(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    outcomes = found(imports, monkeypatch, capsys, "--only", "squeezenet1_1", "light_squeezenet", "swin_t")["outcomes"]
+    assert [(o["family"], o["difference"] is None) for o in outcomes] == [
+        ("squeezenet", False), ("swin", True), ("ONNX", False)
+    ]  # fmt: skip
+    assert "have no op of ours" in outcomes[1]["why"]
 
 
 def test_exemption(spec: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,9 @@ import networkx as nx
 
 ROOT = Path(__file__).parent.parent
 FLOORS = ("compiler", "runtime", "graphspec")  # the lowest first
-HEAVY = {"torch": ("compiler/lowering/torch/", "runtime/"), "torchvision": "runtime/", "networkx": "compiler/ir/",
-         "onnx": ("compiler/lowering/onnx/", "runtime/"), "onnxruntime": "runtime/", "typer": "graphspec/"}  # fmt: skip
+HEAVY = {"torch": ("compiler/lowering/torch/", "compiler/importing/", "runtime/"), "torchvision": "runtime/",
+         "networkx": "compiler/ir/", "onnx": ("compiler/lowering/onnx/", "compiler/importing/", "runtime/"),
+         "onnxruntime": "runtime/", "typer": "graphspec/"}  # fmt: skip
 PATHS = [path.relative_to(ROOT) for floor in FLOORS for path in (ROOT / floor).rglob("*.py")]
 FILES = {".".join(path.with_suffix("").parts).removesuffix(".__init__"): path for path in PATHS}
 

@@ -79,6 +79,14 @@ def _read_input(reader: Reader, at: At) -> tuple[int, ...] | None:
     return sizes if len(items) == len(sizes) in (2, 3) else None
 
 
+def _read_weights(reader: Reader, at: At) -> str | None:
+    """A path relative to the file that it is written in; empty for none."""
+    if at.tree.value is None:
+        return ""
+    path = reader.text(at, "the path of a file of weights")
+    return path and os.path.join(os.path.dirname(at.place.file), path)
+
+
 def _read_symbols(reader: Reader, at: At) -> dict[str, int]:
     """Constants, each an integer or arithmetic on those before it."""
     for name, entry in reader.entries(at, "a map of symbols").items():
@@ -106,6 +114,7 @@ _SYMBOLS = {
     "additionalProperties": SIZE.schema,
 }
 FIRST_GATE = Kind(_read_first_gate, {"type": "number", "minimum": 0, "maximum": LARGEST})
+WEIGHTS = Kind(_read_weights, {"type": ["string", "null"], "minLength": 1})
 GATES = Construct(
     "gates: a map with share, init and channels",
     "How gates are shared, their initial value, and whether all channels have some.",
@@ -130,6 +139,7 @@ SPEC = Construct(
     (
         Key("graphspec", Kind(Reader.size, {"const": LANGUAGE_VERSION}), "Version of the language: `1`. Required."),
         Key("extends", text("a path"), "Path of a spec that this one extends, relative to this file."),
+        Key("weights", WEIGHTS, "File of weights that training starts from, relative to this file.", ""),
         Key("symbols", Kind(_read_symbols, _SYMBOLS), "Constants for types and sizes.", {}),
         Key("ops", SHORTHANDS, "Short names for ops with attributes.", {}),
         Key("gates", Kind(lambda reader, at: reader.record(at, GATES), GATES.schema()), GATES.help, {}),
@@ -196,6 +206,7 @@ def _read_spec(root: Tree, written: str, problems: list[Diagnostic]) -> Spec:
         gate_init=gates["init"],
         gate_all_channels=gates["channels"] == "auto",
         config=read_sections(reader, given, root),
+        weights=read("weights"),
         text=written,
         root=root,
         broken=frozenset(reader.broken),

@@ -106,6 +106,7 @@ class Spec:
     config: Configuration
     text: str  # the file as given
     root: Tree = field(repr=False, compare=False)  # the whole spec as written, `extends` and overrides merged in
+    weights: str = ""  # path of the file of weights to start from; empty: fresh ones
     broken: frozenset[Path] = frozenset()  # pieces with mistakes, reported already, left out or set to a default
 
     def place(self, *path: str | int) -> Place:

@@ -8,21 +8,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from compiler.ops.attributes import Activation, Positive, alone_then_finish, same
+from compiler.ops.attributes import Activation, BatchNormSettings, Epsilon, Positive, alone_then_finish, same
 from compiler.ops.definition import Op, OpAttrs, Shape, TypeMismatchError
 from compiler.ops.traits import Affine, Channels, Numbers, Pixels, Traits, Values
 from compiler.ops.windows import spatial
 
-Epsilon = Annotated[float, Field(gt=0, le=1)]
 
-
-class BatchNormAttrs(OpAttrs):
+class BatchNormAttrs(BatchNormSettings):
     """Batch normalisation over every channel."""
 
-    eps: Epsilon = 2e-5
-    """Added to the variance."""
-    momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Share of the newest batch in the running statistics."""
     act: Activation = "none"
     """Activation that comes last."""
 

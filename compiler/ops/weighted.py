@@ -6,13 +6,13 @@ import math
 from typing import Literal
 
 from compiler.ir.graph import AttrValue
-from compiler.ops.attributes import Activation, Finish, Positive, alone_then_finish, finish, step
+from compiler.ops.attributes import Activation, BatchNormSettings, Finish, Positive, alone_then_finish, finish, step
 from compiler.ops.definition import Op, OpAttrs, Reads, Shape, Step, TypeMismatchError
 from compiler.ops.traits import Affine, Channels, Numbers, Pixels, Traits, Values
 from compiler.ops.windows import Axis, NotNegative, Window, each_axis, spatial, windowed
 
 
-class NormAndRelu(OpAttrs):
+class NormAndRelu(BatchNormSettings):
     """What follows a convolution inside the same node."""
 
     norm: Literal["batch", "none"] = "batch"
@@ -146,7 +146,7 @@ def _project_parts(a: ProjectAttrs) -> tuple[Step, ...]:
 
 def _pointwise(name: str, a: SepConvAttrs | ProjectAttrs) -> tuple[Step, ...]:
     own = step(name, "conv", channels=a.channels, kernel=1, bias=a.norm == "none", **ALONE)
-    return own, *finish(a.norm, a.act)
+    return own, *finish(a)
 
 
 def _linear_map(bias: bool | None, channels: Channels, pixels: Pixels) -> Traits:

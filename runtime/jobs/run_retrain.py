@@ -19,6 +19,7 @@ from runtime.jobs.options import JobOptions
 from runtime.jobs.runner import Workplace, run_job, write_network
 from runtime.rundir.directory import Opened
 from runtime.rundir.network import read_architecture, read_model
+from runtime.rundir.start import start_weights
 from runtime.tasks.base import Metric, Task
 from runtime.tasks.results import Measured, as_record
 from runtime.training.memory import Trial, require_memory
@@ -58,14 +59,18 @@ def found_network(opened: Opened) -> Found:
     RunError if it was not searched, PassError if the budget cannot be met.
     """
     config, architecture = opened.spec.config, _architecture(opened)
+    start = None if config.retrain.inherit else start_weights(opened)
     if config.retrain.inherit:
         found = _trained_model(opened)
     else:
         found = architecture.model(opened.graph) if architecture else Model(opened.graph)
-    model, width = compacted(found, config.budget, inherit=config.retrain.inherit)
-    if config.retrain.inherit:
+    if start is not None:  # they are of before the search, when all gates were open
+        found = Model(found.graph, {gate: float(value != 0) for gate, value in found.gates.items()}, start)
+    model, width = compacted(found, config.budget, inherit=bool(found.weights))
+    if found.weights:
         _check_budget(opened, model.graph)
-        note = f"weights and widths as the search left them: {listed(measured(model.graph))}"
+        origin = "the spec's file has them" if start is not None else "the search left them"
+        note = f"weights and widths as {origin}: {listed(measured(model.graph))}"
     else:
         note = describe_width(model.graph, width, config.budget)
     return Found(model, width, note, architecture.metrics if architecture else {})
@@ -97,9 +102,9 @@ def _check_budget(opened: Opened, graph: Graph) -> None:
         if limit.share(graph) > 1:
             name, most = limit.measure.name, limit.most
             raise RunError(
-                f"{opened.run.path}: retrain.inherit keeps the search's widths, and the network's "
+                f"{opened.run.path}: trained weights keep their widths, and the network's "
                 f"{limit.measure.text(limit.measure.of(graph))} are over the budget of {most:,}\n"
-                f"  try: --set budget.{name}=null, or without --inherit"
+                f"  try: --set budget.{name}=null, or without --inherit and `weights`"
             )
 
 

@@ -22,6 +22,7 @@ from runtime.jobs.options import JobOptions
 from runtime.jobs.runner import Workplace, run_drawing, run_job, write_network
 from runtime.rundir.directory import JobDir, Opened
 from runtime.rundir.files import read_bytes, write_bytes, write_json, write_text
+from runtime.rundir.start import start_weights
 from runtime.search.search_job import SearchJob
 from runtime.search.supernet import MODEL, below
 from runtime.strategies.base import Context, Found, Space, Strategy, TrainingStrategy
@@ -76,7 +77,8 @@ def _job(kind: type[TrainingStrategy], place: Workplace) -> SearchJob:
             "the network has no gates: there is nothing to search; put `gated: true` on edges, or retrain it"
         )
     graph, config, gate_init, folder = opened.graph, opened.spec.config, opened.spec.gate_init, place.folder.path
-    context = Context(graph, config, place.dataset, place.device, gate_init, place.console, folder, place.world)
+    start = start_weights(opened)
+    context = Context(graph, config, place.dataset, place.device, gate_init, place.console, folder, place.world, start)
     strategy = kind(context)
     net = strategy.net
     require_statistics(graph, "search", config.search, place.world.size)

@@ -23,6 +23,7 @@ from runtime.rundir.records import Marker
 
 RUNS = Path("runs")  # under the working directory
 MAKES_ONE = "graphspec compile SPEC, which makes one"
+START = "weights.safetensors"  # in a run, beside its spec
 FORMAT = 1  # of a run directory; a change that older programs cannot read raises it
 _PACKAGES = (
     "graphspec", "networkx", "numpy", "onnx", "onnxruntime", "pillow", "pydantic", "pyyaml", "rich", "safetensors",
@@ -41,6 +42,7 @@ class Compiled:
     config: str  # the resolved configuration, JSON
     graph_json: str
     graph_text: str
+    weights: bytes | None = None  # of the spec: a safetensors file
 
 
 class _Below:
@@ -102,6 +104,7 @@ class RunDir:
     path: Path
     spec = _Below("spec.yaml")  # as given
     resolved = _Below("spec.resolved.yaml")  # the spec with `extends` and overrides merged in
+    weights = _Below(START)  # what training starts from, if the spec names weights
     config = _Below("config.json")  # the configuration as resolved
     environment = _Below("environment.json")  # versions and seed
     given = _Below("given.json")  # what each job was given besides: `runtime.rundir.given`
@@ -151,8 +154,11 @@ class RunDir:
             write_json(run.path / MARKER, {"format": FORMAT, "name": compiled.name, "seed": compiled.seed})
             remove(run.graph_json)  # from here to the end the run is incomplete
             remove(run.given)
+            remove(run.weights)
             for name in ("spec", "resolved", "config", "graph_text"):
                 write_text(getattr(run, name), getattr(compiled, name))
+            if compiled.weights is not None:
+                files.write_bytes(run.weights, compiled.weights)
             write_json(run.environment, environment(compiled.seed))
             write_text(run.graph_json, compiled.graph_json)
         if name_latest:

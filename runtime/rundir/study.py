@@ -142,6 +142,7 @@ def _with_seed(study: RunDir, seed: int) -> Compiled:
         config=json.dumps({**read_json(study.config, Configuration), "seed": seed}, indent=2) + "\n",
         graph_json=read_text(study.graph_json),
         graph_text=read_text(study.graph_text),
+        weights=files.read_bytes(study.weights, files.MOST_TENSORS) if spec.weights else None,
     )
 
 

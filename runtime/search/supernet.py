@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,7 +17,14 @@ from compiler.ir.graph import Graph
 from compiler.language.config import SearchConfig
 from compiler.lowering.torch.batch_parts import share_batches
 from compiler.lowering.torch.emit import tensor_name
-from compiler.lowering.torch.fx import freeze_norm_scales, gate_parameters, gate_values, initialise, lower
+from compiler.lowering.torch.fx import (
+    freeze_norm_scales,
+    gate_parameters,
+    gate_values,
+    initialise,
+    load_weights,
+    lower,
+)
 from compiler.passes.carry import take
 from compiler.passes.prune_channels import Cut
 from compiler.passes.prune_zero_edges import prune, pruned_tensors
@@ -64,10 +72,16 @@ class Supernet:
         seed: int,
         gate_init: float,
         world: World = ALONE,
+        weights: Mapping[str, Any] | None = None,
     ) -> Supernet:
-        """A fresh supernet: seeded weights, all gates at `gate_init`, batch-norm scales fixed at 1."""
+        """A fresh supernet, all gates at `gate_init`; the scales of batch norm stay as they are.
+
+        `weights` (arrays by `<node>.<param>`, all of `graph`) to start from; None: seeded ones, scales of 1.
+        """
         module = _lowered(graph, config, gate_init)
         initialise(module, seed)
+        if weights is not None:
+            load_weights(module, weights)
         return cls(graph, task, config, device, module, world)
 
     def __post_init__(self) -> None:

@@ -18,7 +18,8 @@ from torch import Tensor
 from compiler.analysis.costs import total_cost
 from compiler.ir.graph import Graph
 from compiler.language.config import Configuration, Section
-from compiler.passes.prune_zero_edges import surviving_edges
+from compiler.passes.carry import take
+from compiler.passes.prune_zero_edges import pruned_tensors, surviving_edges
 from runtime.data.dataset import Dataset, Share
 from runtime.jobs.logs import Console
 from runtime.processes.world import ALONE, World
@@ -55,8 +56,10 @@ class Context(Space):
         console: Console,
         folder: Path,
         world: World = ALONE,
+        start: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(graph, config, console)
+        self._start = start  # weights by name that networks start from; None: seeded ones
         search, place = config.search, Share(device, world.rank, world.size)
         set_precision(search, device)
         self.search, self.device, self.gate_init, self.folder, self.world = search, device, gate_init, folder, world
@@ -68,9 +71,11 @@ class Context(Space):
 
     def supernet(self, graph: Graph | None = None) -> Supernet:
         """A fresh network of the whole space, or of a graph that `prune` made of it: a sampled one."""
-        seed = self.config.seed
+        wanted, start, seed = graph or self.graph, self._start, self.config.seed
+        if start is not None and graph is not None:
+            start = {name: take(start[name], cut) for name, cut in pruned_tensors(self.graph, graph).items()}
         return Supernet.start(
-            graph or self.graph, self.task, self.search, self.device, seed, self.gate_init, self.world
+            wanted, self.task, self.search, self.device, seed, self.gate_init, self.world, weights=start
         )
 
     def restored(self, graph: Graph, tensors: Mapping[str, Tensor]) -> Supernet:

@@ -124,10 +124,9 @@ def load_weights(module: nn.Module, weights: Mapping[str, Any]) -> None:
 
 
 def freeze_norm_scales(module: nn.Module) -> None:
-    """Fix the scale of every batch norm at 1 (it could undo a gate); the bias stays free."""
+    """Keep the scale of every batch norm as it is (it could undo a gate): 1, or what was trained; biases stay free."""
     for part in module.modules():
         if isinstance(part, BatchNorm):
-            nn.init.ones_(part.weight)
             part.weight.requires_grad_(False)
 
 

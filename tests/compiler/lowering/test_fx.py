@@ -227,10 +227,10 @@ def test_norm_scales_are_fixed_and_biases_free(lowering: Lowering) -> None:
         norms[0].weight.fill_(3.0)
     freeze_norm_scales(module)
     assert len(norms) == 4
-    for norm in norms:
+    for norm, scale in zip(norms, (3, 1, 1, 1), strict=True):
         assert not norm.weight.requires_grad
         assert norm.bias.requires_grad
-        assert (norm.weight == 1).all()
+        assert (norm.weight == scale).all()
 
 
 # -- recompute --------------------------------------------------------------------------------------------------------

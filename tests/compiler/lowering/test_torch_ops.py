@@ -26,6 +26,8 @@ from tests import interpreter
 IMAGE: Shape = (6, 8, 7)
 CASES: tuple[tuple[str, dict[str, Any], tuple[Shape, ...]], ...] = (
     ("conv", {"kernel": 3, "channels": 4, "stride": 2}, (IMAGE,)),
+    ("conv", {"kernel": 1, "eps": 0.5, "momentum": 0.3}, (IMAGE,)),
+    ("concat", {"norm": "batch", "eps": 0.3}, (IMAGE, IMAGE)),
     ("conv", {"kernel": 3, "groups": 2, "dilation": 2, "norm": "none", "act": "gelu"}, (IMAGE,)),
     ("conv", {"kernel": 2, "norm": "none", "act": "none", "bias": False}, (IMAGE,)),
     ("conv", {"kernel": 1, "stride": 2, "channels": 4}, (IMAGE,)),

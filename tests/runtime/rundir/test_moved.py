@@ -24,6 +24,6 @@ def test_a_run_that_goes_before_the_job_has_locked_it(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(RunDir, "locked", moving)
     with pytest.raises(RunError, match=r"^runs/tiny-001-s0: the run was moved or removed while"):
-        api.search(write_spec(tmp_path), smoke=False, quiet=True)
+        api.search(write_spec(tmp_path), quiet=True)
     assert not (tmp_path / "runs" / "tiny-001-s0").exists()
     assert (tmp_path / "moved" / "run.json").exists()

@@ -49,6 +49,8 @@ READERS = {
     "runtime/export/bench.py": "an ONNX model, which may be anyone's",
     "runtime/export/run_export.py": "an empty folder that it has made",
     "graphspec/api.py": "a folder for a trial",
+    "runtime/importing.py": "an ONNX model, which may be anyone's, and a folder for a trial",
+    "runtime/rundir/start.py": "what a file of weights holds, after the one place has read it",
     "runtime/rundir/directory.py": "the folder of a new run, by its open parent",
 }
 OURS = re.compile(r"RunDir\.open|files\.\w+")

@@ -1,0 +1,177 @@
+"""Which networks `graphspec import` takes: classifiers of torchvision, models of timm, ONNX files; random weights.
+
+    python -m benchmarks.imports [--timm] [--onnx FILE ...] [--only NAME ...] [--json]
+
+Every model is imported as the command does it, which compares the outputs at two batch sizes: what is counted as
+imported differs by at most 1e-5 of the largest output. Normalisations get statistics, scales and shifts of their own
+first, so that no tensor can be taken for another. `--timm` asks for the package timm, `--onnx` adds files; the light
+models of the package onnx are always among them. A refusal is told by its first line.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from benchmarks.common import parser, reason, show, table
+from compiler.errors import GraphspecError
+from compiler.importing.onnx_file import image_shape
+from runtime.importing import LIBRARIES, Imported, import_model, import_source
+
+LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
+SIDE, SIDES = 64, {"inception": 96, "alexnet": 80, "vit": 224, "maxvit": 224}  # of images, in pixels
+TEXT = (64, 192)  # height and width of images where an ONNX file leaves them open
+HUGE = ("regnet_y_128gf", "vit_h_14")  # more than some machines have memory for: only where they are named
+TIMM = (
+    "convnext_atto", "convnext_tiny_hnf", "convnextv2_atto", "cspdarknet53", "cspresnet50", "darknet17",
+    "darknet53", "densenet121", "dla34", "dla46_c", "dla46x_c", "dpn48b", "ecaresnet26t", "efficientnet_b0",
+    "efficientnet_lite0", "ese_vovnet19b_dw", "fbnetc_100", "fbnetv3_b", "gernet_s", "ghostnet_050",
+    "ghostnetv2_100", "hardcorenas_a", "hgnet_tiny", "hrnet_w18_small", "inception_next_atto",
+    "inception_resnet_v2", "inception_v3", "inception_v4", "lcnet_050", "legacy_xception", "mixnet_s",
+    "mnasnet_small", "mobilenetv2_050", "mobilenetv3_large_075", "mobilenetv3_small_050", "mobilenetv4_conv_small",
+    "mobileone_s0", "nasnetalarge", "nfnet_l0", "pnasnet5large", "regnetx_002", "regnety_002", "regnetz_005",
+    "repvgg_a0", "res2net50_14w_8s", "res2next50", "resnest14d", "resnet18", "resnet18d", "resnet26t", "resnet50",
+    "resnet50_gn", "resnetblur18", "resnext26ts", "rexnet_100", "selecsls42b", "seresnet18", "seresnext26d_32x4d",
+    "skresnet18", "spnasnet_100", "tf_efficientnet_lite0", "tf_efficientnetv2_b0", "tf_mobilenetv3_small_075",
+    "vgg11", "vgg11_bn", "vovnet39a", "xception41",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One model: imported with this largest difference, or refused for a reason."""
+
+    source: str
+    family: str
+    difference: float | None
+    seconds: float
+    why: str = ""
+
+
+def attempt(source: str, family: str, act: Callable[[], Imported]) -> Outcome:
+    """Import one model."""
+    started = time.perf_counter()
+    try:
+        return Outcome(source, family, act().difference, time.perf_counter() - started)
+    except GraphspecError as error:
+        return Outcome(source, family, None, time.perf_counter() - started, reason(error))
+
+
+def family_of(name: str) -> str:
+    """What a model's name begins with, versions and sizes left out."""
+    begin = re.match(r"(wide_resnet|regnet_[xy]|efficientnet_v2|mobilenet_v\d|inception_v\d|swin_v2|[a-z]+)", name)
+    return begin[1].strip("_") if begin else name
+
+
+def stirred(module: nn.Module) -> nn.Module:
+    """The module with other statistics, scales and shifts than it starts with."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for part in module.modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                for tensor in (part.running_var, part.weight):
+                    if tensor is not None:
+                        tensor.uniform_(0.5, 1.5, generator=generator)
+                for tensor in (part.running_mean, part.bias):
+                    if tensor is not None:
+                        tensor.normal_(0, 0.1, generator=generator)
+    return module
+
+
+def of_library(library: str, name: str, folder: Path) -> Outcome:
+    """A model of torchvision or timm, with images of few pixels."""
+    side = next((side for begin, side in SIDES.items() if name.startswith(begin)), SIDE)
+    torch.manual_seed(0)
+    path = folder / f"{library}_{name}.yaml"
+
+    def act() -> Imported:
+        module = stirred(LIBRARIES[library](name, False)[0])
+        return import_model(module, torch.zeros(2, 3, side, side), path)
+
+    found = attempt(f"{library}:{name}", family_of(name) if library == "torchvision" else "timm", act)
+    path.with_suffix(".safetensors").unlink(missing_ok=True)
+    return found
+
+
+def randomised(path: Path) -> onnx.ModelProto:
+    """A file whose weights may all be alike (`ConstantOfShape`), with weights of its own."""
+    model, rng, kept = onnx.load(path), np.random.default_rng(1), []
+    shapes = {tensor.name: tuple(numpy_helper.to_array(tensor)) for tensor in model.graph.initializer if tensor.dims}
+    for node in model.graph.node:
+        if node.op_type != "ConstantOfShape" or node.input[0] not in shapes:
+            kept.append(node)
+            continue
+        shape = shapes[node.input[0]]
+        deviation = np.float32(np.sqrt(2 / np.prod(shape[1:])))
+        noise = rng.standard_normal(shape, np.float32) * deviation
+        array = rng.random(shape, np.float32) + np.float32(0.5) if len(shape) == 1 else noise
+        model.graph.initializer.append(numpy_helper.from_array(array, node.output[0]))
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    return model
+
+
+def of_file(path: Path, folder: Path) -> Outcome:
+    """An ONNX file; sizes that it leaves open are those of a line of text."""
+    copy = folder / path.name
+    model = randomised(path)
+    onnx.save(model, copy)
+    shape = tuple(own or side for own, side in zip(image_shape(model)[1:], (3, *TEXT), strict=True))
+    found = attempt(path.name, "ONNX", lambda: import_source(str(copy), folder / f"{path.stem}.yaml", shape=shape))
+    copy.unlink()
+    return found
+
+
+def outcomes(with_timm: bool, files: list[Path], only: list[str], folder: Path) -> Iterator[Outcome]:
+    """All models, or only those of these names."""
+    from torchvision import models
+
+    names = [("torchvision", name) for name in models.list_models(module=models)]
+    names += [("timm", name) for name in TIMM] if with_timm else []
+    for library, name in names:
+        if name in only or (not only and name not in HUGE):
+            yield of_library(library, name, folder)
+    for path in [*sorted(LIGHT.glob("*.onnx")), *files]:
+        if not only or path.stem in only:
+            yield of_file(path, folder)
+
+
+def row(family: str, found: list[Outcome]) -> list[object]:
+    """A line of the table."""
+    taken = [one.difference for one in found if one.difference is not None]
+    refused: dict[str, list[str]] = {}  # by the kinds of calls that no op computes, or another reason
+    for one in found:
+        if one.difference is None:
+            why = one.why.rpartition(": ")[2] if "have no op of ours" in one.why else one.why
+            refused.setdefault(why, []).append(one.source.partition(":")[2] or one.source)
+    texts = [f"{', '.join(names)}: {why}" for why, names in refused.items()]
+    return [family, len(found), len(taken), max(taken, default=None), "; ".join(texts)]
+
+
+def main() -> None:
+    """Import all and print."""
+    options = parser(__doc__)
+    options.add_argument("--timm", action="store_true", help="models of timm, too")
+    options.add_argument("--onnx", nargs="*", default=[], type=Path, metavar="FILE", help="further ONNX files")
+    options.add_argument("--only", nargs="*", default=[], metavar="NAME", help="these models only")
+    args = options.parse_args()
+    with tempfile.TemporaryDirectory(prefix="imports-") as folder:
+        found = list(outcomes(args.timm, args.onnx, args.only, Path(folder)))
+    families = dict.fromkeys(one.family for one in found)
+    rows = [row(family, [one for one in found if one.family == family]) for family in families]
+    header = ["family", "models", "imported", "largest difference", "refused"]
+    show(args.json, {"outcomes": [asdict(one) for one in found]}, [table(header, rows)])
+
+
+if __name__ == "__main__":
+    main()

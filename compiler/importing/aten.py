@@ -1,0 +1,243 @@
+"""Calls of torch (ATen) in terms of our ops: one row per function, whether it works in place or not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compiler.importing.calls import Call, UnsupportedError, affine, per_axis
+from compiler.importing.layers import CHANNELS_LAST, LAYERS
+from compiler.importing.values import Arguments, Half, Row, TorchRecorder, Value, half, require
+
+NUMBER = Tensor | int | float
+GATED = {"sigmoid": "silu", "hard_sigmoid": "hard_swish"}  # f by x f(x)
+
+
+def recorded(r: TorchRecorder, name: str, a: Arguments) -> Value:
+    """The value of a call of this name; UnsupportedError if no op of ours gives it."""
+    if half(a.first, "last") and (name in CHANNELS_LAST or name in ELEMENTWISE):
+        row = CHANNELS_LAST.get(name) or ATEN[name]
+        return Half("last", r.key(row(r, a.but(**{next(iter(a.given)): a.first.source}))))
+    require(name in ATEN, "there is no such op")
+    return ATEN[name](r, a)
+
+
+def _sum(sign: int) -> Row:
+    def row(r: TorchRecorder, a: Arguments) -> Value:
+        factor = sign * (1 if a.alpha is None else a.alpha)
+        left, right = (a.other, a.self) if isinstance(a.self, Tensor) and sign > 0 else (a.self, a.other)
+        if isinstance(right, NUMBER):
+            return _shifted(r, r.key(left), factor * _constant(r, left, right))
+        keys = [r.key(left), r.key(right)]
+        require(r.shapes[keys[0]] == r.shapes[keys[1]], "a sum of values of two shapes")
+        return r.call("add", keys if factor == 1 else [keys[0], r.plain("scale", keys[1], factor=factor)])
+
+    return row
+
+
+def _shifted(r: TorchRecorder, source: str, shift: Tensor) -> Value:
+    """A constant added to every channel: the bias of a layer that has none."""
+    made = r.calls.get(source)
+    if not shift.any():
+        return source
+    if made is None or made.attrs.get("bias") is not False:
+        return affine(r, source, 1.0, shift)
+    bias = shift.float().expand(made.shape[0])
+    return _again(r, made, made.op, made.weights | {"bias": bias}, made.attrs | {"bias": True})
+
+
+def _again(r: TorchRecorder, made: Call, kind: str, weights: dict[str, Any], attrs: dict[str, Any]) -> str:
+    """Another call in the place of one, which is dropped if nothing else reads it."""
+    key = r.call(kind, made.inputs, weights, **attrs)
+    r.calls[key].path = made.path
+    return key
+
+
+def _constant(r: TorchRecorder, value: Value, constant: Any) -> Tensor:
+    """One number for each channel of a value, or for all; UnsupportedError for other constants."""
+    numbers = torch.as_tensor(constant, dtype=torch.float64)
+    channels, *axes = r.size(value)
+    of_channels = numbers.shape[-len(axes) - 1 :].numel() == channels == numbers.numel()
+    of_channels &= numbers.shape[len(numbers.shape) - len(axes) :].numel() == 1
+    fits = numbers.numel() == 1 or of_channels
+    require(fits, f"a constant of shape {list(numbers.shape)} for values {[channels, *axes]}")
+    return numbers.flatten()
+
+
+def _mul(r: TorchRecorder, a: Arguments) -> Value:
+    left, right = (a.other, a.self) if isinstance(a.self, Tensor) else (a.self, a.other)
+    if isinstance(right, NUMBER):
+        factor = _constant(r, left, right)
+        one = factor.numel() == 1 and r.size(left)[0] != 1
+        return r.plain("scale", left, factor=factor.item()) if one else affine(r, r.key(left), factor)
+    keys = [r.key(left), r.key(right)]
+    for source, key in (keys, keys[::-1]):
+        made = r.calls.get(key)
+        if made and made.op in GATED and made.inputs == [source]:
+            return r.plain(GATED[made.op], source)
+    return r.call("multiply", keys)
+
+
+def _div(r: TorchRecorder, a: Arguments) -> Value:
+    require(isinstance(a.other, NUMBER), "a quotient of two values")
+    factor = 1 / _constant(r, a.self, a.other)
+    by_six = factor.numel() == 1 and abs(6 * factor.item() - 1) < 1e-6
+    return (by_six and _sixth(r, r.key(a.self))) or _mul(r, a.but(other=factor.reshape(-1, *[1] * len(a.shape[1:]))))
+
+
+def _sixth(r: TorchRecorder, key: str) -> str | None:
+    """x relu6(x + 3) / 6 and relu6(x + 3) / 6 as the ops that they are; None for other values."""
+    made = r.calls.get(key)
+    factors = made.inputs if made and made.op == "multiply" else [key]
+    for bound in factors:
+        clip = r.calls.get(bound)
+        inner = r.calls.get(clip.inputs[0]) if clip and clip.op == "relu6" else None
+        if inner and _adds_three(inner) and {bound, *inner.inputs}.issuperset(factors):
+            return r.plain("hard_sigmoid" if len(factors) == 1 else "hard_swish", inner.inputs[0])
+    return None
+
+
+def _adds_three(call: Call) -> bool:
+    plain = call.op == "depthwise_conv" and call.attrs["kernel"] == 1 and "bias" in call.weights
+    return plain and bool((call.weights["weight"] == 1).all() and (call.weights["bias"] == 3).all())
+
+
+def _along_channels(a: Arguments, rank: int) -> None:
+    require((a.dim or 0) % (rank + 1) == 1, "another dimension than the channels")
+
+
+def _concat(r: TorchRecorder, a: Arguments) -> Value:
+    keys = [r.key(value) for value in a.tensors]
+    _along_channels(a, len(r.shapes[keys[0]]))
+    return r.call("concat", keys) if len(keys) > 1 else keys[0]
+
+
+def _split(r: TorchRecorder, a: Arguments) -> Value:
+    source = r.key(a.self)
+    _along_channels(a, len(r.shapes[source]))
+    stops = [sum(size[0] for size in a.sizes[: i + 1]) for i in range(len(a.sizes))]
+    return [Half("part", source, (stop - size[0], stop)) for size, stop in zip(a.sizes, stops, strict=True)]
+
+
+def _item(r: TorchRecorder, a: Arguments) -> Value:
+    found = a.given["values"][a.given["index"]]
+    if not half(found, "part"):
+        return found
+    key = r.key(found)
+    r.calls[key].path = (*r.origin.path[:-1], f"part{a.given['index']}()")
+    return key
+
+
+def _slice(r: TorchRecorder, a: Arguments) -> Value:
+    source = r.key(a.self)
+    if a.shape == r.shapes[source]:
+        return source
+    require(((a.dim or 0), (a.step or 1)) == (1, 1), "a part of an image")
+    start = (a.start or 0) % r.shapes[source][0]
+    return r.plain("slice", source, start=start, stop=start + a.shape[0])
+
+
+def _reshaped(r: TorchRecorder, a: Arguments) -> Value:
+    """What only changes shape: a flattening, half of a channel shuffle, a vector as an image of one pixel."""
+    value, new = a.first, a.shape
+    if half(value, "columns") and new == r.shapes[value.source]:
+        return r.plain("channel_shuffle", value.source, groups=value.detail)
+    source = r.key(value)
+    old, made = r.shapes[source], r.calls.get(source)
+    if new == old or (len(old) == 1 and new == (*old, *[1] * (len(new) - 1))):
+        return source  # a vector counts for every pixel where it is multiplied
+    if new == (math.prod(old),):
+        pooled = made and made.op == "adaptive_avg_pool" and new == old[:1]
+        return _again(r, made, "global_avg_pool", {}, {}) if made and pooled else r.plain("flatten", source)
+    if len(old) == 3 and new == (old[0], old[1] * old[2]):
+        return Half("pixels", source)
+    if len(new) == len(old) + 1 and new[0] * new[1] == old[0] and new[2:] == old[1:]:
+        return Half("rows", source, new[0])
+    raise UnsupportedError(f"a change of shape from {list(old)} to {list(new)}")
+
+
+def _transposed(r: TorchRecorder, a: Arguments) -> Value:
+    value, order = a.self, list(range(len(a.shape) + 1))
+    same, to_last, to_first = list(order), [0, *order[2:], 1], [0, *order[-1:], *order[1:-1]]
+    if a.dims is not None:
+        order = [d % len(order) for d in a.dims]
+    else:
+        order[a.dim0], order[a.dim1] = order[a.dim1], order[a.dim0]
+    if half(value, "rows") and order == [0, 2, 1, *same[3:]]:
+        return Half("columns", value.source, value.detail)
+    if half(value, "last") and order == to_first:
+        return value.source
+    require(order in (same, to_last), "another order of the dimensions")
+    return value if order == same else Half("last", r.key(value))
+
+
+def _pad(mode: str = "") -> Row:
+    def row(r: TorchRecorder, a: Arguments) -> Value:
+        source, widths = r.key(a.self), list(a.pad if a.pad is not None else a.padding)
+        axes = len(r.shapes[source]) - 1
+        require(len(widths) <= 2 * axes and min(widths) >= 0, "a border that is no border of pixels")
+        pairs = [list(pair) for pair in zip(widths[::2], widths[1::2], strict=True)][::-1]
+        whole = [[0, 0]] * (axes - len(pairs)) + pairs
+        return Half("pad", source, (mode or a.mode or "constant", a.value or 0.0, whole))
+
+    return row
+
+
+def _resize(mode: str) -> Row:
+    def row(r: TorchRecorder, a: Arguments) -> Value:
+        require(not a.align_corners, "a resize that aligns corners")
+        return r.plain("resize", a.first, size=per_axis(a.shape[1:]), mode=mode)
+
+    return row
+
+
+def _plain(name: str, unless: Callable[[Arguments], bool] = lambda a: False, why: str = "", **attrs: str) -> Row:
+    """An op of one input; `attrs` maps our attributes to torch's arguments."""
+
+    def row(r: TorchRecorder, a: Arguments) -> Value:
+        require(not unless(a), why)
+        return r.plain(name, a.first, **{ours: getattr(a, theirs) for ours, theirs in attrs.items()})
+
+    return row
+
+
+def _clamped(r: TorchRecorder, a: Arguments) -> Value:
+    bounds = (a.min_val, a.max_val) if "min_val" in a.given else (a.min, a.max)
+    known = {(0, 6): "relu6", (0, None): "relu"}
+    require(bounds in known, f"values between {bounds[0]} and {bounds[1]}")
+    return r.plain(known[bounds], a.first)
+
+
+def _prelu(r: TorchRecorder, a: Arguments) -> Value:
+    return r.call("prelu", [r.key(a.self)], {"slope": a.weight.expand(r.size(a.self)[0])})
+
+
+def _softmax(r: TorchRecorder, a: Arguments) -> Value:
+    _along_channels(a, len(r.size(a.first)))
+    return r.plain("softmax", a.first)
+
+
+ELEMENTWISE: dict[str, Row] = {
+    **{name: _plain(name) for name in ("relu", "relu6", "silu", "sigmoid", "tanh")},
+    "hardswish": _plain("hard_swish"), "hardsigmoid": _plain("hard_sigmoid"),
+    "leaky_relu": _plain("leaky_relu", slope="negative_slope"),
+    **dict.fromkeys(("hardtanh", "clamp"), _clamped),
+    "gelu": _plain("gelu", lambda a: a.approximate != "none", "an approximation of gelu"),
+    "elu": _plain("elu", lambda a: (a.scale, a.input_scale) != (1, 1), "an elu with scales", alpha="alpha"),
+    "dropout": lambda r, a: r.plain("dropout", a.first, p=a.p) if 0 < a.p < 1 else a.first,
+}  # fmt: skip
+ATEN: dict[str, Row] = {
+    **LAYERS, **ELEMENTWISE, "add": _sum(1), "sub": _sum(-1), "mul": _mul, "div": _div, "cat": _concat,
+    **dict.fromkeys(("chunk", "split", "split_with_sizes", "tensor_split"), _split), "getitem": _item, "slice": _slice,
+    **dict.fromkeys(("view", "reshape", "flatten", "squeeze", "unsqueeze", "_unsafe_view", "unflatten"), _reshaped),
+    **dict.fromkeys(("transpose", "permute"), _transposed), **dict.fromkeys(("constant_pad_nd", "pad"), _pad()),
+    "reflection_pad2d": _pad("reflect"), "replication_pad2d": _pad("replicate"),
+    **dict.fromkeys(("upsample_nearest1d", "upsample_nearest2d"), _resize("nearest")),
+    **dict.fromkeys(("upsample_linear1d", "upsample_bilinear2d"), _resize("bilinear")),
+    "prelu": _prelu, "softmax": _softmax,
+    **dict.fromkeys(("contiguous", "clone", "detach", "alias", "to", "lift_fresh_copy"), lambda r, a: a.first),
+}  # fmt: skip

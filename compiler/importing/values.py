@@ -1,0 +1,87 @@
+"""The values of a foreign graph while it is read, and the arguments of its calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from compiler.importing.calls import Recorder, UnsupportedError
+from compiler.ops import Shape
+
+Value = Any  # the key of a call, a tensor that is constant, a list of values, or a `Half`
+PADS = {"constant": "zeros", "reflect": "reflect", "replicate": "edge"}
+
+
+@dataclass
+class Half:
+    """A value on its way to an op of ours that several calls make, which `kind` tells.
+
+    `pad`: a border before a window, `detail` is its mode, its number and its widths per axis. `rows`, `columns`: a
+    channel shuffle of `detail` groups. `last`: computed with the channels last. `pixels`: an image as one row.
+    `part`: channels from `detail[0]` to `detail[1]`.
+    """
+
+    kind: str
+    source: str
+    detail: Any = None
+
+
+@dataclass
+class Arguments:
+    """The arguments of a call by name, values in the place of nodes; `shape` is what it gives, without the batch."""
+
+    given: dict[str, Any]
+    shape: Shape = ()
+    sizes: tuple[Shape, ...] = ()  # of the members, where it gives several values
+
+    def __getattr__(self, name: str) -> Any:
+        return self.given.get(name)
+
+    @property
+    def first(self) -> Any:
+        """The first argument."""
+        return next(iter(self.given.values()))
+
+    def but(self, /, **changed: Any) -> Arguments:
+        """The same with other arguments."""
+        return Arguments({**self.given, **changed}, self.shape, self.sizes)
+
+
+class TorchRecorder(Recorder):
+    """Takes the values of a torch graph."""
+
+    def key(self, value: Value) -> str:
+        """The key of a value; UnsupportedError if it is none of one image."""
+        if isinstance(value, str):
+            return value
+        if half(value, "part"):
+            return self.call("slice", [value.source], start=value.detail[0], stop=value.detail[1])
+        if half(value, "pad"):
+            mode, number, widths = value.detail
+            require(mode != "constant" or number == 0, f"a border of {number}")
+            return self.call("pad", [value.source], padding=widths, mode=PADS[mode])
+        what = f"{value.kind} of {value.source}" if isinstance(value, Half) else "a constant"
+        raise UnsupportedError(f"reads {what}, which no op of ours does")
+
+    def size(self, value: Value) -> Shape:
+        """The shape of a value without the batch."""
+        return self.shapes[self.key(value)]
+
+    def plain(self, kind: str, value: Value, **attrs: Any) -> str:
+        """The call of an op with one input and no weights."""
+        return self.call(kind, [self.key(value)], **attrs)
+
+
+Row = Callable[[TorchRecorder, Arguments], Value]
+
+
+def half(value: Value, *kinds: str) -> bool:
+    """Whether a value is on its way to one of these."""
+    return isinstance(value, Half) and value.kind in kinds
+
+
+def require(fits: bool, otherwise: str) -> None:
+    """UnsupportedError unless it fits."""
+    if not fits:
+        raise UnsupportedError(otherwise)

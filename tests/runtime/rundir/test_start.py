@@ -1,0 +1,199 @@
+"""Weights that a spec names: they must fit, they are copied into the run, and jobs start from them."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from compiler.analysis.weights import weight_shapes
+from compiler.architecture.found import Architecture
+from compiler.errors import RunError, SpecError
+from compiler.ir.graph import Graph
+from compiler.language.config import SearchConfig
+from compiler.lowering.torch.batch_parts import BatchNorm
+from compiler.lowering.torch.fx import gate_values, lower, weights_of
+from compiler.passes.prune_zero_edges import surviving_edges
+from graphspec import api
+from runtime.jobs.run_retrain import found_network
+from runtime.rundir.start import start_weights
+from runtime.search.supernet import Supernet
+from tests.interpreter import random_weights
+from tests.tasks import class_task
+from tests.tiny import TINY, write_spec
+
+SPEC = TINY.replace("classes: 10\n", "classes: 10\nweights: parts/w.safetensors\n")
+SHORT = ("search.pretrain_epochs=1", "search.epochs=1", "retrain.epochs=1")
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Path:
+    """A spec with weights in a folder beside it."""
+    path = write_spec(tmp_path, SPEC)
+    (tmp_path / "parts").mkdir()
+    save(path, random_weights(api.load(path)[1], 3))
+    return path
+
+
+def save(spec: Path, weights: dict[str, Any]) -> None:
+    arrays = {name: np.asarray(array, np.float32) for name, array in weights.items()}
+    save_file(arrays, spec.parent / "parts" / "w.safetensors")
+
+
+def compiled(spec: Path, *overrides: str) -> api.Opened:
+    run = api.compile(spec, root=spec.parent / "runs", overrides=[*SHORT, *overrides]).run
+    return api.open_run(run)
+
+
+def test_the_run_keeps_a_copy(spec: Path) -> None:
+    opened = compiled(spec)
+    given = load_file(spec.parent / "parts" / "w.safetensors")
+    (spec.parent / "parts" / "w.safetensors").unlink()
+    start = start_weights(opened)
+    assert start is not None
+    assert start.keys() == weight_shapes(opened.graph).keys()
+    assert all(np.array_equal(start[name], given[name]) for name in start)
+
+
+def test_a_path_is_of_the_file_that_names_it(spec: Path) -> None:
+    folder = spec.parent / "below"
+    folder.mkdir()
+    top = folder / "top.yaml"
+    top.write_text(f"graphspec: 1\nextends: ../{spec.name}\nname: top\n")
+    assert start_weights(compiled(top)) is not None
+    top.write_text(top.read_text() + "weights: null\n")
+    assert start_weights(compiled(top)) is None
+
+
+def test_a_file_of_torch_is_taken_too(spec: Path) -> None:
+    weights = load_file(spec.parent / "parts" / "w.safetensors")
+    tensors = {f"module.{name}": torch.from_numpy(array) for name, array in weights.items()}
+    torch.save({"state_dict": tensors, "epoch": 3}, spec.parent / "w.pth")
+    start = start_weights(compiled(spec, f"weights={spec.parent}/w.pth"))
+    assert start is not None
+    assert all(np.array_equal(start[name], weights[name]) for name in start)
+
+
+def refusal(spec: Path, file: str = "w.safetensors") -> str:
+    """What compiling says of a file of weights; nothing is written."""
+    spec.write_text(SPEC.replace("w.safetensors", file))
+    with pytest.raises(SpecError) as caught:
+        compiled(spec)
+    assert not list(spec.parent.glob("runs/*"))
+    assert "weights: parts" in str(caught.value)  # the line of the spec
+    return str(caught.value)
+
+
+def test_weights_that_do_not_fit_are_refused_by_name(spec: Path) -> None:
+    weights = load_file(spec.parent / "parts" / "w.safetensors")
+    names = list(weight_shapes(api.load(spec)[1]))
+    weights.pop(names[4])
+    weights[names[6]] = np.zeros((7, 1), np.float32)
+    save(spec, weights)
+    found = refusal(spec)
+    assert f"1 of {len(names)} tensors are missing, the first of them {names[4]!r}" in found
+    assert f"{names[6]!r} has shape [7, 1], the network asks for" in found
+
+
+def test_numbers_must_be_finite(spec: Path) -> None:
+    weights = load_file(spec.parent / "parts" / "w.safetensors")
+    weights["head.out.bias"] = weights["head.out.bias"] * np.float32(np.nan)
+    save(spec, weights)
+    assert "'head.out.bias' holds numbers that are not finite" in refusal(spec)
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("pwned"),))
+
+
+def test_what_is_no_file_of_tensors_is_refused_and_not_quoted(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(spec.parent)
+    folder = spec.parent / "parts"
+    (folder / "secret").write_text("password: 1234")
+    (folder / "evil.pth").write_bytes(pickle.dumps(Evil()))
+    torch.save({"w": Evil()}, folder / "evil.pt")
+    torch.save([1, 2], folder / "list.pth")
+    (folder / "fifo").mkdir()
+    for name in ("secret", "evil.pth", "evil.pt", "list.pth", "fifo", "missing"):
+        found = refusal(spec, name)
+        assert "1234" not in found
+        assert "Traceback" not in found
+    assert not (spec.parent / "pwned").exists()
+
+
+def test_a_damaged_copy_is_one_message(spec: Path) -> None:
+    opened = compiled(spec)
+    content = bytearray(opened.run.weights.read_bytes())
+    opened.run.weights.write_bytes(content[:200])
+    with pytest.raises(RunError, match="is damaged"):
+        start_weights(opened)
+
+
+def net_of(graph: Graph, weights: dict[str, Any] | None) -> Supernet:
+    return Supernet.start(graph, class_task(), SearchConfig(), torch.device("cpu"), 0, 1.0, weights=weights)
+
+
+def test_the_supernet_starts_from_them_with_its_scales_fixed(spec: Path) -> None:
+    graph = api.load(spec)[1]
+    weights = random_weights(graph, 3)
+    net = net_of(graph, weights)
+    assert all(np.array_equal(array, np.asarray(weights[n], np.float32)) for n, array in weights_of(net.module).items())
+    norms = [part for part in net.module.modules() if isinstance(part, BatchNorm)]
+    assert norms
+    assert all(not part.weight.requires_grad and part.bias.requires_grad for part in norms)
+    assert len({float(part.weight[0].detach()) for part in norms}) > 3
+
+
+def test_pruning_a_supernet_with_scales_of_its_own_changes_no_output(spec: Path) -> None:
+    graph = api.load(spec)[1]
+    net = net_of(graph, random_weights(graph, 3))
+    some = {gate for number, gate in enumerate(graph.gates()) if number % 3 == 0 and not gate.startswith("reduce")}
+    closed = set(graph.gates()) - {edge.gate for edge in surviving_edges(graph, some)}
+    with torch.no_grad():
+        for scope, gates in graph.gate_scopes().items():
+            net.gate_vectors[scope].copy_(torch.tensor([0.0 if gate in closed else 0.7 for gate in gates]))
+    images = torch.rand(4, 1, 8, 8)
+    before, after = net.module.eval()(images), net.pruned(closed).module.eval()(images)
+    assert torch.allclose(before, after, atol=1e-5 * float(before.detach().abs().max()))
+
+
+def test_retraining_starts_from_what_is_left_of_them(spec: Path) -> None:
+    opened = compiled(spec)
+    gates = {gate: 0.3 for number, gate in enumerate(opened.graph.gates()) if number % 4}
+    found = Architecture.of(opened.graph, gates, strategy="dso", seed=0, spec_hash="")
+    opened.run.search.path.mkdir()
+    opened.run.search.arch.write_text(found.to_yaml())
+    network = found_network(opened)
+    assert network.width == 1
+    assert "the spec's file has them" in network.width_note
+    given = load_file(spec.parent / "parts" / "w.safetensors")
+    same = [n for n, array in network.model.weights.items() if n in given and np.array_equal(array, given[n])]
+    assert len(same) > 0.8 * len(network.model.weights)
+    whole = lower(opened.graph)
+    assert set(gate_values(whole, opened.graph)) >= set(gates)
+
+
+def test_trained_weights_keep_their_widths(spec: Path) -> None:
+    opened = compiled(spec, "budget.params=1k")
+    gates = dict.fromkeys(opened.graph.gates(), 1.0)
+    found = Architecture.of(opened.graph, gates, strategy="dso", seed=0, spec_hash="")
+    opened.run.search.path.mkdir()
+    opened.run.search.arch.write_text(found.to_yaml())
+    with pytest.raises(RunError, match="trained weights keep their widths"):
+        found_network(opened)
+
+
+@pytest.mark.slow
+def test_a_search_and_a_retraining_of_several_seeds_go_through(spec: Path) -> None:
+    run = compiled(spec).run
+    assert len(api.search(run, seeds=[0, 1], quiet=True).results) == 2
+    assert len(api.retrain(run, seeds=[0, 1], quiet=True).results) == 2
+    assert api.open_run(run.seed_run(1)).run.weights.is_file()
+    api.smoke(spec, "retrain")
+    api.smoke(run.seed_run(0), "retrain")
