@@ -22,7 +22,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from compiler.elaborate.builder import load as load_spec
 from compiler.errors import RunError
 from compiler.garbage import collector_paused
 from compiler.ir.graph import Graph
@@ -32,6 +31,7 @@ from compiler.language.overrides import Override, Overrides, overrides_of
 from compiler.language.parse import SPEC, parse_file
 from compiler.language.spec import Spec
 from graphspec.cost_report import CostReport, cost_report
+from runtime.data.filled import load_filled, said_by_data
 from runtime.data.survey import Survey, survey
 from runtime.jobs.advice import check_settings
 from runtime.jobs.options import JobOptions
@@ -70,8 +70,11 @@ class CompiledSpec:
 
 
 def load(path: str | os.PathLike[str], overrides: Overrides = ()) -> tuple[Spec, Graph]:
-    """Parse and elaborate a spec file; SpecError with every mistake in it."""
-    return load_spec(path, overrides_of(overrides))
+    """Parse and elaborate a spec file; SpecError with every mistake in it.
+
+    `classes`, `input` or its channels may be left out (RunError if the data is not there to say them).
+    """
+    return load_filled(path, overrides_of(overrides))
 
 
 @collector_paused()
@@ -93,10 +96,11 @@ def compile(  # noqa: A001  (the verb of the command line)
     graph_json, digest = json_and_hash(graph)
     costs = cost_report(graph, spec.config.search, digest)
     data = _survey(spec, task)
+    says = "; it says ".join(filter(None, (data.says, said_by_data(spec))))
     warnings = (*data.warnings, *check_settings(spec, graph, data.training))
     files = _files(spec, graph, graph_json)
     run = None if dry_run else RunDir.create(files, Path(out) if out else None, root)
-    return CompiledSpec(spec, graph, costs, data.says, warnings, run)
+    return CompiledSpec(spec, graph, costs, says, warnings, run)
 
 
 def _survey(spec: Spec, task: Task) -> Survey:

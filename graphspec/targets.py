@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from compiler.elaborate.builder import load
 from compiler.errors import GraphspecError
 from compiler.ir.graph import Graph
 from compiler.language.overrides import Override
+from runtime.data.filled import load_filled
 from runtime.rundir.directory import RunDir
 from runtime.rundir.network import read_architecture, read_graph
 
@@ -39,7 +39,7 @@ def picture_of(target: Path | None, overrides: Sequence[Override] = ()) -> Pictu
     """What there is to see of a spec, a graph file or a run."""
     if target is not None and not target.is_dir() and target.name != "latest":
         is_graph = target.suffix == ".json" and target.is_file()
-        return Picture(read_graph(target) if is_graph else load(target, overrides)[1])
+        return Picture(read_graph(target) if is_graph else load_filled(target, overrides)[1])
     if overrides:
         raise GraphspecError("--set changes a spec, not a run that is compiled already; give the spec file")
     run = RunDir.latest() if target is None else RunDir.open(target)

@@ -81,14 +81,32 @@ class DataConfig(Section):
     """The data set and its augmentation."""
 
     name: str = "digits"
-    """`digits`, `cifar10`, `cifar100`, `fashion_mnist`, `mnist`, `svhn`, `folder`, `imagenet`, `fake`, or
-    `package.module:function` (needs `--trust-code`)."""
+    """`digits`, `cifar10`, `cifar100`, `fashion_mnist`, `mnist`, `svhn`, `folder`, `table`, `arrays`, `imagenet`,
+    `fake`, or `package.module:function` (needs `--trust-code`)."""
     root: str | None = None
-    """Folder of the data set. Default: the environment variable GRAPHSPEC_DATA, or `./data`."""
+    """Folder of the data set; `folder`: or a zip or tar file, `arrays`: or an .npz file. Default: the environment
+    variable GRAPHSPEC_DATA, or `./data`; of a `table` the folder that it lies in."""
+    file: str | None = None
+    """`table`: a CSV, TSV or JSON lines file with a line for each image, relative to `root` where that is set."""
+    image: str = "path"
+    """`table`: the column of the paths of the images, relative to the folder of the data set."""
+    label: str = "label"
+    """`table`: the column of the classes."""
+    part: str | None = None
+    """`table`: the column that says train, val or test. Default: the set is divided here."""
+    nested: bool = False
+    """`folder`: each folder that holds images is a class, named by its way (`cat/wild`). Default: the outermost are."""
     download: bool = False
     """Download a missing torchvision data set."""
     validation: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
-    """Fraction of the training images used for validation only."""
+    """Fraction of the training images used for validation only, where the set has no part for it."""
+    test: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    """Fraction of the images used for the test, where the set has no part for it."""
+    split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Which of its divisions into training, validation and test a set without parts gets, whatever the run's seed."""
+    near_duplicates: Annotated[int, Field(ge=0, le=8)] | None = 3
+    """Images that differ in at most so many of the 64 bits of their dHash stay in one part where a set is divided;
+    null: images are not compared."""
     crop_padding: Pixels = 0
     """Pad images by this many pixels and crop at random; 0: off."""
     flip: bool = False
@@ -102,11 +120,17 @@ class DataConfig(Section):
     range: Annotated[float, Field(gt=0.0, le=1e12)] | None = None
     """The value that is white in images of more than 8 bits or of floats, such as 4095 of 12 bits. Default: the largest
     of their type, of floats 1."""
+    resize: Literal["crop", "squash", "letterbox"] = "crop"
+    """How image files become as large as the input: scaled until they cover it and cropped in the middle; each side
+    scaled apart; or scaled until they fit into it, in the middle of the background."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 2
     """Loader processes, for data sets that are not held in memory."""
     in_memory: bool | None = None
-    """`folder`: hold the decoded images in memory. Default: if they take less than 2 GB at 8 bits. `imagenet` is never
-    held in memory, all other data sets always are."""
+    """`folder`, `table`: hold the decoded images in memory. Default: if they take less than 2 GB at 8 bits. `imagenet`
+    is never held in memory, all other data sets always are."""
+    class_weights: Literal["balanced"] | dict[str, Rate] | None = None
+    """How much an image counts in the loss of training: `balanced` gives every class the same sum, with a mean of 1
+    over the images; or numbers by class (`{cat: 2}`), 1 for those not named."""
     skip_corrupt: bool = False
     """Skip and count unreadable images. Default: an unreadable image is an error."""
     fake_size: Annotated[int, Field(gt=0, le=10**6)] = 256

@@ -147,10 +147,11 @@ SPEC = Construct(
         _needed(
             "input",
             Kind(_read_input, _INPUT),
-            "Size of an image: [channels, height, width]; of a signal: [channels, length].",
+            "Size of an image: [channels, height, width]; of a signal: [channels, length]. Left out, or with `auto` "
+            "for the channels, as the data says.",
             (3, 32, 32),
         ),
-        _needed("classes", SIZE, "Number of classes. Also a symbol.", 1),
+        _needed("classes", SIZE, "Number of classes. Also a symbol. Left out as the data says.", 1),
         _needed("blocks", BLOCKS, "Typed graphs of nodes, by name.", {}),
         _needed("network", NETWORK, "The blocks of the network: a chain as a list, or named entries wired freely.", ()),
     ),

@@ -15,6 +15,7 @@ from torch import Tensor
 from compiler.errors import RunError
 from compiler.language.config import DataConfig
 from runtime.data.augment import Augment, Normalise, crop_and_flip, draw, to_float
+from runtime.data.divide import Division
 from runtime.data.folders import Listing
 from runtime.data.named_sets import Shape, open_dataset
 from runtime.data.sources import Fetched, Images, Request
@@ -140,7 +141,10 @@ class Dataset:
     augment: Augment  # of training batches
     seed: int
     validation_share: float
-    listings: tuple[Listing, ...] = ()  # of training and test images, where they lie in folders
+    listings: tuple[Listing, ...] = ()  # of the parts, where they are files
+    notes: tuple[str, ...] = ()  # what is used for what, where it does not say so itself
+    held: Tensor | None = None  # (N,) bool of the training images: the validation part, where the set has one
+    division: Division | None = None  # where the set has no parts
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -150,7 +154,8 @@ class Dataset:
     def split(self, weight_part: float) -> Split:
         """The training images divided for search; `.training` of it for retraining."""
         targets = self.train.targets
-        return split_images(targets, self.task.strata(targets), weight_part, self.validation_share, self.seed)
+        strata, share = self.task.strata(targets), self.validation_share
+        return split_images(targets, strata, weight_part, share, self.seed, self.held)
 
     def training_loader(
         self, rows: Tensor, batch_size: int, purpose: str, place: Share = HERE, *, cutout: int = 0
@@ -187,13 +192,27 @@ def load_dataset(config: DataConfig, input_shape: Shape, task: Task, *, seed: in
     if mean is None or std is None:
         # The parts for weights and gates together do not depend on how they share the images.
         targets = opened.train.targets
-        training = split_images(targets, task.strata(targets), 0.5, config.validation, seed).training
+        training = split_images(targets, task.strata(targets), 0.5, config.validation, seed, opened.held).training
         own_mean, own_std = channel_statistics(opened.train, training, seed)
         mean, std = mean or own_mean, std or own_std
     augment = replace(opened.augment, crop_padding=config.crop_padding, flip=config.flip or opened.augment.flip)
+    task = task.fitted(opened.train.targets, opened.labels)
     normalise, share, (train, test) = Normalise(mean, std), config.validation, (opened.train, opened.test)
-    labels, listings = opened.labels, opened.listings
-    return Dataset(config.name, task, train, test, labels, normalise, augment, seed, share, listings)
+    return Dataset(
+        config.name,
+        task,
+        train,
+        test,
+        opened.labels,
+        normalise,
+        augment,
+        seed,
+        share,
+        opened.listings,
+        opened.notes,
+        opened.held,
+        opened.division,
+    )
 
 
 def channel_statistics(images: Images, rows: Tensor, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance
 
+from runtime.data.archives import source
 from runtime.data.pixels import Found, Pixels, Reading, as_pixels, fit, read_image, read_pixels
 
 TEST_MARGIN = 256 / 224  # fb.resnet tests on the central 224 pixels of images whose short side is 256
@@ -28,8 +29,8 @@ def decode(path: str, shape: tuple[int, ...], reading: Reading, key: int | None)
     brightness, contrast and saturation, all decided by the key.
     """
     if key is None:
-        return read_pixels(path, shape, reading)
-    image, found = read_image(path, shape[0], reading)
+        return read_pixels(source(path), shape, reading)
+    image, found = read_image(source(path), shape[0], reading)
     choices = torch.Generator().manual_seed(key)
     return as_pixels(_jitter(_random_part(image, shape, choices), choices), shape[0]), found
 

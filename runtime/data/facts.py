@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import math
-import os
 import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from compiler.language.config import DataConfig
+from runtime.data.archives import beginning, size_of
 from runtime.data.augment import Normalise
 from runtime.data.dataset import HERE, NO_AUGMENTATION, Dataset
+from runtime.data.layouts import TEST, TRAIN, VALIDATION, data_root
 from runtime.data.named_sets import Shape
 from runtime.data.pixels import Found
 from runtime.data.sources import FileImages, Images, MemoryImages, Request
-from runtime.data.survey import data_root
 from runtime.rundir.directory import JobDir
 from runtime.rundir.facts import DataFacts, PartFacts
-from runtime.rundir.files import damaged, guarded, read_tensors, write_bytes, write_json
+from runtime.rundir.files import damaged, guarded, read_tensors, write_bytes, write_json, write_text
 from runtime.tasks.base import Task
 
 _SIZED, _OPENED, _READ = 20_000, 64, 2**16  # files whose size counts, files whose first bytes do, and how many bytes
@@ -38,7 +41,17 @@ def facts_of(dataset: Dataset, config: DataConfig) -> DataFacts:
     mean, std = dataset.normalise.mean, dataset.normalise.std
     train, test = (_part(dataset, images, root) for images in (dataset.train, dataset.test))
     where = str(root) if has_root else None
-    return DataFacts(name=config.name, root=where, labels=dataset.labels, mean=mean, std=std, train=train, test=test)
+    division = dataset.division.facts if dataset.division else None
+    return DataFacts(
+        name=config.name,
+        root=where,
+        labels=dataset.labels,
+        mean=mean,
+        std=std,
+        train=train,
+        test=test,
+        division=division,
+    )
 
 
 def _part(dataset: Dataset, images: Images, root: Path) -> PartFacts:
@@ -59,10 +72,9 @@ def _digest(images: Images, root: Path) -> str:
         digest.update(name.encode(errors="surrogateescape") + b"\0")
     with guarded(root, "read"):
         for row in _spread(len(images.paths), _SIZED).tolist():
-            digest.update(b"%d\0" % os.stat(images.paths[row]).st_size)
+            digest.update(b"%d\0" % size_of(images.paths[row]))
         for row in _spread(len(images.paths), _OPENED).tolist():
-            with open(images.paths[row], "rb") as file:
-                digest.update(file.read(_READ))
+            digest.update(beginning(images.paths[row], _READ))
     return digest.hexdigest()
 
 
@@ -93,9 +105,26 @@ def write_facts(
             tell(f"{folder.path} did not say what its data was; {folder.data} holds what it is now")
         most = _SAMPLE_BYTES // (len(now.mean) * math.prod(dataset.test.size))
         pixels, targets = _sample(dataset.test, max(2, min(_SAMPLES, most)))
+        if dataset.division:
+            write_text(folder.split, _split_table(dataset, now.root or ""))
         write_bytes(folder.samples, safetensors.torch.save({"pixels": pixels.contiguous(), "targets": targets}))
     if known is None or known.root != now.root:
         write_json(folder.data, (known or now).model_copy(update={"root": now.root}).model_dump(mode="json"))
+
+
+def _split_table(dataset: Dataset, root: str) -> str:
+    """The part of every image as CSV with the columns path, label and part; of arrays the path is a number."""
+    assert dataset.division is not None
+    assert dataset.held is not None
+    parts = [VALIDATION if held else TRAIN for held in dataset.held.tolist()] + [TEST] * len(dataset.test.targets)
+    targets = torch.cat((dataset.train.targets, dataset.test.targets)).tolist()
+    rows = np.concatenate([dataset.division.rows(part) for part in (TRAIN, VALIDATION, TEST)])
+    paths = [path.removeprefix(f"{root}/") for path in (*dataset.train.paths, *dataset.test.paths)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("path", "label", "part"))
+    writer.writerows(zip(paths or rows.tolist(), (dataset.labels[t] for t in targets), parts, strict=True))
+    return text.getvalue()
 
 
 def recorded_dataset(facts: DataFacts, folder: JobDir, task: Task, shape: Shape, seed: int, share: float) -> Dataset:

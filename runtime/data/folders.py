@@ -6,7 +6,7 @@ import os
 import stat
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,6 +50,13 @@ class Listing:
     folder: Path
     images: dict[str, list[str]]  # paths by class, in the order of their names
     passed: Passed
+    counted: bool = True  # otherwise there are classes that were not looked into
+    part: str = ""  # what it is called; empty: as the folder
+
+    @property
+    def total(self) -> int:
+        """How many images were found."""
+        return sum(map(len, self.images.values()))
 
     def line(self) -> str:
         """The images per class, for people."""
@@ -57,34 +64,48 @@ class Listing:
         each = ", ".join(f"{name} {count:,}" for name, count in counts.items())
         if len(counts) > _SHOWN:
             each = f"{min(counts.values()):,} to {max(counts.values()):,} each"
-        return f"{self.folder.name}: {sum(counts.values()):,} images of {len(counts):,} classes ({each})"
+        return f"{self.part or self.folder.name}: {self.total:,} images of {len(counts):,} classes ({each})"
 
 
-def list_images(folder: Path) -> Listing:
-    """All images of the class folders in `folder`, at whatever depth.
+def list_images(folder: Path, *, nested: bool = False, most: int | None = None) -> Listing:
+    """All images of the class folders in `folder`, at whatever depth; `nested`: each folder with images is a class.
 
-    RunError if there is no class, one without images, or something that cannot be read.
+    Of more than `most` images the classes that come after are named only. RunError if there is no class, one without
+    images, or something that cannot be read.
     """
-    passed = Passed()
+    listing = scan_images(folder, nested=nested, most=most)
+    refuse_empty(listing)
+    return listing
+
+
+def scan_images(folder: Path, *, nested: bool = False, most: int | None = None) -> Listing:
+    """As `list_images`, whether there are any or not."""
+    passed, images, found = Passed(), dict[str, list[str]](), 0
     with guarded(folder, "read"):
         for entry in os.scandir(folder):
-            if os.path.isfile(entry.path) and not _kind(entry.name):
+            if os.path.isfile(entry.path) and not kind_of(entry.name):
                 passed.add("image beside the class folders")
-    listing = Listing(folder, dict(images_by_class(folder, passed)), passed)
-    _refuse(listing)
-    return listing
+    walk = _Walk(folder, passed)
+    for path in walk.classes():
+        within = nested or most is None or found <= most
+        paths = images[os.path.basename(path)] = walk.images_in(path) if within else []
+        found += len(paths)
+    if nested:
+        images = _by_inner_folder(folder, images)
+    return Listing(folder, images, passed, nested or most is None or found <= most)
+
+
+def _by_inner_folder(folder: Path, images: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The same images by the folders that hold them, below `folder`."""
+    found: dict[str, list[str]] = {}
+    for path in (path for paths in images.values() for path in paths):
+        found.setdefault(Path(os.path.dirname(path)).relative_to(folder).as_posix(), []).append(path)
+    return dict(sorted(found.items()))
 
 
 def class_names(folder: Path) -> list[str]:
     """The names of the class folders in it; RunError if it cannot be read."""
     return [os.path.basename(path) for path in _Walk(folder, Passed()).classes()]
-
-
-def images_by_class(folder: Path, passed: Passed) -> Iterator[tuple[str, list[str]]]:
-    """Class by class the paths of its images, in torchvision's order; RunError if the folder cannot be read."""
-    walk = _Walk(folder, passed)
-    for path in walk.classes():
-        yield os.path.basename(path), walk.images_in(path)
 
 
 def refuse_other_classes(train: Path, test: Path, names: Sequence[str], test_names: Sequence[str]) -> None:
@@ -134,7 +155,7 @@ class _Walk:
             for entry in entries:
                 if os.path.isdir(entry.path):
                     continue
-                if kind := _kind(entry.name):
+                if kind := kind_of(entry.name):
                     self._passed.add(kind)
                 elif kind := _special(entry.path):
                     self._pass(kind, entry.path)
@@ -148,7 +169,7 @@ class _Walk:
         for entry in entries:
             if not os.path.isdir(entry.path):
                 continue
-            if entry.name.startswith(".") or entry.name == "__MACOSX":  # left behind by tools
+            if is_hidden(entry.name):
                 self._passed.add(f"folder {one_line(entry.name)}")
             elif entry.is_symlink() and not self._homes.isdisjoint(_with_parents(os.path.realpath(entry.path))):
                 self._pass(THERE, entry.path)
@@ -172,7 +193,12 @@ def _special(path: str) -> str:
         return "link to nothing"
 
 
-def _kind(name: str) -> str:
+def is_hidden(folder: str) -> bool:
+    """Whether a folder was left behind by tools."""
+    return folder.startswith(".") or folder == "__MACOSX"
+
+
+def kind_of(name: str) -> str:
     """Of a file that is passed over; empty for an image."""
     if name.startswith("._"):
         return "._* of macOS"
@@ -181,8 +207,9 @@ def _kind(name: str) -> str:
     return one_line(name if name.startswith(".") else os.path.splitext(name)[1].lower()) or "file without an ending"
 
 
-def _refuse(listing: Listing) -> None:
-    empty = [name for name, paths in listing.images.items() if not paths]
+def refuse_empty(listing: Listing) -> None:
+    """RunError if there is no class, or one without images as far as they were looked into."""
+    empty = [name for name, paths in listing.images.items() if not paths and listing.counted]
     reason = f"no image is in {', '.join(map(one_line, empty[:5]))}" if empty else ""
     if not listing.images:
         reason = "there is no class folder in it"

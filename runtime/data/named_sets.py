@@ -16,17 +16,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
 from compiler.errors import RunError, did_you_mean, one_line
 from compiler.language.config import DataConfig
+from runtime.data.arrays import ArrayPart, over_range, read_arrays
 from runtime.data.augment import Augment
 from runtime.data.decode import TEST_MARGIN
-from runtime.data.folders import Listing, list_images, refuse_other_classes
-from runtime.data.pixels import Found, Reading, scaled
+from runtime.data.divide import Division, divide
+from runtime.data.folders import Listing, Passed
+from runtime.data.layouts import TEST, TRAIN, VALIDATION, Parts, data_root, find_parts
+from runtime.data.looks import array_looks, look_at_all, near_duplicates
+from runtime.data.pixels import Reading
 from runtime.data.sources import NOTHING, FileImages, Images, MemoryImages
 from runtime.data.split import stratified_order
-from runtime.data.survey import BUILT_IN, check_files_fit, check_holding, check_shape, data_root, part_folders
+from runtime.data.survey import BUILT_IN, check_files_fit, check_holding, check_shape
 from runtime.seeds import generator
 from runtime.tasks.base import Task
 
@@ -44,7 +48,10 @@ class Opened:
     test: Images
     labels: tuple[str, ...]  # names of the outputs, as far as they have any
     augment: Augment  # what the set always gets, besides what the spec asks for
-    listings: tuple[Listing, ...] = ()  # of training and test images, where they lie in folders
+    listings: tuple[Listing, ...] = ()  # of the parts, where they are files
+    notes: tuple[str, ...] = ()  # what is used for what, where it does not say so itself
+    held: Tensor | None = None  # (N,) bool of the training images: the validation part, where the set has one
+    division: Division | None = None  # where the set has no parts
 
 
 def open_dataset(config: DataConfig, shape: Shape, task: Task, *, seed: int, trust_code: bool) -> Opened:
@@ -64,7 +71,7 @@ def open_dataset(config: DataConfig, shape: Shape, task: Task, *, seed: int, tru
 
 def reading_of(config: DataConfig) -> Reading:
     """How files become pixels, for the images of this set and for those the network is used on."""
-    return Reading(config.background, config.range, TEST_MARGIN if config.name == "imagenet" else 1.0)
+    return Reading(config.background, config.range, TEST_MARGIN if config.name == "imagenet" else 1.0, config.resize)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,23 +84,14 @@ class _Expected:
 
     def images(self, pixels: Any, targets: Any) -> MemoryImages:
         """`pixels`: (N, H, W) or (N, H, W, C) array, `targets`: what the set has of each image."""
-        array, found = _over_its_range(np.asarray(pixels), self.config.range)
+        array, found = over_range(np.asarray(pixels), self.config.range)
         images = torch.from_numpy(np.ascontiguousarray(array))
         images = images if images.ndim > len(self.shape) else images[..., None]
-        return MemoryImages(images, self.task.targets(torch.as_tensor(targets)), found=found)
+        return MemoryImages(images, self.task.targets(torch.as_tensor(targets)), found=sum(found, NOTHING))
 
     def labels(self, train: Images, test: Images, classes: Sequence[str] | None) -> tuple[str, ...]:
         """Names of the outputs; RunError if the classes of the set do not fit the task."""
         return self.task.labels(self.config.name, train.targets, test.targets, classes)
-
-
-def _over_its_range(images: NDArray[Any], white: float | None) -> tuple[NDArray[Any], Found]:
-    """Images (N, ...) as uint8, or as float32 in 0..255 of another type; ValueError if one has values that are none."""
-    if images.dtype == np.uint8:
-        return images, NOTHING
-    white = white or (1.0 if images.dtype.kind == "f" else float(np.iinfo(images.dtype).max))
-    parts = [scaled(image, white) for image in images]
-    return np.stack([pixels for pixels, _ in parts]), sum((found for _, found in parts), NOTHING)
 
 
 def _opened(expected: _Expected, train: MemoryImages, test: MemoryImages, classes: Sequence[str] | None) -> Opened:
@@ -174,8 +172,8 @@ def _others_wait(root: Path) -> Iterator[None]:
         yield
 
 
-def _open_folder(expected: _Expected, _: int) -> Opened:
-    """A folder per class below train/ and test/ (or val/); images scaled and cropped to the spec's input."""
+def _open_files(expected: _Expected, _: int) -> Opened:
+    """Image files in one of the layouts, brought to the spec's input."""
     opened = _find_files(expected, random_parts=False)
     channels, height, width = expected.shape
     needed = (len(opened.train.targets) + len(opened.test.targets)) * channels * height * width
@@ -194,19 +192,78 @@ def _open_imagenet(expected: _Expected, _: int) -> Opened:
 def _find_files(expected: _Expected, *, random_parts: bool) -> Opened:
     check_files_fit(expected.shape)
     config = expected.config
-    folders = part_folders(config)
-    listings = list_images(folders[0]), list_images(folders[1])
-    names, test_classes = (tuple(listing.images) for listing in listings)
-    refuse_other_classes(*folders, names, test_classes)
+    parts, division = find_parts(config), None
+    if parts.test is None:
+        parts, division = _divided(parts.train, config)
+    names = tuple(parts.train.images)
 
-    def images(listing: Listing) -> FileImages:
-        numbered = [(path, number) for number, paths in enumerate(listing.images.values()) for path in paths]
+    def images(*listings: Listing) -> FileImages:
+        numbered = [(path, at) for at, name in enumerate(names) for one in listings for path in one.images[name]]
         paths, numbers = [path for path, _ in numbered], torch.tensor([number for _, number in numbered])
         targets, skip, reading = expected.task.targets(numbers), config.skip_corrupt, reading_of(config)
         return FileImages(paths, targets, expected.shape, random_parts, config.workers, skip, reading=reading)
 
-    train, test = map(images, listings)
-    return Opened(train, test, expected.labels(train, test, names), Augment(), listings)
+    *first, last = parts.listings
+    train, test, held = images(*first), images(last), None
+    if parts.validation is not None:
+        kept = {path for paths in parts.validation.images.values() for path in paths}
+        held = torch.tensor([path in kept for path in train.paths])
+    labels, note = expected.labels(train, test, names), parts.note
+    return Opened(train, test, labels, Augment(), parts.listings, (note,) * bool(note), held, division)
+
+
+def _divided(whole: Listing, config: DataConfig) -> tuple[Parts, Division]:
+    """A set without parts, divided; files that cannot be read are near-duplicates of none."""
+    paths = [path for paths in whole.images.values() for path in paths]
+    labels = np.repeat(np.arange(len(whole.images)), [len(paths) for paths in whole.images.values()])
+    looks = [] if config.near_duplicates is None else look_at_all(paths, reading_of(config))
+    same = near_duplicates(looks, config.near_duplicates) if looks else np.arange(len(paths))
+    division = divide(labels, same, config)
+
+    def listing(part: str) -> Listing:
+        passed = whole.passed if part == TRAIN else Passed()
+        images: dict[str, list[str]] = {name: [] for name in whole.images}
+        names = list(images)
+        for row in division.rows(part).tolist():
+            images[names[labels[row]]].append(paths[row])
+        return Listing(whole.folder, images, passed, part=part)
+
+    root = data_root(config)
+    note = division.says([path.removeprefix(f"{root}/") for path in paths])
+    return Parts(listing(TRAIN), listing(VALIDATION), listing(TEST), note), division
+
+
+def _open_arrays(expected: _Expected, _: int) -> Opened:
+    """Arrays of images or signals; of more than 8 bits over `data.range`."""
+    root = data_root(expected.config)
+    found = read_arrays(root, expected.shape)
+    parts, notes, division, held = found.parts, [found.note] * bool(found.note), None, None
+    for part in parts.values():
+        check_shape(expected.config.name, part.shape, expected.shape)
+    try:
+        if "" in parts:
+            division = _division_of(parts[""], expected)
+            notes.append(division.says([f"image {number}" for number in range(len(parts[""].labels))]))
+            parts = {part: parts[""].taken(division.rows(part)) for part in (TRAIN, VALIDATION, TEST)}
+        first, last = parts[TRAIN], parts.get(VALIDATION)
+        if last is not None:
+            held = torch.arange(len(first.labels) + len(last.labels)) >= len(first.labels)
+            images, labels = np.concatenate((first.images, last.images)), np.concatenate((first.labels, last.labels))
+            first = ArrayPart(images, labels)
+        train, test = (expected.images(part.images, part.labels) for part in (first, parts[TEST]))
+    except ValueError as error:
+        raise RunError(f"{root}: {error}") from error
+    names = expected.labels(train, test, found.names)
+    return Opened(train, test, names, Augment(), notes=tuple(notes), held=held, division=division)
+
+
+def _division_of(part: ArrayPart, expected: _Expected) -> Division:
+    """Signals are not compared."""
+    config, same = expected.config, np.arange(len(part.labels))
+    if config.near_duplicates is not None and len(expected.shape) == 3:
+        pixels = expected.images(part.images, part.labels).images.permute(0, 2, 3, 1)
+        same = near_duplicates(array_looks(pixels.byte().numpy()), config.near_duplicates)
+    return divide(part.labels, same, config)
 
 
 def _open_function(expected: _Expected, trust_code: bool) -> Opened:
@@ -256,7 +313,9 @@ def _checked(expected: _Expected, images: Any, given: Any) -> MemoryImages:
 SETS: dict[str, Callable[[_Expected, int], Opened]] = {
     "digits": _open_digits,
     **{name: _open_torchvision for name, known in BUILT_IN.items() if known.torchvision},
-    "folder": _open_folder,
+    "folder": _open_files,
+    "table": _open_files,
+    "arrays": _open_arrays,
     "imagenet": _open_imagenet,
     "fake": _open_fake,
 }

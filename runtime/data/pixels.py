@@ -32,6 +32,10 @@ class Reading:
     background: Sequence[int] = (255, 255, 255)  # what shows through where an image is transparent
     range: float | None = None  # the value that is white, of more than 8 bits; None: the largest of the file's type
     margin: float = 1.0  # the part that is cropped out is so many times smaller than the scaled image
+    resize: str = "crop"  # or squash, letterbox: see `fit`
+
+
+READING = Reading()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,7 @@ class Found:
 def read_pixels(path: Any, shape: tuple[int, ...], reading: Reading) -> tuple[Pixels, Found]:
     """The image file as (H, W, C), for a network input `shape` (C, H, W); see `read_image` and `fit`."""
     image, found = read_image(path, shape[0], reading)
-    return as_pixels(fit(image, shape, reading.margin), shape[0]), found
+    return as_pixels(fit(image, shape, reading), shape[0]), found
 
 
 def read_image(path: Any, channels: int, reading: Reading) -> tuple[Image.Image, Found]:
@@ -62,27 +66,49 @@ def read_image(path: Any, channels: int, reading: Reading) -> tuple[Image.Image,
     """
     try:
         with Image.open(path) as file:
-            file.load()  # damage shows here
-            image = _upright(file)
-            if image.mode == "F" or image.mode.startswith("I"):
-                return _scaled(image, reading)
-            if image.has_transparency_data:
-                return _on_background(image, channels, reading)
-            return image.convert(MODES[channels]), Found()
+            return load(file, channels, reading)
     except Exception as error:  # a damaged file makes Pillow raise almost anything
         raise UnreadableError(str(error) or type(error).__name__) from error
 
 
-def fit(image: Image.Image, shape: tuple[int, ...], margin: float = 1.0) -> Image.Image:
-    """Scale so that the image just covers HxW times `margin`, then crop HxW in the middle, in one resampling."""
+def load(file: Image.Image, channels: int, reading: Reading) -> tuple[Image.Image, Found]:
+    """As `read_image`, of a file that Pillow has opened; almost any exception if it is damaged."""
+    file.load()  # damage shows here
+    image = _upright(file)
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _scaled(image, reading)
+    if image.has_transparency_data:
+        return _on_background(image, channels, reading)
+    return image.convert(MODES[channels]), Found()
+
+
+def fit(image: Image.Image, shape: tuple[int, ...], reading: Reading = READING) -> Image.Image:
+    """Bring an image to HxW, in one resampling, as `reading.resize` says.
+
+    `crop`: scale so that it just covers HxW times the margin, then crop HxW in the middle. `squash`: scale both sides
+    apart. `letterbox`: scale so that it just fits into HxW, in the middle of the background.
+    """
     _, height, width = shape
-    if margin == 1.0 and image.size == (width, height):
+    if reading.margin == 1.0 and image.size == (width, height):
         return image
-    factor = min(image.width / width, image.height / height) / margin
+    if reading.resize == "squash":
+        return image.resize((width, height), Image.Resampling.BICUBIC)
+    if reading.resize == "letterbox":
+        return _letterbox(image, height, width, reading)
+    factor = min(image.width / width, image.height / height) / reading.margin
     box_width, box_height = width * factor, height * factor
     left, top = (image.width - box_width) / 2, (image.height - box_height) / 2
     box = (max(left, 0.0), max(top, 0.0), min(left + box_width, image.width), min(top + box_height, image.height))
     return image.resize((width, height), Image.Resampling.BICUBIC, box=box)
+
+
+def _letterbox(image: Image.Image, height: int, width: int, reading: Reading) -> Image.Image:
+    factor = min(width / image.width, height / image.height)
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    ground = Image.new("RGB", (width, height), tuple(reading.background))
+    ground = ground.convert("L").convert("F") if image.mode == "F" else ground.convert(image.mode)
+    ground.paste(image.resize(size, Image.Resampling.BICUBIC), ((width - size[0]) // 2, (height - size[1]) // 2))
+    return ground
 
 
 def as_pixels(image: Image.Image, channels: int) -> Pixels:

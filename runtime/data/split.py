@@ -50,16 +50,26 @@ def stratified_order(labels: Tensor, random: torch.Generator) -> Tensor:
     return torch.from_numpy(by_class[np.argsort(place, kind="stable")].astype(np.int64))
 
 
-def split_images(targets: Tensor, strata: Tensor | None, weight_part: float, validation: float, seed: int) -> Split:
+def split_images(
+    targets: Tensor,
+    strata: Tensor | None,
+    weight_part: float,
+    validation: float,
+    seed: int,
+    held: Tensor | None = None,
+) -> Split:
     """Hold out `validation` of the images, give `weight_part` of the rest to the weights and what remains to the gates.
 
     `targets`: (N, ...); every part holds the numbers of `strata`, (N,) int64, in proportion. The validation part does
-    not depend on `weight_part`. Raises RunError when a part is empty.
+    not depend on `weight_part`; `held`, (N,) bool, says which images it is where the set says so. Raises RunError when
+    a part is empty.
     """
     if strata is None:
         strata = torch.zeros(len(targets), dtype=torch.int64)
     order = stratified_order(strata, generator(seed, "split"))
     held_out = round(validation * len(order))
+    if held is not None:
+        order, held_out = torch.cat((order[held[order]], order[~held[order]])), int(held.sum())
     for_weights = round(weight_part * (len(order) - held_out))
     sizes = {"validation": held_out, "weights": for_weights, "gates": len(order) - held_out - for_weights}
     for name, size in sizes.items():

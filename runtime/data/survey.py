@@ -5,16 +5,14 @@ It must not import torch: `graphspec compile` asks this, and is quick.
 
 from __future__ import annotations
 
-import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from compiler.errors import RunError, one_line
 from compiler.ir.graph import TensorType
 from compiler.language.config import DataConfig
-from runtime.data.folders import Passed, class_names, images_by_class, refuse_other_classes
-from runtime.rundir.files import guarded
+from runtime.data.layouts import LAYOUTS, TRAIN, VALIDATION, data_root, find_parts
 from runtime.tasks.base import Task, refuse_classes
 
 COUNTED = 100_000
@@ -43,7 +41,6 @@ BUILT_IN = {
     "mnist": BuiltIn(60_000, 10, (1, 28, 28), "MNIST/raw", "MNIST"),
     "svhn": BuiltIn(73_257, 10, (3, 32, 32), "train_32x32.mat", "SVHN"),
 }
-TEST_FOLDERS = {"folder": ("test", "val"), "imagenet": ("val", "test")}  # names of the sets that lie in folders
 
 
 class Survey(NamedTuple):
@@ -67,18 +64,14 @@ def survey(config: DataConfig, shape: tuple[int, ...], task: Task) -> Survey:
         warnings = (f"data set {name!r} is not in {one_line(root)}: set data.download or data.root before the search",)
         says = f"{name}, {known.training:,} training images; its files were not read"
         return Survey(says, known.training, warnings * missing)
-    if name not in TEST_FOLDERS:
+    if name not in (*LAYOUTS, "arrays"):
         return Survey(f"{name} was not looked at; the search opens it")
-    check_files_fit(shape)
-    if not root.is_dir():
+    if name != "arrays":
+        check_files_fit(shape)
+    if not root.exists():
         says = f"{name} was not looked at: there is no folder {one_line(root)}"
         return Survey(says, warnings=(f"{says}; set data.root or make it before the search",))
-    return _in_folders(config, root, task)
-
-
-def data_root(config: DataConfig) -> Path:
-    """The folder that the set lies in."""
-    return Path(config.root or os.environ.get("GRAPHSPEC_DATA") or "data").expanduser().absolute()
+    return _in_arrays(config, shape, task) if name == "arrays" else _in_files(config, task)
 
 
 def check_holding(config: DataConfig) -> None:
@@ -86,8 +79,10 @@ def check_holding(config: DataConfig) -> None:
     reason, held, name = "", config.in_memory, config.name
     if held and name == "imagenet":
         reason = "whose random crops are cut out of the original files"
-    elif held is False and name not in TEST_FOLDERS:
+    elif held is False and name not in LAYOUTS:
         reason = "which is never read from single image files"
+    if name == "imagenet" and config.resize != "crop":
+        raise RunError(f"data.resize: {config.resize} cannot be had for 'imagenet', which is cropped\n  try: `folder`")
     if reason:
         raise RunError(
             f"data.in_memory: {str(held).lower()} cannot be had for {name!r}, {reason}\n  try: without data.in_memory"
@@ -110,32 +105,40 @@ def check_files_fit(shape: Sequence[int]) -> None:
         raise RunError(f"image files have 1 or 3 channels, the spec's input is {found}\n  try: another `input`")
 
 
-def part_folders(config: DataConfig) -> tuple[Path, Path]:
-    """The folders of training and test images; RunError if one is missing."""
-    root, names = data_root(config), TEST_FOLDERS[config.name]
-    with guarded(root, "read"):
-        test = next((root / name for name in names if (root / name).is_dir()), None)
-        if test is None or not (root / "train").is_dir():
-            raise RunError(
-                f"data set {config.name!r}: {one_line(root)} must hold the folders train/ and {names[0]}/ "
-                f"(or {names[1]}/) with one folder of images per class; set data.root to the folder that holds them"
-            )
-    return root / "train", test
+def _in_files(config: DataConfig, task: Task) -> Survey:
+    """Classes of all parts, and the training images of each where there are not too many."""
+    parts, root = find_parts(config, COUNTED), one_line(data_root(config))
+    counts = {name: len(paths) for name, paths in parts.train.images.items()}
+    refuse_classes(config.name, len(counts), task)
+    if not parts.train.counted:
+        return Survey(f"{len(counts)} classes in {root}; their images were neither counted nor read")
+    held = parts.validation.total if parts.validation is not None else 0
+    return _found(config, counts, held, divided=parts.test is None, note=parts.note)
 
 
-def _in_folders(config: DataConfig, root: Path, task: Task) -> Survey:
-    """Classes of both parts, and the images of each where there are not too many."""
-    train, test = part_folders(config)
-    names, test_names = class_names(train), class_names(test)
-    refuse_other_classes(train, test, names, test_names)
-    refuse_classes(config.name, len(names), task)
-    counts: dict[str, int] = {}
-    for name, paths in images_by_class(train, Passed()):
-        counts[name] = len(paths)
-        if sum(counts.values()) > COUNTED:
-            return Survey(f"{len(names)} classes in {one_line(root)}; their images were neither counted nor read")
-    says = f"{sum(counts.values()):,} training images of {len(names)} classes in {one_line(root)}; none was read"
-    return Survey(says, sum(counts.values()), tuple(filter(None, [class_doubt(counts)])))
+def _in_arrays(config: DataConfig, shape: tuple[int, ...], task: Task) -> Survey:
+    from runtime.data.arrays import read_arrays  # and with it numpy
+
+    found = read_arrays(data_root(config), shape, look=True)
+    for part in found.parts.values():
+        check_shape(config.name, part.shape, shape)
+    refuse_classes(config.name, len(found.names), task)
+    first = found.parts["" if "" in found.parts else TRAIN]
+    held = len(found.parts[VALIDATION].labels) if VALIDATION in found.parts else 0
+    numbers = Counter(first.labels.tolist())
+    counts = {name: numbers[label] for label, name in enumerate(found.names)}
+    return _found(config, counts, held, divided="" in found.parts, note=found.note)
+
+
+def _found(config: DataConfig, counts: Mapping[str, int], held: int, *, divided: bool, note: str) -> Survey:
+    """What is said of these images by class, besides which `held` are for validation."""
+    total, root, images = sum(counts.values()), one_line(data_root(config)), "images" if divided else "training images"
+    says = f"{total:,} {images} of {len(counts)} classes in {root}; none was read"
+    if divided:
+        says += f"; they are divided when the search opens them, {config.test:.0%} of them for the test"
+        total = round(total * (1 - config.test))
+    notes = (f"{root}: {note}" if note else "", class_doubt(counts))
+    return Survey(says, total + held, tuple(filter(None, notes)))
 
 
 def class_doubt(counts: Mapping[str, int]) -> str:

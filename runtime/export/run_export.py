@@ -302,7 +302,7 @@ class _Export:
             "mean": self.dataset.normalise.mean,
             "std": self.dataset.normalise.std,
             "input_range": [0, 255],
-            "resize": "crop",  # scaled until it covers the input times the margin of `reading`, cropped in the middle
+            "resize": self.opened.spec.config.data.resize,  # `runtime.data.pixels.fit` says what it means
             "reading": asdict(reading_of(self.opened.spec.config.data)),
             "outputs": self.output_name,
             "spec": self.opened.spec.name,

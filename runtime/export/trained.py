@@ -16,7 +16,7 @@ from compiler.lowering.torch.fx import lower_model, weights_of
 from compiler.passes.pipeline import TO_INHERIT
 from runtime.data.dataset import Dataset, load_dataset
 from runtime.data.facts import facts_of, recorded_dataset, write_facts
-from runtime.data.survey import data_root
+from runtime.data.layouts import data_root
 from runtime.rundir.directory import JobDir, Opened
 from runtime.rundir.facts import read_facts
 from runtime.rundir.files import read_json

@@ -14,8 +14,8 @@ import numpy as np
 from compiler.errors import RunError
 from compiler.language.config import Configuration, DataConfig
 from runtime.data.folders import Listing, class_names, list_images
+from runtime.data.layouts import LAYOUTS, data_root, find_parts
 from runtime.data.pixels import Pixels
-from runtime.data.survey import TEST_FOLDERS, data_root
 from runtime.inference.figures import Numbers
 from runtime.inference.images import Batch, read_batches
 from runtime.inference.model import ExportedModel
@@ -85,10 +85,9 @@ def own_test_images(run: RunDir, model: ExportedModel, *, trust_code: bool = Fal
 
 
 def _test_folder(data: DataConfig, labels: Sequence[str]) -> Listing | None:
-    """The test images of a set in folders; None if it is no such set, or has other classes."""
-    folders = [data_root(data) / part for part in TEST_FOLDERS.get(data.name, ())]
-    test = next((folder for folder in folders if folder.is_dir()), None)
-    return list_images(test) if test and class_names(test) == list(labels) else None
+    """The test images of a set of files; None if it is no such set, has other classes, or is divided in training."""
+    test = find_parts(data).test if data.name in LAYOUTS and data_root(data).is_dir() else None
+    return test if test and list(test.images) == list(labels) else None
 
 
 def _listed(says: str, listing: Listing, labels: Sequence[str], expected: int | None = None) -> Labelled:

@@ -139,7 +139,7 @@ class Console:
     def progress(self, name: str, total: int, done: int = 0) -> Iterator[Advance]:
         """Show a bar with `done` of `total` images and the time left, on a terminal and while the block runs.
 
-        Call what it gives with the images to add and, where it changes, what is going on.
+        Call what it gives with the images to add and, where they change, what is going on and how many there are.
         """
         hidden = self._quiet or not self._rich.is_terminal or self._rich.is_dumb_terminal
         columns = (TextColumn("{task.description}"), BarColumn(BAR), TaskProgressColumn(), TimeRemainingColumn())
@@ -154,7 +154,7 @@ class Console:
         with shown as progress:
             task = progress.add_task(name, total=total, completed=done)
 
-            def advance(images: int, now: str | None = None) -> None:
-                progress.update(task, advance=images, description=now)
+            def advance(images: int, now: str | None = None, total: int | None = None) -> None:
+                progress.update(task, advance=images, description=now, total=total)
 
             yield advance

@@ -204,8 +204,8 @@ class _Attempt:
         known = None if is_anew else read_facts(folder)
         data = known.applied_to(config.data) if known else config.data
         dataset = load_dataset(data, spec.input, task_of(spec, opened.graph), seed=config.seed, trust_code=code)
-        for listing in dataset.listings:
-            console.line(listing.line())
+        for line in (*(listing.line() for listing in dataset.listings), *dataset.notes):
+            console.line(line)
         told = tell(dataset, console.warn)
         if known is None and not folder.has_results:  # it begins
             for doubt in check_settings(spec, opened.graph, len(dataset.train.targets), self.name):

@@ -63,6 +63,7 @@ class JobDir:
     config = _Below("config.json")  # what the job runs with
     environment = _Below("environment.json")  # versions and seed of the job, which may run elsewhere than `compile`
     data = _Below("data.json")  # the data set as the job found it when it first opened it: `runtime.rundir.facts`
+    split = _Below("split.csv")  # the part of every file of a set that was divided, as a `table` of data
     samples = _Below("samples.safetensors")  # a few test images and their targets, for where the set is gone
     checkpoints = _Below("checkpoints")
     metrics = _Below("metrics.jsonl")  # a line an epoch, the same for the same seed

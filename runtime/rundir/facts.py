@@ -22,6 +22,14 @@ class PartFacts(BaseModel):
     digest: str  # of the names and sizes of the files and of a sample of the images; empty where the seed draws them
 
 
+class DivisionFacts(BaseModel):
+    """How a set without parts was divided; `split.csv` beside it names the part of every file."""
+
+    seed: Count
+    bits: Count | None  # of a dHash in which near-duplicates differ at most; None: images were not compared
+    near_duplicates: Count  # images that are one of another
+
+
 class DataFacts(BaseModel):
     """A data set as a job found it."""
 
@@ -32,6 +40,7 @@ class DataFacts(BaseModel):
     std: tuple[Annotated[Share, Field(gt=0.0)], ...]
     train: PartFacts
     test: PartFacts
+    division: DivisionFacts | None = None  # None: its parts are those that it came with
 
     def applied_to(self, config: DataConfig) -> DataConfig:
         """The settings with the recorded normalisation."""

@@ -78,6 +78,8 @@ class Task(ABC):
     """Whether each output stands for a class of the data set; there are at least two then."""
     smooths_labels: ClassVar[bool] = False
     """Whether the loss reads `label_smoothing`."""
+    weighs_classes: ClassVar[bool] = False
+    """Whether the loss reads `data.class_weights`."""
 
     def __init__(self, outputs: int, config: Configuration) -> None:
         self.outputs, self.config = outputs, config
@@ -102,6 +104,10 @@ class Task(ABC):
         `classes` are those of the data set by number; None where it names none.
         """
         return ()
+
+    def fitted(self, targets: Tensor, labels: Sequence[str]) -> Task:
+        """This task for training images with these targets and these names of outputs; RunError if they do not fit."""
+        return self
 
     def strata(self, targets: Tensor) -> Tensor | None:
         """(N,) int64: images of one number are spread evenly over the parts of a split; None: drawn without that."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from compiler.errors import RunError
+from compiler.errors import RunError, did_you_mean
 from compiler.language.config import TrainingConfig
 from runtime.tasks.base import Metric, Task, refuse_classes
 
@@ -22,6 +23,8 @@ class Classification(Task):
     head = "softmax"
     outputs_are_classes = True
     smooths_labels = True
+    weighs_classes = True
+    weights: Tensor | None = None  # (classes,) of `data.class_weights`
 
     def targets(self, given: Tensor) -> Tensor:
         """Class numbers from 0 on."""
@@ -47,6 +50,26 @@ class Classification(Task):
         refuse_classes(data_set, len(classes), self)
         return tuple(classes)
 
+    def fitted(self, targets: Tensor, labels: Sequence[str]) -> Classification:
+        """With the weights of the classes."""
+        wanted = self.config.data.class_weights
+        if wanted is None:
+            return self
+        import torch  # here, so that reports do without torch
+
+        counts = targets.bincount(minlength=len(labels))
+        weights = torch.ones(len(labels))
+        if wanted == "balanced":
+            weights = len(targets) / (counts.count_nonzero() * counts.clamp(min=1)).float()
+        for name, weight in wanted.items() if isinstance(wanted, dict) else ():
+            if name not in labels:
+                hint = did_you_mean(name, labels) or f"; there are {', '.join(labels[:10])}"
+                raise RunError(f"data.class_weights: there is no class {name!r}{hint}")
+            weights[labels.index(name)] = weight
+        task = copy.copy(self)
+        task.weights = weights
+        return task
+
     def strata(self, targets: Tensor) -> Tensor:
         """The classes."""
         return targets
@@ -58,11 +81,15 @@ class Classification(Task):
     def loss(
         self, output: Tensor, targets: Tensor, training: TrainingConfig | None = None, reduction: str = "mean"
     ) -> Tensor:
-        """Cross-entropy, with label smoothing in training."""
+        """Cross-entropy; in training with label smoothing, and every image times the weight of its class."""
         from torch.nn.functional import cross_entropy  # here, so that reports do without torch
 
         smoothing = training.label_smoothing if training else 0.0
-        return cross_entropy(output.flatten(1), targets, label_smoothing=smoothing, reduction=reduction)
+        if training is None or self.weights is None:
+            return cross_entropy(output.flatten(1), targets, label_smoothing=smoothing, reduction=reduction)
+        losses = cross_entropy(output.flatten(1), targets, label_smoothing=smoothing, reduction="none")
+        losses = losses * self.weights.to(losses.device)[targets]  # no mean of weights: shares of a batch add up
+        return losses.sum() if reduction == "sum" else losses.mean()
 
     def answers(self, output: Tensor, *, probabilities: bool = False) -> Tensor:
         """The class of the largest logit or probability, (N,) int64."""

@@ -28,6 +28,7 @@ def task_of(spec: Spec, graph: Graph) -> Task:
     smooths = {key for key in ("search", "retrain") if getattr(spec.config, key).label_smoothing > 0}
     unread = [(key, "label_smoothing") for key in smooths if not task.smooths_labels]
     unread += [("export", "probabilities")] if export.probabilities and task.head is None else []
+    unread += [("data", "class_weights")] if spec.config.data.class_weights and not task.weighs_classes else []
     wrong: list[tuple[Path, str]] = [
         (path, f"{'.'.join(path)} means nothing for the task {name}; leave it out") for path in unread
     ]

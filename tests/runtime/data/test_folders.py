@@ -15,10 +15,11 @@ from compiler.errors import RunError
 from compiler.language.config import DataConfig
 from runtime.data.dataset import Dataset, load_dataset
 from runtime.data.folders import list_images
+from runtime.data.layouts import find_parts
 from runtime.data.pixels import Reading, read_pixels
 from runtime.data.remarks import remarks, tell
 from runtime.data.sources import FileImages, MemoryImages
-from runtime.data.survey import part_folders, survey
+from runtime.data.survey import survey
 from tests.runtime.data.awkward import FINE, RAMP, write_images, write_pgm
 from tests.tasks import class_task
 
@@ -230,4 +231,4 @@ def test_what_is_counted_before_a_set_is_opened_is_what_is_opened(tmp_path: Path
     found = survey(config, SHAPE, class_task(2))
     assert found.training == len(opened(root).train.targets) == 25
     with pytest.raises(RunError, match=r"cannot read: File name too long"):
-        part_folders(DataConfig(name="folder", root=str(tmp_path / ("x" * 300))))
+        find_parts(DataConfig(name="folder", root=str(tmp_path / ("x" * 300))))

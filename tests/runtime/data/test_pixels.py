@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 import runtime.data.pixels
 from runtime.data.decode import TEST_MARGIN, decode
-from runtime.data.pixels import Found, Pixels, Reading, UnreadableError, read_pixels
+from runtime.data.pixels import Found, Pixels, Reading, UnreadableError, fit, read_pixels
 from runtime.data.sources import FileImages, Request
 from tests.runtime.data.awkward import BLUE, COLOURS, DISC, FINE, RAMP, write_images
 
@@ -156,6 +158,43 @@ def test_of_several_images_the_first_is_taken(files: dict[str, Path]) -> None:
 def test_of_a_wide_image_the_middle_is_seen(files: dict[str, Path]) -> None:
     pixels = read(files["wide_408x8.png"], shape=(1, 8, 24))[..., 0]
     assert np.array_equal(pixels, np.tile(RAMP[:8], (1, 17))[:, 192:216])
+
+
+def test_in_a_letterbox_the_whole_of_a_wide_image_is_seen(files: dict[str, Path]) -> None:
+    boxed = read(files["wide_408x8.png"], Reading(resize="letterbox"), (1, 20, 408))[..., 0]
+    assert np.array_equal(boxed[6:14], np.tile(RAMP[:8], (1, 17)))
+    assert np.all(np.delete(boxed, range(6, 14), axis=0) == 255)
+
+
+def test_of_a_wide_image_all_is_seen_where_it_is_not_cropped(tmp_path: Path) -> None:
+    ramp = np.tile(np.linspace(0, 255, 408).astype(np.uint8), (8, 1))
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    Image.fromarray(ramp.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    for name in ("a.png", "deep.png"):
+        boxed = read(tmp_path / name, Reading((30, 30, 30), resize="letterbox"), (1, 102, 102))[..., 0]
+        row = boxed[50].astype(float)
+        assert boxed[50].tolist() == boxed[51].tolist()
+        assert np.all(np.diff(row) > 0)
+        assert np.abs(row - np.linspace(0, 255, 102)).max() < 3
+        assert np.all(np.delete(boxed, [50, 51], axis=0) == 30)
+        squashed = read(tmp_path / name, Reading(resize="squash"), (1, 16, 102))[..., 0]
+        assert np.all(squashed == row)
+        cropped = read(tmp_path / name, shape=(1, 8, 102))[..., 0]
+        assert (cropped.min() > 90, cropped.max() < 165) == (True, True)
+
+
+@given(width=st.integers(1, 60), height=st.integers(1, 60), to=st.tuples(st.integers(1, 40), st.integers(1, 40)))
+def test_a_letterbox_keeps_the_shape_of_the_image(width: int, height: int, to: tuple[int, int]) -> None:
+    reading = Reading((0, 0, 255), resize="letterbox")
+    seen = np.asarray(fit(Image.new("RGB", (width, height), (255, 0, 0)), (3, *to), reading))
+    assert seen.shape == (*to, 3)
+    rows, columns = (np.flatnonzero((seen[..., 0] == 255).any(axis)) for axis in (1, 0))
+    factor = min(to[0] / height, to[1] / width)
+    for found, whole, size in ((rows, to[0], height), (columns, to[1], width)):
+        assert abs(len(found) - max(1, size * factor)) <= 0.5
+        assert abs(found[0] - (whole - 1 - found[-1])) <= 1  # in the middle
+    assert len(rows) == to[0] or len(columns) == to[1]
+    assert (seen[..., 0] == 255).sum() == len(rows) * len(columns)
 
 
 def test_the_margin_is_cut_off(tmp_path: Path) -> None:

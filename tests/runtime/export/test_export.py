@@ -117,7 +117,8 @@ def test_the_model_and_its_checks_are_written(run: RunDir, capfd: pytest.Capture
     assert result.parity.max_rel <= result.parity.tolerance == 1e-4
     assert len(result.parity.cases) == 8
     said = metadata(run.export / "model.onnx")
-    assert json.loads(said["reading"]) == {"background": [255, 255, 255], "range": None, "margin": 1.0}
+    reading = {"background": [255, 255, 255], "range": None, "margin": 1.0, "resize": "crop"}
+    assert json.loads(said["reading"]) == reading
     assert (said["resize"], json.loads(said["input_range"])) == ("crop", [0, 255])
     assert result.torch_accuracy == result.model.accuracy
     assert result.model.agreement == 1.0

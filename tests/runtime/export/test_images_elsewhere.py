@@ -38,8 +38,13 @@ def write_model(path: Path, layout: str, reading: Reading, shape: tuple[int, ...
     onnx.save(model, path)
 
 
+RESIZED = [Reading((9, 9, 90), resize=resize) for resize in ("squash", "letterbox")]
+
+
 @pytest.mark.parametrize("layout", ["none", "nchw", "nhwc"])
-@pytest.mark.parametrize("reading", [Reading(), Reading((0, 30, 200), 4080), Reading(margin=TEST_MARGIN)], ids=str)
+@pytest.mark.parametrize(
+    "reading", [Reading(), Reading((0, 30, 200), 4080), Reading(margin=TEST_MARGIN), *RESIZED], ids=str
+)
 def test_the_example_gives_the_model_what_training_saw(tmp_path: Path, reading: Reading, layout: str) -> None:
     shape = (3, 16, 12)
     (tmp_path / "images").mkdir()

@@ -41,6 +41,7 @@ READERS = {
     "runtime/rundir/files.py": "it is the one place",
     "graphspec/starters.py": "files of the package",
     "runtime/reporting/templates.py": "files of the package",
+    "runtime/reporting/data_page.py": "files of the package",
     "runtime/inference/images.py": "names of image files",
     "runtime/inference/model.py": "an ONNX model, which may be anyone's",
     "runtime/processes/world.py": "messages of other processes",

@@ -10,10 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from compiler.errors import SpecError
-from compiler.language.config import RetrainConfig
+from compiler.errors import RunError, SpecError
+from compiler.language.config import Configuration, RetrainConfig
 from graphspec import api
-from runtime.tasks.base import Metric
+from runtime.tasks.base import Metric, Task
+from runtime.tasks.classification import Classification
 from runtime.tasks.results import Measured, as_record
 from tests.tasks import class_task
 from tests.tiny import TINY, write_spec
@@ -22,9 +23,10 @@ RUNTIME = Path(__file__).parents[3] / "runtime"
 SHARE, ERROR = Metric("share", "share", "{:.2%}"), Metric("error", "error", higher_is_better=False)
 
 
-def test_no_module_but_a_task_names_a_metric() -> None:
+def test_no_module_but_a_task_and_the_figures_of_classifiers_name_a_metric() -> None:
     naming = [path for path in RUNTIME.rglob("*.*") if path.suffix != ".pyc" and "accurac" in path.read_text().lower()]
-    assert {path.relative_to(RUNTIME).parts[0] for path in naming} == {"tasks"}
+    others = {path.relative_to(RUNTIME) for path in naming if path.parent.name != "tasks"}
+    assert others == {Path("inference/figures.py"), Path("reporting/evaluation.py")}
 
 
 def test_a_metric_knows_what_is_better_and_by_how_much() -> None:
@@ -55,6 +57,29 @@ def test_classification_is_cross_entropy_smoothed_in_training_only() -> None:
         "accuracy": float((answers == y).double().mean())
     }
     assert int(task.agree(answers, y).sum()) == int((answers == y).sum())
+
+
+def test_weights_of_classes_count_in_training_only() -> None:
+    torch.manual_seed(0)
+    output, targets = torch.randn(12, 3), torch.tensor([0] * 6 + [1] * 4 + [2] * 2)
+    names, smooth = ("cat", "dog", "owl"), RetrainConfig(label_smoothing=0.1)
+    plain = class_task(3)
+    assert plain.fitted(targets, names) is plain
+
+    def weighted(wanted: object) -> Task:
+        config = Configuration.model_validate({"data": {"class_weights": wanted}})
+        return Classification(3, config).fitted(targets, names)
+
+    balanced, losses = weighted("balanced"), F.cross_entropy(output, targets, label_smoothing=0.1, reduction="none")
+    by_class = torch.stack([losses[targets == number].mean() for number in range(3)])
+    assert balanced.loss(output, targets, smooth) == pytest.approx(float(by_class.mean()))
+    halves = [balanced.loss(output[part], targets[part], smooth) for part in (slice(0, 6), slice(6, 12))]
+    assert sum(halves) / 2 == pytest.approx(float(balanced.loss(output, targets, smooth)))  # two processes, one batch
+    assert balanced.loss(output, targets) == plain.loss(output, targets)
+    twice = weighted({"owl": 2.0}).loss(output, targets, smooth)
+    assert twice == pytest.approx(float((losses.sum() + losses[-2:].sum()) / 12))
+    with pytest.raises(RunError, match=r"data.class_weights: there is no class 'owls'; did you mean 'owl'\?"):
+        weighted({"owls": 2.0})
 
 
 def test_a_figure_within_the_noise_of_chance_is_told() -> None:

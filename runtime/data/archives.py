@@ -1,0 +1,117 @@
+"""Images in zip and tar files, read where they lie: nothing is unpacked, so no name can lead out. It must not import
+torch.
+
+A tar file that is compressed as a whole is refused: every image would be read from its beginning.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import tarfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from compiler.errors import RunError, one_line
+from runtime.data.folders import Passed
+
+LARGEST = 2**28  # bytes of an image that is read; a damaged or hostile file can claim any size
+MOST = 5_000_000  # files in an archive
+_LOCK = threading.Lock()
+
+
+class Member(str):
+    """The path of a file in an archive, as if that were a folder, and where its bytes lie."""
+
+    archive: str
+    name: str
+    start: int  # in a tar file; -1 in a zip file
+    size: int
+
+    def __new__(cls, archive: str, name: str, start: int, size: int) -> Member:
+        """As pickle needs it."""
+        self = super().__new__(cls, f"{archive}/{name}")
+        self.archive, self.name, self.start, self.size = archive, name, start, size
+        return self
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        """What it is made of."""
+        return self.archive, self.name, self.start, self.size
+
+    def read(self) -> bytes:
+        """Its bytes; OSError or ValueError if they cannot be read."""
+        if self.start < 0:
+            with _LOCK:
+                return _zip(self.archive).read(self.name)
+        with open(self.archive, "rb") as file:
+            file.seek(self.start)
+            return file.read(self.size)
+
+
+def source(path: str) -> Any:
+    """What Pillow opens: the path, or the bytes of a file in an archive."""
+    return io.BytesIO(path.read()) if isinstance(path, Member) else path
+
+
+def size_of(path: str) -> int:
+    """Bytes of a file, also of one in an archive; OSError if it has gone."""
+    return path.size if isinstance(path, Member) else os.stat(path).st_size
+
+
+def beginning(path: str, most: int) -> bytes:
+    """The first bytes of a file, also of one in an archive."""
+    if isinstance(path, Member):
+        return path.read()[:most]
+    with open(path, "rb") as file:
+        return file.read(most)
+
+
+def files_in(archive: Path, passed: Passed) -> Iterator[tuple[Member, str]]:
+    """The files in a zip or tar file and their names below it; what is none of ours is counted.
+
+    RunError if it is neither, is damaged or is compressed as a whole.
+    """
+    try:
+        members = _in_zip(archive, passed) if zipfile.is_zipfile(archive) else _in_tar(archive, passed)
+        for number, member in enumerate(members):
+            if number >= MOST:
+                raise RunError(f"{archive} holds more than {MOST:,} files\n  try: several smaller sets")
+            path = PurePosixPath(member.name)
+            if ".." in path.parts or path.is_absolute():
+                passed.add("name that leads out", one_line(member.name))
+            elif member.size > LARGEST:
+                passed.add(f"file of more than {LARGEST // 2**20} MB", one_line(member.name))
+            else:
+                yield member, str(path)
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError) as error:
+        raise RunError(
+            f"{archive} cannot be read as a zip or tar file: {error}\n"
+            f"  try: a .zip or an uncompressed .tar, or unpack it and set data.root to the folder"
+        ) from error
+
+
+@functools.lru_cache(maxsize=4)
+def _zip(archive: str) -> zipfile.ZipFile:
+    return zipfile.ZipFile(archive)
+
+
+def _in_zip(archive: Path, passed: Passed) -> Iterator[Member]:
+    _zip.cache_clear()  # it may be another one now
+    for info in _zip(str(archive)).infolist():
+        if info.flag_bits & 1:
+            passed.add("file that is encrypted")
+        elif not info.is_dir():
+            yield Member(str(archive), info.filename, -1, info.file_size)
+
+
+def _in_tar(archive: Path, passed: Passed) -> Iterator[Member]:
+    with tarfile.open(archive, "r:") as file:
+        for info in file:
+            if info.isreg() and not info.issparse():
+                yield Member(str(archive), info.name, info.offset_data, info.size)
+            elif not info.isdir():
+                passed.add("link or device")

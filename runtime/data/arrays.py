@@ -1,0 +1,166 @@
+"""Images or signals in .npy and .npz files: `x_train`, `y_train`, `x_val`, `y_val`, `x_test`, `y_test`, or `x` and `y`
+without parts. Pickled objects are never loaded. It must not import torch.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compiler.errors import RunError
+from runtime.data.layouts import TEST, TRAIN, VALIDATION
+from runtime.data.pixels import Found, scaled
+from runtime.rundir.files import guarded
+
+KINDS = ("uint8", "uint16", "float32")
+_SUFFIXES = {TRAIN: "_train", VALIDATION: "_val", TEST: "_test", "": ""}
+
+
+class ArrayPart(NamedTuple):
+    """A part of a set."""
+
+    images: NDArray[Any]  # (N, H, W, C) or (N, T, C)
+    labels: NDArray[np.int64]  # (N,)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) or (C, T)."""
+        return (self.images.shape[-1], *self.images.shape[1:-1])
+
+    def taken(self, rows: NDArray[np.int64]) -> ArrayPart:
+        """Some of them."""
+        return ArrayPart(self.images[rows], self.labels[rows])
+
+
+class ArraySet(NamedTuple):
+    """All parts, TRAIN and perhaps VALIDATION and TEST, or one called "" that has none; and the classes by number."""
+
+    parts: dict[str, ArrayPart]
+    names: tuple[str, ...]
+    note: str = ""
+
+
+def read_arrays(root: Path, shape: Sequence[int] | None, *, look: bool = False) -> ArraySet:
+    """The arrays in an .npz file or in a folder of .npy files, or of one .npz file; `look`: without the values of the
+    images.
+
+    `shape` is the input of the network, (C, H, W) or (C, T), as far as it is known. Images are (N, H, W), (N, H, W, C)
+    or, where the input says so or the second axis is the shorter one, (N, C, H, W). Signals are (N, T) or (N, C, T).
+    RunError if something is missing, damaged or of another kind.
+    """
+    files = _files(root)
+    parts = {part: suffix for part, suffix in _SUFFIXES.items() if f"x{suffix}" in files}
+    if "" in parts or TRAIN not in parts or not {VALIDATION, TEST} & set(parts):
+        parts = {"": ""}
+    labels = {part: _labels(files, f"y{suffix}") for part, suffix in parts.items()}
+    names, numbers = _numbered(root, labels)
+    found = {}
+    for part, suffix in parts.items():
+        images = _images(files, f"x{suffix}", shape, look=look)
+        if len(images) != len(numbers[part]) or not len(images):
+            raise RunError(f"{root}: x{suffix} has {len(images)} images, y{suffix} {len(numbers[part])} labels")
+        found[part] = ArrayPart(images, numbers[part])
+    if set(found) == {TRAIN, VALIDATION}:
+        found[TEST] = found.pop(VALIDATION)
+        return ArraySet(found, names, f"{root.name} has no x_test, so x_val is the test set")
+    return ArraySet(found, names)
+
+
+def over_range(images: NDArray[Any], white: float | None) -> tuple[NDArray[Any], list[Found]]:
+    """Images (N, ...) as uint8, or as float32 in 0..255 of another type, with what each has; ValueError if one has
+    values that are none.
+    """
+    if images.dtype == np.uint8:
+        return images, [Found()] * len(images)
+    white = white or (1.0 if images.dtype.kind == "f" else float(np.iinfo(images.dtype).max))
+    parts = [scaled(image, white) for image in images]
+    return np.stack([pixels for pixels, _ in parts]), [found for _, found in parts]
+
+
+_Files = dict[str, tuple[Path, str]]  # of each array its file, and its name in there where that is an .npz file
+
+
+def _files(root: Path) -> _Files:
+    with guarded(root, "read"):
+        archives = [root] if root.is_file() else sorted(root.glob("*.npz"))
+        single = {path.stem: (path, "") for path in sorted(root.glob("*.npy"))} if root.is_dir() else {}
+    if len(archives) == 1 and not single:
+        with _explained(archives[0]), zipfile.ZipFile(archives[0]) as file:
+            single = {name.removesuffix(".npy"): (archives[0], name) for name in file.namelist()}
+    return single
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    with guarded(path, "read"):
+        try:
+            yield
+        except (ValueError, EOFError, zipfile.BadZipFile, SyntaxError) as error:
+            raise RunError(
+                f"{path} cannot be read as arrays: {error}\n"
+                f"  try: np.savez with arrays of numbers; objects are not read"
+            ) from error
+
+
+def _array(files: _Files, name: str, *, look: bool = False) -> NDArray[Any]:
+    """An array; with `look` one of the same shape and type without its values."""
+    if name not in files:
+        there = f"; there are {', '.join(files)}" if files else ""
+        raise RunError(
+            f"data set 'arrays': there is no array {name}{there}\n"
+            f"  try: data.root: an .npz file or a folder of .npy files with x_train, y_train, x_test, y_test, or x, y"
+        )
+    path, inner = files[name]
+    with _explained(path):
+        if not inner:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            return array if look else np.array(array)
+        with zipfile.ZipFile(path) as archive, archive.open(inner) as file:
+            if not look:
+                return np.lib.format.read_array(file, allow_pickle=False)
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, kind = read(file)
+            return np.broadcast_to(np.zeros((), kind), shape)
+
+
+def _labels(files: _Files, name: str) -> NDArray[Any]:
+    labels = _array(files, name)
+    labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+    if labels.ndim != 1 or labels.dtype.kind not in "iuU":
+        raise RunError(f"{files[name][0]}: {name} is {labels.shape} {labels.dtype}, not one number or name an image")
+    return labels
+
+
+def _numbered(root: Path, labels: dict[str, NDArray[Any]]) -> tuple[tuple[str, ...], dict[str, NDArray[np.int64]]]:
+    """Names of the classes, and their numbers: given numbers are kept, names get them in their order."""
+    everything = np.concatenate(list(labels.values()))
+    if everything.dtype.kind == "U":
+        names = np.unique(everything)
+        return tuple(map(str, names)), {part: np.searchsorted(names, given) for part, given in labels.items()}
+    if everything.min(initial=0) < 0:
+        raise RunError(f"{root}: there is a label {everything.min()}\n  try: numbers from 0 on, or names")
+    numbers = {part: given.astype(np.int64) for part, given in labels.items()}
+    return tuple(str(number) for number in range(int(everything.max(initial=0)) + 1)), numbers
+
+
+def _images(files: _Files, name: str, shape: Sequence[int] | None, *, look: bool) -> NDArray[Any]:
+    """An array with channels last."""
+    images = _array(files, name, look=look)
+    signals = shape is not None and len(shape) == 2
+    if images.dtype.name not in KINDS or images.ndim not in ((2, 3) if signals else (3, 4)):
+        wanted = "(N, T) or (N, C, T)" if signals else "(N, H, W), (N, H, W, C) or (N, C, H, W)"
+        found = f"{name} is {images.shape} {images.dtype}"
+        raise RunError(f"{files[name][0]}: {found}, not {wanted} of {', '.join(KINDS)}")
+    if images.ndim == (2 if signals else 3):
+        return images[..., None]
+    given = tuple(shape or ())
+    last = (images.shape[-1], *images.shape[1:-1])
+    first = signals or (last != given and (images.shape[1:] == given or images.shape[1] < images.shape[-1]))
+    return np.moveaxis(images, 1, -1) if first else images

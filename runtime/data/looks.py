@@ -1,0 +1,130 @@
+"""One look at each image of a set: its size and values, whether it can be read, and which others are nearly the same.
+
+Two images are near-duplicates if at most so many of the 64 bits of their dHash differ (is a pixel of a 9x8 thumbnail
+brighter than its left neighbour?), and the colours of the thumbnails by at most `NEAR` of 255 on average: of images
+without much in them the bits alone say little. It must not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from runtime.data.archives import source
+from runtime.data.pixels import READING, Found, Reading, load
+
+NEAR = 8.0
+_BRIGHTER = 2.0  # of 255: what compression leaves of a plain ground is less
+_SMALL = (9, 8)  # width and height of a thumbnail
+_ENOUGH = (72, 64)  # JPEG files are decoded at no more than about this
+_AT_A_TIME = 256
+_MOST_BESIDE = 1000  # images with equal parts of their bits: each is compared with so many at most
+
+
+class Look(NamedTuple):
+    """What an image file has."""
+
+    size: tuple[int, int] = (0, 0)  # width and height
+    mode: str = ""
+    found: Found = Found()
+    thumbnail: bytes = bytes(3 * _SMALL[0] * _SMALL[1])  # RGB
+    error: str = ""  # why it cannot be read
+
+
+def look(path: str, reading: Reading = READING) -> Look:
+    """Look at an image file."""
+    try:
+        with Image.open(source(path)) as file:
+            size, mode = file.size, file.mode
+            file.draft("RGB", _ENOUGH)
+            image, found = load(file, 3, reading)
+    except Exception as error:  # a damaged file makes Pillow raise almost anything
+        return Look(error=str(error) or type(error).__name__)
+    return Look(size, mode, found, thumbnail(image))
+
+
+def thumbnail(image: Image.Image) -> bytes:
+    """9x8 pixels of an image, RGB."""
+    return image.resize(_SMALL, Image.Resampling.BILINEAR).convert("RGB").tobytes()
+
+
+def look_at_all(
+    paths: Sequence[str], reading: Reading = READING, advance: Callable[[int], Any] | None = None
+) -> list[Look]:
+    """A look at each file, in order, by several threads; `advance` is told of so many
+    more that are done."""
+    found: list[Look] = []
+    with ThreadPoolExecutor() as pool:
+        for first in range(0, len(paths), _AT_A_TIME):
+            found += pool.map(lambda path: look(path, reading), paths[first : first + _AT_A_TIME])
+            if advance:
+                advance(min(_AT_A_TIME, len(paths) - first))
+    return found
+
+
+def array_looks(images: NDArray[np.uint8]) -> list[Look]:
+    """As `look_at_all`, of images (N, H, W, C)."""
+    grey = images.shape[-1] not in (1, 3)
+    flat = images.mean(-1).astype(np.uint8) if grey else images.squeeze(-1) if images.shape[-1] == 1 else images
+    return [Look(thumbnail=thumbnail(Image.fromarray(image))) for image in flat]
+
+
+@dataclass
+class _Sets:
+    """Disjoint sets of numbers, each named by its smallest one."""
+
+    parent: list[int]
+
+    def name(self, number: int) -> int:
+        while self.parent[number] != number:
+            self.parent[number] = self.parent[self.parent[number]]
+            number = self.parent[number]
+        return number
+
+    def join(self, one: int, other: int) -> None:
+        first, second = sorted((self.name(one), self.name(other)))
+        self.parent[second] = first
+
+
+def near_duplicates(looks: Iterable[Look], bits: int | None) -> NDArray[np.int64]:
+    """For each image the number of the first one that it is a near-duplicate of, directly or through others (N,)."""
+    looks = list(looks)
+    sets = _Sets(list(range(len(looks))))
+    numbers = np.array([row for row, each in enumerate(looks) if not each.error], np.int64)
+    if bits is not None and len(numbers):
+        small = np.frombuffer(b"".join(looks[row].thumbnail for row in numbers), np.uint8)
+        for one, other in _pairs(small.reshape(len(numbers), -1), bits):
+            sets.join(int(numbers[one]), int(numbers[other]))
+    return np.array([sets.name(number) for number in range(len(looks))], np.int64)
+
+
+def _pairs(small: NDArray[np.uint8], bits: int) -> Iterator[tuple[int, int]]:
+    """Pairs of rows of thumbnails (N, 8 * 9 * 3) that are near-duplicates.
+
+    Of bits + 1 parts of two hashes one at least is equal, so that only images with an equal part are compared.
+    """
+    grey = small.reshape(-1, _SMALL[1], _SMALL[0], 3) @ np.array([0.299, 0.587, 0.114])
+    brighter = (grey[:, :, 1:] > grey[:, :, :-1] + _BRIGHTER).reshape(len(small), 64)
+    hashes = np.packbits(brighter, axis=1).view(np.uint64).ravel()
+    for columns in np.array_split(np.arange(64), bits + 1):
+        keys = np.packbits(brighter[:, columns], axis=1)
+        order = np.lexsort((hashes, *keys.T))
+        same = (keys[order][1:] == keys[order][:-1]).all(1)
+        group = np.concatenate(([0], np.cumsum(~same)))
+        place = np.arange(len(order) - 1)
+        for step in range(1, _MOST_BESIDE):
+            place = place[place + step < len(order)]
+            place = place[group[place + step] == group[place]]
+            if not len(place):
+                break
+            one, other = order[place], order[place + step]
+            near = np.bitwise_count(hashes[one] ^ hashes[other]) <= bits
+            one, other = one[near], other[near]
+            differ = np.abs(small[one].astype(np.int16) - small[other]).mean(1)
+            yield from zip(one[differ <= NEAR].tolist(), other[differ <= NEAR].tolist(), strict=True)

@@ -1,0 +1,47 @@
+"""The page of `graphspec data`: what is in a set, and some images of every class. It needs nothing from outside."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from importlib.resources import files
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from compiler.drawing.svg import page_style
+from runtime.data.health import Health, Item
+
+_EACH, _CLASSES, _GROUPS = 12, 100, 20  # images of a class or a group; classes and groups that are shown
+_SIDE = 96  # pixels of the longer side of an image
+
+
+def render(health: Health) -> str:
+    """The page."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    text, style = ((files("runtime.reporting") / name).read_text() for name in ("data_page.html.j2", "report.css"))
+    sheets = [(title, [(one.path, _address(health, one)) for one in shown]) for title, shown in _sheets(health)]
+    return environment.from_string(text).render(health=health, sheets=sheets, style=Markup(page_style() + style))
+
+
+def _sheets(health: Health) -> Iterator[tuple[str, list[Item]]]:
+    """Titles with images: some of every class, evenly over all of it; then near-duplicates."""
+    by_class: dict[str, list[Item]] = {name: [] for name in health.classes[:_CLASSES]}
+    for item in health.readable:
+        by_class.get(item.label, []).append(item)
+    for name, items in by_class.items():
+        yield name, items[:: max(1, len(items) // _EACH)][:_EACH]
+    for group in health.groups[:_GROUPS]:
+        yield (
+            f"Near-duplicates: {', '.join(dict.fromkeys(f'{one.part} {one.label}'.strip() for one in group))}",
+            [*group[:_EACH]],
+        )
+
+
+def _address(health: Health, item: Item) -> str:
+    """A small picture as an address that holds it."""
+    image, buffer = health.picture(item.path), io.BytesIO()
+    image.thumbnail((_SIDE, _SIDE))
+    image.save(buffer, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
