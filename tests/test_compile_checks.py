@@ -225,6 +225,10 @@ def test_a_run_is_not_searched_with_settings_that_compile_refuses(
     assert not made.run.search.is_started
     assert not made.run.seed_runs()
     api.search(made.run, quiet=True)
+    found = made.run.search.arch.read_bytes()
+    with pytest.raises(error, match=says):
+        api.search(made.run, overrides=change, overwrite=True, quiet=True)
+    assert made.run.search.arch.read_bytes() == found, "what was found before is kept"
 
 
 @pytest.mark.parametrize("counts", [{"cat": 20, "dog": 20}, {f"kind{number:03}": 1 for number in range(300)}])

@@ -207,7 +207,7 @@ class _Attempt:
         for line in (*(listing.line() for listing in dataset.listings), *dataset.notes):
             console.line(line)
         told = tell(dataset, console.warn)
-        if known is None and not folder.has_results:  # it begins
+        if is_anew:
             for doubt in check_settings(spec, opened.graph, len(dataset.train.targets), self.name):
                 console.warn(doubt)
         facts = facts_of(dataset, config.data)
