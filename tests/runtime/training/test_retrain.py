@@ -31,7 +31,7 @@ from runtime.training.stages import Position
 from tests.tasks import class_task
 from tests.tiny import TINY, command, environment, write_spec
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 SMALL = TINY.replace("{name: digits}", "{name: fake, fake_size: 96}") + "seed: 0\n"
 SHORT = ["search.pretrain_epochs=1", "search.epochs=3", "search.batch_size=8", "retrain.batch_size=16"]
