@@ -142,14 +142,14 @@ def copied(source: Path) -> Iterator[Path]:
 
 
 def contents(folder: Path, skipped: Sequence[str] = ()) -> dict[str, str]:
-    """Every file below a folder with a digest of what it holds; links by what they name."""
+    """Every file below a folder with a digest of what it holds but for the folder's path; links by what they name."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if path.is_symlink():
             found[name] = os.readlink(path)
         elif path.is_file() and not any(part in name for part in skipped):
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            found[name] = hashlib.sha256(path.read_bytes().replace(str(folder.resolve()).encode(), b"")).hexdigest()
     return found
 
 
