@@ -63,31 +63,33 @@ def _silent(graph: Graph, closed: Collection[str]) -> set[str]:
 
 def prune(graph: Graph, closed: Collection[str]) -> Graph:
     """The typed graph that is left after closing these gates; PassError if nothing reaches an output."""
-    return without_channels(_without_edges(graph, closed)[0], closed)
+    return without_channels(_without_edges(graph, closed), closed)
 
 
 def pruned_tensors(before: Graph, after: Graph) -> dict[str, Cut]:
     """For every parameter and buffer of `after`, which `prune` made of `before`, the slice that it takes."""
+    if not before.channel_gates:
+        return carried_tensors(before, after)[0]
     closed = {*before.gates()} - {*after.gates()}
-    between, plan = _without_edges(before, closed)
+    between = _without_edges(before, closed)
     cuts = dict(channel_cuts(between, closed))
-    return {name: joined_cuts(cut, cuts.get(name, ())) for name, cut in plan.items()}
+    return {name: joined_cuts(cut, cuts.get(name, ())) for name, cut in carried_tensors(before, between)[0].items()}
 
 
-def _without_edges(graph: Graph, closed: Collection[str]) -> tuple[Graph, dict[str, Cut]]:
-    """The graph without the edges that carry nothing, and what its weights keep."""
+def _without_edges(graph: Graph, closed: Collection[str]) -> Graph:
+    """The graph without the edges that carry nothing."""
     kept = surviving_edges(graph, closed)
     if not {node.id for node in graph.outputs().values()} <= {edge.dst for edge in kept}:
         raise _nothing_left(graph, closed)
     pruned = _feed_zeros(graph, graph.restricted_to(kept), _silent(graph, closed))
     pruned.blocks = living_blocks(graph.blocks, pruned, {})
     pruned = _retyped(pruned)
-    plan, shrunk = carried_tensors(graph, pruned)
+    shrunk = carried_tensors(graph, pruned)[1] if pruned.channel_gates else {}
     for node_id in shrunk.keys() & pruned.channel_gates.keys():
         ids = pruned.channel_gates[node_id]
         pruned.channel_gates[node_id] = tuple(ids[i] for i in shrunk[node_id])
     pruned.drop_lost_choices()
-    return pruned, plan
+    return pruned
 
 
 def _nothing_left(graph: Graph, closed: Collection[str]) -> PassError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import onnxruntime
 from numpy.typing import NDArray
 
-from compiler.errors import RunError
+from compiler.errors import RunError, advice_on
 
 Array = NDArray[Any]
 ERRORS_ONLY = 3  # of onnxruntime's log levels
@@ -26,9 +27,10 @@ class OnnxNetwork:
         try:
             self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions have no base class of their own
+            advice = advice_on(errno.ENOMEM) if "allocate" in str(error) else ""
             raise RunError(
-                f"{path}: onnxruntime {onnxruntime.__version__} cannot load it: {error}\n"
-                f"  try: a lower export.opset, or a newer onnxruntime"
+                f"{path}: onnxruntime {onnxruntime.__version__} cannot load it: {str(error).strip()}\n"
+                f"  try: {advice or 'a lower export.opset, or a newer onnxruntime'}"
             ) from error
         self.path = path
 

@@ -151,8 +151,8 @@ class Dso(TrainingStrategy):
     def _decide(self, zero: set[str], wanted: set[str], *, last: bool) -> list[list[str]]:
         """The gates to close, and those to open again although they are zero."""
         graph, budget = self.net.graph, self.context.config.budget
-        kept = self._guarded(wanted)
         prox = self.net.by_gate({scope: self.gates.proximal_point(p) for scope, p in self.net.gate_vectors.items()})
+        kept = self._guarded(wanted, prox)
         closed = wanted - kept
         if self.pace and (last or budget_share(prune(graph, closed), budget) < 1):
             enough = within_budget(graph, closed, prox, budget)
@@ -161,12 +161,11 @@ class Dso(TrainingStrategy):
             closed -= kept_for_rounding(graph, closed, prox, budget.round_to)
         return [sorted(closed), sorted(zero - closed if last else kept)]
 
-    def _guarded(self, closed: set[str]) -> set[str]:
+    def _guarded(self, closed: set[str], prox: Mapping[str, float]) -> set[str]:
         """Gates to keep although they are zero: the strongest that mend the output's path, and of an op that would lose
         all inputs in one step the best, if its proximal point is positive: momentum can drag all below zero together.
         """
         graph, console = self.net.graph, self.context.console
-        prox = self.net.by_gate({scope: self.gates.proximal_point(p) for scope, p in self.net.gate_vectors.items()})
         kept: set[str] = set()
         living = {e.dst for e in surviving_edges(graph, closed)}
         for node in graph.nodes():

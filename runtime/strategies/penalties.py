@@ -222,7 +222,7 @@ def channel_prices(graph: Graph, costs: Mapping[str, float], closed: Collection[
     A node's cost is in proportion to the channels it gives and, where a weight reads them, to those it reads.
     """
     coupling = couple(graph)
-    gone, saved = coupling.closed_by(closed), Counter[int]()
+    gone, saved = coupling.closed_by(closed), defaultdict[int, float](float)
     for node_id, cost in costs.items():
         read, given = coupling.steps[node_id][0], coupling.of(node_id)
         sides = [given] if read == given else [read, given]
@@ -230,7 +230,7 @@ def channel_prices(graph: Graph, costs: Mapping[str, float], closed: Collection[
         for k, side in enumerate(sides):
             each = cost / len(side) * math.prod(left[:k] + left[k + 1 :])
             for found in side:
-                saved[found] += each  # type: ignore[assignment]  # a Counter of floats
+                saved[found] += each
     return {gate: saved[found] for found, gates in coupling.gates.items() for gate in gates}
 
 

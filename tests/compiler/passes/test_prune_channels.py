@@ -68,16 +68,21 @@ def gated(graph: Graph, weights: dict[str, Any], x: Any, values: dict[str, float
     return evaluate(graph, weights, x, values, edges=surviving_edges(graph, closed(values)))
 
 
+def case(seed: int, folder: Path) -> tuple[Model, Any, Any]:
+    """A random network with weights and some gates at zero, images for it, and what it computes of them."""
+    graph = network(seed, folder)
+    values, weights, x = values_of(graph, seed), random_weights(graph, seed), random_input(graph, seed)
+    return Model(graph, values, weights), x, gated(graph, weights, x, values)
+
+
 @pytest.mark.slow
 @given(seed=st.integers(0, 100_000))
 @settings(max_examples=300)
 def test_the_pruned_network_is_the_gated_one(seed: int, folder: Path) -> None:
-    graph = network(seed, folder)
-    values, weights, x = values_of(graph, seed), random_weights(graph, seed), random_input(graph, seed)
-    expected = gated(graph, weights, x, values)
-    found = PruneZeroEdges().run(Model(graph, values, weights))
+    model, x, expected = case(seed, folder)
+    found = PruneZeroEdges().run(model)
     verify(found.graph)
-    assert closed(values).isdisjoint(found.graph.gates())
+    assert closed(dict(model.gates)).isdisjoint(found.graph.gates())
     assert_equal(evaluate(found.graph, found.weights, x, found.gates), expected)
     again = dict.fromkeys(found.graph.gates(), 1.0) | dict.fromkeys(found.graph.gates()[::3], 0.0)
     try:
@@ -92,15 +97,13 @@ def test_the_pruned_network_is_the_gated_one(seed: int, folder: Path) -> None:
 @given(seed=st.integers(0, 100_000))
 @settings(max_examples=30)
 def test_gates_fold_into_weights(seed: int, folder: Path) -> None:
-    graph = network(seed, folder)
-    values, weights, x = values_of(graph, seed), random_weights(graph, seed), random_input(graph, seed)
-    expected = gated(graph, weights, x, values)
-    inherited = TO_INHERIT.run(Model(graph, values, weights))
+    model, x, expected = case(seed, folder)
+    inherited = TO_INHERIT.run(model)
     assert not inherited.graph.gates()
     assert_equal(evaluate(inherited.graph, inherited.weights, x), expected)
     exported = TO_EXPORT.run(inherited)
     assert_equal(evaluate(exported.graph, exported.weights, x), expected)
-    assert not TO_COMPACT.run(Model(graph, values)).graph.gates()
+    assert not TO_COMPACT.run(Model(model.graph, model.gates)).graph.gates()
 
 
 @given(seed=st.integers(0, 100_000))

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from typer.testing import CliRunner
 
 from compiler.ir.graph import Model
 from compiler.passes.pipeline import TO_COMPACT
 from graphspec import api
+from graphspec.cli.app import app
 from runtime.export.run_export import ExportOptions, ExportResult, run_export
 from runtime.jobs.runner import write_network
 from runtime.rundir.directory import RunDir
@@ -19,6 +21,17 @@ from tests.runtime.export.test_export import lively
 from tests.tiny import TINY
 
 CLASSES = ("cat", "dog", "owl")
+
+
+def printed(*arguments: str, stdin: str = "") -> str:
+    """What a command prints to stdout; its error if it fails."""
+    done = CliRunner().invoke(app, arguments, input=stdin)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
 SPEC = (
     TINY.replace("input: [1, 8, 8]", "input: [3, 12, 16]")
     .replace("classes: 10", "classes: 3")

@@ -10,34 +10,26 @@ import re
 import shutil
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 import graphspec
 from compiler.errors import RunError
-from graphspec.cli.app import app
 from runtime.inference.evaluate import MISTAKES, run_evaluate
 from runtime.inference.figures import Evaluation
 from runtime.reporting.evaluation import page
 from runtime.reporting.page import write_report
 from runtime.rundir.directory import RunDir
 from runtime.rundir.files import read_json
-from tests.runtime.inference.exported import export, make_run
+from tests.runtime.inference.exported import export, make_run, printed
 from tests.runtime.inference.test_model import FORMS
 from tests.tiny import TINY
 
-
-def evaluate(*arguments: str) -> str:
-    """What the command prints to stdout; its error if it fails."""
-    done = CliRunner().invoke(app, ["evaluate", *arguments])
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    assert done.exit_code == 0, done.output
-    return done.stdout
+evaluate = partial(printed, "evaluate")
 
 
 @pytest.mark.parametrize("form", FORMS)

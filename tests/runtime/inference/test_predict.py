@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,18 +20,11 @@ from compiler.errors import GraphspecError, RunError
 from graphspec.cli.app import app
 from runtime.inference.images import find_images
 from runtime.rundir.directory import RunDir
-from tests.runtime.inference.exported import CLASSES, export
+from tests.runtime.inference.exported import CLASSES, export, printed
 from tests.runtime.inference.test_model import FORMS
 from tests.tiny import environment
 
-
-def predict(*arguments: str, stdin: str = "") -> str:
-    """What the command prints to stdout; its error if it fails."""
-    done = CliRunner().invoke(app, ["predict", *arguments], input=stdin)
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    assert done.exit_code == 0, done.output
-    return done.stdout
+predict = partial(printed, "predict")
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 from contextlib import chdir
 from pathlib import Path
@@ -21,8 +20,8 @@ from compiler.ops import Reads, op
 from graphspec import api
 from runtime.strategies.limits import within_budget
 from tests.runtime.processes.test_processes import torchrun
-from tests.runtime.search.test_search import at_a_prune, final_files
-from tests.tiny import command, environment, graphspec, write_spec
+from tests.runtime.search.test_search import final_files, killed_at_a_prune
+from tests.tiny import environment, write_spec
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
@@ -61,7 +60,6 @@ search:
 retrain: {{epochs: 2, batch_size: 64}}
 budget: {{flops: {BUDGET}, round_to: 4}}
 """
-OFTEN = ("--set", "search.checkpoint.minutes=0.01")
 
 
 @pytest.fixture(scope="module")
@@ -117,14 +115,7 @@ def test_a_killed_search_ends_bit_identical(searched: Path, tmp_path: Path) -> N
     write_spec(tmp_path, SPEC)
     with chdir(tmp_path):
         api.compile("tiny.yaml")
-    process = subprocess.Popen(
-        command("search", *OFTEN), cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
-    )
-    at_a_prune(process, tmp_path / "runs" / "latest" / "search" / "checkpoints")
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    graphspec(tmp_path, "search", "--resume", *OFTEN)
+    killed_at_a_prune(tmp_path)
     assert final_files(tmp_path) == final_files(searched)
 
 

@@ -157,6 +157,18 @@ def test_when_zero_gates_are_looked_for(every: float, steps: int, looks: list[in
     assert [done for done in range(1, 4 * steps + 1) if is_look(done, every * steps)] == looks
 
 
+def killed_at_a_prune(folder: Path) -> None:
+    """Kill the search of the run in `folder` after it has pruned, then go on with it."""
+    process = subprocess.Popen(
+        command("search", *OFTEN), cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    at_a_prune(process, folder / "runs" / "latest" / "search" / "checkpoints")
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    graphspec(folder, "search", "--resume", *OFTEN)
+
+
 def test_pruning_within_an_epoch_survives_a_kill(tmp_path: Path) -> None:
     """Of an epoch's 20 steps every 6th is followed by a look: none of the looks is at the end of the first epoch."""
     settings = ("search.prune.every=0.3", "search.pretrain_epochs=1", "search.epochs=2", "search.gates.gamma=0.3")
@@ -168,14 +180,7 @@ def test_pruning_within_an_epoch_survives_a_kill(tmp_path: Path) -> None:
     assert records[1]["flops"] < records[0]["flops"], "pruned within the epoch"
     with chdir(killed):
         api.compile(write_spec(killed), overrides=settings)
-    process = subprocess.Popen(
-        command("search", *OFTEN), cwd=killed, env=environment(), stderr=subprocess.PIPE, text=True
-    )
-    at_a_prune(process, killed / "runs" / "latest" / "search" / "checkpoints")
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    graphspec(killed, "search", "--resume", *OFTEN)
+    killed_at_a_prune(killed)
     assert final_files(killed) == final_files(alone)
 
 
