@@ -57,7 +57,7 @@ def test_without_closed_channels_a_classifier_is_the_one_with_gates_at_zero(name
     network = fused(read_module(classifier(name), torch.zeros(2, 3, side, side)))
     written, graph, _ = spec_of(network, tmp_path, {"gates": {"channels": "auto"}})
     rng = random.Random(0)
-    gates = {gate: 0.0 if rng.random() < 0.4 else rng.uniform(0.5, 1.5) for gate in graph.gates()}
+    gates = {gate: 0.0 if rng.random() < 0.5 else rng.uniform(0.5, 1.5) for gate in graph.gates()}
     opened = best_channels(graph, [gate for gate, value in gates.items() if value == 0], lambda gate: 1.0)
     gates |= dict.fromkeys(opened.values(), 1.0)  # no value loses all of its channels
     model = Model(graph, gates, {key: value.astype("float64") for key, value in written.weights.items()})
