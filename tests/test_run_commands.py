@@ -155,7 +155,7 @@ def test_a_derived_network_is_retrained(shell: Shell, share: str) -> None:
     _, err = shell("retrain", "--smoke")
     assert "warning" not in shell("search", "tiny.yaml", "--smoke")[1]  # two steps close no gate
     assert "every stage of retrain on fake data" in err  # the derived network: the wider space was never searched
-    assert "no weights to inherit" in shell("retrain", "--inherit", "--overwrite", code=1)[1]
+    assert "no weights to inherit" in shell("retrain", "--from", "search", "--overwrite", code=1)[1]
 
 
 def test_derive_says_what_is_wrong_and_leaves_nothing(shell: Shell) -> None:

@@ -55,7 +55,9 @@ Adaptive = Annotated[Literal["none", "flops", "memory_access", "latency"], _now(
 class Section(BaseModel):
     """Base of all sections: unknown keys are errors, values are immutable."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, serialize_by_alias=True
+    )
 
 
 class Schedule(Section):
@@ -250,6 +252,15 @@ class SearchConfig(TrainingConfig):
     """Batches used to re-estimate batch-norm statistics before validation."""
 
 
+class DistilConfig(Section):
+    """Learning from the outputs of the network that the spec's `weights` are of, all gates open."""
+
+    weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of the loss that compares with those outputs; the rest compares with the labels. 0: off."""
+    temperature: Annotated[float, Field(gt=0.0, le=1000.0)] = 4.0
+    """Divides the logits of both networks before their softmax; larger values let unlikely classes count more."""
+
+
 class RetrainConfig(TrainingConfig):
     """Training of the found network, without gates."""
 
@@ -257,8 +268,11 @@ class RetrainConfig(TrainingConfig):
     weight_decay: NonNegative = 3e-4
     epochs: Positive = 30
     """Epochs of training."""
-    inherit: bool = False
-    """Start from the weights of the search (gates folded in) instead of from scratch."""
+    start: Annotated[Literal["search", "scratch"] | None, Field(alias="from")] = None
+    """`search`: start from the weights that the search trained, gates folded in, at their widths; without a search from
+    the spec's `weights`. `scratch`: from random ones. Default: `search` if the spec names weights, else `scratch`."""
+    distil: DistilConfig = DistilConfig()
+    """What is learnt from the network before it was pruned."""
     cutout: Pixels = 0
     """Side in pixels of the square cut out of each training image; 0: off."""
     auxiliary_weight: NonNegative = 0.0
@@ -267,6 +281,14 @@ class RetrainConfig(TrainingConfig):
     """Drop-path probability of the last block at the end of training; it grows with depth and time."""
     dropout: Fraction = 0.0
     """Dropout before the classifier."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit_was_the_name(cls, given: Any) -> Any:
+        """`inherit`, which `from` was called before."""
+        if not isinstance(given, dict) or not isinstance(given.get("inherit"), bool) or "from" in given:
+            return given
+        return {k: v for k, v in given.items() if k != "inherit"} | ({"from": "search"} if given["inherit"] else {})
 
 
 class BudgetConfig(Section):

@@ -94,14 +94,15 @@ def _rows(section: Section, prefix: str) -> Iterator[list[str]]:
     """A row per setting of a section, those of the sections inside it by their full key."""
     schemas = type(section).model_json_schema()["properties"]
     for name, value in section:
-        key = f"{prefix}{name}"
+        written = type(section).model_fields[name].alias or name
+        key = f"{prefix}{written}"
         if isinstance(value, Schedule):
             meaning = f"{_description(section, name)} Its keys: `{key}.kind` and so on, see [schedules](#schedules)."
             yield [f"`{key}`", "schedule", f"`{{kind: {value.kind}}}`", meaning]
         elif isinstance(value, Section):
             yield from _rows(value, f"{key}.")
         else:
-            yield _row(key, schemas[name] | {"description": _description(section, name)}, value)
+            yield _row(key, schemas[written] | {"description": _description(section, name)}, value)
 
 
 def _row(key: str, schema: Mapping[str, Any], default: Any) -> list[str]:

@@ -62,4 +62,4 @@ def _known_keys(loc: Path) -> list[str]:
     model: Any = Configuration
     for part in loc:
         model = model.model_fields[part].annotation
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]

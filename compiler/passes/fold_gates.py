@@ -5,8 +5,8 @@ For a gate g != 0 on an edge x -> node, in this order:
 1. A join that feeds a weight (`project`) takes every gate:  W [g1 x1; g2 x2] = [g1 W1, g2 W2] [x1; x2].
 2. A node all of whose inputs have one gate takes it in its first affine step, past steps that commute with it:
        conv, linear, ...:   W (g x) + b = (g W) x + b
-       batch norm:          (g x - m) / sqrt(v + e) = sign(g) (x - m/g) / sqrt((v + e)/g^2 - e + e)
-   In batch norm the statistics change, not the scale, so that training goes on from the same function.
+       batch norm:          (g x - m) / sqrt(v + e) = sign(g) (x - m/g) / sqrt(v/g^2 + e/g^2)
+   In batch norm the statistics and e change, not the scale, so that training goes on from the same function.
 3. A node all of whose users have one gate gives it from its last affine step:
        g relu(W x + b) = relu(g W x + g b)   for g > 0,   and likewise batch norm's scale and shift.
 4. What is left becomes a `scale` node, one for each value and factor.
@@ -14,14 +14,14 @@ For a gate g != 0 on an edge x -> node, in this order:
    activation does not let them through, into the columns of all weights that read the node and nothing else.
 
 Steps commute with a factor where f(g x) = g f(x), which is a trait of the op: identity, sums, averages and joins for
-every g, relu and max pooling for g > 0. Other activations (relu6, silu, ...) do not. Batch norm takes no gate below
-1e-4 in magnitude (its variance would leave float32): that one becomes a `scale` node.
+every g, relu and max pooling for g > 0. Other activations (relu6, silu, ...) do not. A gate so small that e/g^2 is no
+`eps` that an op takes becomes a `scale` node.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ from compiler.passes.base import Pass
 from compiler.passes.draft import Draft, Source, free_id, taken_paths
 from compiler.passes.infer_types import infer_types
 
-SMALLEST_FOR_BATCH_NORM = 1e-4
+LARGEST_EPS = 1.0  # that an op takes
 
 Weights = dict[str, Any]
 ByChannel = np.ndarray[Any, np.dtype[Any]]  # a factor for each channel
@@ -64,56 +64,59 @@ class FoldGates(Pass):
             raise PassError(self.name, graph.name, "there are no weights to fold the gates into", "use drop-gates")
         if 0.0 in (*factors.values(), *(model.gates[gate] for gate in graph.gates())):
             raise PassError(self.name, graph.name, "a gate is zero", "run prune-zero-edges first")
-        for node in graph.nodes():
-            _fold_forward(graph, node, factors, weights)
-        for node in graph.nodes():
+        nodes = [_fold_forward(graph, node, factors, weights) for node in graph.nodes()]
+        for node in nodes:
             _fold_backward(graph, node, factors, weights)
         behind = {
             node_id: np.array([1.0 if gate is None else model.gates[gate] for gate in ids])
             for node_id, ids in graph.channel_gates.items()
         }
         left = {i: by_channel for i, by_channel in behind.items() if not _fold_channels(graph, i, by_channel, weights)}
-        return Model(infer_types(_with_scales(graph, factors, left), Phase.COMPACT), {}, weights)
+        return Model(infer_types(_with_scales(graph, nodes, factors, left), Phase.COMPACT), {}, weights)
 
 
-def _fold_forward(graph: Graph, node: Node, factors: Factors, weights: Weights) -> None:
-    """Into the node that reads the gated values (1 and 2)."""
+def _fold_forward(graph: Graph, node: Node, factors: Factors, weights: Weights) -> Node:
+    """Into the node that reads the gated values (1 and 2); the node as it is then."""
     edges = [(e.src, e.dst) for e in graph.inputs(node.id)]
     values = [factors[e] for e in edges]
     if all(v == 1.0 for v in values):
-        return
+        return node
     if joins_into_weight(node.op, node.attrs):
         name = f"{node.id}.{steps(node.op, node.attrs)[1].name}.weight"
         channels = [graph.node(src).shape[0] for src, _ in edges]
         weight = weights[name]
         factor = np.repeat(values, channels).astype(weight.dtype)
         weights[name] = weight * factor.reshape(1, -1, *[1] * (weight.ndim - 2))
-    elif len(set(values)) > 1 or not _scale_first_affine(node, values[0], weights):
-        return
+    elif len(set(values)) > 1 or (folded := _scale_first_affine(node, values[0], weights)) is None:
+        return node
+    else:
+        node = folded
     factors.update(dict.fromkeys(edges, 1.0))
+    return node
 
 
-def _scale_first_affine(node: Node, factor: float, weights: Weights) -> bool:
+def _scale_first_affine(node: Node, factor: float, weights: Weights) -> Node | None:
     for step in steps(node.op, node.attrs):
         prefix = _prefix(node, step)
         traits = traits_of(step.op, step.attrs)
         if traits.affine is Affine.WEIGHT:
             weights[f"{prefix}weight"] = weights[f"{prefix}weight"] * factor
-            return True
+            return node
         if traits.affine is Affine.STATISTICS:
-            return _scale_input_of_batch_norm(prefix, read_attrs(step.op, step.attrs).eps, factor, weights)
+            return _scale_input_of_batch_norm(node, step, factor, weights)
         if not traits.homogeneous.has(factor):
-            return False
-    return False
+            return None
+    return None
 
 
-def _scale_input_of_batch_norm(prefix: str, eps: float, factor: float, weights: Weights) -> bool:
-    if abs(factor) < SMALLEST_FOR_BATCH_NORM:
-        return False
+def _scale_input_of_batch_norm(node: Node, step: Step, factor: float, weights: Weights) -> Node | None:
+    prefix, eps = _prefix(node, step), read_attrs(step.op, step.attrs).eps / factor**2
+    if eps > LARGEST_EPS or "eps" not in op(node.op).attrs.model_fields:
+        return None
     weights[f"{prefix}weight"] = weights[f"{prefix}weight"] * float(np.sign(factor))
     weights[f"{prefix}running_mean"] = weights[f"{prefix}running_mean"] / factor
-    weights[f"{prefix}running_var"] = (weights[f"{prefix}running_var"] + eps) / factor**2 - eps
-    return True
+    weights[f"{prefix}running_var"] = weights[f"{prefix}running_var"] / factor**2
+    return replace(node, attrs=attrs_of({**dict(node.attrs), "eps": eps}))
 
 
 def _fold_backward(graph: Graph, node: Node, factors: Factors, weights: Weights) -> None:
@@ -181,15 +184,15 @@ def _prefix(node: Node, step: Step) -> str:
     return f"{node.id}.{step.name}." if step.name else f"{node.id}."
 
 
-def _with_scales(graph: Graph, factors: Factors, behind: Mapping[str, ByChannel]) -> Graph:
-    """The graph without gates, a `scale` node for each (value, factor) that is left (4), and `behind` nodes.
+def _with_scales(graph: Graph, nodes: Iterable[Node], factors: Factors, behind: Mapping[str, ByChannel]) -> Graph:
+    """These nodes without gates, a `scale` node for each (value, factor) that is left (4), and `behind` nodes.
 
     It stands beside the node that reads it, not below: what is below a node are its parts.
     """
     draft, taken = Draft(graph, empty=True), taken_paths(node.id for node in graph.nodes())
     made: dict[tuple[str, float], str] = {}
     scaled: dict[str, str] = {}
-    for node in graph.nodes():
+    for node in nodes:
         sources: list[Source] = []
         for edge in graph.inputs(node.id):
             source, factor = scaled.get(edge.src, edge.src), factors[edge.src, edge.dst]

@@ -56,7 +56,10 @@ def retrain(
     resume: ResumeOpt = False,
     overwrite: OverwriteOpt = False,
     smoke: SmokeOpt = False,
-    inherit: Annotated[bool, typer.Option("--inherit", help="Start from the weights of the search.")] = False,
+    start: Annotated[
+        str | None, typer.Option("--from", help="search: go on with its weights; scratch: with random ones.")
+    ] = None,
+    inherit: Annotated[bool, typer.Option("--inherit", help="The same as --from search.", hidden=True)] = False,
     settings: SetOpt = None,
     seed: SeedOpt = None,
     seeds: SeedsOpt = None,
@@ -66,7 +69,8 @@ def retrain(
     as_json: JsonOpt = False,
 ) -> None:
     """Train the found network within its budget and measure it on the test images."""
-    overrides = overrides_of(settings, ("--seed", "seed", seed), ("--inherit", "retrain.inherit", inherit or None))
+    start = start or ("search" if inherit else None)
+    overrides = overrides_of(settings, ("--seed", "seed", seed), ("--from", "retrain.from", start))
     options = {"resume": resume, "overwrite": overwrite, "device": device, "trust_code": trust_code, "quiet": quiet}
     _run("retrain", target, smoke, seeds, as_json, overrides=overrides, **options)
 

@@ -59,17 +59,12 @@ def found_network(opened: Opened) -> Found:
     RunError if it was not searched, PassError if the budget cannot be met.
     """
     config, architecture = opened.spec.config, _architecture(opened)
-    start = None if config.retrain.inherit else start_weights(opened)
-    if config.retrain.inherit:
-        found = _trained_model(opened)
-    else:
-        found = architecture.model(opened.graph) if architecture else Model(opened.graph)
-    if start is not None:  # they are of before the search, when all gates were open
-        found = Model(found.graph, {gate: float(value != 0) for gate, value in found.gates.items()}, start)
+    untrained = architecture.model(opened.graph) if architecture else Model(opened.graph)
+    starts = config.retrain.start or ("search" if opened.spec.weights else "scratch")
+    found, origin = _trained(opened, untrained) if starts == "search" else (untrained, "")
     model, width = compacted(found, config.budget, inherit=bool(found.weights))
     if found.weights:
         _check_budget(opened, model.graph)
-        origin = "the spec's file has them" if start is not None else "the search left them"
         note = f"weights and widths as {origin}: {listed(measured(model.graph))}"
     else:
         note = describe_width(model.graph, width, config.budget)
@@ -86,14 +81,31 @@ def _architecture(opened: Opened) -> Architecture | None:
     return read_architecture(file)
 
 
-def _trained_model(opened: Opened) -> Model:
-    """What the search has trained; RunError if it has trained nothing."""
-    if not opened.run.search.weights.is_file():
+def _trained(opened: Opened, untrained: Model) -> tuple[Model, str]:
+    """The network with weights, and who made them: the search, else the spec's file; RunError if there are none."""
+    if untrained.gates and opened.run.search.weights.is_file():
+        return read_model(opened.run.search), "the search left them"
+    weights = start_weights(opened)
+    if weights is None:
         raise RunError(
-            f"{opened.run.path}: there are no weights to inherit: the network was not trained by a search\n"
-            f"  try: without --inherit (or retrain.inherit), from scratch"
+            f"{opened.run.path}: there are no weights to inherit: the network was not trained by a search, and its "
+            f"spec names none\n  try: --from scratch"
         )
-    return read_model(opened.run.search)
+    gates = {gate: float(value != 0) for gate, value in untrained.gates.items()}  # the weights are of open gates
+    return Model(untrained.graph, gates, weights), "the spec's file has them"
+
+
+def _teacher(opened: Opened) -> Model | None:
+    """The network before it was pruned, where it is to be learnt from; RunError if it has no trained weights."""
+    if not opened.spec.config.retrain.distil.weight:
+        return None
+    weights = start_weights(opened)
+    if weights is None:
+        raise RunError(
+            f"{opened.run.path}: retrain.distil.weight is not 0, and there is no trained network to learn from: the "
+            f"spec names no weights\n  try: `weights: FILE` in the spec, or --set retrain.distil.weight=0"
+        )
+    return Model(opened.graph, dict.fromkeys(opened.graph.gates(), 1.0), weights)
 
 
 def _check_budget(opened: Opened, graph: Graph) -> None:
@@ -104,18 +116,18 @@ def _check_budget(opened: Opened, graph: Graph) -> None:
             raise RunError(
                 f"{opened.run.path}: trained weights keep their widths, and the network's "
                 f"{limit.measure.text(limit.measure.of(graph))} are over the budget of {most:,}\n"
-                f"  try: --set budget.{name}=null, or without --inherit and `weights`"
+                f"  try: --set budget.{name}=null, or --from scratch"
             )
 
 
 def run_retrain(opened: Opened, options: JobOptions | None = None) -> RetrainResult:
     """Train the found network; RunError, PassError or Interrupted if it cannot be finished."""
-    found = found_network(opened)
+    found, teacher = found_network(opened), _teacher(opened)
 
     def make(place: Workplace) -> RetrainJob:
         place.console.line(found.width_note)
         graph, weights, config = found.model.graph, found.model.weights or None, opened.spec.config
-        job = RetrainJob(graph, config, place.dataset, place.device, weights, place.world)
+        job = RetrainJob(graph, config, place.dataset, place.device, weights, place.world, teacher)
         require_statistics(job.trained, "retrain", job.config, place.world.size)
         require_memory(Trial(job.task, job.config, job.module, (job.optimizer,), job.weight_step), place)
         return job

@@ -80,6 +80,8 @@ class Task(ABC):
     """Whether the loss reads `label_smoothing`."""
     weighs_classes: ClassVar[bool] = False
     """Whether the loss reads `data.class_weights`."""
+    distils: ClassVar[bool] = False
+    """Whether there is a loss against another network's outputs, `distil`."""
 
     def __init__(self, outputs: int, config: Configuration) -> None:
         self.outputs, self.config = outputs, config
@@ -125,6 +127,13 @@ class Task(ABC):
 
         `output`: (N, *shape of the network's output), float32 or wider. `training`: the settings of a training job.
         """
+
+    def distil(self, output: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+        """The mean over the images of how far `output` is from what another network gives, `wanted`, a scalar.
+
+        Both (N, *shape of the network's output). Read by `retrain.distil`.
+        """
+        raise NotImplementedError
 
     def answers(self, output: Tensor, *, probabilities: bool = False) -> Tensor:
         """What the network says of each image, (N, ...); `output` is behind the head where it has `probabilities`."""

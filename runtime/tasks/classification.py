@@ -24,6 +24,7 @@ class Classification(Task):
     outputs_are_classes = True
     smooths_labels = True
     weighs_classes = True
+    distils = True
     weights: Tensor | None = None  # (classes,) of `data.class_weights`
 
     def targets(self, given: Tensor) -> Tensor:
@@ -90,6 +91,13 @@ class Classification(Task):
         losses = cross_entropy(output.flatten(1), targets, label_smoothing=smoothing, reduction="none")
         losses = losses * self.weights.to(losses.device)[targets]  # no mean of weights: shares of a batch add up
         return losses.sum() if reduction == "sum" else losses.mean()
+
+    def distil(self, output: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+        """T^2 KL(softmax(wanted / T) || softmax(output / T)), whose gradients do not shrink with T."""
+        from torch.nn.functional import kl_div
+
+        found, right = (each.flatten(1).div(temperature).log_softmax(1) for each in (output, wanted))
+        return temperature**2 * kl_div(found, right, reduction="batchmean", log_target=True)
 
     def answers(self, output: Tensor, *, probabilities: bool = False) -> Tensor:
         """The class of the largest logit or probability, (N,) int64."""

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from compiler.analysis.costs import total_cost
 from compiler.analysis.weights import weight_shapes
 from compiler.errors import RunError
-from compiler.ir.graph import Graph
+from compiler.ir.graph import Graph, Model
 from compiler.ir.text import graph_hash
 from compiler.language.config import Configuration
 from compiler.lowering.torch.batch_parts import DropPath, share_batches
@@ -37,6 +37,7 @@ from runtime.training.step import (
     weight_optimizer,
     weight_parameters,
 )
+from runtime.training.teacher import Teacher
 
 RETRAIN = "retrain"
 
@@ -54,8 +55,12 @@ class RetrainJob(Job):
         device: torch.device,
         weights: Mapping[str, Any] | None = None,
         world: World = ALONE,
+        teacher: Model | None = None,
     ) -> None:
-        """`weights` (arrays by `<node>.<param>`, all of `graph`) to start from; None: from scratch."""
+        """`weights` (arrays by `<node>.<param>`, all of `graph`) to start from; None: from scratch.
+
+        `teacher`: what `retrain.distil` learns from; RunError if the task cannot.
+        """
         self.graph, self.config, self.device = graph, config.retrain, device
         self.task, self.world = dataset.task, world
         set_precision(self.config, device)
@@ -66,7 +71,8 @@ class RetrainJob(Job):
         self.own = frozenset(weight_shapes(graph))  # tensors of `graph`; all others are of training-only parts
         self.module = self._network(trained, config.seed, weights)
         self.network = world.replicated(network_of(self.module, self.config))
-        self.loss = training_loss(self.task, trained, self.network, self.config, device)
+        taught = Teacher(teacher, self.task, self.config.distil, device) if teacher else None
+        self.loss = training_loss(self.task, trained, self.network, self.config, device, taught)
         self.optimizer = weight_optimizer(self.module, self.config)
         split, batch = dataset.split(config.search.weight_part), self.config.batch_size
         place = Share(device, world.rank, world.size)

@@ -26,6 +26,7 @@ from runtime.training.compiled import CompiledByBlock
 from runtime.training.heap import give_back
 from runtime.training.schedules import learning_rate
 from runtime.training.stages import Position, Stage
+from runtime.training.teacher import Teacher
 
 Network = Callable[[Tensor], Tensor | dict[str, Tensor]]  # x: (N, C, H, W) -> the output, or several by name
 Batch = tuple[Tensor, Tensor]  # x: (N, C, H, W) float32, normalised; y: the targets (N, ...)
@@ -117,18 +118,29 @@ LossFn = Callable[[Tensor, Tensor], Tensor]  # x, y -> mean loss
 LOSS, IMAGES = ".loss", ".images"  # beside the task's sums
 
 
-def training_loss(task: Task, graph: Graph, network: Network, config: TrainingConfig, device: torch.device) -> LossFn:
-    """The task's loss of the output of `graph`, in float32 or wider; further outputs count by their loss weights."""
+def training_loss(
+    task: Task,
+    graph: Graph,
+    network: Network,
+    config: TrainingConfig,
+    device: torch.device,
+    teacher: Teacher | None = None,
+) -> LossFn:
+    """The task's loss of the output of `graph`, in float32 or wider; further outputs count by their loss weights.
 
-    def one(output: Tensor, y: Tensor) -> Tensor:
-        return task.loss(output.to(torch.promote_types(output.dtype, torch.float32)), y, config)
+    A `teacher` has its part in the loss of the main output.
+    """
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            found = outputs_by_name(network(x))
-        total = one(found.pop(OUTPUT), y)
+            outputs = outputs_by_name(network(x))
+        found = {n: output.to(torch.promote_types(output.dtype, torch.float32)) for n, output in outputs.items()}
+        main = found.pop(OUTPUT)
+        total = task.loss(main, y, config)
+        if teacher is not None:
+            total = teacher.mixed(total, main, x)
         for name, output in found.items():
-            total = total + read_attrs(OUTPUT, graph.outputs()[name].attrs).weight * one(output, y)
+            total = total + read_attrs(OUTPUT, graph.outputs()[name].attrs).weight * task.loss(output, y, config)
         return total
 
     return loss

@@ -32,7 +32,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("bench", "run/export/model.onnx", "--batch", "1", "--threads", "1", "--seconds", "0"),
         ("search", "run", "--resume"),
         ("retrain", "run", "--resume"),
-        ("retrain", "run", "--overwrite", "--inherit"),
+        ("retrain", "run", "--overwrite", "--from", "search"),
         ("retrain", "run", "--seeds", "1"),
         ("compile", "tiny.yaml", "--out", "run"),
     ),

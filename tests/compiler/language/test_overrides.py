@@ -68,7 +68,7 @@ def test_the_words_for_a_change_make_it(tmp_path: Path) -> None:
     path = write_spec(tmp_path)
     wanted = {
         "seed": 7, "data.name": "fake", "data.mean": [0.5], "search.clip": 1e-3, "search.random_params": 4000,
-        "search.gates.schedule.kind": "cosine", "retrain.inherit": True, "search.gates.clip": None,
+        "search.gates.schedule.kind": "cosine", "retrain.from": "search", "search.gates.clip": None,
     }  # fmt: skip
     plain = parse_file(path).config.model_dump(mode="json")
     changed = parse_file(path, overrides_of(wanted)).config

@@ -9,20 +9,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
 from safetensors.numpy import load_file, save_file
 
 from compiler.analysis.weights import weight_shapes
 from compiler.architecture.found import Architecture
 from compiler.errors import RunError, SpecError
-from compiler.ir.graph import Graph
-from compiler.language.config import SearchConfig
+from compiler.ir.graph import Graph, Model
+from compiler.language.config import RetrainConfig, SearchConfig
 from compiler.lowering.torch.batch_parts import BatchNorm
-from compiler.lowering.torch.fx import gate_values, lower, weights_of
+from compiler.lowering.torch.fx import gate_values, lower, lower_model, weights_of
+from compiler.passes.drop_gates import DropGates
 from compiler.passes.prune_zero_edges import surviving_edges
 from graphspec import api
+from runtime.data.dataset import load_dataset
 from runtime.jobs.run_retrain import found_network
 from runtime.rundir.start import start_weights
 from runtime.search.supernet import Supernet
+from runtime.training.retrain_job import RetrainJob
 from tests.interpreter import random_weights
 from tests.tasks import class_task
 from tests.tiny import TINY, write_spec
@@ -48,6 +53,13 @@ def save(spec: Path, weights: dict[str, Any]) -> None:
 def compiled(spec: Path, *overrides: str) -> api.Opened:
     run = api.compile(spec, root=spec.parent / "runs", overrides=[*SHORT, *overrides]).run
     return api.open_run(run)
+
+
+def searched(opened: api.Opened, gates: dict[str, float]) -> None:
+    """What a search leaves that has trained nothing."""
+    found = Architecture.of(opened.graph, gates, strategy="dso", seed=0, spec_hash="")
+    opened.run.search.path.mkdir()
+    opened.run.search.arch.write_text(found.to_yaml())
 
 
 def test_the_run_keeps_a_copy(spec: Path) -> None:
@@ -166,9 +178,7 @@ def test_pruning_a_supernet_with_scales_of_its_own_changes_no_output(spec: Path)
 def test_retraining_starts_from_what_is_left_of_them(spec: Path) -> None:
     opened = compiled(spec)
     gates = {gate: 0.3 for number, gate in enumerate(opened.graph.gates()) if number % 4}
-    found = Architecture.of(opened.graph, gates, strategy="dso", seed=0, spec_hash="")
-    opened.run.search.path.mkdir()
-    opened.run.search.arch.write_text(found.to_yaml())
+    searched(opened, gates)
     network = found_network(opened)
     assert network.width == 1
     assert "the spec's file has them" in network.width_note
@@ -179,12 +189,49 @@ def test_retraining_starts_from_what_is_left_of_them(spec: Path) -> None:
     assert set(gate_values(whole, opened.graph)) >= set(gates)
 
 
+def test_from_scratch_leaves_them_aside(spec: Path) -> None:
+    opened = compiled(spec, "retrain.from=scratch")
+    searched(opened, dict.fromkeys(opened.graph.gates(), 1.0))
+    assert not found_network(opened).model.weights
+    assert found_network(api.open_run(opened.run, ["retrain.from=search"])).model.weights
+
+
+def test_the_old_word_for_from_search_is_read() -> None:
+    assert RetrainConfig.model_validate({"inherit": True}) == RetrainConfig.model_validate({"from": "search"})
+    assert RetrainConfig.model_validate({"inherit": False}) == RetrainConfig()
+    with pytest.raises(ValidationError, match="inherit"):
+        RetrainConfig.model_validate({"inherit": True, "from": "scratch"})
+
+
+def test_the_network_before_pruning_teaches(spec: Path) -> None:
+    opened = compiled(spec, "retrain.distil={weight: 0.3, temperature: 2}", "retrain.label_smoothing=0.1")
+    graph, config, cpu = opened.graph, opened.spec.config, torch.device("cpu")
+    teacher = Model(graph, dict.fromkeys(graph.gates(), 1.0), start_weights(opened))
+    dataset = load_dataset(config.data, opened.spec.input, class_task(10), seed=0)
+    pupil = DropGates().run(Model(graph, dict.fromkeys(graph.gates(), 1.0)))
+    job = RetrainJob(pupil.graph, config, dataset, cpu, teacher=teacher)
+    x, y = job.feed.batch(0, 0)
+    found = job.loss(x, y)
+    with torch.no_grad():
+        own, wanted = job.module(x), lower_model(teacher).eval()(x)
+    right = F.softmax(wanted / 2, 1)
+    divergence = (right * (right.log() - F.log_softmax(own / 2, 1))).sum(1).mean()
+    expected = 0.7 * F.cross_entropy(own, y, label_smoothing=0.1) + 0.3 * 4 * divergence
+    assert torch.allclose(found, expected, rtol=1e-5)
+    found.backward()
+    assert all(p.grad is not None for p in job.parameters())
+
+
+def test_without_a_trained_network_nothing_teaches(tmp_path: Path) -> None:
+    opened = compiled(write_spec(tmp_path, TINY))
+    searched(opened, dict.fromkeys(opened.graph.gates(), 1.0))
+    with pytest.raises(RunError, match="no trained network to learn from"):
+        api.retrain(opened.run, overrides=["retrain.distil.weight=0.5"], quiet=True)
+
+
 def test_trained_weights_keep_their_widths(spec: Path) -> None:
     opened = compiled(spec, "budget.params=1k")
-    gates = dict.fromkeys(opened.graph.gates(), 1.0)
-    found = Architecture.of(opened.graph, gates, strategy="dso", seed=0, spec_hash="")
-    opened.run.search.path.mkdir()
-    opened.run.search.arch.write_text(found.to_yaml())
+    searched(opened, dict.fromkeys(opened.graph.gates(), 1.0))
     with pytest.raises(RunError, match="trained weights keep their widths"):
         found_network(opened)
 
@@ -193,7 +240,9 @@ def test_trained_weights_keep_their_widths(spec: Path) -> None:
 def test_a_search_and_a_retraining_of_several_seeds_go_through(spec: Path) -> None:
     run = compiled(spec).run
     assert len(api.search(run, seeds=[0, 1], quiet=True).results) == 2
-    assert len(api.retrain(run, seeds=[0, 1], quiet=True).results) == 2
+    taught = ["retrain.distil.weight=0.5"]
+    assert len(api.retrain(run, overrides=taught, seeds=[0, 1], quiet=True).results) == 2
+    assert "the search left them" in found_network(api.open_run(run.seed_run(1))).width_note
     assert api.open_run(run.seed_run(1)).run.weights.is_file()
     api.smoke(spec, "retrain")
     api.smoke(run.seed_run(0), "retrain")

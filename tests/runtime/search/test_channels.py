@@ -103,7 +103,7 @@ def test_what_closes_is_decided_by_strength_alone(searched: Path) -> None:
 
 def test_the_weights_of_the_search_go_to_the_model(searched: Path) -> None:
     run = searched / "runs" / "latest"
-    result = api.retrain(run, overrides=["retrain.inherit=true"], quiet=True)
+    result = api.retrain(run, overrides=["retrain.from=search"], quiet=True)
     assert result.found.flops <= BUDGET
     assert (result.accuracy or 0) > 0.8
     exported = api.export(run, quiet=True)

@@ -195,7 +195,7 @@ def test_cutout_hides_a_square_of_training_images_only(searched: RunDir) -> None
 
 @pytest.mark.parametrize("settings", [[], PARTS], ids=["plain", "parts"])
 def test_inherited_weights_compute_what_the_pruned_supernet_does(searched: RunDir, settings: list[str]) -> None:
-    job, found = job_of(searched, ["retrain.inherit=true", *settings])
+    job, found = job_of(searched, ["retrain.from=search", *settings])
     left = read_model(searched.search)
     supernet = lower_model(left)
     assert left.graph.gates()
@@ -217,7 +217,7 @@ def test_from_scratch_is_not_what_the_search_left(searched: RunDir) -> None:
 
 def test_inheriting_ends_with_trained_weights(searched: RunDir, tmp_path: Path) -> None:
     run = copy_of(searched, tmp_path)
-    result = api.retrain(run, overrides=["retrain.inherit=true", "retrain.epochs=1", *PARTS], quiet=True)
+    result = api.retrain(run, overrides=["retrain.from=search", "retrain.epochs=1", *PARTS], quiet=True)
     assert result.width == 1.0
     left = safetensors.torch.load(run.search.weights.read_bytes())
     now = safetensors.torch.load(run.retrain.weights.read_bytes())
@@ -226,9 +226,9 @@ def test_inheriting_ends_with_trained_weights(searched: RunDir, tmp_path: Path) 
 
 def test_inherited_widths_must_fit_the_budget(searched: RunDir) -> None:
     params = json.loads(searched.search.result.read_text())["found"]["params"]
-    job_of(searched, ["retrain.inherit=true", f"budget.params={params}"])
+    job_of(searched, ["retrain.from=search", f"budget.params={params}"])
     with pytest.raises(RunError, match=f"{params:,} params are over the budget of {params - 1:,}"):
-        found_network(api.open_run(searched, ["retrain.inherit=true", f"budget.params={params - 1}"]))
+        found_network(api.open_run(searched, ["retrain.from=search", f"budget.params={params - 1}"]))
     assert not searched.retrain.is_started
 
 
@@ -258,7 +258,7 @@ def test_a_network_without_gates_needs_no_search(tmp_path: Path) -> None:
     assert result.found == result.full
     assert result.supernet_accuracy is None
     with pytest.raises(RunError, match="no weights to inherit"):
-        api.retrain(compiled.run, overrides=["retrain.inherit=true"], overwrite=True)
+        api.retrain(compiled.run, overrides=["retrain.from=search"], overwrite=True)
 
 
 def test_a_random_network_is_drawn_and_retrained(searched: RunDir, tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def test_a_random_network_is_drawn_and_retrained(searched: RunDir, tmp_path: Pat
     assert result.found == drawn.found
     assert result.pruned_accuracy is None
     with pytest.raises(RunError, match="no weights to inherit"):
-        api.retrain(compiled.run, overrides=["retrain.inherit=true"], overwrite=True)
+        api.retrain(compiled.run, overrides=["retrain.from=search"], overwrite=True)
 
 
 # -- interruptions ----------------------------------------------------------------------------------------------------
