@@ -292,12 +292,15 @@ class RetrainConfig(TrainingConfig):
 
 
 class BudgetConfig(Section):
-    """Limits for the found network, met by scaling all widths."""
+    """Limits for the found network, met by scaling all widths, or by the search with `search.gates.gamma: auto`."""
 
     params: Count | None = None
     """Maximum number of parameters, e.g. `3.0M`."""
     flops: Count | None = None
     """Maximum number of multiply-adds per image, e.g. `600M`."""
+    latency: Annotated[float, Field(gt=0.0, le=MOST)] | None = None
+    """Maximum milliseconds of one image in onnxruntime on one thread of this machine; only the search meets it
+    (`search.gates.gamma: auto`), and widths are not scaled then."""
     round_to: Positive = 8
     """Round channels to a multiple of N."""
 
@@ -335,6 +338,11 @@ class Configuration(Section):
     def _parts_are_not_empty(self) -> Configuration:
         if self.search.pretrain_epochs + self.search.epochs == 0:
             raise ValueError("search.pretrain_epochs and search.epochs are both 0: nothing to do")
-        if self.search.gates.gamma == "auto" and self.budget.params is None and self.budget.flops is None:
-            raise ValueError("search.gates.gamma is auto, and there is no budget to meet: set budget.params or .flops")
+        budget, is_auto = self.budget, self.search.gates.gamma == "auto"
+        if is_auto and budget.params is None and budget.flops is None and budget.latency is None:
+            raise ValueError(
+                "search.gates.gamma is auto, and there is no budget to meet: set budget.params, .flops or .latency"
+            )
+        if budget.latency is not None and not is_auto:
+            raise ValueError("budget.latency is met by the search alone: set search.gates.gamma to auto")
         return self

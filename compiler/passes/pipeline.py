@@ -118,11 +118,12 @@ def compacted(model: Model, budget: BudgetConfig, *, inherit: bool = False) -> t
 
     Every network takes this road, whether it was found, derived, drawn at random or had no gates from the start. With
     `inherit` the model's weights come along, the gates folded into them, and the widths stay whatever the budget says.
+    They stay too where the search has met a latency.
     """
     if inherit:
         return TO_INHERIT.run(model), 1.0
     found = TO_COMPACT.run(model)
-    if not limits_of(budget):
+    if not limits_of(budget) or budget.latency is not None:
         return found, 1.0
     width = solve_width(found.graph, budget)
     return Pipeline((Widen(width, budget.round_to),), Phase.COMPACT, Phase.COMPACT).run(found), width

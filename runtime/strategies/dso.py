@@ -24,7 +24,7 @@ from runtime.rundir.checkpoint import optimizer_state, restore_optimizer_state
 from runtime.search.supernet import Supernet, below, carried
 from runtime.strategies.apgnag import APGNAG
 from runtime.strategies.base import Context, Found, ReportSection, TrainingStrategy
-from runtime.strategies.latency import OpTimes, measured_latencies
+from runtime.strategies.latency import OpTimes, measured_latencies, network_latency
 from runtime.strategies.limits import Pace, within_budget
 from runtime.strategies.penalties import OpCall, Penalty, set_gammas
 from runtime.training.heap import give_back
@@ -32,6 +32,7 @@ from runtime.training.stages import Position, Stage
 from runtime.training.step import rate_now
 
 PRETRAIN, SEARCH = "pretrain", "search"
+LATENCIES = "latencies.json"  # in the search's part of the run
 GATE_STATE = "gate_state"  # first part of the names of saved tensors
 LEAST_REOPENED = 1e-3  # what a gate that has to stay is set to at least when it was zero
 
@@ -57,8 +58,14 @@ class Dso(TrainingStrategy):
         context, search = self.context, self.stages[1]
         if context.search.gates.gamma != "auto":
             return None
-        steps = search.epochs * search.steps_per_epoch
-        return Pace.start(context.graph, context.config.budget, context.search.gates, context.gate_init, steps)
+        whole = context.world.decided(lambda: self._budgets(context.graph))
+        return Pace.start(whole, context.search.gates, context.gate_init, search.epochs * search.steps_per_epoch)
+
+    def _budgets(self, graph: Graph) -> float:
+        """How much of its tightest limit a network takes: 1 is just allowed, more is not."""
+        budget, file = self.context.config.budget, self.context.folder / LATENCIES
+        timed = 0.0 if budget.latency is None else 1e3 * network_latency(graph, file) / budget.latency
+        return max(budget_share(graph, budget), timed)
 
     @property
     def stages(self) -> tuple[Stage, Stage]:
@@ -77,7 +84,7 @@ class Dso(TrainingStrategy):
 
     def _measured(self, call: OpCall) -> float:
         """Seconds of an op, the same in all processes; kept in a file, so that a resumed search reads the same."""
-        context, file = self.context, self.context.folder / "latencies.json"
+        context, file = self.context, self.context.folder / LATENCIES
         return context.world.decided(lambda: measured_latencies([call], context.device, file)[call])
 
     def step(self, stage: Stage, at: Position) -> Mapping[str, Tensor]:
@@ -143,10 +150,21 @@ class Dso(TrainingStrategy):
         closed, kept = map(set, self.context.world.decided(lambda: self._decide(zero, wanted, last=done == 1)))
         self.zero_looks = {gate: looks for gate, looks in self.zero_looks.items() if gate not in kept}
         if self.pace and done < 1:
-            self.context.console.line(self.pace.look(done, self.net.graph, zero))
+            self.context.console.line(self.pace.look(done, self._share_without(zero)))
         if closed:
             self._prune(closed, seconds)
         self._reopen(kept)
+        if self.pace and done == 1:
+            share = self._share_without(set())
+            self.context.console.line(f"found: {share:.3f} times the budget")
+            if share > 1:
+                self.context.console.warn("even the smallest network is over the budget; raise it")
+
+    def _share_without(self, closed: set[str]) -> float:
+        """How many budgets the network takes without these gates, as far as it can do without them."""
+        graph = self.net.graph
+        left = closed - {*kept_by_strength(graph, closed, {})}
+        return self.context.world.decided(lambda: self._budgets(prune(graph, left)))
 
     def _decide(self, zero: set[str], wanted: set[str], *, last: bool) -> list[list[str]]:
         """The gates to close, and those to open again although they are zero."""
@@ -154,8 +172,8 @@ class Dso(TrainingStrategy):
         prox = self.net.by_gate({scope: self.gates.proximal_point(p) for scope, p in self.net.gate_vectors.items()})
         kept = self._guarded(wanted, prox)
         closed = wanted - kept
-        if self.pace and (last or budget_share(prune(graph, closed), budget) < 1):
-            enough = within_budget(graph, closed, prox, budget)
+        if self.pace and (last or self._budgets(prune(graph, closed)) < 1):
+            enough = within_budget(graph, closed, prox, self._budgets, budget.round_to)
             closed = enough if last else closed & enough  # what is pruned now could not come back
         if not (self.pace and last):
             closed -= kept_for_rounding(graph, closed, prox, budget.round_to)

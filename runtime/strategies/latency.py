@@ -5,19 +5,25 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
 
 from compiler.drawing.scene import number_of
-from compiler.ir.graph import Node
+from compiler.ir.graph import INPUT, Graph, Model, Node
+from compiler.ir.text import graph_hash
+from compiler.language.config import BudgetConfig
+from compiler.lowering.onnx.model import emit
+from compiler.lowering.torch.fx import initialise, lower, weights_of
 from compiler.lowering.torch.modules import torch_module
+from compiler.passes.pipeline import compacted
 from runtime.rundir.files import read_json, write_json
 from runtime.rundir.records import Times
 from runtime.strategies.penalties import OpCall
 
 WARM_UP, REPEATS = 5, 30
+MEASUREMENTS, NETWORK_SECONDS, LEAST_RUNS = 3, 0.1, 3  # of a whole network: each so long, and of so many runs
 
 
 def device_name(device: torch.device) -> str:
@@ -74,12 +80,51 @@ def measured_latencies(
     calls: Iterable[OpCall], device: torch.device, file: Path, batch: int = 1
 ) -> dict[OpCall, float]:
     """Median seconds of every op: from `file` (by device and op) or measured and added to it; RunError if damaged."""
-    table = read_json(file, Times) if file.exists() else {}
-    known = table.setdefault(device_name(device), {})
     wanted = {call: f"{call}, batch {batch}" for call in calls}
-    missing = [call for call, key in wanted.items() if key not in known]
-    for call in missing:
-        known[wanted[call]] = measure(call, device, batch)
+    by_key = {key: call for call, key in wanted.items()}
+    known = _kept(file, device_name(device), by_key, lambda key: measure(by_key[key], device, batch))
+    return {call: known[key] for call, key in wanted.items()}
+
+
+def network_latency(graph: Graph, file: Path) -> float:
+    """Seconds of one image in onnxruntime on one thread, the median of three measurements; kept in `file` as well."""
+    import onnxruntime  # which searches without such a limit do not need
+
+    name, key = f"{_processor()}, 1 thread, onnxruntime {onnxruntime.__version__}", f"network {graph_hash(graph)}"
+    return _kept(file, name, [key], lambda _: _measured_in_onnxruntime(graph))[key]
+
+
+def _measured_in_onnxruntime(graph: Graph) -> float:
+    """As it will be exported; weights count for nothing, as long as they are ordinary numbers."""
+    import numpy as np
+    import onnxruntime
+
+    compact, _ = compacted(Model(graph, dict.fromkeys(graph.gates(), 1.0)), BudgetConfig())
+    module = lower(compact.graph)
+    initialise(module, 0)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    proto = emit(Model(compact.graph, {}, weights_of(module)), input_name="image")
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    image = np.ones((1, *graph.node(INPUT).shape), np.float32)
+    medians = []
+    for _ in range(MEASUREMENTS):
+        seconds: list[float] = []
+        while len(seconds) < WARM_UP + LEAST_RUNS or sum(seconds) < NETWORK_SECONDS:
+            start = time.perf_counter()
+            session.run(None, {"image": image})
+            seconds.append(time.perf_counter() - start)
+        medians.append(statistics.median(seconds[WARM_UP:]))
+    return statistics.median(medians)
+
+
+def _kept(file: Path, device: str, keys: Iterable[str], measured: Callable[[str], float]) -> Mapping[str, float]:
+    """Seconds by key that `file` knows of a device; what it does not know is measured and added to it."""
+    table: dict[str, dict[str, float]] = read_json(file, Times) if file.exists() else {}
+    known = table.setdefault(device, {})
+    missing = [key for key in keys if key not in known]
+    for key in missing:
+        known[key] = measured(key)
     if missing:
         write_json(file, table)
-    return {call: known[key] for call, key in wanted.items()}
+    return known

@@ -9,14 +9,13 @@ the closed ones the strongest come back that still fit.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from compiler.analysis.guards import kept_by_strength
-from compiler.analysis.limits import budget_share
 from compiler.analysis.rounding import closing_order
 from compiler.ir.graph import Graph
-from compiler.language.config import BudgetConfig, GateConfig
+from compiler.language.config import GateConfig
 from compiler.passes.prune_zero_edges import prune
 
 ARRIVES = 0.75  # share of the search after which the budget should be met
@@ -29,40 +28,40 @@ FURTHEST = 64.0  # gamma stays within this factor of where it began
 class Pace:
     """The sparsity weight of a search that has to meet a budget."""
 
-    budget: BudgetConfig
     first: float  # the weight that closes a gate of no use in half of the time until `ARRIVES`
     whole: float  # how many budgets the whole network takes
     gamma: float
 
     @classmethod
-    def start(cls, graph: Graph, budget: BudgetConfig, gates: GateConfig, init: float, steps: int) -> Pace:
-        """The pace of a search of so many gate steps over this graph."""
+    def start(cls, whole: float, gates: GateConfig, init: float, steps: int) -> Pace:
+        """The pace of a search of so many gate steps, of a network that takes so many budgets."""
         first = init * (1 - gates.momentum) / (gates.lr * max(1.0, ARRIVES / 2 * steps))
-        return cls(budget, first, budget_share(graph, budget), first)
+        return cls(first, whole, first)
 
-    def look(self, done: float, graph: Graph, closed: Collection[str]) -> str:
-        """Set gamma after this share of the search, with these gates at zero; one line for people."""
-        left = {*closed} - {*kept_by_strength(graph, closed, {})}
-        share = budget_share(prune(graph, left), self.budget)
+    def look(self, done: float, share: float) -> str:
+        """Set gamma after this share of the search, of a network that takes so many budgets; one line for people."""
         planned = max(1.0, self.whole) ** (1 - min(1.0, done / ARRIVES))
         factor = min(max((share / planned) ** 2, 1 / CHANGE), CHANGE)
         self.gamma = min(max(self.gamma * factor, self.first / FURTHEST), self.first * FURTHEST)
         return f"{share:.2f} times the budget (planned {planned:.2f}): gamma is {self.gamma:.3g} now"
 
 
-def within_budget(graph: Graph, closed: set[str], strength: Mapping[str, float], budget: BudgetConfig) -> set[str]:
+def within_budget(
+    graph: Graph, closed: set[str], strength: Mapping[str, float], share: Callable[[Graph], float], round_to: int
+) -> set[str]:
     """The gates to close so that the network is within its budget and no step that was tried again would be.
 
-    Only the gates' strength decides, whether the search has closed too many or too few.
+    Only the gates' strength decides, whether the search has closed too many or too few. `share` says how many budgets a
+    network takes.
     """
-    units = closing_order(graph, closed, strength, budget.round_to)
+    units = closing_order(graph, closed, strength, round_to)
     needed = set(kept_by_strength(graph, [gate for unit in units for gate in unit], strength))
 
     def shut(some: Sequence[list[str]]) -> set[str]:
         return {gate for unit in some for gate in unit} - needed
 
     def is_within(some: Sequence[list[str]]) -> bool:
-        return budget_share(prune(graph, shut(some)), budget) <= 1
+        return share(prune(graph, shut(some))) <= 1
 
     gone = units[: bisect_left(range(len(units)), True, key=lambda count: is_within(units[:count]))]
     for unit in gone[:-1][-RETRIES:][::-1]:

@@ -5,23 +5,26 @@ from __future__ import annotations
 import json
 import subprocess
 from contextlib import chdir
+from functools import partial
 from pathlib import Path
 
 import onnxruntime
 import pytest
 
 from compiler.analysis.costs import total_cost
+from compiler.analysis.limits import budget_share
 from compiler.analysis.rounding import widths
 from compiler.architecture.found import Architecture
 from compiler.errors import SpecError
 from compiler.ir.graph import Graph
-from compiler.ir.text import from_json
+from compiler.ir.text import from_json, graph_hash
 from compiler.ops import Reads, op
 from graphspec import api
+from runtime.strategies.latency import network_latency
 from runtime.strategies.limits import within_budget
 from tests.runtime.processes.test_processes import torchrun
 from tests.runtime.search.test_search import final_files, killed_at_a_prune
-from tests.tiny import environment, write_spec
+from tests.tiny import TINY, environment, write_spec
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
@@ -96,7 +99,7 @@ def test_what_closes_is_decided_by_strength_alone(searched: Path) -> None:
     strength = dict(zip(full.gates(), json.loads(records[-1])["gate_values"], strict=True))
     budget = api.open_run(searched / "runs" / "latest").spec.config.budget
     for closed in (set(), set(full.gates()) - set(found.gates())):
-        shut = within_budget(full, closed, strength, budget)
+        shut = within_budget(full, closed, strength, partial(budget_share, budget=budget), budget.round_to)
         assert shut <= set(full.gates())
         assert not any(op(full.node(e.dst).op).reads is Reads.TOGETHER for e in full.edges() if e.gate in shut)
 
@@ -127,6 +130,29 @@ def test_two_processes_search_channels_together(tmp_path: Path) -> None:
     done = subprocess.run(torchrun("search", run), env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert total_cost(graphs(tmp_path)[1]).flops <= BUDGET
+
+
+@pytest.mark.parametrize(("limit", "left"), [(1e6, "all"), (1e-6, "least")])
+def test_a_latency_is_met_by_what_was_measured(tmp_path: Path, limit: float, left: str) -> None:
+    write_spec(tmp_path, SPEC.replace(f"flops: {BUDGET}, ", f"latency: {limit}, "))
+    with chdir(tmp_path):
+        run = api.compile("tiny.yaml").run
+        api.search(run, quiet=True)
+    full, found = graphs(tmp_path)
+    gates, open_ = set(full.gates()), set(found.gates())
+    assert (open_ == gates) if left == "all" else len(open_) < 0.5 * len(gates)
+    [(device, times)] = json.loads((tmp_path / run.search.path / "latencies.json").read_text()).items()
+    assert "1 thread, onnxruntime" in device
+    key = f"network {graph_hash(found)}"
+    assert times[key] > 0
+    (tmp_path / "known.json").write_text(json.dumps({device: {key: 3.5}}))
+    assert network_latency(found, tmp_path / "known.json") == 3.5  # what was measured once is not measured again
+
+
+def test_a_latency_is_for_the_search_to_meet(tmp_path: Path) -> None:
+    path = write_spec(tmp_path, TINY + "budget: {latency: 1}\n")
+    with pytest.raises(SpecError, match=r"set search\.gates\.gamma to auto"):
+        api.compile(path, root=tmp_path / "runs")
 
 
 def test_a_search_without_a_budget_cannot_find_its_gamma(tmp_path: Path) -> None:
