@@ -1,0 +1,223 @@
+"""A trained ResNet-20 made two and three times smaller: channel gates beside Torch-Pruning and uniform widths.
+
+    python -m benchmarks.compression base --data FOLDER --work WORK [--epochs N]
+    python -m benchmarks.compression compare --data FOLDER --work WORK [--sizes 2 3] [--seeds 0 1 2] [--rows NAME ...]
+
+`base` trains ResNet-20 on images of 10 classes in FOLDER (`train/<class>/`, `test/<class>/`) and keeps it in WORK.
+`compare` prunes it to the same multiply-adds in several ways and fine-tunes each for as many epochs by the same
+`graphspec retrain`; accuracy is that of the last epoch on the test images, latency that of the exported model in
+onnxruntime, one thread, batch 1. Rows that WORK has already are not computed again. Torch-Pruning is installed into
+WORK.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.common import ROOT, in_child, parser, show, table
+from compiler.analysis.costs import total_cost
+from compiler.analysis.weights import weight_shapes
+from compiler.importing.equal import require_equal
+from compiler.lowering.torch.fx import lower_model
+from graphspec import api
+from runtime.data.dataset import Loader, load_dataset
+from runtime.export.bench import onnx_latency
+from runtime.importing import import_model
+from runtime.jobs.run_retrain import RetrainResult
+from runtime.rundir.network import read_model
+from runtime.tasks.table import task_of
+
+SHAPE = (3, 32, 32)
+CLASSES = 10
+OURS = {"channel gates": "channels", "channel and block gates": "channels,blocks"}
+PEERS = ("TP magnitude", "TP group norm", "TP batch-norm scale", "uniform width")
+AUGMENTED = ("data.crop_padding=4", "data.flip=true")
+RECIPE = ("retrain.batch_size=128", "retrain.weight_decay=0.0005", "retrain.schedule.kind=cosine")
+PACKAGE = "torch-pruning==1.6.1"
+MEANS = ("accuracy", "params", "flops", "ms", "pruning_s", "training_s")
+
+
+class Block(nn.Module):
+    """Two convolutions and what is added to them."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        project = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        self.shortcut = project if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, C, H, W)."""
+        out = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+def resnet20() -> nn.Module:
+    """ResNet-20 for images of 32x32 pixels (He et al. 2015), with projections where the width changes."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    inputs = 16
+    for width in (16, 32, 64):
+        for _ in range(3):
+            layers.append(Block(inputs, width, 1 if inputs == width else 2))
+            inputs = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, CLASSES))
+
+
+def base_run(work: Path) -> Path:
+    """Where `base` leaves its run."""
+    return work / "base" / "run"
+
+
+def trained_base(work: Path) -> nn.Module:
+    """The trained network as a torch module: the run keeps its tensors in the order of its layers."""
+    module, found = resnet20(), read_model(api.open_run(base_run(work)).run.retrain)
+    names = [name for name in module.state_dict() if not name.endswith("num_batches_tracked")]
+    tensors = (torch.from_numpy(found.weights[name]) for name in weight_shapes(found.graph))
+    module.load_state_dict(dict(zip(names, tensors, strict=True)), strict=False)
+    require_equal(module.eval(), lower_model(found).eval(), SHAPE)
+    return module
+
+
+def data_of(work: Path, seed: int) -> Loader:
+    """Batches of training images, as `base` has them."""
+    opened = api.open_run(base_run(work))
+    config = opened.spec.config
+    data = load_dataset(config.data, opened.spec.input, task_of(opened.spec, opened.graph), seed=seed)
+    return data.training_loader(data.split(0.5).training, config.retrain.batch_size, "sparse")
+
+
+def train_base(work: Path, data: str, epochs: int) -> None:
+    """Train ResNet-20 and keep its run."""
+    folder = work / "base"
+    torch.manual_seed(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    made = import_model(resnet20(), torch.zeros(2, *SHAPE), folder / "base.yaml", data={"name": "folder", "root": data})
+    api.compile(made.spec, overrides=AUGMENTED, out=base_run(work))
+    settings = [*RECIPE, "retrain.lr=0.2", f"retrain.epochs={epochs}", "retrain.schedule.warmup=1"]
+    api.retrain(base_run(work), overrides=settings)
+
+
+def pruned(name: str, size: float, seed: int, args: argparse.Namespace, folder: Path) -> tuple[Path, float]:
+    """A run with the smaller network, ready to be fine-tuned, and the seconds that making it took."""
+    spec, run, started = folder / "small.yaml", folder / "run", time.perf_counter()
+    if name in OURS:
+        data = {"name": "folder", "root": args.data}
+        import_model(trained_base(args.work), torch.zeros(2, *SHAPE), spec, gates=OURS[name], data=data)
+        most = int(total_cost(api.open_run(base_run(args.work)).graph).flops / size)
+        settings = [
+            *AUGMENTED, "search.batch_size=128", "search.pretrain_epochs=0", f"search.epochs={args.search_epochs}",
+            f"search.lr={args.lr}", "search.weight_decay=0.0005", "search.gates={gamma: auto, adaptive: flops}",
+            "search.prune={every: 0.25, patience: 1}", f"budget={{flops: {most}, round_to: {args.round_to}}}",
+        ]  # fmt: skip
+        api.compile(spec, overrides=settings, out=run)
+        api.search(run, overrides=[f"seed={seed}"], quiet=True)
+        return run, time.perf_counter() - started
+    words = {
+        "name": name, "work": args.work, "data": args.data, "out": spec, "size": size, "seed": seed,
+        "epochs": args.search_epochs, "lr": args.lr, "round-to": args.round_to,
+    }  # fmt: skip
+    path = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(installed(args.work))])}
+    seconds = in_child("benchmarks.peer_torch_pruning", [f"--{key}={value}" for key, value in words.items()], path)
+    api.compile(spec, overrides=AUGMENTED, out=run)
+    return run, float(seconds["seconds"])
+
+
+def installed(work: Path) -> Path:
+    """The folder that Torch-Pruning alone is installed into: it takes the torch that runs here."""
+    folder = work / "packages"
+    if not folder.exists():
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, PACKAGE]
+        subprocess.run(command, check=True)
+    return folder
+
+
+def outcome(name: str, size: float, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """A row: prune, fine-tune, export, measure."""
+    folder = args.work / "rows" / f"{name.replace(' ', '_')}-{size:g}x-{seed}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    run, pruning = pruned(name, size, seed, args, folder)
+    started = time.perf_counter()
+    settings = [*RECIPE, f"retrain.epochs={args.epochs}", f"retrain.lr={args.lr}", f"seed={seed}"]
+    done = api.retrain(run, overrides=settings, quiet=True)
+    return {"row": name, "size": size, "seed": seed, "pruning_s": pruning, **figures(run, done, started)}
+
+
+def figures(run: Path, done: RetrainResult, started: float) -> dict[str, Any]:
+    """What a trained network costs and is good for."""
+    seconds = time.perf_counter() - started
+    exported = api.export(run, overrides=["export.with_preprocessing=none"], quiet=True)
+    latency = onnx_latency(Path(exported.path), np.ones((1, *SHAPE), np.float32), threads=1, budget=1.0)
+    return {
+        "accuracy": done.accuracy, "params": done.found.params, "flops": done.found.flops,
+        "ms": latency.median_ms, "training_s": seconds,
+    }  # fmt: skip
+
+
+def rows_of(results: list[dict[str, Any]]) -> list[list[object]]:
+    """The lines of the table: means over the seeds, and the deviation of the accuracy."""
+    lines: list[list[object]] = []
+    for name, size in dict.fromkeys((one["row"], one["size"]) for one in results):
+        some = [one for one in results if (one["row"], one["size"]) == (name, size)]
+        mean = {key: statistics.mean(one[key] for one in some) for key in MEANS}
+        spread = 100 * statistics.stdev(one["accuracy"] for one in some) if len(some) > 1 else None
+        lines.append([name, size, len(some), 100 * mean["accuracy"], spread, *(mean[key] for key in MEANS[1:])])
+    return lines
+
+
+def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every row that is not known yet, kept as soon as it is; then all of them."""
+    kept = args.work / "rows.jsonl"
+    results = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    known = {(one["row"], one["size"], one["seed"]) for one in results}
+    for wanted in itertools.product(args.rows, args.sizes, args.seeds):
+        if wanted not in known:
+            results.append(outcome(*wanted, args))
+            with kept.open("a") as file:
+                file.write(json.dumps(results[-1]) + "\n")
+    return results
+
+
+def main() -> None:
+    """Train the base, or compare."""
+    options = parser(__doc__)
+    options.add_argument("part", choices=("base", "compare"))
+    options.add_argument("--data", required=True, help="folder of images")
+    options.add_argument("--work", required=True, type=Path, help="folder to keep all in")
+    options.add_argument("--epochs", type=int, help="base: 18; compare: of fine-tuning, 6")
+    options.add_argument("--search-epochs", type=int, default=4, help="of searching, and of learning sparsely")
+    options.add_argument("--lr", type=float, default=0.05, help="learning rate of searching and fine-tuning")
+    options.add_argument("--round-to", type=int, default=4, help="channels are a multiple of it")
+    options.add_argument("--sizes", type=float, nargs="*", default=[2, 3], help="times fewer multiply-adds")
+    options.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    options.add_argument("--rows", nargs="*", choices=(*OURS, *PEERS), default=[*OURS, *PEERS])
+    args = options.parse_args()
+    args.data, args.work = str(Path(args.data).absolute()), args.work.absolute()
+    if args.part == "base":
+        train_base(args.work, args.data, args.epochs or 18)
+        return
+    args.epochs = args.epochs or 6
+    results = compare(args)
+    header = ["row", "times smaller", "seeds", "accuracy %", "+-", "params", "FLOPs", "ms", "pruning s", "training s"]
+    show(args.json, {"rows": results}, [table(header, rows_of(results))])
+
+
+if __name__ == "__main__":
+    main()
