@@ -109,7 +109,7 @@ def train_base(work: Path, data: str, epochs: int) -> None:
     torch.manual_seed(0)
     folder.mkdir(parents=True, exist_ok=True)
     made = import_model(resnet20(), torch.zeros(2, *SHAPE), folder / "base.yaml", data={"name": "folder", "root": data})
-    api.compile(made.spec, overrides=AUGMENTED, out=base_run(work))
+    api.compile(made.spec, overrides=AUGMENTED, out=base_run(work), root=folder)
     settings = [*RECIPE, "retrain.lr=0.2", f"retrain.epochs={epochs}", "retrain.schedule.warmup=1"]
     api.retrain(base_run(work), overrides=settings)
 
@@ -126,7 +126,7 @@ def pruned(name: str, size: float, seed: int, args: argparse.Namespace, folder: 
             f"search.lr={args.lr}", "search.weight_decay=0.0005", "search.gates={gamma: auto, adaptive: flops}",
             "search.prune={every: 0.25, patience: 1}", f"budget={{flops: {most}, round_to: {args.round_to}}}",
         ]  # fmt: skip
-        api.compile(spec, overrides=settings, out=run)
+        api.compile(spec, overrides=settings, out=run, root=folder)
         api.search(run, overrides=[f"seed={seed}"], quiet=True)
         return run, time.perf_counter() - started
     words = {
@@ -135,7 +135,7 @@ def pruned(name: str, size: float, seed: int, args: argparse.Namespace, folder: 
     }  # fmt: skip
     path = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(installed(args.work))])}
     seconds = in_child("benchmarks.peer_torch_pruning", [f"--{key}={value}" for key, value in words.items()], path)
-    api.compile(spec, overrides=AUGMENTED, out=run)
+    api.compile(spec, overrides=AUGMENTED, out=run, root=folder)
     return run, float(seconds["seconds"])
 
 

@@ -17,13 +17,14 @@ import pytest
 import torch
 
 from benchmarks import compile as compiling
-from benchmarks import exemption, export, imports, memory, overhead, peers, roofline, search, supernet
+from benchmarks import compression, exemption, export, imports, memory, overhead, peers, roofline, search, supernet
 from benchmarks.turns import Worker
 from compiler.analysis.costs import total_cost, weight_step_bytes
 from compiler.lowering.torch.fx import lower
 from compiler.lowering.torch.modules import Conv
 from graphspec.api import load
 from runtime.training.allocated import OnCpu
+from tests.test_compile_checks import write_images
 from tests.tiny import environment, write_spec
 
 pytestmark = pytest.mark.slow
@@ -79,7 +80,7 @@ def test_every_benchmark_is_documented() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     files = [path for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text(encoding="utf-8")]
     unsaid = {path.stem for path in files if f"benchmarks.{path.stem}" not in text}
-    assert unsaid == {"peer_nni"}, "which benchmarks.peers runs"
+    assert unsaid == {"peer_nni", "peer_torch_pruning"}, "which benchmarks.peers and benchmarks.compression run"
 
 
 # -- the smallest run of each -----------------------------------------------------------------------------------------
@@ -90,6 +91,18 @@ def test_compile(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     assert [row["gates"] for row in sizes] == [128, 128, 3 * 128]
     assert sizes[0]["growth"] is None
     assert sizes[2]["growth"] > 0
+
+
+def test_compression(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    write_images(tmp_path / "images", {f"c{number}": 40 for number in range(10)}, size=32)
+    where = ["--data", tmp_path / "images", "--work", tmp_path / "work"]
+    monkeypatch.setattr(sys, "argv", ["", "base", *map(str, where), "--epochs", "1"])
+    compression.main()
+    capsys.readouterr()
+    short = ["--rows", "channel gates", "--sizes", 2, "--seeds", 0, "--epochs", 1, "--search-epochs", 1]
+    [row] = found(compression, monkeypatch, capsys, "compare", *where, *short)["rows"]
+    assert 0.3 * 40_813_184 < row["flops"] <= 0.5 * 40_813_184
+    assert found(compression, monkeypatch, capsys, "compare", *where, *short)["rows"] == [row]  # it was kept
 
 
 def test_imports(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
