@@ -74,12 +74,7 @@ class Coupling:
 @lru_cache(maxsize=8)
 def couple(graph: Graph) -> Coupling:
     """The coupling of a finished graph, which is kept: later edits of the graph are not seen."""
-    return _Coupler(graph).coupling()
-
-
-def couple_anew(graph: Graph) -> Coupling:
-    """The coupling of a graph that is still being built."""
-    return _Coupler(graph).coupling()
+    return Coupler(graph).coupling()
 
 
 def whole_groups(graph: Graph, node: Node) -> bool:
@@ -94,7 +89,7 @@ def groups_of(node: Node) -> int:
     return int(getattr(read_attrs(node.op, node.attrs), "groups", 1))
 
 
-class _Coupler:
+class Coupler:
     """Goes through a graph from the image on and ties classes, each of which points to one that it was tied to."""
 
     def __init__(self, graph: Graph) -> None:
@@ -105,6 +100,7 @@ class _Coupler:
         self.by_gate: dict[str, int] = {}  # a class that each gate closes
 
     def coupling(self) -> Coupling:
+        """The coupling of the graph as it is now."""
         graph = self.graph
         for node in graph.nodes():
             self._enter(node)
@@ -124,9 +120,6 @@ class _Coupler:
             return
         if op(node.op).reads is Reads.APART:
             reads = [[c for read in reads for c in read]]
-        elif gives_zeros(node.op, node.attrs) and dict(node.attrs).get("channels") is not None:
-            self.steps[node.id], self.zeros[node.id] = [reads[0], self._new(node.shape[0])], Zeros.PASSES
-            return
         for other in reads[1:]:
             self._tie_each(reads[0], other)
         if node.op == OUTPUT:
@@ -135,6 +128,8 @@ class _Coupler:
 
     def _through(self, node: Node, read: Classes) -> tuple[list[Classes], Zeros]:
         made, zeros = [read], Zeros.PASSES
+        if gives_zeros(node.op, node.attrs) and dict(node.attrs).get("channels") is not None:
+            return [read, self._new(node.shape[0])], Zeros.PASSES
         for step, _, _, shapes, out in walk(node.op, node.attrs, input_shapes(self.graph, node)):
             traits, now = traits_of(step.op, step.attrs), made[-1]
             passed = self._passed_on(node, step, now, shapes, out)
@@ -184,13 +179,10 @@ class _Coupler:
         return [read[n * groups // channels * size] for n in range(channels)]
 
     def _written(self, step: Step, read: Classes, channels: int) -> Classes:
-        groups = read_attrs(step.op, step.attrs).groups if self._is_grouped(step) else 1
+        is_grouped = traits_of(step.op, step.attrs).channels is Channels.GROUPED
+        groups = read_attrs(step.op, step.attrs).groups if is_grouped else 1
         self._tie_places(read, groups)
         return self._new(channels // groups) * groups
-
-    @staticmethod
-    def _is_grouped(step: Step) -> bool:
-        return traits_of(step.op, step.attrs).channels is Channels.GROUPED
 
     def _new(self, count: int) -> Classes:
         start = len(self.parents)

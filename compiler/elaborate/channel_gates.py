@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from compiler.analysis.coupling import FIXED, couple_anew, groups_of
+from compiler.analysis.coupling import FIXED, Coupler, groups_of
 from compiler.ir.graph import Graph
 from compiler.language.spec import Gated
 
@@ -29,7 +29,7 @@ def place_gates(graph: Graph, gated: Mapping[str, Gates]) -> dict[str, str]:
             return {node_id: f"{node_id!r} has no groups; write gate: channels"}
         size = node.shape[0] // groups_of(node) if gates.kind == "groups" else 1
         graph.channel_gates[node_id] = tuple(f"{gates.name}#{i // size}" for i in range(node.shape[0]))
-    coupling = couple_anew(graph)
+    coupling = Coupler(graph).coupling()
     names: dict[int, str] = {}
     for node_id, ids in graph.channel_gates.items():
         for found, gate in zip(coupling.of(node_id), ids, strict=True):

@@ -6,6 +6,7 @@ import functools
 import math
 import random
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +135,7 @@ def test_widths_are_rounded_to_the_nearest_multiple_and_never_to_nothing() -> No
     parts: Parts = {
         "a": ("conv", {"kernel": 3, "channels": 16}, [INPUT]),
         "b": ("conv", {"kernel": 3, "channels": 6}, ["a"]),
-        "pool": ("global_avg_pool", {}, ["b"]),
-        "logits": ("linear", {"channels": 3}, ["pool"]),
+        "logits": ("conv", {"kernel": 1, "channels": 3}, ["b"]),
     }
     graph = graph_of(parts)
     for multiplier, a, b in ((1.0, 16, 8), (1.25, 24, 8), (1.2, 16, 8), (0.01, 8, 8), (2.0, 32, 16)):
@@ -148,8 +148,7 @@ def test_a_sum_with_the_image_keeps_the_image_channels() -> None:
         "a": ("conv", {"kernel": 3, "channels": 4}, [INPUT]),
         "sum": ("add", {}, ["a", INPUT]),
         "b": ("conv", {"kernel": 3, "channels": 4}, ["sum"]),
-        "pool": ("global_avg_pool", {}, ["b"]),
-        "logits": ("linear", {"channels": 3}, ["pool"]),
+        "logits": ("conv", {"kernel": 1, "channels": 3}, ["b"]),
     }
     found = channels(widen(graph_of(parts), 3.0, 4))
     assert (found["a"], found["sum"], found["b"]) == (4, 4, 12)
@@ -162,8 +161,7 @@ def test_a_concat_that_is_added_to_a_value_gives_it_the_sum_of_its_parts() -> No
         "joined": ("concat", {}, ["a", "b"]),
         "c": ("conv", {"kernel": 1, "channels": 16}, [INPUT]),
         "sum": ("add", {}, ["joined", "c"]),
-        "pool": ("global_avg_pool", {}, ["sum"]),
-        "logits": ("linear", {"channels": 3}, ["pool"]),
+        "logits": ("conv", {"kernel": 1, "channels": 3}, ["sum"]),
     }
     found = channels(widen(graph_of(parts), 1.3, 8))  # 16 alone would become 24
     assert (found["a"], found["b"], found["c"]) == (8, 16, 24)
@@ -171,18 +169,38 @@ def test_a_concat_that_is_added_to_a_value_gives_it_the_sum_of_its_parts() -> No
     assert (found["a"], found["b"], found["c"]) == (8, 8, 16)
 
 
-def test_sums_of_widths_that_nothing_follows_from_are_refused() -> None:
+@settings(max_examples=60)
+@given(seed=st.integers(0, 10**6), multiplier=st.floats(0.05, 6.0), round_to=st.sampled_from((1, 2, 8)))
+def test_joins_that_are_added_keep_equal_channels(seed: int, multiplier: float, round_to: int) -> None:
+    rng = random.Random(seed)
+    total = rng.randint(2, 20)
+    parts: Parts = {"whole": ("conv", {"kernel": 1, "channels": total}, [INPUT])}
+    for name in ("left", "right"):  # their parts cut each other in any way
+        ends = sorted({0, total, *rng.choices(range(total), k=3)})
+        own = {f"{name}{i}": b - a for i, (a, b) in enumerate(pairwise(ends))}
+        parts |= {i: ("conv", {"kernel": 1, "channels": n}, ["whole"]) for i, n in own.items()}
+        parts |= {name: ("concat", {}, [*own])}
+    parts["doubled"] = ("conv", {"kernel": 1, "channels": 2 * total, "groups": total}, ["whole"])
+    parts |= {name: ("concat", {}, rng.sample(("left", "right"), 2)) for name in ("both", "again")}
+    parts["sum"] = ("add", {}, ["left", "right", "whole"])
+    parts["sums"] = ("add", {}, ["both", "again", "doubled"])
+    parts |= {"ends": ("concat", {}, ["sum", "sums"]), "logits": ("conv", {"kernel": 1, "channels": 3}, ["ends"])}
+    after = widen(graph_of(parts), multiplier, round_to)
+    check(graph_of(parts), after, round_to)
+    assert all(node.shape[0] % round_to == 0 for node in after.nodes() if node.id in {*parts} - {"logits"})
+    assert widen(graph_of(parts), 50.0, round_to).node("left0").shape[0] >= 50 - round_to
+
+
+def test_parts_that_cut_each_other_scale_with_what_they_have_in_common() -> None:
     parts: Parts = {
         **{f"c{n}": ("conv", {"kernel": 1, "channels": n}, [INPUT]) for n in (4, 12, 6, 10)},
         "left": ("concat", {}, ["c4", "c12"]),
         "right": ("concat", {}, ["c6", "c10"]),
         "sum": ("add", {}, ["left", "right"]),
-        "pool": ("global_avg_pool", {}, ["sum"]),
-        "logits": ("linear", {"channels": 3}, ["pool"]),
+        "logits": ("conv", {"kernel": 1, "channels": 3}, ["sum"]),
     }
-    with pytest.raises(PassError, match="no single width follows") as caught:
-        widen(graph_of(parts), 2.0, 8)
-    assert caught.value.where == "sum"
+    found = channels(widen(graph_of(parts), 4.0, 8))  # blocks of 4, 2 and 10
+    assert (found["c4"], found["c12"], found["c6"], found["c10"]) == (16, 8 + 40, 16 + 8, 40)
 
 
 def test_groups_divide_and_depthwise_stays_depthwise() -> None:
@@ -208,8 +226,7 @@ def test_groups_over_channels_that_stay_must_divide_them() -> None:
         "a": ("conv", {"kernel": 1, "channels": 5}, [INPUT]),
         "joined": ("concat", {}, [INPUT, "a"]),
         "grouped": ("conv", {"kernel": 1, "channels": 6, "groups": 3}, ["joined"]),
-        "pool": ("global_avg_pool", {}, ["grouped"]),
-        "logits": ("linear", {"channels": 3}, ["pool"]),
+        "logits": ("conv", {"kernel": 1, "channels": 3}, ["grouped"]),
     }
     with pytest.raises(PassError, match="4 of the channels stay") as caught:
         widen(graph_of(parts), 2.0, 8)
@@ -234,8 +251,7 @@ def test_widened_zeros_fill_the_place_of_a_lost_input() -> None:
         "a": ("conv", {"kernel": 1, "channels": 4}, ["stem"]),
         "joined": ("concat", {}, [("stem", "b/joined<stem"), ("a", "b/joined<a")]),
         "norm": ("batch_norm", {}, ["joined"]),
-        "pool": ("global_avg_pool", {}, ["norm"]),
-        "logits": ("linear", {"channels": 3}, ["pool"]),
+        "logits": ("conv", {"kernel": 1, "channels": 3}, ["norm"]),
     }
     pruned = prune(graph_of(parts), {"b/joined<a"})
     found = channels(widen(pruned, 2.0, 4))
