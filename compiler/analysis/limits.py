@@ -1,7 +1,8 @@
 """What a network can be limited in: the rows of `MEASURES`, each a key of the section `budget`.
 
 Whoever sets widths, checks a network against its budget or writes figures for people reads this table. A further limit
-(latency, memory, the size of a file) is a row here and a key in `compiler.language.config.BudgetConfig`.
+(memory, the size of a file) is a row here and a key in `compiler.language.config.BudgetConfig`. A latency is no formula
+of the graph: the search measures it (`runtime.strategies.latency`).
 """
 
 from __future__ import annotations
