@@ -242,6 +242,8 @@ def _onnx(path: Path, weights: str | None, shape: Shape | None) -> Source:
     import onnx
     import onnxruntime
 
+    from runtime.inference.network import FATAL_ONLY
+
     if weights is not None:
         raise GraphspecError(f"--weights {weights}: an ONNX file has its own\n  try: without --weights")
     if not path.is_file():
@@ -252,7 +254,7 @@ def _onnx(path: Path, weights: str | None, shape: Shape | None) -> Source:
         batch, *sizes = image_shape(model)
         end = without_end(model)
         quiet = onnxruntime.SessionOptions()
-        quiet.log_severity_level = 3
+        quiet.log_severity_level = FATAL_ONLY
         session = onnxruntime.InferenceSession(model.SerializeToString(), quiet, providers=["CPUExecutionProvider"])
     except GraphspecError:
         raise

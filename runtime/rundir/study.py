@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
 from compiler.analysis.limits import MEASURES
-from compiler.errors import RunError
+from compiler.errors import RunError, one_line
 from compiler.language.config import Configuration
 from compiler.language.layers import dump
 from compiler.language.parse import parse_file
@@ -216,6 +216,7 @@ def summary_table(job: str, task: type[Task], results: Mapping[int, Mapping[str,
 
 def rendered(rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
     """Rows as aligned lines, for a terminal; with `numbers` all columns but the first end together."""
+    rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     sides = "<" + (">" if numbers else "<") * (len(widths) - 1)
     return "\n".join(
