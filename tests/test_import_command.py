@@ -208,6 +208,13 @@ def test_a_model_that_is_no_network_for_images_is_refused(message: str, tmp_path
     assert not (tmp_path / "a.yaml").exists()
 
 
+def test_images_that_no_memory_holds_are_one_message(tmp_path: Path) -> None:
+    save_onnx(tmp_path / "open.onnx", [helper.make_node("Relu", ["x"], ["y"])], FLOAT, ["N", 3, "H", "W"])
+    said = command(tmp_path, "import", "open.onnx", "--input", "3,100000000,100000000", code=1).stderr
+    assert said.startswith("error: the system refuses: ")
+    assert "Traceback" not in said
+
+
 @pytest.mark.parametrize("shape", [[1, 48], [1, -1], [-1, 48]])
 def test_a_number_of_images_may_be_fixed_inside_a_model(shape: list[int], tmp_path: Path) -> None:
     rng = np.random.default_rng(0)

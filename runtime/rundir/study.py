@@ -184,10 +184,15 @@ def summary_of(job: str, task: type[Task], results: Sequence[Mapping[str, Any]])
 
 def value_at(result: Mapping[str, Any], key: str) -> float | None:
     """The number at a dotted key of a result."""
-    value: Any = result
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
+    value = at(result, *key.split("."))
     return None if value is None else float(value)
+
+
+def at(value: Any, *keys: str) -> Any:
+    """What lies at these keys of nested JSON; None if nothing does."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
 
 
 def write_summary(study: RunDir, task: type[Task]) -> None:
