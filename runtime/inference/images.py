@@ -42,7 +42,7 @@ def _named(name: str) -> list[str]:
     for path in (path for some in inside for path in some if os.path.isfile(path)):
         files.setdefault(os.path.realpath(path), path)  # ** gives folders and what is in them, and follows links
     if not files:
-        raise RunError(f"{one_line(name)}: there is no such image, folder or pattern of images\n  try: a path that is there")
+        raise RunError(f"{name}: there is no such image, folder or pattern of images\n  try: a path that is there")
     return [path for path in files.values() if path.lower().endswith(ENDINGS)] or list(files.values())
 
 
