@@ -215,6 +215,19 @@ def test_images_that_no_memory_holds_are_one_message(tmp_path: Path) -> None:
     assert "Traceback" not in said
 
 
+class Constant(Small):
+    """Forgets its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc.weight
+
+
+@pytest.mark.parametrize(("module", "message"), [(Constant(), "output reads a constant"), (nn.Identity(), "nothing")])
+def test_a_module_that_computes_nothing_is_refused(module: nn.Module, message: str, tmp_path: Path) -> None:
+    with pytest.raises(GraphspecError, match=message):
+        graphspec.import_model(module, torch.zeros(2, 3, 16, 16), tmp_path / "a.yaml")
+
+
 @pytest.mark.parametrize("shape", [[1, 48], [1, -1], [-1, 48]])
 def test_a_number_of_images_may_be_fixed_inside_a_model(shape: list[int], tmp_path: Path) -> None:
     rng = np.random.default_rng(0)

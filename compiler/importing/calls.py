@@ -26,7 +26,7 @@ MOST_KINDS = 4  # are named in the first line of a refusal
 ENDS = ("softmax", "log_softmax", "sigmoid")
 
 
-class UnsupportedError(GraphspecError):
+class UnsupportedError(Exception):
     """A call that no op of ours computes; the text says why."""
 
 

@@ -100,7 +100,7 @@ class _Reader:
         """The network."""
         for node in self.graph.node:
             self._node(node)
-        return self.recorder.network(self.recorder.key(self.values[self.graph.output[0].name]))
+        return self.recorder.network_of(self.values[self.graph.output[0].name])
 
     def _node(self, node: onnx.NodeProto) -> None:
         recorder = self.recorder
