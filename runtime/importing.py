@@ -240,7 +240,8 @@ def _made_by(source: str, trust_code: bool) -> nn.Module:
 def _onnx(path: Path, weights: str | None, shape: Shape | None) -> Source:
     """The source of an ONNX file, of the size that the file or `shape` says."""
     import onnx
-    import onnxruntime
+
+    from runtime.inference.network import OnnxNetwork
 
     if weights is not None:
         raise GraphspecError(f"--weights {weights}: an ONNX file has its own\n  try: without --weights")
@@ -251,21 +252,20 @@ def _onnx(path: Path, weights: str | None, shape: Shape | None) -> Source:
         model = onnx.load_from_string(content)
         batch, *sizes = image_shape(model)
         end = without_end(model)
-        quiet = onnxruntime.SessionOptions()
-        quiet.log_severity_level = 3
-        session = onnxruntime.InferenceSession(model.SerializeToString(), quiet, providers=["CPUExecutionProvider"])
-    except GraphspecError:
+        ours = OnnxNetwork(path, content=model.SerializeToString())
+    except RunError:
         raise
-    except Exception as error:  # of protobuf or onnxruntime, which do not say which
+    except GraphspecError as error:
+        raise RunError(f"{path}: {error}") from error
+    except Exception as error:  # of protobuf, which does not say which
         raise RunError(f"{path}: is no ONNX model that can be run: {str(error).splitlines()[0]}") from error
     wanted: tuple[int | None, ...] = shape or tuple(sizes)
     if len(wanted) != len(sizes) or not all(n and own in (None, n) for own, n in zip(sizes, wanted, strict=True)):
         raise GraphspecError(f"{path}: takes images of sizes {sizes}\n  try: --input, e.g. --input 3,224,224")
 
     def compute(images: Tensor) -> Tensor:
-        parts = torch.split(images, batch or len(images))
-        made = [session.run(None, {session.get_inputs()[0].name: part.numpy()})[0] for part in parts]
-        return torch.cat([torch.from_numpy(part) for part in made])
+        parts = torch.split(images, batch or 1)  # one may be fixed inside a model whose input leaves the number open
+        return torch.cat([torch.from_numpy(ours(part.numpy())) for part in parts])
 
     network = read_onnx(model, tuple(int(size or 0) for size in wanted))
     return Source(path.stem, network, compute, left_out=end)

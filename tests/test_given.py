@@ -75,6 +75,9 @@ def test_later_commands_need_no_option_again(tmp_path: Path, shell: Shell) -> No
     shell("export", "--no-latency", "-q", *words("seed=7"))
     _, refused = shell("export", *words("seed=1"), code=1)
     assert "trained with other settings: seed\n  try: without these options" in refused
+    _, refused = shell("export", *words("retrain.epochs=9"), code=1)
+    assert "trained with other settings: retrain.epochs\n" in refused
+    shell("export", "--no-latency", "-q", "--from", "search", *words("retrain.epochs=9"))
     _, refused = shell("retrain", "--resume", "--seed", "1", code=1)
     assert "cannot go on with a changed spec: seed" in refused
     shell("retrain", "--overwrite", "--seed", "1", "-q")

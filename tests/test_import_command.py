@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -182,3 +187,64 @@ def test_a_difference_is_refused_with_the_first_value(tmp_path: Path, monkeypatc
 def test_the_command_does_not_import_torch_to_refuse_a_size(tmp_path: Path) -> None:
     said = command(tmp_path, "import", "torchvision:resnet18", "--input", "3x224", code=1).stderr
     assert "is no size of an image" in said
+
+
+FLOAT, IMAGES = TensorProto.FLOAT, ["N", 3, 4, 4]
+STRANGE: dict[str, tuple[int, list[Any] | None, list[Any]]] = {
+    "does not read float32 of shape": (TensorProto.UINT8, IMAGES, [helper.make_node("Relu", ["x"], ["y"])]),
+    "strange.onnx: it does not read": (FLOAT, ["N", 4], [helper.make_node("Relu", ["x"], ["y"])]),
+    "[N, C, H, W] or [N, C, T]": (FLOAT, None, [helper.make_node("Relu", ["x"], ["y"])]),
+    "computes nothing": (FLOAT, IMAGES, [helper.make_node("Identity", ["x"], ["y"])]),
+    "reads a constant": (FLOAT, IMAGES, [helper.make_node("Constant", [], ["y"], value_floats=[1.0])]),
+}
+
+
+@pytest.mark.parametrize("message", STRANGE)
+def test_a_model_that_is_no_network_for_images_is_refused(message: str, tmp_path: Path) -> None:
+    kind, sizes, nodes = STRANGE[message]
+    save_onnx(tmp_path / "strange.onnx", nodes, kind, sizes)
+    with pytest.raises(GraphspecError, match=re.escape(message)):
+        import_source(str(tmp_path / "strange.onnx"), tmp_path / "a.yaml")
+    assert not (tmp_path / "a.yaml").exists()
+
+
+def test_images_that_no_memory_holds_are_one_message(tmp_path: Path) -> None:
+    save_onnx(tmp_path / "open.onnx", [helper.make_node("Relu", ["x"], ["y"])], FLOAT, ["N", 3, "H", "W"])
+    said = command(tmp_path, "import", "open.onnx", "--input", "3,100000000,100000000", code=1).stderr
+    assert said.startswith("error: the system refuses: ")
+    assert "Traceback" not in said
+
+
+class Constant(Small):
+    """Forgets its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc.weight
+
+
+@pytest.mark.parametrize(("module", "message"), [(Constant(), "output reads a constant"), (nn.Identity(), "nothing")])
+def test_a_module_that_computes_nothing_is_refused(module: nn.Module, message: str, tmp_path: Path) -> None:
+    with pytest.raises(GraphspecError, match=message):
+        graphspec.import_model(module, torch.zeros(2, 3, 16, 16), tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("shape", [[1, 48], [1, -1], [-1, 48]])
+def test_a_number_of_images_may_be_fixed_inside_a_model(shape: list[int], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weights = {"s": np.array(shape), "w": rng.standard_normal((48, 5)).astype(np.float32), "b": np.zeros(5, np.float32)}
+    nodes = [helper.make_node("Reshape", ["x", "s"], ["f"]), helper.make_node("Gemm", ["f", "w", "b"], ["y"])]
+    save_onnx(tmp_path / "fixed.onnx", nodes, FLOAT, IMAGES, weights)
+    assert import_source(str(tmp_path / "fixed.onnx"), tmp_path / "a.yaml").difference <= 1e-5
+
+
+def save_onnx(
+    path: Path,
+    nodes: list[onnx.NodeProto],
+    kind: int,
+    sizes: list[Any] | None,
+    weights: Mapping[str, np.ndarray[Any, Any]] | None = None,
+) -> None:
+    values = [helper.make_tensor_value_info("x", kind, sizes), helper.make_tensor_value_info("y", kind, None)]
+    constants = [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()]
+    graph = helper.make_graph(nodes, "g", [values[0]], [values[1]], constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)

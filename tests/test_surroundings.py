@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from compiler.errors import one_line, printable
+from runtime.rundir.study import rendered
 from tests.tiny import TINY, command, environment, graphspec, write_spec
 
 FULL = Path("/dev/full")
@@ -157,10 +158,14 @@ def test_names_forge_no_line(tmp_path: Path) -> None:
         assert done.returncode == (0 if more else 1), done.stderr
         assert r"x\nwrote" in done.stderr
         assert "\nwrote all" not in done.stdout + done.stderr
+    done = run(tmp_path, "data", str(data), stdout=subprocess.PIPE)
+    assert f"  {one_line(LINES)} train " in done.stdout
+    assert "\nwrote all" not in done.stdout + done.stderr
     (data / "test" / "b").rename(data / "test" / f"c{LINES}")
     for option in (options[2], f"data.root={data}{LINES}", f"data.name={LINES}"):
         done = run(tmp_path, "compile", str(spec), "--set", option, stdout=subprocess.PIPE)
         assert "\nwrote all" not in done.stdout + done.stderr
+    assert rendered([("class", "images"), (LINES, "3")]).splitlines()[1] == one_line(LINES) + "  3"
 
 
 def test_an_argument_with_control_characters_is_refused(tmp_path: Path) -> None:

@@ -77,8 +77,8 @@ class _Reader:
             self._count_flops()
         last, end = result[0], _function(result[0])
         if end in ENDS:
-            return self.recorder.network(self.recorder.key(self.values[last.all_input_nodes[0]]), end)
-        return self.recorder.network(self.recorder.key(self.values[last]))
+            return self.recorder.network_of(self.values[last.all_input_nodes[0]], end)
+        return self.recorder.network_of(self.values[last])
 
     def _call(self, node: fx.Node) -> None:
         recorder, kind = self.recorder, _function(node)

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from compiler.errors import GraphspecError
 from compiler.importing.calls import UNFINISHED, Array, Call, Network
 from compiler.ir.graph import attrs_of
 from compiler.ops import op, parts, read_attrs
@@ -22,6 +23,8 @@ def fused(network: Network) -> Network:
 
     A call takes the path of its op, or that of the module which holds the whole chain and nothing else.
     """
+    if not network.calls:
+        raise GraphspecError("the network computes nothing\n  try: one with an op between its input and its output")
     return _merged(_merged(_shortened(network), _rescaled), _finished)
 
 

@@ -25,12 +25,17 @@ LAST = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid"}
 
 
 def image_shape(model: onnx.ModelProto) -> tuple[int | None, ...]:
-    """The sizes of the one input, the batch first; None where the file leaves them open."""
+    """The sizes of the one input, the batch first; None where the file leaves them open. GraphspecError if it reads
+    something else than images or signals of float32.
+    """
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
     if len(inputs) != 1 or len(model.graph.output) != 1:
         raise GraphspecError(f"it has {len(inputs)} inputs and {len(model.graph.output)} outputs, not one of each")
-    return tuple(d.dim_value if d.dim_value > 0 else None for d in inputs[0].type.tensor_type.shape.dim)
+    kind = inputs[0].type.tensor_type
+    if kind.elem_type != onnx.TensorProto.FLOAT or len(kind.shape.dim) not in (3, 4):
+        raise GraphspecError("it does not read float32 of shape [N, C, H, W] or [N, C, T]\n  try: a model that does")
+    return tuple(d.dim_value if d.dim_value > 0 else None for d in kind.shape.dim)
 
 
 def without_end(model: onnx.ModelProto) -> str:
@@ -95,7 +100,7 @@ class _Reader:
         """The network."""
         for node in self.graph.node:
             self._node(node)
-        return self.recorder.network(self.recorder.key(self.values[self.graph.output[0].name]))
+        return self.recorder.network_of(self.values[self.graph.output[0].name])
 
     def _node(self, node: onnx.NodeProto) -> None:
         recorder = self.recorder

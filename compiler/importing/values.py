@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from compiler.importing.calls import Recorder, UnsupportedError
+from compiler.errors import GraphspecError
+from compiler.importing.calls import Network, Recorder, UnsupportedError
 from compiler.ops import Shape
 
 Value = Any  # the key of a call, a tensor that is constant, a list of values, or a `Half`
@@ -63,6 +64,13 @@ class TorchRecorder(Recorder):
             return self.call("pad", [value.source], padding=widths, mode=PADS[mode])
         what = f"{value.kind} of {value.source}" if isinstance(value, Half) else "a constant"
         raise UnsupportedError(f"reads {what}, which no op of ours does")
+
+    def network_of(self, value: Value, end: str = "") -> Network:
+        """The network that gives a value; GraphspecError if it is none of one image, or with all that has no op."""
+        try:
+            return self.network(self.key(value), end)
+        except UnsupportedError as error:
+            raise GraphspecError(f"its output {error}\n  try: a network that computes it from its input") from error
 
     def size(self, value: Value) -> Shape:
         """The shape of a value without the batch."""

@@ -22,6 +22,7 @@ _EXPECTED = {
     "string_type": "a text",
     "tuple_type": "a list",
     "list_type": "a list",
+    "dict_type": "a map",
     "model_type": "a map",
     "model_attributes_type": "a map",
     "greater_than": "more than {gt}",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from compiler.errors import Diagnostic, Place, SpecError, refusal
-from compiler.language.source import Item, SpecText, Tree, compose, scalar
+from compiler.language.source import MAX_DEPTH, Item, SpecText, Tree, compose, scalar
 
 _QUOTED = re.compile(r'"([^"\\]|\\.)*"|\'([^\']|\'\')*\'', re.DOTALL)
 _LINE_BREAK = re.compile("[\r\n\x85\u2028\u2029]")
@@ -96,15 +96,17 @@ def _path(text: SpecText) -> tuple[str, ...]:
         raise refusal(Place(text.name, text.override, 1), "an override must be UTF-8 text") from error
     if not sign:
         raise refusal(text.place(0, 0), "an override is written key=value, for example search.epochs=20")
-    column = 0
-    for part in name.split("."):
+    parts, column = name.split("."), 0
+    if len(parts) > MAX_DEPTH:
+        raise refusal(text.place(0, 0), f"the key has more than {MAX_DEPTH} parts")
+    for part in parts:
         if not re.fullmatch(r"\w+", part):
             raise refusal(text.place(0, column), f"the key {name!r} has an empty or unreadable part")
         column += len(part) + 1
     if name in ("graphspec", "extends"):
         message = f"{name!r} is read before overrides are applied and cannot be overridden"
         raise refusal(text.place(0, 0), message)
-    return tuple(name.split("."))
+    return tuple(parts)
 
 
 def _value(written: str, origin: SpecText, found: list[Diagnostic]) -> Tree:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from itertools import groupby
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,6 +18,7 @@ from compiler.language.reader import At, Reader
 from compiler.language.source import Path, Tree
 
 SECTIONS = tuple(Configuration.model_fields)
+_KIND = re.compile(r"constrained-.*|(literal|dict)\[.*\]")
 
 
 def read_sections(reader: Reader, keys: Mapping[str, At], root: Tree) -> Configuration:
@@ -29,15 +31,20 @@ def read_sections(reader: Reader, keys: Mapping[str, At], root: Tree) -> Configu
             return Configuration.model_validate_json(json.dumps(plain), strict=True)
         except ValidationError as error:
             found = error.errors()
-        for item in found:
-            reader.problems.append(_explain(item, given, root))
+        for loc, items in groupby(found, lambda item: _setting(item["loc"])):
+            reader.problems.append(_explain(loc, list(items), given, root))
         wrong |= {str(item["loc"][0]) for item in found if item["loc"]} or set(given)
         reader.broken |= {(name,) for name in wrong}
 
 
-def _explain(item: ErrorDetails, given: Mapping[str, At], root: Tree) -> Diagnostic:
-    loc: Path = tuple(item["loc"])
-    where = ".".join(map(str, loc))
+def _setting(loc: Path) -> Path:
+    """The keys of a setting, without what pydantic adds for each of the kinds that a value may be of."""
+    return tuple(part for part in loc if not _KIND.fullmatch(str(part)))
+
+
+def _explain(loc: Path, items: list[ErrorDetails], given: Mapping[str, At], root: Tree) -> Diagnostic:
+    """What is wrong with one setting: it has an item for each kind that its value may be of."""
+    item, where = items[0], ".".join(map(str, loc))
     if item["type"] == "extra_forbidden":
         known = _known_keys(loc[:-1])
         hint = did_you_mean(str(loc[-1]), known) or f"; it takes {', '.join(known)}"
@@ -46,7 +53,9 @@ def _explain(item: ErrorDetails, given: Mapping[str, At], root: Tree) -> Diagnos
         message = str(item["ctx"]["error"])
         message = f"{where}: {message}" if loc else message
         return Diagnostic(root.place_at(loc or _first_path_in(message, given)), message)
-    return Diagnostic(root.place_at(loc), f"{where}: {describe(item)}")
+    others = [describe(each).partition(", found")[0].removeprefix("expected ") for each in items[1:]]
+    says = describe(item).replace(", found", " or ".join(["", *others]) + ", found", 1)
+    return Diagnostic(root.place_at(loc), f"{where}: {says}")
 
 
 def _first_path_in(message: str, given: Mapping[str, At]) -> Path:

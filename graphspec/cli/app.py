@@ -75,8 +75,8 @@ def run() -> None:
         raise SystemExit(error.exit_code) from None
     except BrokenPipeError:
         raise SystemExit(130) from None
-    except (OSError, MemoryError, ImportError) as error:
-        if debug:
+    except (OSError, MemoryError, ImportError, RuntimeError) as error:
+        if debug or (isinstance(error, RuntimeError) and "allocate memory" not in str(error)):  # as torch says it
             raise
         _give_up(error)
 

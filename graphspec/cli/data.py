@@ -28,6 +28,7 @@ def data(
     as_json: JsonOpt = False,
 ) -> None:
     """Look at every image of a set: classes, sizes, kinds, near-duplicates across parts, files that cannot be read."""
+    from compiler.errors import one_line
     from runtime.data.health import examine
     from runtime.jobs.logs import Console
     from runtime.reporting.data_page import render
@@ -44,7 +45,7 @@ def data(
         for name, text in health.lines():
             tell(f"{name:<16} {text}")
         for name, counts in health.counts().items():
-            tell(f"  {name:<14} {', '.join(f'{part} {count:,}'.strip() for part, count in counts.items())}")
+            tell(f"  {one_line(name):<14} {', '.join(f'{part} {count:,}'.strip() for part, count in counts.items())}")
     if output or not as_json:
         page = output or Path("data.html")
         write_text(page, render(health))

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from compiler.errors import RunError
 from runtime.data.layouts import TEST, TRAIN, VALIDATION
 from runtime.data.pixels import Found, scaled
-from runtime.rundir.files import guarded
+from runtime.rundir.files import checked, guarded
 
 KINDS = ("uint8", "uint16", "float32")
+MOST = 10**6  # the highest number of a class: those below it have names too
 _SUFFIXES = {TRAIN: "_train", VALIDATION: "_val", TEST: "_test", "": ""}
 
 
@@ -100,6 +101,7 @@ def _files(root: Path) -> _Files:
 def _explained(path: Path) -> Iterator[None]:
     with guarded(path, "read"):
         try:
+            checked(path)
             yield
         except (ValueError, EOFError, zipfile.BadZipFile, SyntaxError) as error:
             raise RunError(
@@ -144,8 +146,8 @@ def _numbered(root: Path, labels: dict[str, NDArray[Any]]) -> tuple[tuple[str, .
     if everything.dtype.kind == "U":
         names = np.unique(everything)
         return tuple(map(str, names)), {part: np.searchsorted(names, given) for part, given in labels.items()}
-    if everything.min(initial=0) < 0:
-        raise RunError(f"{root}: there is a label {everything.min()}\n  try: numbers from 0 on, or names")
+    if len(wrong := everything[(everything < 0) | (everything > MOST)]):
+        raise RunError(f"{root}: there is a label {wrong[0]}\n  try: numbers from 0 to {MOST:,}, or names")
     numbers = {part: given.astype(np.int64) for part, given in labels.items()}
     return tuple(str(number) for number in range(int(everything.max(initial=0)) + 1)), numbers
 

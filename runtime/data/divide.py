@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.errors import RunError
+from compiler.errors import RunError, one_line
 from compiler.language.config import DataConfig
 from runtime.data.layouts import TEST, TRAIN, VALIDATION
 from runtime.rundir.facts import DivisionFacts
@@ -39,7 +39,7 @@ class Division:
         if self.alike:
             shown = "; ".join(" = ".join(names[number] for number in group[:_SHOWN]) for group in self.alike[:_SHOWN])
             near = f"{self.facts.near_duplicates:,} images are near-duplicates of others, in {len(self.alike):,} groups"
-            said += f"\n  {near} that stay in one part: {shown}{' ...' * (len(self.alike) > _SHOWN)}"
+            said += f"\n  {near} that stay in one part: {one_line(shown)}{' ...' * (len(self.alike) > _SHOWN)}"
         return said
 
 

@@ -38,19 +38,15 @@ def facts_of(dataset: Dataset, config: DataConfig) -> DataFacts:
     """What there is to know of an open data set; `config` says where it lies. RunError if a file has gone."""
     root = data_root(config)
     has_root = config.root is not None or (":" not in config.name and root.is_dir())
-    mean, std = dataset.normalise.mean, dataset.normalise.std
-    train, test = (_part(dataset, images, root) for images in (dataset.train, dataset.test))
-    where = str(root) if has_root else None
-    division = dataset.division.facts if dataset.division else None
     return DataFacts(
         name=config.name,
-        root=where,
+        root=str(root) if has_root else None,
         labels=dataset.labels,
-        mean=mean,
-        std=std,
-        train=train,
-        test=test,
-        division=division,
+        mean=dataset.normalise.mean,
+        std=dataset.normalise.std,
+        train=_part(dataset, dataset.train, root),
+        test=_part(dataset, dataset.test, root),
+        division=dataset.division.facts if dataset.division else None,
     )
 
 

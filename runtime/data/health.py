@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from compiler.errors import RunError
+from compiler.errors import RunError, one_line
 from compiler.language.config import DataConfig
 from runtime.data.archives import source
 from runtime.data.arrays import over_range, read_arrays
 from runtime.data.layouts import LAYOUTS, data_root, find_parts
 from runtime.data.looks import Look, array_looks, look_at_all, near_duplicates
 from runtime.data.pixels import Found, Reading, read_image
+from runtime.data.remarks import range_doubt
 from runtime.data.survey import class_doubt
 from runtime.data.tables import TABLES
 
@@ -61,6 +62,11 @@ class Health:
         """The images without those that cannot be read."""
         return [item for item in self.items if not item.look.error]
 
+    @property
+    def found(self) -> Found:
+        """What a person should know of all images together."""
+        return sum((item.look.found for item in self.items), Found())
+
     def counts(self) -> dict[str, dict[str, int]]:
         """Images by class and part."""
         found = Counter((item.label, item.part) for item in self.items)
@@ -69,7 +75,7 @@ class Health:
 
     def as_json(self) -> dict[str, Any]:
         """For programs; lists are whole."""
-        deep = sum((item.look.found for item in self.items), Found())
+        deep = self.found
         return {
             "root": str(self.root),
             "images": len(self.items),
@@ -96,7 +102,7 @@ class Health:
     def warnings(self) -> list[str]:
         """What should be looked at before anything is trained."""
         first = {name: next(iter(counts.values())) for name, counts in self.counts().items()}
-        found = [class_doubt(first), self.note]
+        found = [class_doubt(first), self.note, range_doubt(self.found, f"{self.found.deep:,} images")]
         if len(self.classes) == 1:
             found.append("there is one class: nothing can be told apart")
         for key, what in (("part", "parts"), ("label", "classes")):
@@ -133,7 +139,7 @@ class Health:
         return shown + " ..." * (len(groups) > _SHOWN)
 
     def _short(self, path: str) -> str:
-        return path.removeprefix(f"{self.root}{os.sep}")
+        return one_line(path.removeprefix(f"{self.root}{os.sep}"))
 
 
 def _counted(groups: Sequence[Sequence[Item]]) -> str:

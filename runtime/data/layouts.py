@@ -152,7 +152,7 @@ def _in_table(config: DataConfig, _: int | None) -> Parts:
     rows = list(read_table(file, data_root(config), config.image, config.label, config.part, names))
     if missing := [row.path for row in rows if not os.path.exists(row.path)]:
         raise RunError(
-            f"{file}: {len(missing):,} of {len(rows):,} images are not there, such as {missing[0]}\n"
+            f"{file}: {len(missing):,} of {len(rows):,} images are not there, such as {one_line(missing[0])}\n"
             f"  try: data.root: the folder that the paths in {config.image!r} begin in"
         )
     return _of_rows(file, rows, Passed())

@@ -57,8 +57,7 @@ def thumbnail(image: Image.Image) -> bytes:
 def look_at_all(
     paths: Sequence[str], reading: Reading = READING, advance: Callable[[int], Any] | None = None
 ) -> list[Look]:
-    """A look at each file, in order, by several threads; `advance` is told of so many
-    more that are done."""
+    """A look at each file, in order, by several threads; `advance` is told of so many more that are done."""
     found: list[Look] = []
     with ThreadPoolExecutor() as pool:
         for first in range(0, len(paths), _AT_A_TIME):

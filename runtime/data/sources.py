@@ -165,7 +165,7 @@ class FileImages:
         for row, reason in failed.items():
             if not (left == self.targets[row])[..., None].flatten(1).all(1).any():
                 raise RunError(
-                    f"every image of a class is unreadable, as {self.paths[row]}: {reason}\n"
+                    f"every image of a class is unreadable, as {one_line(self.paths[row])}: {reason}\n"
                     "  try: mend the files, or remove the class from training and test images"
                 )
 

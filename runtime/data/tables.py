@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from compiler.errors import RunError, did_you_mean
-from runtime.rundir.files import guarded
+from runtime.rundir.files import checked, guarded
 
 _LINES = (".jsonl", ".ndjson", ".json")
 TABLES = (".csv", ".tsv", *_LINES)  # endings
@@ -32,7 +32,7 @@ def read_table(
 
     RunError naming the line where it cannot be read or a value is missing.
     """
-    with guarded(file, "read"), file.open(encoding="utf-8-sig", newline="") as lines:
+    with guarded(file, "read"), checked(file).open(encoding="utf-8-sig", newline="") as lines:
         records = _objects if file.suffix.lower() in _LINES else _cells
         try:
             for number, record in records(file, lines):
@@ -64,7 +64,7 @@ def _objects(file: Path, lines: Any) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line) if line.strip() else None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RunError(f"{file}:{number}: is no JSON: {error}\n  try: one JSON object a line") from error
         if isinstance(record, dict):
             yield number, record

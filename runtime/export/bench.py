@@ -181,8 +181,7 @@ class OnnxFile:
         """Size of the file and of the weights that it keeps beside it; RunError if they are not there."""
         outside = filter(external_data_helper.uses_external_data, self.proto().graph.initializer)
         names = {external_data_helper.ExternalDataInfo(tensor).location for tensor in outside}
-        with guarded(self.path, "read"):
-            return sum((self.path.parent / name).stat().st_size for name in {self.path.name, *names})
+        return sum(_size(self.path.parent / name) for name in {self.path.name, *names})
 
     def runner(self, threads: int, batch: int) -> Callable[[], object]:
         """Runs one batch; RunError if the file takes no such batch or onnxruntime refuses it."""
@@ -292,6 +291,11 @@ def measure(subject: Subject, threads: int, batch: int, seconds: float, limit: f
     before = _peak_bytes()
     times = seconds_of_runs(subject.runner(threads, batch), seconds)
     return Measured(Latency.of(subject.name, threads, batch, times), (_peak_bytes() - before) / MIB)
+
+
+def _size(path: Path) -> int:
+    with guarded(path, "read"):
+        return path.stat().st_size
 
 
 def _peak_bytes() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from compiler.errors import one_line
 from runtime.data.pixels import Reading
 from runtime.export.parity import ImageForm
 
@@ -13,7 +14,7 @@ LABELS, README = "labels.txt", "README.md"  # beside the model; behind `NAME.` w
 
 def label_lines(labels: Sequence[str]) -> str:
     """A line for each output; line ends in a name are written as Python escapes them."""
-    return "".join(label.replace("\n", "\\n").replace("\r", "\\r") + "\n" for label in labels)
+    return "".join(f"{one_line(label)}\n" for label in labels)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal
@@ -52,14 +52,14 @@ def finished_job(opened: Opened, source: Source) -> JobDir:
         raise RunError(
             f"{folder.path}: the network was drawn at random and has no weights\n  try: graphspec retrain {run} first"
         )
-    _check_data(opened, folder)
+    _check_settings(opened, folder, ("seed", "task", "data", *["retrain"] * (source == "retrain")))
     return folder
 
 
-def _check_data(opened: Opened, folder: JobDir) -> None:
-    """RunError naming settings of the data that differ from the job's: normalisation would be wrong."""
+def _check_settings(opened: Opened, folder: JobDir, used: Sequence[str]) -> None:
+    """RunError naming settings that differ from the job's: normalisation would be wrong, or they would do nothing."""
     changed = changes(read_settings(folder.config), opened.spec.config.model_dump(mode="json"))
-    relevant = [each.key for each in changed if each.path[0] in ("seed", "task", "data") and each.key not in MOVABLE]
+    relevant = [each.key for each in changed if each.path[0] in used and each.key not in MOVABLE]
     if relevant:
         raise RunError(
             f"{folder.path}: the network was trained with other settings: {', '.join(relevant)}\n"

@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from compiler.errors import RunError
+from compiler.errors import RunError, one_line
 from runtime.data.folders import ENDINGS
 from runtime.data.pixels import Pixels, Reading, UnreadableError, read_pixels
 
@@ -34,7 +34,7 @@ def _named(name: str) -> list[str]:
                 f"{name}: there is no image in it ({' '.join(ENDINGS)})\n  try: another folder, or the files"
             )
         return found
-    if os.path.exists(name):
+    if os.path.isfile(name):
         return [name]
     matches = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else []
     inside = [_inside(match) if os.path.isdir(match) else [match] for match in matches]
@@ -97,5 +97,5 @@ def _batch(start: int, answers: Sequence[tuple[Pixels | None, str]], shape: tupl
 
 def listed(failed: dict[str, str]) -> str:
     """Unreadable files with the reasons, the first few of many."""
-    shown = [f"{path}: {reason}" for path, reason in list(failed.items())[:_TOLD]]
+    shown = [f"{one_line(path)}: {reason}" for path, reason in list(failed.items())[:_TOLD]]
     return "; ".join([*shown, *[f"and {len(failed) - _TOLD} more"] * (len(failed) > _TOLD)])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from compiler.errors import RunError
+from compiler.errors import RunError, one_line
 from compiler.language.config import Configuration, DataConfig
 from runtime.data.folders import Listing, class_names, list_images
 from runtime.data.layouts import LAYOUTS, data_root, find_parts
@@ -56,7 +56,7 @@ def in_folder(folder: Path, labels: Sequence[str]) -> Labelled:
     if part:
         folder, names = folder / part, class_names(folder / part)
     if unknown := [name for name in names if name not in labels]:
-        shown = [", ".join(some[:_SHOWN]) + ", ..." * (len(some) > _SHOWN) for some in (unknown, labels)]
+        shown = [", ".join(map(one_line, some[:_SHOWN])) + ", ..." * (len(some) > _SHOWN) for some in (unknown, labels)]
         raise RunError(
             f"{folder}: has folders of classes that the model does not know: {shown[0]}; it knows {shown[1]}\n"
             f"  try: a folder with one folder of images for each class, called as the model calls it"

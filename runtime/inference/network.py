@@ -13,19 +13,19 @@ from numpy.typing import NDArray
 from compiler.errors import RunError, advice_on
 
 Array = NDArray[Any]
-ERRORS_ONLY = 3  # of onnxruntime's log levels
+FATAL_ONLY = 4  # of onnxruntime's log levels: it raises what is an error
 
 
 class OnnxNetwork:
     """An ONNX model with one input and one output, ready to run on `threads` threads (0: all cores)."""
 
-    def __init__(self, path: Path, threads: int = 0) -> None:
-        """RunError if onnxruntime refuses the file."""
+    def __init__(self, path: Path, threads: int = 0, content: bytes | None = None) -> None:
+        """RunError if onnxruntime refuses the file, or the model `content` that was made of it."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = ERRORS_ONLY
+        options.log_severity_level = FATAL_ONLY
         try:
-            self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            self.session = onnxruntime.InferenceSession(content or path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions have no base class of their own
             advice = advice_on(errno.ENOMEM) if "allocate" in str(error) else ""
             raise RunError(
@@ -53,7 +53,7 @@ class OnnxNetwork:
         except Exception as error:  # its exceptions have no base class of their own
             shapes = ", ".join(f"{name} {value.shape}" for name, value in feed.items())
             raise RunError(
-                f"{self.path}: onnxruntime cannot run it on {shapes}: {error}\n"
+                f"{self.path}: onnxruntime cannot run it on {shapes}: {str(error).strip()}\n"
                 f"  try: another --batch; a number of images may be fixed inside the model"
             ) from error
         return outputs

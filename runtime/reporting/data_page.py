@@ -5,13 +5,9 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator
-from importlib.resources import files
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
-from compiler.drawing.svg import page_style
 from runtime.data.health import Health, Item
+from runtime.reporting.templates import template
 
 _EACH, _CLASSES, _GROUPS = 12, 100, 20  # images of a class or a group; classes and groups that are shown
 _SIDE = 96  # pixels of the longer side of an image
@@ -19,10 +15,8 @@ _SIDE = 96  # pixels of the longer side of an image
 
 def render(health: Health) -> str:
     """The page."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    text, style = ((files("runtime.reporting") / name).read_text() for name in ("data_page.html.j2", "report.css"))
     sheets = [(title, [(one.path, _address(health, one)) for one in shown]) for title, shown in _sheets(health)]
-    return environment.from_string(text).render(health=health, sheets=sheets, style=Markup(page_style() + style))
+    return template("data_page.html.j2").render(health=health, sheets=sheets)
 
 
 def _sheets(health: Health) -> Iterator[tuple[str, list[Item]]]:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from markupsafe import Markup
-
-from compiler.drawing.svg import page_style
 from runtime.reporting.record import Record
 from runtime.reporting.tables import PERCENT, Grid
-from runtime.reporting.templates import resource, template
+from runtime.reporting.templates import template
 from runtime.rundir.study import rendered
 
 MOST = 30  # classes of which the whole matrix is shown, and lines of a table in a terminal
@@ -74,8 +71,7 @@ def shown(record: Record) -> dict[str, Any]:
 
 def page(record: Record) -> str:
     """The page of an evaluation, which needs nothing from outside."""
-    style = Markup(page_style() + resource("report.css"))
-    return template("evaluation_page.html.j2").render(evaluation=shown(record), style=style)
+    return template("evaluation_page.html.j2").render(evaluation=shown(record))
 
 
 def _grid(title: str, heads: str, rows: list[tuple[Any, ...]]) -> Grid:

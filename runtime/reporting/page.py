@@ -15,7 +15,6 @@ from compiler.drawing.formats import paint_all
 from compiler.drawing.html import figure_element
 from compiler.drawing.plain import asset
 from compiler.drawing.scene import counted, figures, view_of
-from compiler.drawing.svg import page_style
 from compiler.ops import Cost
 from runtime.reporting import tables
 from runtime.reporting.channels import channel_rows
@@ -47,7 +46,6 @@ def render(record: RunRecord, spec: Path) -> str:
     timings = tables.timing_rows(record.timings)
     return made.render(
         record=record,
-        style=Markup(page_style() + resource("report.css")),
         script=Markup(asset("figure.js") + resource("report.js")),
         tiles=tiles(record, summary, costs[-1]),
         evaluation=None if record.evaluation is None else shown(record.evaluation),

@@ -137,13 +137,6 @@ def by_stage(records: Sequence[Record]) -> dict[str, list[Record]]:
     return found
 
 
-def at(value: Any, *keys: str) -> Any:
-    """What lies at these keys of nested JSON; None if nothing does."""
-    for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
-
-
 def number_at(record: Record, key: str) -> float | None:
     """The number that a record has at a key; None if there is none."""
     value = record.get(key)

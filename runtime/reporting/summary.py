@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from compiler.analysis.limits import MEASURES, measured
 from compiler.drawing.scene import counted
-from runtime.reporting.record import RunRecord, at, number_at
+from runtime.reporting.record import RunRecord, number_at
 from runtime.reporting.tables import PERCENT, CostRow
-from runtime.rundir.study import Figure
+from runtime.rundir.study import Figure, at
 from runtime.tasks.base import Metric
 
 COUNT, MILLISECONDS, ERROR = "{:,.0f}", "{:.3f} ms", "{:.1e}"

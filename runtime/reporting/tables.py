@@ -15,8 +15,8 @@ from compiler.ir.graph import Graph
 from compiler.language.config import Configuration
 from compiler.language.overrides import changes
 from compiler.ops import Cost
-from runtime.reporting.record import Record, RunRecord, at, by_stage
-from runtime.rundir.study import summary_table
+from runtime.reporting.record import Record, RunRecord, by_stage
+from runtime.rundir.study import at, summary_table
 
 PERCENT = "{:.2%}"
 NOTHING = CostLine("", "", 0, 0, 0, Cost())

@@ -6,6 +6,9 @@ from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from compiler.drawing.svg import page_style
 
 
 def resource(name: str) -> str:
@@ -14,7 +17,7 @@ def resource(name: str) -> str:
 
 
 def template(name: str, **functions: Any) -> Template:
-    """A template, which may use these functions."""
+    """A template, which may use these functions and the style of all pages."""
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
@@ -22,4 +25,4 @@ def template(name: str, **functions: Any) -> Template:
         lstrip_blocks=True,
         loader=FunctionLoader(resource),
     )
-    return environment.get_template(name, globals=functions)
+    return environment.get_template(name, globals={"style": Markup(page_style() + resource("report.css")), **functions})

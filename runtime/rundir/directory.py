@@ -303,9 +303,7 @@ def _name_latest(run: RunDir, root: Path) -> None:
 def _check_marker(path: Path) -> None:
     """RunError unless the folder says that a graphspec of this format or an older one made it."""
     if not (path / MARKER).is_file():
-        raise RunError(
-            f"{path}: is no run directory: it has no {MARKER}\n  try: graphspec compile SPEC, which makes one"
-        )
+        raise RunError(f"{path}: is no run directory: it has no {MARKER}\n  try: {MAKES_ONE}")
     made_with = read_json(path / MARKER, Marker)["format"]
     if made_with > FORMAT:
         raise RunError(

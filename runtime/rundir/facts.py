@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from compiler.errors import RunError
+from compiler.errors import RunError, one_line
 from compiler.language.config import DataConfig, Share
 from runtime.rundir.directory import JobDir, RunDir
 from runtime.rundir.files import read_json
@@ -55,7 +55,7 @@ class DataFacts(BaseModel):
         found = [f"it was {self.name}, now it is {now.name}"] * (self.name != now.name)
         if self.labels != now.labels:
             gone, new = sorted({*self.labels} - {*now.labels}), sorted({*now.labels} - {*self.labels})
-            found.append(f"other classes ({', '.join(gone) or 'none'} gone, {', '.join(new) or 'none'} new)")
+            found.append(one_line(f"other classes ({', '.join(gone) or 'none'} gone, {', '.join(new) or 'none'} new)"))
         for part, before, after in (("train", self.train, now.train), ("test", self.test, now.test)):
             if before.images != after.images:
                 found.append(f"{part} has {after.images} images, not {before.images}")

@@ -73,7 +73,7 @@ def record_given(
     if not overwrite and any(_has_results(one, job) for one in (run, *run.seed_runs().values())):
         return
     lies_at = [] if root is None else [(ROOT, str(Path(root).expanduser().absolute()))]
-    settings = [*((each.key, each.value.plain()) for each in overrides), *lies_at]
+    settings = [*((each.key, each.value.plain()) for each in overrides if each.key != ROOT), *lies_at]
     given = Given(settings=settings, device=device, match=None if match is None else str(match))
     with run.locked():
         write_json(run.given, {name: each.model_dump() for name, each in {**_read(run), job: given}.items()})

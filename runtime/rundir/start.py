@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.analysis.weights import fitting, weight_shapes
-from compiler.errors import Diagnostic, GraphspecError, RunError, SpecError
+from compiler.errors import Diagnostic, RunError, SpecError
 from compiler.ir.graph import Graph
 from compiler.language.spec import Spec
 from runtime.rundir.directory import Opened
@@ -65,22 +65,15 @@ def _refusal(spec: Spec, message: str) -> SpecError:
 
 def tensors_of(path: Path) -> Tensors:
     """Arrays by name of a file that anyone may have made; RunError if it holds no tensors. No code of it is run."""
+    import safetensors.numpy
+
     content = read_bytes(path, MOST_TENSORS)
     try:
-        found = _unpickled(content) if path.suffix in PICKLED else _loaded(content)
-    except GraphspecError:
-        raise
+        return _unpickled(content) if path.suffix in PICKLED else safetensors.numpy.load(content)
     except Exception as error:  # of safetensors, numpy or torch, which do not say which; it may quote a secret
         raise RunError(
             f"{path}: holds no weights that can be read\n  try: a .safetensors file, or a state dict"
         ) from error
-    return found
-
-
-def _loaded(content: bytes) -> Tensors:
-    import safetensors.numpy
-
-    return safetensors.numpy.load(content)
 
 
 def _unpickled(content: bytes) -> Tensors:

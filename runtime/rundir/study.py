@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
 from compiler.analysis.limits import MEASURES
-from compiler.errors import RunError
+from compiler.errors import RunError, one_line
 from compiler.language.config import Configuration
 from compiler.language.layers import dump
 from compiler.language.parse import parse_file
@@ -184,10 +184,15 @@ def summary_of(job: str, task: type[Task], results: Sequence[Mapping[str, Any]])
 
 def value_at(result: Mapping[str, Any], key: str) -> float | None:
     """The number at a dotted key of a result."""
-    value: Any = result
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
+    value = at(result, *key.split("."))
     return None if value is None else float(value)
+
+
+def at(value: Any, *keys: str) -> Any:
+    """What lies at these keys of nested JSON; None if nothing does."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
 
 
 def write_summary(study: RunDir, task: type[Task]) -> None:
@@ -216,6 +221,7 @@ def summary_table(job: str, task: type[Task], results: Mapping[int, Mapping[str,
 
 def rendered(rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
     """Rows as aligned lines, for a terminal; with `numbers` all columns but the first end together."""
+    rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     sides = "<" + (">" if numbers else "<") * (len(widths) - 1)
     return "\n".join(

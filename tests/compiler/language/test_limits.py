@@ -13,6 +13,7 @@ from compiler.errors import SpecError
 from compiler.language.overrides import overrides_of
 from compiler.language.parse import parse_file
 from compiler.language.source import MAX_BYTES
+from tests.tiny import write_spec
 
 GUARDED = """
 import resource, sys
@@ -32,6 +33,12 @@ def message(path: Path | str, *overrides: str) -> str:
         parse_file(path, overrides_of(overrides))
     assert all(d.place.line >= 1 and d.place.column >= 1 for d in caught.value.diagnostics)
     return str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["search.options", "symbols", "network", "nothing"])
+@pytest.mark.parametrize("parts", [100, 1500, 50_000])
+def test_keys_of_many_parts_are_refused(tmp_path: Path, key: str, parts: int) -> None:
+    assert "the key has more than 40 parts" in message(write_spec(tmp_path), f"{key}{'.a' * parts}=1")
 
 
 def guarded(path: Path) -> str:

@@ -50,6 +50,7 @@ def test_it_counts_and_names_what_is_there(tmp_path: Path, monkeypatch: pytest.M
     done = SHELL.invoke(app, ["data", str(root)])
     assert "near-duplicates in several parts, 2 images in 1 group: train/cat/000.png = test/dog/copy.png" in done.stderr
     assert "unreadable, 1: train/cat/bad.png: cannot identify" in done.stderr
+    assert "uses less than a quarter of its range: the largest value is 4080" in done.stderr
     page = Path("data.html").read_text()
     assert page.count('<img src="data:image/jpeg;base64,') >= 24 + 2
     for text in ("<h2>cat</h2>", "<h2>Near-duplicates: train cat, test dog</h2>", "54 of 2 classes"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import pickle
 import shutil
 import tarfile
@@ -235,6 +236,7 @@ def test_a_run_finds_a_table_again_by_the_folder_it_has_recorded(
         ("path,label\na.png,cat\nb.png,dog\n", r"1 of 2 images are not there, such as .*b.png"),
         ("path,label\n", r"there is no class folder in it|no image"),
         ("path,label,part\na.png,cat,trian\n", r"labels.csv:2: part is 'trian', not train, val"),
+        ('path,label\n"b\nerror: c.png",cat\n', r"such as [^\n]*b\\nerror: c.png"),
     ],
 )
 def test_a_wrong_table_names_the_line(tmp_path: Path, text: str, says: str) -> None:
@@ -382,6 +384,7 @@ X = np.zeros((4, 8, 8, 3), np.uint8)
         ({"x": X, "y": np.zeros(3, int)}, r"x has 4 images, y 3 labels"),
         ({"x": X}, r"there is no array y; there are x"),
         ({"x": X, "y": -np.ones(4, int)}, r"there is a label -1"),
+        ({"x": X, "y": np.arange(4) * 10**12}, r"there is a label 1000000000000\n  try: numbers from 0 to 1,000,000"),
         ({"x": np.full((9, 8, 8, 3), np.nan, np.float32), "y": np.arange(9) % 2}, r"values that are no numbers"),
     ],
 )
@@ -389,3 +392,19 @@ def test_arrays_of_another_kind_are_refused(tmp_path: Path, made: dict[str, Any]
     np.savez(tmp_path / "a.npz", **made)
     with pytest.raises(RunError, match=says):
         opened(tmp_path / "a.npz", "arrays")
+
+
+@pytest.mark.parametrize(
+    ("name", "files"), [("table", ["a.csv"]), ("table", ["a.jsonl"]), ("arrays", ["x.npy", "y.npy"])]
+)
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path, name: str, files: list[str]) -> None:
+    for file in files:
+        os.mkfifo(tmp_path / file)
+    with pytest.raises(RunError, match="is no regular file"):
+        opened(tmp_path, name, **({"file": files[0]} if name == "table" else {}))
+
+
+def test_json_that_is_too_deep_names_the_line(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("\n" + "[" * 200_000)
+    with pytest.raises(RunError, match=r"a.jsonl:2: is no JSON"):
+        opened(tmp_path, "table", file="a.jsonl")

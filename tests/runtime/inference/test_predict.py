@@ -78,7 +78,8 @@ def test_files_folders_patterns_and_stdin_name_the_same_images(exported: RunDir,
         shutil.copy(files[0], odd)
         done = CliRunner().invoke(app, ["predict", "run", "-", "--csv"], input=os.fsencode(odd) + b"\r\n")
         assert done.stdout_bytes.splitlines()[1].startswith(b"\xff.png,")
-    for name in ("nowhere.png", "some images/*.gif", ""):
+    os.mkfifo("pipe.png")  # nothing waits for what may never come
+    for name in ("nowhere.png", "some images/*.gif", "", "pipe.png", "/dev/zero"):
         with pytest.raises(RunError, match="there is no such image, folder or pattern of images\n  try: ") as error:
             find_images([files[0], name])
         assert str(error.value).startswith(f"{name}: ")
