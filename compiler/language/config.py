@@ -287,6 +287,8 @@ class ExportConfig(Section):
     """ONNX operator set."""
     with_preprocessing: Literal["none", "nchw", "nhwc"] = "none"
     """Include the normalisation: the model then takes uint8 images in this layout."""
+    any_size: bool = False
+    """With `with_preprocessing`: include the resize of `data.resize`; the model then takes images of any size."""
     probabilities: bool = False
     """Output probabilities: `task: classification` puts a softmax behind the network."""
     tolerance: Rate = 1e-4
@@ -294,6 +296,12 @@ class ExportConfig(Section):
     accuracy_tolerance: NonNegative = 1.0
     """Percentage points of test accuracy that the `--fp16` and `--int8` models may lose; of a task whose metric is no
     share, percent of it."""
+
+    @model_validator(mode="after")
+    def _bytes_are_resized(self) -> ExportConfig:
+        if self.any_size and self.with_preprocessing == "none":
+            raise ValueError("export.any_size needs export.with_preprocessing: nchw or nhwc")
+        return self
 
 
 class Configuration(Section):

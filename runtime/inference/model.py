@@ -37,6 +37,7 @@ class Metadata(BaseModel):
     layout: Literal["nchw", "nhwc"]
     outputs: str  # name of the output that answers
     reading: dict[str, Any]
+    size: list[int] | None = None  # of the network's input, where the model takes images of any size
     source: Literal["retrain", "search"]  # the job whose network it is
     task: str = TASK
 
@@ -56,6 +57,9 @@ class ExportedModel:
         network = OnnxNetwork(checked(path))
         metadata = _metadata(path, network.session.get_modelmeta().custom_metadata_map)
         sizes = tuple(network.input.shape[1:])
+        free = [at for at, size in enumerate(sizes) if not isinstance(size, int)]
+        if metadata.size and len(free) == len(metadata.size):
+            sizes = tuple(metadata.size[free.index(at)] if at in free else size for at, size in enumerate(sizes))
         shape = (*sizes[-1:], *sizes[:-1]) if metadata.layout == "nhwc" else sizes
         outputs = {output.name: output.shape for output in network.session.get_outputs()}
         fits = all(isinstance(size, int) for size in shape) and shape[:1] == (len(metadata.mean),)
