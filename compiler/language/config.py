@@ -131,10 +131,20 @@ class DataConfig(Section):
     class_weights: Literal["balanced"] | dict[str, Rate] | None = None
     """How much an image counts in the loss of training: `balanced` gives every class the same sum, with a mean of 1
     over the images; or numbers by class (`{cat: 2}`), 1 for those not named."""
+    sampling: Literal["shuffled", "balanced"] = "shuffled"
+    """Images of an epoch of training: each once, or `balanced`: as many of every class, those of rare ones again."""
+    ignore: tuple[str, ...] = ()
+    """`folder`, `imagenet`, `table`, `arrays`: classes whose images are left out of training, test and class list."""
     skip_corrupt: bool = False
     """Skip and count unreadable images. Default: an unreadable image is an error."""
     fake_size: Annotated[int, Field(gt=0, le=10**6)] = 256
     """`fake`: number of training images; there are half as many test images."""
+
+    @model_validator(mode="after")
+    def _classes_are_evened_out_once(self) -> DataConfig:
+        if self.sampling == "balanced" == self.class_weights:
+            raise ValueError("data.sampling and data.class_weights are both balanced: one of them evens classes out")
+        return self
 
 
 class GateConfig(Section):

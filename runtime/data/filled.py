@@ -80,7 +80,7 @@ def _looked_up(config: DataConfig, sizes: bool) -> tuple[int, tuple[int, ...]] |
     if config.name == "arrays":
         from runtime.data.arrays import read_arrays  # and with it numpy
 
-        arrays = read_arrays(data_root(config), None, look=True)
+        arrays = read_arrays(data_root(config), None, config.ignore, look=True)
         return len(arrays.names), next(iter(arrays.parts.values())).shape
     if config.name not in LAYOUTS:
         return None

@@ -236,7 +236,7 @@ def _divided(whole: Listing, config: DataConfig) -> tuple[Parts, Division]:
 def _open_arrays(expected: _Expected, _: int) -> Opened:
     """Arrays of images or signals; of more than 8 bits over `data.range`."""
     root = data_root(expected.config)
-    found = read_arrays(root, expected.shape)
+    found = read_arrays(root, expected.shape, expected.config.ignore)
     parts, notes, division, held = found.parts, [found.note] * bool(found.note), None, None
     for part in parts.values():
         check_shape(expected.config.name, part.shape, expected.shape)

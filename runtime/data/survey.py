@@ -81,6 +81,8 @@ def check_holding(config: DataConfig) -> None:
         reason = "whose random crops are cut out of the original files"
     elif held is False and name not in LAYOUTS:
         reason = "which is never read from single image files"
+    if config.ignore and name not in (*LAYOUTS, "arrays"):
+        raise RunError(f"data.ignore: the classes of {name!r} cannot be left out\n  try: `folder`, `table` or `arrays`")
     if name == "imagenet" and config.resize != "crop":
         raise RunError(f"data.resize: {config.resize} cannot be had for 'imagenet', which is cropped\n  try: `folder`")
     if reason:
@@ -119,7 +121,7 @@ def _in_files(config: DataConfig, task: Task) -> Survey:
 def _in_arrays(config: DataConfig, shape: tuple[int, ...], task: Task) -> Survey:
     from runtime.data.arrays import read_arrays  # and with it numpy
 
-    found = read_arrays(data_root(config), shape, look=True)
+    found = read_arrays(data_root(config), shape, config.ignore, look=True)
     for part in found.parts.values():
         check_shape(config.name, part.shape, shape)
     refuse_classes(config.name, len(found.names), task)

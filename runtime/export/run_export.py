@@ -318,6 +318,7 @@ class _Export:
         values: dict[str, Any] = {
             "task": self.opened.spec.config.task,
             "labels": self.dataset.labels,
+            "ignored": self.opened.spec.config.data.ignore,
             "layout": "nchw" if layout == "none" else layout,
             "preprocessing": "raw uint8 images"
             if layout != "none"

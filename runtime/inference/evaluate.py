@@ -85,7 +85,7 @@ def run_evaluate(
     """
     model, run = open_model(target)
     if data is not None:
-        images = in_folder(data, model.labels)
+        images = in_folder(data, model.labels, model.metadata.ignored)
     elif run is not None:
         images = own_test_images(run, model, trust_code=trust_code)
     else:

@@ -49,19 +49,21 @@ class Labelled:
             yield Batch(range(start, start + len(pixels)), pixels, {})
 
 
-def in_folder(folder: Path, labels: Sequence[str]) -> Labelled:
-    """The images of a folder with a folder per class, or of its test part; RunError where the model lacks a class."""
+def in_folder(folder: Path, labels: Sequence[str], ignored: Sequence[str] = ()) -> Labelled:
+    """The images of a folder with a folder per class, or of its test part, but for those of classes that were left out
+    of the training; RunError where the model lacks a class.
+    """
     names = class_names(folder)
     part = next((part for part in _PARTS if {"train", part} <= {*names} and part not in labels), None)
     if part:
         folder, names = folder / part, class_names(folder / part)
-    if unknown := [name for name in names if name not in labels]:
+    if unknown := [name for name in names if name not in (*labels, *ignored)]:
         shown = [", ".join(some[:_SHOWN]) + ", ..." * (len(some) > _SHOWN) for some in (unknown, labels)]
         raise RunError(
             f"{folder}: has folders of classes that the model does not know: {shown[0]}; it knows {shown[1]}\n"
             f"  try: a folder with one folder of images for each class, called as the model calls it"
         )
-    return _listed(str(folder), list_images(folder), labels)
+    return _listed(str(folder), list_images(folder, ignore=ignored), labels)
 
 
 def own_test_images(run: RunDir, model: ExportedModel, *, trust_code: bool = False) -> Labelled:

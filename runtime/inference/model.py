@@ -39,6 +39,7 @@ class Metadata(BaseModel):
     reading: dict[str, Any]
     size: list[int] | None = None  # of the network's input, where the model takes images of any size
     source: Literal["retrain", "search"]  # the job whose network it is
+    ignored: list[str] = []  # classes that were left out of the training
     task: str = TASK
 
 
