@@ -8,12 +8,15 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from compiler.errors import RunError, one_line
 from runtime.rundir.files import guarded
 
-ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif", ".avif")
+_ALWAYS = (".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif", ".avif", ".npy")
+_HEIF = (".heic", ".heif")
+ENDINGS = (*_ALWAYS, *(_HEIF if find_spec("pillow_heif") else ()))
 THERE = "link to what is there already"
 IGNORED = "image of an ignored class"
 _SPECIAL = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
@@ -64,6 +67,11 @@ class Listing:
     def total(self) -> int:
         """How many images were found."""
         return sum(map(len, self.images.values()))
+
+    @property
+    def first(self) -> str:
+        """An image."""
+        return next((paths[0] for paths in self.images.values() if paths), "")
 
     def line(self) -> str:
         """The images per class, for people."""
@@ -212,7 +220,8 @@ def kind_of(name: str) -> str:
         return "._* of macOS"
     if name.lower().endswith(ENDINGS):
         return ""
-    return one_line(name if name.startswith(".") else os.path.splitext(name)[1].lower()) or "file without an ending"
+    ending = one_line(name if name.startswith(".") else os.path.splitext(name)[1].lower())
+    return f"{ending} until pip install pillow-heif" if ending in _HEIF else ending or "file without an ending"
 
 
 def refuse_empty(listing: Listing) -> None:

@@ -190,9 +190,10 @@ def _open_imagenet(expected: _Expected, _: int) -> Opened:
 
 
 def _find_files(expected: _Expected, *, random_parts: bool) -> Opened:
-    check_files_fit(expected.shape)
     config = expected.config
+    check_files_fit(config.name, expected.shape)
     parts, division = find_parts(config), None
+    check_files_fit(config.name, expected.shape, parts.train.first)
     if parts.test is None:
         parts, division = _divided(parts.train, config)
     names = tuple(parts.train.images)

@@ -18,8 +18,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 Pixels = NDArray[Any]  # uint8, or float32 in 0..255 where a file has more than 8 bits
 MODES = {1: "L", 3: "RGB"}  # channel count -> Pillow's name
-ARRAYS = (".npy",)  # endings of files that numpy reads
-HEIF = (".heic", ".heif")
 _ARRAY_KINDS = ("uint8", "uint16", "float32")
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 _BITS, _SAMPLE_FORMAT = 258, 339  # TIFF's tags; a sample format of 2 is a signed integer
@@ -28,6 +26,10 @@ warnings.filterwarnings("ignore", "(Possibly )?[Cc]orrupt EXIF data", UserWarnin
 
 class UnreadableError(Exception):
     """An image file that cannot be read, with the reason."""
+
+
+class ChannelsError(UnreadableError):
+    """An image file of other channels than the network reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +140,16 @@ def _array(values: NDArray[Any]) -> NDArray[Any]:
     return values[..., None] if values.ndim == 2 else values
 
 
+def channels_last(values: NDArray[Any]) -> NDArray[Any]:
+    """An array as `opened` gives it, (H, W, C): there are fewer channels than lines."""
+    return values if values.shape[-1] <= values.shape[0] else np.moveaxis(values, 0, -1)
+
+
 def first_channels(values: NDArray[Any], reading: Reading) -> tuple[Image.Image, Found]:
     """A picture of an array as `opened` gives it: its first three channels, or the first one."""
-    last = values if values.shape[-1] <= values.shape[0] else np.moveaxis(values, 0, -1)
-    grey, found = _in_range(last, reading)
-    pixels = grey.astype(np.uint8)[..., : 3 if last.shape[-1] >= 3 else 1]
+    last = channels_last(values)
+    shown, found = _in_range(last[..., : 3 if last.shape[-1] >= 3 else 1], reading)
+    pixels = shown.astype(np.uint8)
     return Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels), found
 
 
@@ -152,14 +159,19 @@ def _in_range(values: NDArray[Any], reading: Reading) -> tuple[NDArray[Any], Fou
     return scaled(values, reading.range or (1.0 if values.dtype.kind == "f" else float(np.iinfo(values.dtype).max)))
 
 
+def pages_of(file: Image.Image) -> int:
+    """How many pages a TIFF file has; 1 of any other."""
+    return int(getattr(file, "n_frames", 1)) if file.format == "TIFF" else 1
+
+
 def _is_stack(file: Image.Image, channels: int) -> bool:
     """Whether the pages of a TIFF file are the channels."""
-    return file.format == "TIFF" and channels > 1 and getattr(file, "n_frames", 1) == channels
+    return channels > 1 and pages_of(file) == channels
 
 
 def _pages(file: Image.Image) -> Iterator[Image.Image]:
     """The pages of a TIFF file, one after the other the same object; of others the first image."""
-    for page in range(getattr(file, "n_frames", 1) if file.format == "TIFF" else 1):
+    for page in range(pages_of(file)):
         file.seek(page)
         yield file
 
@@ -181,7 +193,7 @@ def _planes(file: Image.Image | NDArray[Any], channels: int, reading: Reading) -
         planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(values, -1, 0)]
         says = f"shape {file.shape}"
     if len(planes) != channels:
-        raise UnreadableError(f"has {says}, the network reads {channels} channels")
+        raise ChannelsError(f"has {says}, the network reads {channels} channels")
     if len({plane.size for plane in planes}) > 1:
         raise UnreadableError("has pages of different sizes")
     return planes, replace(found, deep=min(found.deep, 1), transparent=min(found.transparent, 1))

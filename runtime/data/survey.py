@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from compiler.errors import RunError, one_line
@@ -67,11 +68,11 @@ def survey(config: DataConfig, shape: tuple[int, ...], task: Task) -> Survey:
     if name not in (*LAYOUTS, "arrays"):
         return Survey(f"{name} was not looked at; the search opens it")
     if name != "arrays":
-        check_files_fit(shape)
+        check_files_fit(name, shape)
     if not root.exists():
         says = f"{name} was not looked at: there is no folder {one_line(root)}"
         return Survey(says, warnings=(f"{says}; set data.root or make it before the search",))
-    return _in_arrays(config, shape, task) if name == "arrays" else _in_files(config, task)
+    return _in_arrays(config, shape, task) if name == "arrays" else _in_files(config, shape, task)
 
 
 def check_holding(config: DataConfig) -> None:
@@ -100,16 +101,27 @@ def check_shape(name: str, found: Sequence[int], wanted: Sequence[int]) -> None:
         )
 
 
-def check_files_fit(shape: Sequence[int]) -> None:
-    """RunError if image files cannot be what the spec's network reads."""
-    if len(shape) != 3 or shape[0] not in (1, 3):
-        found = TensorType(tuple(shape))
+def check_files_fit(name: str, shape: Sequence[int], first: str = "") -> None:
+    """RunError if image files, such as the `first` one, cannot be what the spec's network reads."""
+    found, usual = TensorType(tuple(shape)), shape[0] in (1, 3)
+    if len(shape) != 3 or (name == "imagenet" and not usual):
         raise RunError(f"image files have 1 or 3 channels, the spec's input is {found}\n  try: another `input`")
+    if usual or not first:
+        return
+    from runtime.data.archives import source  # and with them numpy
+    from runtime.data.pixels import READING, ChannelsError, UnreadableError, read_planes
+
+    with suppress(UnreadableError):  # damaged ones are told of where all are read
+        try:
+            read_planes(source(first), shape[0], READING)
+        except ChannelsError as error:
+            raise RunError(f"{first} {error}; the spec's input is {found}\n  try: another `input`") from error
 
 
-def _in_files(config: DataConfig, task: Task) -> Survey:
+def _in_files(config: DataConfig, shape: tuple[int, ...], task: Task) -> Survey:
     """Classes of all parts, and the training images of each where there are not too many."""
     parts, root = find_parts(config, COUNTED), one_line(data_root(config))
+    check_files_fit(config.name, shape, parts.train.first)
     counts = {name: len(paths) for name, paths in parts.train.images.items()}
     refuse_classes(config.name, len(counts), task)
     if not parts.train.counted:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from compiler.errors import RunError
 from compiler.language.findings import first_of
-from runtime.data.pixels import MODES, Pixels, Reading
+from runtime.data.pixels import Pixels, Reading
 from runtime.inference.network import Array, OnnxNetwork
 from runtime.rundir.directory import RunDir
 from runtime.rundir.files import checked
@@ -84,7 +84,7 @@ class ExportedModel:
 
     def check_reads_files(self) -> None:
         """RunError if the model does not read images of files."""
-        if len(self.shape) != 3 or self.shape[0] not in MODES:
+        if len(self.shape) != 3:
             raise RunError(
                 f"{self.path}: the model reads arrays of shape {self.shape}, which image files are not\n"
                 f"  try: graphspec evaluate with its run, or onnxruntime with arrays of your own"
