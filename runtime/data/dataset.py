@@ -202,7 +202,7 @@ def load_dataset(config: DataConfig, input_shape: Shape, task: Task, *, seed: in
         training = split_images(targets, task.strata(targets), 0.5, config.validation, seed, opened.held).training
         own_mean, own_std = channel_statistics(opened.train, training, seed)
         mean, std = mean or own_mean, std or own_std
-    augment = replace(opened.augment, crop_padding=config.crop_padding, flip=config.flip or opened.augment.flip)
+    augment = augment_of(config, opened.augment)
     task = task.fitted(opened.train.targets, opened.labels)
     normalise, share, (train, test) = Normalise(mean, std), config.validation, (opened.train, opened.test)
     return Dataset(
@@ -221,6 +221,11 @@ def load_dataset(config: DataConfig, input_shape: Shape, task: Task, *, seed: in
         opened.division,
         config.sampling == "balanced",
     )
+
+
+def augment_of(config: DataConfig, own: Augment) -> Augment:
+    """What training images get by the section `data`, besides what the set always gets."""
+    return replace(own, crop_padding=config.crop_padding, flip=config.flip or own.flip)
 
 
 def channel_statistics(images: Images, rows: Tensor, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -36,6 +36,7 @@ from runtime.tasks.base import Task
 
 Shape = tuple[int, ...]  # (C, H, W), or (C, T) of signals
 
+IMAGENET = Augment(flip=True, lighting=True)  # what its training images always get, as in fb.resnet.torch
 _IN_MEMORY_BYTES = 2 * 10**9
 _DIGITS_TEST = 360  # of 1797
 
@@ -186,7 +187,7 @@ def _open_files(expected: _Expected, _: int) -> Opened:
 def _open_imagenet(expected: _Expected, _: int) -> Opened:
     """The same layout with val/ (or test/), streamed, augmented as fb.resnet.torch does."""
     opened = _find_files(expected, random_parts=True)
-    return replace(opened, augment=Augment(flip=True, lighting=expected.shape[0] == 3))
+    return replace(opened, augment=replace(IMAGENET, lighting=expected.shape[0] == 3))
 
 
 def _find_files(expected: _Expected, *, random_parts: bool) -> Opened:

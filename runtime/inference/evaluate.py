@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from compiler.errors import RunError, printable
+from runtime.data.archives import source
 from runtime.data.pixels import first_channels, read_image
 from runtime.inference import BATCH
 from runtime.inference.figures import EVALUATION, Evaluation, Mistake, figures_of
@@ -60,7 +61,7 @@ def _picture(model: ExportedModel, data: Labelled, row: int) -> str:
     if len(sizes) != 2:
         return ""
     if data.pixels is None:
-        image = read_image(data.names[row], 1 if channels == 1 else 3, model.reading)[0]
+        image = read_image(source(data.names[row]), 1 if channels == 1 else 3, model.reading)[0]
     else:
         image = first_channels(data.pixels[row].round().astype(np.uint8), model.reading)[0]
     image = image.convert("L" if channels == 1 else "RGB")
@@ -77,6 +78,7 @@ def run_evaluate(
     trust_code: bool = False,
     batch: int = BATCH,
     warn: Callable[[str], None] = lambda text: None,
+    tell: Callable[[str], None] = lambda text: None,
     progress: Callable[[str, int], Any] = lambda name, total: nullcontext(lambda images: None),
 ) -> Evaluation:
     """Evaluate an ONNX file or the model of a run on a folder of class folders, or a run's on its own test images.
@@ -87,7 +89,7 @@ def run_evaluate(
     if data is not None:
         images = in_folder(data, model.labels, model.metadata.ignored)
     elif run is not None:
-        images = own_test_images(run, model, trust_code=trust_code)
+        images = own_test_images(run, model, tell, trust_code=trust_code)
     else:
         raise RunError(
             f"{model.path}: a file alone does not say what to evaluate it on\n"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
 from compiler.drawing.svg import page_style
 from runtime.data.health import Health, Item
@@ -17,12 +18,20 @@ _EACH, _CLASSES, _GROUPS = 12, 100, 20  # images of a class or a group; classes 
 _SIDE = 96  # pixels of the longer side of an image
 
 
-def render(health: Health) -> str:
-    """The page."""
+Augmented = Sequence[tuple[str, Sequence[Image.Image]]]
+
+
+def render(health: Health, augmented: Augmented = ()) -> str:
+    """The page; `augmented`: paths of images with what augmentation makes of each."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     text, style = ((files("runtime.reporting") / name).read_text() for name in ("data_page.html.j2", "report.css"))
-    sheets = [(title, [(one.path, _address(health, one)) for one in shown]) for title, shown in _sheets(health)]
-    return environment.from_string(text).render(health=health, sheets=sheets, style=Markup(page_style() + style))
+    sheets = [
+        (title, [(one.path, _address(health.picture(one.path))) for one in shown]) for title, shown in _sheets(health)
+    ]
+    changed = [(path, [_address(image) for image in images]) for path, images in augmented]
+    return environment.from_string(text).render(
+        health=health, sheets=sheets, changed=changed, style=Markup(page_style() + style)
+    )
 
 
 def _sheets(health: Health) -> Iterator[tuple[str, list[Item]]]:
@@ -39,9 +48,9 @@ def _sheets(health: Health) -> Iterator[tuple[str, list[Item]]]:
         )
 
 
-def _address(health: Health, item: Item) -> str:
+def _address(image: Image.Image) -> str:
     """A small picture as an address that holds it."""
-    image, buffer = health.picture(item.path), io.BytesIO()
+    buffer = io.BytesIO()
     image.thumbnail((_SIDE, _SIDE))
     image.save(buffer, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

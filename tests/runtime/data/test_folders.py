@@ -78,8 +78,8 @@ def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
     said = remarks(dataset)["passed"]
     train, test = said.removeprefix("passed over in ").split("), ")
     assert set(train.removeprefix("train/ (").split(", ")) == {
-        "2 .heic until pip install pillow-heif", "1 .txt", "1 file without an ending", "1 .DS_Store", "2 ._* of macOS", "1 folder .ipynb_checkpoints",
-        "1 folder .cache", "1 folder __MACOSX", "1 image beside the class folders",
+        "2 .heic until pip install pillow-heif", "1 .txt", "1 file without an ending", "1 .DS_Store", "2 ._* of macOS",
+        "1 folder .ipynb_checkpoints", "1 folder .cache", "1 folder __MACOSX", "1 image beside the class folders",
     }  # fmt: skip
     assert test == "test/ (1 folder .x)"
 
