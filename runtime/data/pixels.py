@@ -80,25 +80,25 @@ def read_planes(path: Any, channels: int, reading: Reading) -> tuple[list[Image.
     """The whole image, as `read_image` gives it; of an array, a stack of TIFF pages or where a network reads neither
     grey nor colours, a grey image for each channel. UnreadableError when the file is damaged or has other channels.
     """
-    try:
-        with opened(path) as file:
-            if isinstance(file, Image.Image) and channels in MODES and not _is_stack(file, channels):
-                image, found = load(file, channels, reading)
-                return [image], found
-            return _planes(file, channels, reading)
-    except UnreadableError:
-        raise
-    except Exception as error:  # a damaged file makes Pillow raise almost anything
-        raise UnreadableError(str(error) or type(error).__name__) from error
+    with _unreadable(), opened(path) as file:
+        if isinstance(file, Image.Image) and channels in MODES and not _is_stack(file, channels):
+            image, found = load(file, channels, reading)
+            return [image], found
+        return _planes(file, channels, reading)
 
 
 def read_image(path: Any, channels: int, reading: Reading) -> tuple[Image.Image, Found]:
     """The whole image, upright, the first of several: of 8 bits in the mode of `channels`, of more in mode F (grey),
     0..255; of an array its first channels. UnreadableError when the file is damaged.
     """
+    with _unreadable(), opened(path) as file:
+        return load(file, channels, reading) if isinstance(file, Image.Image) else first_channels(file, reading)
+
+
+@contextlib.contextmanager
+def _unreadable() -> Iterator[None]:
     try:
-        with opened(path) as file:
-            return load(file, channels, reading) if isinstance(file, Image.Image) else first_channels(file, reading)
+        yield
     except UnreadableError:
         raise
     except Exception as error:  # a damaged file makes Pillow raise almost anything
