@@ -22,6 +22,8 @@ PARTS = 3
 """Weights, gates and validation need an image each of every class."""
 UNEVEN = 10
 """A class that has so many times the images of another is told of: a network that knows no other reaches 91%."""
+LARGER, LOOKED_AT = 8, 16
+"""Of so many images the middle one is told of if it has so many times as many pixels on a side as the input."""
 
 
 class BuiltIn(NamedTuple):
@@ -127,7 +129,25 @@ def _in_files(config: DataConfig, shape: tuple[int, ...], task: Task) -> Survey:
     if not parts.train.counted:
         return Survey(f"{len(counts)} classes in {root}; their images were neither counted nor read")
     held = parts.validation.total if parts.validation is not None else 0
-    return _found(config, counts, held, divided=parts.test is None, note=parts.note)
+    found = _found(config, counts, held, divided=parts.test is None, note=parts.note)
+    paths = [path for paths in parts.train.images.values() for path in paths]
+    doubt = _size_doubt(paths[:: -(-len(paths) // LOOKED_AT)], shape)
+    return found._replace(warnings=(*found.warnings, *[doubt] * bool(doubt)))
+
+
+def _size_doubt(paths: Sequence[str], shape: tuple[int, ...]) -> str:
+    """What is doubtful about the sizes that these files say they have; empty if nothing is."""
+    from PIL import Image
+
+    from runtime.data.archives import source
+
+    sides = []
+    for path in paths:
+        with suppress(Exception), Image.open(source(path)) as file:  # damaged ones are told of where they are read
+            sides.append(min(file.size))
+    middle = sorted(sides)[len(sides) // 2] if sides else 0
+    says = f"images are much larger than the input: {middle} pixels on the shorter side of the middle one"
+    return f"{says}; what is small in them is lost, so try a larger input" * (middle >= LARGER * max(shape[1:]))
 
 
 def _in_arrays(config: DataConfig, shape: tuple[int, ...], task: Task) -> Survey:
