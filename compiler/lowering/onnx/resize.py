@@ -99,21 +99,26 @@ def _parts(resize: Resize, lengths: list[_Value], sizes: list[int]) -> list[_Par
     numbers = [length.constant(np.arange(size, dtype=DIGITS)) for length, size in zip(lengths, sizes, strict=True)]
     if resize.rule == "squash":
         return [_Part(0.0, ratio, number) for ratio, number in zip(ratios, numbers, strict=True)]
-    found = []
-    for length, number, size in zip(lengths, numbers, sizes, strict=True):
-        if resize.rule == "crop":
-            box = (ratios[0].to("Min", ratios[1]) / resize.margin) * float(size)
-            left = (length - box) / 2.0
-            edges = (left.to("Max", 0.0), (left + box).to("Min", length))
-            begin, end = (edge.cast(TensorProto.FLOAT).cast(TensorProto.DOUBLE) for edge in edges)  # as Pillow does
-            found.append(_Part(begin, (end - begin) / float(size), number))
-        else:
-            factor = ratios[0].to("Max", ratios[1]).to("Reciprocal")
-            fitted = (length * factor).to("Round").to("Max", 1.0)
-            place = number - ((fitted * -1.0 + float(size)) / 2.0).to("Floor")
-            inside = place.to("Clip", 0.0, fitted - 1.0)
-            found.append(_Part(0.0, length / fitted, inside, place.to("Equal", inside)))
-    return found
+    made = _crop if resize.rule == "crop" else _letterbox
+    if resize.rule == "letterbox":  # the other way round, so that halves are rounded to the same side
+        ratios = [length.constant(float(size)) / length for length, size in zip(lengths, sizes, strict=True)]
+    axes = zip(lengths, numbers, sizes, strict=True)
+    return [made(ratios, resize.margin, length, number, float(size)) for length, number, size in axes]
+
+
+def _crop(ratios: list[_Value], margin: float, length: _Value, number: _Value, size: float) -> _Part:
+    box = (ratios[0].to("Min", ratios[1]) / margin) * size
+    left = (length - box) / 2.0
+    edges = (left.to("Max", 0.0), (left + box).to("Min", length))
+    begin, end = (edge.cast(TensorProto.FLOAT).cast(TensorProto.DOUBLE) for edge in edges)  # as Pillow takes them
+    return _Part(begin, (end - begin) / size, number)
+
+
+def _letterbox(ratios: list[_Value], _: float, length: _Value, number: _Value, size: float) -> _Part:
+    fitted = (length * ratios[0].to("Min", ratios[1])).to("Round").to("Max", 1.0)
+    place = number - ((fitted * -1.0 + size) / 2.0).to("Floor")
+    inside = place.to("Clip", 0.0, fitted - 1.0)
+    return _Part(0.0, length / fitted, inside, place.to("Equal", inside))
 
 
 def any_size(proto: onnx.ModelProto, resize: Resize, layout: str) -> onnx.ModelProto:
@@ -121,37 +126,42 @@ def any_size(proto: onnx.ModelProto, resize: Resize, layout: str) -> onnx.ModelP
 
     The images of a batch have one size. GraphspecError if the model reads signals.
     """
-    image = proto.graph.input[0]
-    dims = image.type.tensor_type.shape.dim
-    if len(dims) != 4:
-        raise GraphspecError("export.any_size: the network reads signals, which have no size to change")
-    rows = 2 if layout == "nchw" else 1
-    sizes = [dim.dim_value for dim in dims[rows : rows + 2]]
-    given = _Value(image.name, [])
-    planes = given if layout == "nchw" else given.to("Transpose", perm=[0, 3, 1, 2])
-    shape = planes.to("Shape").cast(TensorProto.DOUBLE)
-    lengths = [shape.to("Gather", np.array(axis)) for axis in (2, 3)]
-    down, across = _parts(resize, lengths, sizes)
-    value = planes.cast(TensorProto.FLOAT)
-    turned = across.weights(lengths[1]).to("Transpose", perm=[1, 0])
-    white = (np.float32(0), np.float32(255))
-    for left, right in ((None, turned), (down.weights(lengths[0]), None)):
-        value = value.to("MatMul", right) if left is None else left.to("MatMul", value)
-        value = (value + np.float32(0.5)).to("Floor").to("Clip", *white)
-    if down.shown and across.shown:
-        shown = down.shown.to("Unsqueeze", np.array([1])).to("And", across.shown)
-        ground = np.array(resize.background, np.float32).reshape(-1, 1, 1)
-        value = shown.to("Where", value, ground)
-    fitted = value.cast(TensorProto.UINT8)
-    fitted = fitted if layout == "nchw" else fitted.to("Transpose", perm=[0, 2, 3, 1])
-    known = fitted.to("Reshape", np.array([0, *(dim.dim_value for dim in dims[1:])]))
     whole = onnx.ModelProto()
     whole.CopyFrom(proto)
+    name, dims = whole.graph.input[0].name, whole.graph.input[0].type.tensor_type.shape.dim
+    if len(dims) != 4:
+        raise GraphspecError("export.any_size: the network reads signals, which have no size to change")
+    sizes, given = [dim.dim_value for dim in dims[1:]], _Value(name, [])
+    if layout == "nchw":
+        fitted = _fitted(given, resize, sizes[1:])
+    else:
+        planes = given.to("Transpose", perm=[0, 3, 1, 2])
+        fitted = _fitted(planes, resize, sizes[:2]).to("Transpose", perm=[0, 2, 3, 1])
+    read = fitted.to("Reshape", np.array([0, *sizes]))  # says the sizes to those who infer them
     for node in whole.graph.node:
-        node.input[:] = [known.name if name == image.name else name for name in node.input]
+        node.input[:] = [read.name if one == name else one for one in node.input]
     inner = list(whole.graph.node)
     del whole.graph.node[:]
     whole.graph.node.extend([*given.nodes, *inner])
-    for name, dim in zip(("height", "width"), whole.graph.input[0].type.tensor_type.shape.dim[rows:], strict=False):
-        dim.dim_param = name
+    rows = 2 if layout == "nchw" else 1
+    dims[rows].dim_param, dims[rows + 1].dim_param = "height", "width"
     return whole
+
+
+def _fitted(planes: _Value, resize: Resize, sizes: list[int]) -> _Value:
+    """Images (N, C, h, w) uint8 -> (N, C, *sizes) uint8."""
+    shape = planes.to("Shape").cast(TensorProto.DOUBLE)
+    lengths = [shape.to("Gather", np.array(axis)) for axis in (2, 3)]
+    down, across = _parts(resize, lengths, sizes)
+    turned = across.weights(lengths[1]).to("Transpose", perm=[1, 0])
+    lines = _bytes(planes.cast(TensorProto.FLOAT).to("MatMul", turned))
+    value = _bytes(down.weights(lengths[0]).to("MatMul", lines))
+    if down.shown and across.shown:
+        shown = down.shown.to("Unsqueeze", np.array([1])).to("And", across.shown)
+        value = shown.to("Where", value, np.array(resize.background, np.float32).reshape(-1, 1, 1))
+    return value.cast(TensorProto.UINT8)
+
+
+def _bytes(value: _Value) -> _Value:
+    """Rounded as whole-number arithmetic rounds, to 0..255, still as float32."""
+    return (value + np.float32(0.5)).to("Floor").to("Clip", np.float32(0), np.float32(255))
