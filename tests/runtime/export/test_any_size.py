@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from PIL import Image, ImageOps
 
 import runtime.export.run_export
-from compiler.errors import RunError, SpecError
+from compiler.errors import GraphspecError, RunError, SpecError
 from compiler.lowering.onnx.model import OLDEST_OPSET, check
 from compiler.lowering.onnx.resize import any_size
 from runtime.data.pixels import Pixels, Reading, read_pixels
@@ -136,3 +136,10 @@ def test_a_model_that_scales_in_another_way_is_not_written(folder: Path, monkeyp
 def test_floats_are_not_resized(folder: Path) -> None:
     with pytest.raises(SpecError, match="any_size needs"):
         make_run(folder, "export.any_size=true", out="floats")
+
+
+def test_signals_have_no_size_to_change() -> None:
+    signal = helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", 1, 16])
+    proto = helper.make_model(helper.make_graph([], "none", [signal], [signal]))
+    with pytest.raises(GraphspecError, match="the network reads signals"):
+        any_size(proto, resize_of(Reading(), 1), "nchw")
