@@ -23,7 +23,7 @@ from runtime.data.arrays import over_range, read_arrays
 from runtime.data.layouts import LAYOUTS, data_root, find_parts
 from runtime.data.looks import Look, array_looks, look_at_all, near_duplicates
 from runtime.data.pixels import Found, Reading, read_image
-from runtime.data.survey import class_doubt, range_doubt
+from runtime.data.survey import class_doubt
 from runtime.data.tables import TABLES
 
 _SHOWN = 3  # groups and files named in a line
@@ -96,8 +96,7 @@ class Health:
     def warnings(self) -> list[str]:
         """What should be looked at before anything is trained."""
         first = {name: next(iter(counts.values())) for name, counts in self.counts().items()}
-        deep = sum((item.look.found for item in self.items), Found())
-        found = [class_doubt(first), self.note, f"the set {doubt}" if (doubt := range_doubt(deep)) else ""]
+        found = [class_doubt(first), self.note]
         if len(self.classes) == 1:
             found.append("there is one class: nothing can be told apart")
         for key, what in (("part", "parts"), ("label", "classes")):

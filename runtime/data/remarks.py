@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 
 from runtime.data.dataset import Dataset
-from runtime.data.survey import class_doubt, range_doubt
+from runtime.data.pixels import Found
+from runtime.data.survey import class_doubt
 
 
 def tell(dataset: Dataset, warn: Callable[[str], None], told: Collection[str] = ()) -> list[str]:
@@ -28,7 +30,7 @@ def remarks(dataset: Dataset) -> dict[str, str]:
             texts["classes"] = uneven
     if counted := _counted({name: part.transparent for name, part in parts.items()}):
         texts["transparent"] = f"{counted} are transparent: they are put on data.background, white unless it is set"
-    if doubt := range_doubt(parts["train"] + parts["test"]):
+    if doubt := _doubt(parts["train"] + parts["test"]):
         counted = _counted({name: part.deep for name, part in parts.items()})
         texts["range"] = f"the set ({counted} of more than 8 bits or of floats) {doubt}"
     return texts
@@ -36,3 +38,15 @@ def remarks(dataset: Dataset) -> dict[str, str]:
 
 def _counted(counts: dict[str, int]) -> str:
     return " and ".join(f"{count:,} images in {name}" for name, count in counts.items() if count)
+
+
+def _doubt(found: Found) -> str:
+    """What is doubtful about the values of images of more than 8 bits: most of all, that their range is another one."""
+    low, high = found.low * found.white, found.high * found.white
+    if not found.deep or (found.low >= 0 and 0.25 <= found.high <= 1):
+        return ""
+    problem = f"uses less than a quarter of its range: the largest value is {high:g}, white is {found.white:g}"
+    if found.low < 0 or found.high > 1:
+        problem = f"has values from {low:g} to {high:g}: those outside of 0 to {found.white:g} become black or white"
+    white = 2 ** math.ceil(math.log2(high + 1)) - 1 if high > 1 else high
+    return problem + (f"; if {white:.6g} is white, set data.range: {white:.6g}" if high > 0 else "")

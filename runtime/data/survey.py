@@ -5,20 +5,16 @@ It must not import torch: `graphspec compile` asks this, and is quick.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from compiler.errors import RunError, one_line
 from compiler.ir.graph import TensorType
 from compiler.language.config import DataConfig
 from runtime.data.layouts import LAYOUTS, TRAIN, VALIDATION, data_root, find_parts
 from runtime.tasks.base import Task, refuse_classes
-
-if TYPE_CHECKING:
-    from runtime.data.pixels import Found
 
 COUNTED = 100_000
 """So many files are counted; of a larger set only the classes are looked at."""
@@ -193,15 +189,3 @@ def class_doubt(counts: Mapping[str, int]) -> str:
         f"then say little of {few!r}"
     )
     return uneven * (most >= UNEVEN * fewest)
-
-
-def range_doubt(found: Found) -> str:
-    """What is doubtful about the values of images of more than 8 bits: most of all, that their range is another one."""
-    low, high = found.low * found.white, found.high * found.white
-    if not found.deep or (found.low >= 0 and 0.25 <= found.high <= 1):
-        return ""
-    problem = f"uses less than a quarter of its range: the largest value is {high:g}, white is {found.white:g}"
-    if found.low < 0 or found.high > 1:
-        problem = f"has values from {low:g} to {high:g}: those outside of 0 to {found.white:g} become black or white"
-    white = 2 ** math.ceil(math.log2(high + 1)) - 1 if high > 1 else high
-    return problem + (f"; if {white:.6g} is white, set data.range: {white:.6g}" if high > 0 else "")
