@@ -32,6 +32,8 @@ def batch(session: onnxruntime.InferenceSession, paths: list[Path]) -> Any:
         sys.exit(f"the model takes signals {sizes}, and this example reads images: give the model arrays of yours")
     last = metadata.get("layout") == "nhwc"
     channels, height, width = (sizes[2], *sizes[:2]) if last else sizes
+    if isinstance(height, str):  # it takes images of any size; read as training did, they make one batch
+        height, width = json.loads(metadata["size"])
     reading = Reading(**json.loads(metadata.get("reading", "{}")))
     images = np.stack([pixels(path, (channels, height, width), reading) for path in paths])
     if raw:

@@ -17,18 +17,19 @@ from tests.test_docs import ROOT, Snippet, snippets
 
 
 def lay_out(text: str) -> None:
-    """Write the images whose paths are listed, each with some like it beside it; those in a zip file are packed."""
+    """Write the images whose paths are listed, each with some like it beside it; those in an archive are packed."""
     seed = 0
     for path in map(Path, text.split()):
         archive, folder = path.parts[0], Path(f"{path.parts[0]} unpacked", *path.parts[1:-1])
-        folder = folder if archive.endswith(".zip") else path.parent
+        folder = folder if archive.endswith((".zip", ".tar.gz")) else path.parent
         folder.mkdir(parents=True, exist_ok=True)
         for name in (path.name, *(f"{path.stem} copy{number}.jpg" for number in ("", *range(9)))):
             seed += 1
             noise = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8)
             Image.fromarray(noise).save(folder / name)
-        if archive.endswith(".zip"):
-            shutil.make_archive(archive.removesuffix(".zip"), "zip", f"{archive} unpacked")
+        for ending, form in ((".zip", "zip"), (".tar.gz", "gztar")):
+            if archive.endswith(ending):
+                shutil.make_archive(archive.removesuffix(ending), form, f"{archive} unpacked")
 
 
 def layouts() -> list[tuple[str, list[Snippet]]]:

@@ -133,10 +133,20 @@ class DataConfig(Section):
     class_weights: Literal["balanced"] | dict[str, Rate] | None = None
     """How much an image counts in the loss of training: `balanced` gives every class the same sum, with a mean of 1
     over the images; or numbers by class (`{cat: 2}`), 1 for those not named."""
+    sampling: Literal["shuffled", "balanced"] = "shuffled"
+    """Images of an epoch of training: each once, or `balanced`: as many of every class, those of rare ones again."""
+    ignore: tuple[str, ...] = ()
+    """`folder`, `imagenet`, `table`, `arrays`: classes whose images are left out of training, test and class list."""
     skip_corrupt: bool = False
     """Skip and count unreadable images. Default: an unreadable image is an error."""
     fake_size: Annotated[int, Field(gt=0, le=10**6)] = 256
     """`fake`: number of training images; there are half as many test images."""
+
+    @model_validator(mode="after")
+    def _classes_are_evened_out_once(self) -> DataConfig:
+        if self.sampling == "balanced" == self.class_weights:
+            raise ValueError("data.sampling and data.class_weights are both balanced: one of them evens classes out")
+        return self
 
 
 class GateConfig(Section):
@@ -312,6 +322,8 @@ class ExportConfig(Section):
     """ONNX operator set."""
     with_preprocessing: Literal["none", "nchw", "nhwc"] = "none"
     """Include the normalisation: the model then takes uint8 images in this layout."""
+    any_size: bool = False
+    """With `with_preprocessing`: include the resize of `data.resize`; the model then takes images of any size."""
     probabilities: bool = False
     """Output probabilities: `task: classification` puts a softmax behind the network."""
     tolerance: Rate = 1e-4
@@ -319,6 +331,12 @@ class ExportConfig(Section):
     accuracy_tolerance: NonNegative = 1.0
     """Percentage points of test accuracy that the `--fp16` and `--int8` models may lose; of a task whose metric is no
     share, percent of it."""
+
+    @model_validator(mode="after")
+    def _bytes_are_resized(self) -> ExportConfig:
+        if self.any_size and self.with_preprocessing == "none":
+            raise ValueError("export.any_size needs export.with_preprocessing: nchw or nhwc")
+        return self
 
 
 class Configuration(Section):

@@ -10,8 +10,13 @@ import typer
 from graphspec.cli.options import JsonOpt, SetOpt, overrides_of, print_json, say, tell
 
 if TYPE_CHECKING:
-    from compiler.language.config import DataConfig
+    from collections.abc import Sequence
+
+    from PIL.Image import Image
+
+    from compiler.language.config import Configuration
     from compiler.language.overrides import Override
+    from runtime.data.health import Health
 
 
 def data(
@@ -34,9 +39,9 @@ def data(
     from runtime.reporting.data_page import render
     from runtime.rundir.files import write_text
 
-    config = _config(target, overrides_of(settings))
+    config, sizes = _settings(target, overrides_of(settings))
     with Console().progress("images", 1) as advance:
-        health = examine(config, advance, lambda total: advance(0, total=total))
+        health = examine(config.data, advance, lambda total: advance(0, total=total))
     if as_json:
         print_json(health.as_json())
     else:
@@ -48,12 +53,23 @@ def data(
             tell(f"  {one_line(name):<14} {', '.join(f'{part} {count:,}'.strip() for part, count in counts.items())}")
     if output or not as_json:
         page = output or Path("data.html")
-        write_text(page, render(health))
+        write_text(page, render(health, _augmented(health, config, sizes)))
         say(f"wrote {page}")
 
 
-def _config(target: Path, overrides: tuple[Override, ...]) -> DataConfig:
-    """The section `data` of a spec, or the one that reads what lies at a path."""
+def _augmented(health: Health, config: Configuration, sizes: Sequence[int]) -> list[tuple[str, list[Image]]]:
+    """What training makes of some images, if it changes any."""
+    if not (config.data.flip or config.data.crop_padding or config.retrain.cutout or config.data.name == "imagenet"):
+        return []
+    from runtime.data.augmented import augmented  # and with it torch
+
+    return list(augmented(health, config, sizes))
+
+
+def _settings(target: Path, overrides: tuple[Override, ...]) -> tuple[Configuration, tuple[int, ...]]:
+    """The settings of a spec, and height and width of its input; or the section `data` that reads what lies at a path,
+    and no sizes.
+    """
     from pydantic import ValidationError
 
     from compiler.errors import GraphspecError, SpecError
@@ -67,9 +83,10 @@ def _config(target: Path, overrides: tuple[Override, ...]) -> DataConfig:
         parsed = parse(target, overrides)
         if parsed.spec is None or ("data",) in parsed.spec.broken:
             raise SpecError(parsed.diagnostics)
-        return parsed.spec.config.data
+        sizes = () if ("input",) in parsed.spec.broken else parsed.spec.input[1:]
+        return parsed.spec.config, sizes if len(sizes) == 2 else ()
     given = {one.path[1]: one.value.plain() for one in overrides if one.path[:1] == ("data",) and len(one.path) == 2}
     try:
-        return Configuration.model_validate({"data": settings_for(target) | given}).data
+        return Configuration.model_validate({"data": settings_for(target) | given}), ()
     except ValidationError as error:
         raise GraphspecError(first_of(error)) from error

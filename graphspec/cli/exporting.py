@@ -24,6 +24,9 @@ def export(
         Literal["nhwc", "nchw"] | None,
         typer.Option("--layout", help="Of raw images (default: nhwc); implies --with-preprocessing."),
     ] = None,
+    any_size: Annotated[
+        bool, typer.Option("--any-size", help="Resize in the model, too; implies --with-preprocessing.")
+    ] = False,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Output probabilities, not logits.")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="Also write a float16 model.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Also write an int8 model (large networks only).")] = False,
@@ -39,7 +42,8 @@ def export(
     overrides = overrides_of(
         settings,
         ("--opset", "export.opset", opset),
-        ("--layout", "export.with_preprocessing", layout or ("nhwc" if with_preprocessing else None)),
+        ("--layout", "export.with_preprocessing", layout or ("nhwc" if with_preprocessing or any_size else None)),
+        ("--any-size", "export.any_size", any_size or None),
         ("--probabilities", "export.probabilities", probabilities or None),
     )
     wanted = {"source": source, "output": output, "fp16": fp16, "int8": int8, "latency": latency}

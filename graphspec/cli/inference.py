@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -104,7 +104,8 @@ def evaluate(
     from runtime.reporting.evaluation import lines, page
 
     console = Console(quiet)
-    found = run_evaluate(target, data, trust_code=trust_code, batch=batch, warn=console.warn, progress=console.progress)
+    said: dict[str, Any] = {"warn": console.warn, "tell": console.line, "progress": console.progress}
+    found = run_evaluate(target, data, trust_code=trust_code, batch=batch, **said)
     record = asdict(found)
     if as_json:
         print_json(record)

@@ -1,17 +1,22 @@
 """Images in zip and tar files, read where they lie: nothing is unpacked, so no name can lead out. It must not import
 torch.
 
-A tar file that is compressed as a whole is refused: every image would be read from its beginning.
+Of a tar file that is compressed as a whole (.tar.gz) a copy without compression lies among the system's temporary files
+as long as the process runs: every image would be read from its beginning otherwise.
 """
 
 from __future__ import annotations
 
 import functools
+import gzip
 import io
 import os
+import shutil
 import tarfile
+import tempfile
 import threading
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -31,23 +36,24 @@ class Member(str):
     name: str
     start: int  # in a tar file; -1 in a zip file
     size: int
+    place: str  # the file that its bytes are in
 
-    def __new__(cls, archive: str, name: str, start: int, size: int) -> Member:
+    def __new__(cls, archive: str, name: str, start: int, size: int, place: str) -> Member:
         """As pickle needs it."""
         self = super().__new__(cls, f"{archive}/{name}")
-        self.archive, self.name, self.start, self.size = archive, name, start, size
+        self.archive, self.name, self.start, self.size, self.place = archive, name, start, size, place
         return self
 
     def __getnewargs__(self) -> tuple[Any, ...]:
         """What it is made of."""
-        return self.archive, self.name, self.start, self.size
+        return self.archive, self.name, self.start, self.size, self.place
 
     def read(self) -> bytes:
         """Its bytes; OSError or ValueError if they cannot be read."""
         if self.start < 0:
             with _LOCK:
                 return _zip(self.archive).read(self.name)
-        with open(self.archive, "rb") as file:
+        with open(self.place, "rb") as file:
             file.seek(self.start)
             return file.read(self.size)
 
@@ -73,7 +79,7 @@ def beginning(path: str, most: int) -> bytes:
 def files_in(archive: Path, passed: Passed) -> Iterator[tuple[Member, str]]:
     """The files in a zip or tar file and their names below it; what is none of ours is counted.
 
-    RunError if it is neither, is damaged or is compressed as a whole.
+    RunError if it is neither, is damaged or is compressed as a whole in another way than gzip's.
     """
     try:
         members = _in_zip(archive, passed) if zipfile.is_zipfile(archive) else _in_tar(archive, passed)
@@ -87,10 +93,10 @@ def files_in(archive: Path, passed: Passed) -> Iterator[tuple[Member, str]]:
                 passed.add(f"file of more than {LARGEST // 2**20} MB", one_line(member.name))
             else:
                 yield member, str(path)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise RunError(
             f"{archive} cannot be read as a zip or tar file: {error}\n"
-            f"  try: a .zip or an uncompressed .tar, or unpack it and set data.root to the folder"
+            f"  try: a .zip, .tar or .tar.gz, or unpack it and set data.root to the folder"
         ) from error
 
 
@@ -105,13 +111,26 @@ def _in_zip(archive: Path, passed: Passed) -> Iterator[Member]:
         if info.flag_bits & 1:
             passed.add("file that is encrypted")
         elif not info.is_dir():
-            yield Member(str(archive), info.filename, -1, info.file_size)
+            yield Member(str(archive), info.filename, -1, info.file_size, str(archive))
 
 
 def _in_tar(archive: Path, passed: Passed) -> Iterator[Member]:
-    with tarfile.open(archive, "r:") as file:
+    with archive.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    place = _without_gzip(archive, archive.stat().st_mtime_ns).name if zipped else str(archive)
+    with tarfile.open(place, "r:") as file:
         for info in file:
             if info.isreg() and not info.issparse():
-                yield Member(str(archive), info.name, info.offset_data, info.size)
+                yield Member(str(archive), info.name, info.offset_data, info.size, place)
             elif not info.isdir():
                 passed.add("link or device")
+
+
+@functools.cache
+def _without_gzip(archive: Path, _: int) -> Any:
+    """A temporary file with the content, which goes when this process ends; OSError if there is no room for it."""
+    file = tempfile.NamedTemporaryFile(prefix="graphspec-", suffix=".tar")  # noqa: SIM115  workers open it by its name
+    with gzip.open(archive) as packed:
+        shutil.copyfileobj(packed, file, 2**20)
+    file.flush()
+    return file

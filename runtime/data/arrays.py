@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.errors import RunError
-from runtime.data.layouts import TEST, TRAIN, VALIDATION
+from runtime.data.layouts import TEST, TRAIN, VALIDATION, refuse_unknown
 from runtime.data.pixels import Found, scaled
 from runtime.rundir.files import checked, guarded
 
@@ -47,9 +47,9 @@ class ArraySet(NamedTuple):
     note: str = ""
 
 
-def read_arrays(root: Path, shape: Sequence[int] | None, *, look: bool = False) -> ArraySet:
+def read_arrays(root: Path, shape: Sequence[int] | None, ignore: Sequence[str], *, look: bool = False) -> ArraySet:
     """The arrays in an .npz file or in a folder of .npy files, or of one .npz file; `look`: without the values of the
-    images.
+    images. Those of the classes in `ignore` are left out.
 
     `shape` is the input of the network, (C, H, W) or (C, T), as far as it is known. Images are (N, H, W), (N, H, W, C)
     or, where the input says so or the second axis is the shorter one, (N, C, H, W). Signals are (N, T) or (N, C, T).
@@ -61,12 +61,19 @@ def read_arrays(root: Path, shape: Sequence[int] | None, *, look: bool = False) 
         parts = {"": ""}
     labels = {part: _labels(files, f"y{suffix}") for part, suffix in parts.items()}
     names, numbers = _numbered(root, labels)
+    kept = [number for number, name in enumerate(names) if name not in ignore]
+    refuse_unknown(ignore, names, names)
     found = {}
     for part, suffix in parts.items():
         images = _images(files, f"x{suffix}", shape, look=look)
         if len(images) != len(numbers[part]) or not len(images):
             raise RunError(f"{root}: x{suffix} has {len(images)} images, y{suffix} {len(numbers[part])} labels")
+        if ignore:
+            rows = np.flatnonzero(np.isin(numbers[part], kept))
+            images = images[: len(rows)] if look else images[rows]
+            numbers[part] = np.searchsorted(kept, numbers[part][rows])
         found[part] = ArrayPart(images, numbers[part])
+    names = tuple(names[number] for number in kept)
     if set(found) == {TRAIN, VALIDATION}:
         found[TEST] = found.pop(VALIDATION)
         return ArraySet(found, names, f"{root.name} has no x_test, so x_val is the test set")

@@ -19,7 +19,7 @@ from runtime.data.divide import Division
 from runtime.data.folders import Listing
 from runtime.data.named_sets import Shape, open_dataset
 from runtime.data.sources import Fetched, Images, Request
-from runtime.data.split import Split, split_images
+from runtime.data.split import Split, balanced_order, split_images
 from runtime.seeds import generator, mix
 from runtime.tasks.base import Task
 
@@ -44,9 +44,10 @@ _STATISTICS_CHUNK = 512
 class Loader:
     """Batches of the images `rows` of a set.
 
-    A training loader shuffles anew each epoch, augments, and drops the last incomplete batch unless it is the only
-    one. Any other gives every image once, in the order of `rows`, unchanged. Each process gets its slice of every
-    global batch: in training equal ones (RunError where they cannot be), otherwise they may differ by one image.
+    A training loader shuffles (or draws, see `strata`) anew each epoch, augments, and drops the last incomplete batch
+    unless it is the only one. Any other gives every image once, in the order of `rows`, unchanged. Each process gets
+    its slice of every global batch: in training equal ones (RunError where they cannot be), otherwise they may differ
+    by one image.
     """
 
     images: Images
@@ -58,6 +59,7 @@ class Loader:
     seed: int = 0
     augment: Augment = NO_AUGMENTATION
     place: Share = HERE
+    strata: Tensor | None = None  # (N,) int64 of all images: an epoch has as many of each; None: every image once
 
     def __post_init__(self) -> None:
         if len(self.rows) == 0:
@@ -94,7 +96,10 @@ class Loader:
     def _order(self, epoch: int) -> Tensor:
         if not self.training:
             return self.rows
-        return self.rows[torch.randperm(len(self.rows), generator=generator(self.seed, f"{self.purpose} order", epoch))]
+        random = generator(self.seed, f"{self.purpose} order", epoch)
+        if self.strata is not None:
+            return self.rows[balanced_order(self.strata[self.rows], random)]
+        return self.rows[torch.randperm(len(self.rows), generator=random)]
 
     def _slice(self, batch: int) -> tuple[int, int]:
         """First and end of this process's images among all of the epoch."""
@@ -145,6 +150,7 @@ class Dataset:
     notes: tuple[str, ...] = ()  # what is used for what, where it does not say so itself
     held: Tensor | None = None  # (N,) bool of the training images: the validation part, where the set has one
     division: Division | None = None  # where the set has no parts
+    balanced: bool = False  # whether training has as many images of every class
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -171,6 +177,7 @@ class Dataset:
             seed=self.seed,
             augment=replace(self.augment, cutout=cutout),
             place=place,
+            strata=self.task.strata(self.train.targets) if self.balanced else None,
         )
 
     def evaluation_loader(self, rows: Tensor | None, batch_size: int, place: Share = HERE) -> Loader:
@@ -195,7 +202,7 @@ def load_dataset(config: DataConfig, input_shape: Shape, task: Task, *, seed: in
         training = split_images(targets, task.strata(targets), 0.5, config.validation, seed, opened.held).training
         own_mean, own_std = channel_statistics(opened.train, training, seed)
         mean, std = mean or own_mean, std or own_std
-    augment = replace(opened.augment, crop_padding=config.crop_padding, flip=config.flip or opened.augment.flip)
+    augment = augment_of(config, opened.augment)
     task = task.fitted(opened.train.targets, opened.labels)
     normalise, share, (train, test) = Normalise(mean, std), config.validation, (opened.train, opened.test)
     return Dataset(
@@ -212,7 +219,13 @@ def load_dataset(config: DataConfig, input_shape: Shape, task: Task, *, seed: in
         opened.notes,
         opened.held,
         opened.division,
+        config.sampling == "balanced",
     )
+
+
+def augment_of(config: DataConfig, own: Augment) -> Augment:
+    """What training images get by the section `data`, besides what the set always gets."""
+    return replace(own, crop_padding=config.crop_padding, flip=config.flip or own.flip)
 
 
 def channel_statistics(images: Images, rows: Tensor, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -80,7 +80,7 @@ def _looked_up(config: DataConfig, sizes: bool) -> tuple[int, tuple[int, ...]] |
     if config.name == "arrays":
         from runtime.data.arrays import read_arrays  # and with it numpy
 
-        arrays = read_arrays(data_root(config), None, look=True)
+        arrays = read_arrays(data_root(config), None, config.ignore, look=True)
         return len(arrays.names), next(iter(arrays.parts.values())).shape
     if config.name not in LAYOUTS:
         return None
@@ -93,8 +93,13 @@ def _looked_up(config: DataConfig, sizes: bool) -> tuple[int, tuple[int, ...]] |
 
 
 def _input_for(looks: list[Look]) -> tuple[int, ...]:
-    """Channels as the images have; their size where it is one and small, else a square of about their shorter sides."""
+    """Channels as the images, arrays or stacks of pages have; their size where it is one and small, else a square of
+    about their shorter sides.
+    """
+    stacked = {look.channels for look in looks}
     channels = 1 if all(look.mode.split(";")[0] in _GREY for look in looks) else 3
+    if len(stacked) == 1 and (of_all := stacked.pop()):
+        channels = of_all
     smallest, largest = _SIZES
     found = {look.size for look in looks}
     if len(found) == 1 and max(width_height := found.pop()) <= largest:

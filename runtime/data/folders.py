@@ -8,13 +8,17 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from compiler.errors import RunError, one_line
 from runtime.rundir.files import guarded
 
-ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif", ".avif")
+_ALWAYS = (".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif", ".avif", ".npy")
+_HEIF = (".heic", ".heif")
+ENDINGS = (*_ALWAYS, *(_HEIF if find_spec("pillow_heif") else ()))
 THERE = "link to what is there already"
+IGNORED = "image of an ignored class"
 _SPECIAL = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
 _SHOWN = 10  # classes whose images are counted one by one
 _NAMED = 5  # names of a kind
@@ -31,6 +35,12 @@ class Passed:
         """One more of a kind, which is an ending or begins with a noun."""
         self.counts[kind] += 1
         self.names[kind] += [name] * bool(name)
+
+    def leave_out(self, images: dict[str, list[str]], ignore: Sequence[str]) -> None:
+        """Take the images of these classes out."""
+        for name in [name for name in ignore if name in images]:
+            self.counts[IGNORED] += len(images.pop(name))
+            self.names[IGNORED].append(one_line(name))
 
     def __str__(self) -> str:
         """For people, the most frequent first; empty if there is nothing."""
@@ -58,6 +68,11 @@ class Listing:
         """How many images were found."""
         return sum(map(len, self.images.values()))
 
+    @property
+    def first(self) -> str:
+        """An image."""
+        return next((paths[0] for paths in self.images.values() if paths), "")
+
     def line(self) -> str:
         """The images per class, for people."""
         counts = {one_line(name): len(paths) for name, paths in self.images.items()}
@@ -67,18 +82,18 @@ class Listing:
         return f"{self.part or self.folder.name}: {self.total:,} images of {len(counts):,} classes ({each})"
 
 
-def list_images(folder: Path, *, nested: bool = False, most: int | None = None) -> Listing:
+def list_images(folder: Path, *, nested: bool = False, most: int | None = None, ignore: Sequence[str] = ()) -> Listing:
     """All images of the class folders in `folder`, at whatever depth; `nested`: each folder with images is a class.
 
-    Of more than `most` images the classes that come after are named only. RunError if there is no class, one without
-    images, or something that cannot be read.
+    Those of the classes in `ignore` are passed over. Of more than `most` images the classes that come after are named
+    only. RunError if there is no class, one without images, or something that cannot be read.
     """
-    listing = scan_images(folder, nested=nested, most=most)
+    listing = scan_images(folder, nested=nested, most=most, ignore=ignore)
     refuse_empty(listing)
     return listing
 
 
-def scan_images(folder: Path, *, nested: bool = False, most: int | None = None) -> Listing:
+def scan_images(folder: Path, *, nested: bool = False, most: int | None = None, ignore: Sequence[str] = ()) -> Listing:
     """As `list_images`, whether there are any or not."""
     passed, images, found = Passed(), dict[str, list[str]](), 0
     with guarded(folder, "read"):
@@ -92,6 +107,7 @@ def scan_images(folder: Path, *, nested: bool = False, most: int | None = None) 
         found += len(paths)
     if nested:
         images = _by_inner_folder(folder, images)
+    passed.leave_out(images, ignore)
     return Listing(folder, images, passed, nested or most is None or found <= most)
 
 
@@ -204,7 +220,8 @@ def kind_of(name: str) -> str:
         return "._* of macOS"
     if name.lower().endswith(ENDINGS):
         return ""
-    return one_line(name if name.startswith(".") else os.path.splitext(name)[1].lower()) or "file without an ending"
+    ending = one_line(name if name.startswith(".") else os.path.splitext(name)[1].lower())
+    return f"{ending} until pip install pillow-heif" if ending in _HEIF else ending or "file without an ending"
 
 
 def refuse_empty(listing: Listing) -> None:

@@ -186,7 +186,7 @@ def examine(config: DataConfig, advance: Callable[[int], Any], begin: Callable[[
 
 
 def _of_arrays(config: DataConfig, root: Path) -> Health:
-    found, items = read_arrays(root, None), []
+    found, items = read_arrays(root, None, config.ignore), []
     pictures: dict[str, NDArray[np.uint8]] = {}
     for part, (images, labels) in found.parts.items():
         values, notes = over_range(images, config.range)

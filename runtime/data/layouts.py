@@ -6,14 +6,15 @@ A layout is a function in `LAYOUTS` that gives `Parts`. It must not import torch
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from compiler.errors import RunError, one_line
+from compiler.errors import RunError, did_you_mean, one_line
 from compiler.language.config import DataConfig
 from runtime.data.archives import Member, files_in
 from runtime.data.folders import (
+    IGNORED,
     Listing,
     Passed,
     is_hidden,
@@ -49,7 +50,18 @@ def find_parts(config: DataConfig, most: int | None = None) -> Parts:
 
     RunError if the set is not there, has no images or its parts do not hold the same classes.
     """
-    return LAYOUTS[config.name](config, most)
+    parts = LAYOUTS[config.name](config, most)
+    refuse_unknown(
+        config.ignore, [name for one in parts.listings for name in one.passed.names[IGNORED]], parts.train.images
+    )
+    return parts
+
+
+def refuse_unknown(ignore: Iterable[str], found: Iterable[str], classes: Iterable[str]) -> None:
+    """RunError if a class of `data.ignore` was not found."""
+    for name in set(map(one_line, ignore)) - set(found):
+        hint = did_you_mean(name, list(classes)) or f"; there are {', '.join(map(one_line, classes))}"
+        raise RunError(f"data.ignore: there is no class {name!r}{hint}")
 
 
 def data_root(config: DataConfig) -> Path:
@@ -64,13 +76,13 @@ def _in_folder(config: DataConfig, most: int | None) -> Parts:
     root = data_root(config)
     with guarded(root, "read"):
         if root.is_file():
-            return _of_rows(root, *_rows_of(root, nested=config.nested))
+            return _of_rows(root, *_rows_of(root, nested=config.nested), config.ignore)
         names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir()) if root.is_dir() else []
     parts = _named_parts(root, names)
     if set(parts) == {TRAIN, VALIDATION} or (config.name == "imagenet" and VALIDATION in parts):
         parts[TEST] = parts.pop(VALIDATION)  # the test images of ImageNet have no labels
     whole = config.name == "folder" and not parts
-    train = scan_images(root, nested=config.nested, most=most) if whole and names else None
+    train = scan_images(root, nested=config.nested, most=most, ignore=config.ignore) if whole and names else None
     if train is not None and train.total:
         refuse_empty(train)
         return Parts(train)
@@ -99,7 +111,8 @@ def _of_folders(root: Path, names: dict[str, str], config: DataConfig, most: int
     def listed(part: str) -> Listing | None:
         if part not in names:
             return None
-        return list_images(root / names[part], nested=config.nested, most=few if part == TEST else most)
+        limit = few if part == TEST else most
+        return list_images(root / names[part], nested=config.nested, most=limit, ignore=config.ignore)
 
     train, validation, test = map(listed, (TRAIN, VALIDATION, TEST))
     assert train is not None
@@ -155,16 +168,17 @@ def _in_table(config: DataConfig, _: int | None) -> Parts:
             f"{file}: {len(missing):,} of {len(rows):,} images are not there, such as {one_line(missing[0])}\n"
             f"  try: data.root: the folder that the paths in {config.image!r} begin in"
         )
-    return _of_rows(file, rows, Passed())
+    return _of_rows(file, rows, Passed(), config.ignore)
 
 
-def _of_rows(where: Path, rows: Iterable[Row], passed: Passed) -> Parts:
+def _of_rows(where: Path, rows: Iterable[Row], passed: Passed, ignore: Sequence[str]) -> Parts:
     """Parts of the same classes; RunError if a class has no training image."""
     by_part: dict[str, dict[str, list[str]]] = {}
-    classes: set[str] = set()
     for row in rows:
         by_part.setdefault(row.part, {}).setdefault(row.name, []).append(row.path)
-        classes.add(row.name)
+    for images in by_part.values():
+        passed.leave_out(images, ignore)
+    classes = {name for images in by_part.values() for name in images}
     names = sorted(classes, key=lambda name: (0, int(name), name) if name.isdecimal() else (1, 0, name))
 
     def listing(part: str, passed: Passed) -> Listing:

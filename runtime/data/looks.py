@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from runtime.data.archives import source
-from runtime.data.pixels import READING, Found, Reading, load
+from runtime.data.pixels import READING, Found, Reading, channels_last, first_channels, load, opened, pages_of
 
 NEAR = 8.0
 _BRIGHTER = 2.0  # of 255: what compression leaves of a plain ground is less
@@ -35,18 +35,23 @@ class Look(NamedTuple):
     found: Found = Found()
     thumbnail: bytes = bytes(3 * _SMALL[0] * _SMALL[1])  # RGB
     error: str = ""  # why it cannot be read
+    channels: int = 0  # of an array or of a stack of pages; 0: as the mode says
 
 
 def look(path: str, reading: Reading = READING) -> Look:
     """Look at an image file."""
     try:
-        with Image.open(source(path)) as file:
-            size, mode = file.size, file.mode
-            file.draft("RGB", _ENOUGH)
-            image, found = load(file, 3, reading)
+        with opened(source(path)) as file:
+            if isinstance(file, Image.Image):
+                size, mode, channels = file.size, file.mode, pages_of(file) * len(file.getbands())
+                file.draft("RGB", _ENOUGH)
+                image, found = load(file, 3, reading)
+                return Look(size, mode, found, thumbnail(image), channels=channels if pages_of(file) > 1 else 0)
+            image, found = first_channels(file, reading)
+            channels = channels_last(file).shape[-1]
+            return Look(image.size, f"{file.dtype} x {channels}", found, thumbnail(image), channels=channels)
     except Exception as error:  # a damaged file makes Pillow raise almost anything
         return Look(error=str(error) or type(error).__name__)
-    return Look(size, mode, found, thumbnail(image))
 
 
 def thumbnail(image: Image.Image) -> bytes:

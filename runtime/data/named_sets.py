@@ -36,6 +36,7 @@ from runtime.tasks.base import Task
 
 Shape = tuple[int, ...]  # (C, H, W), or (C, T) of signals
 
+IMAGENET = Augment(flip=True, lighting=True)  # what its training images always get, as in fb.resnet.torch
 _IN_MEMORY_BYTES = 2 * 10**9
 _DIGITS_TEST = 360  # of 1797
 
@@ -186,13 +187,14 @@ def _open_files(expected: _Expected, _: int) -> Opened:
 def _open_imagenet(expected: _Expected, _: int) -> Opened:
     """The same layout with val/ (or test/), streamed, augmented as fb.resnet.torch does."""
     opened = _find_files(expected, random_parts=True)
-    return replace(opened, augment=Augment(flip=True, lighting=expected.shape[0] == 3))
+    return replace(opened, augment=replace(IMAGENET, lighting=expected.shape[0] == 3))
 
 
 def _find_files(expected: _Expected, *, random_parts: bool) -> Opened:
-    check_files_fit(expected.shape)
     config = expected.config
+    check_files_fit(config.name, expected.shape)
     parts, division = find_parts(config), None
+    check_files_fit(config.name, expected.shape, parts.train.first)
     if parts.test is None:
         parts, division = _divided(parts.train, config)
     names = tuple(parts.train.images)
@@ -236,7 +238,7 @@ def _divided(whole: Listing, config: DataConfig) -> tuple[Parts, Division]:
 def _open_arrays(expected: _Expected, _: int) -> Opened:
     """Arrays of images or signals; of more than 8 bits over `data.range`."""
     root = data_root(expected.config)
-    found = read_arrays(root, expected.shape)
+    found = read_arrays(root, expected.shape, expected.config.ignore)
     parts, notes, division, held = found.parts, [found.note] * bool(found.note), None, None
     for part in parts.values():
         check_shape(expected.config.name, part.shape, expected.shape)

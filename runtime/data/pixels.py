@@ -6,23 +6,30 @@ It needs numpy and Pillow and nothing else, so that this file can be copied ther
 from __future__ import annotations
 
 import contextlib
+import importlib
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 Pixels = NDArray[Any]  # uint8, or float32 in 0..255 where a file has more than 8 bits
 MODES = {1: "L", 3: "RGB"}  # channel count -> Pillow's name
+_ARRAY_KINDS = ("uint8", "uint16", "float32")
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 _BITS, _SAMPLE_FORMAT = 258, 339  # TIFF's tags; a sample format of 2 is a signed integer
 warnings.filterwarnings("ignore", "(Possibly )?[Cc]orrupt EXIF data", UserWarning)  # turning images is all it is for
 
 
 class UnreadableError(Exception):
     """An image file that cannot be read, with the reason."""
+
+
+class ChannelsError(UnreadableError):
+    """An image file of other channels than the network reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +62,141 @@ class Found:
 
 
 def read_pixels(path: Any, shape: tuple[int, ...], reading: Reading) -> tuple[Pixels, Found]:
-    """The image file as (H, W, C), for a network input `shape` (C, H, W); see `read_image` and `fit`."""
-    image, found = read_image(path, shape[0], reading)
-    return as_pixels(fit(image, shape, reading), shape[0]), found
+    """The image file as (H, W, C), for a network input `shape` (C, H, W); see `read_planes` and `fit`."""
+    planes, found = read_planes(path, shape[0], reading)
+    return _together([fit(plane, shape, reading) for plane in planes], shape[0]), found
+
+
+def read_whole(path: Any, channels: int, reading: Reading) -> Pixels:
+    """The image file as (H, W, C) in its own size."""
+    return _together(read_planes(path, channels, reading)[0], channels)
+
+
+def _together(planes: Sequence[Image.Image], channels: int) -> Pixels:
+    return np.concatenate([as_pixels(plane, channels // len(planes)) for plane in planes], axis=-1)
+
+
+def read_planes(path: Any, channels: int, reading: Reading) -> tuple[list[Image.Image], Found]:
+    """The whole image, as `read_image` gives it; of an array, a stack of TIFF pages or where a network reads neither
+    grey nor colours, a grey image for each channel. UnreadableError when the file is damaged or has other channels.
+    """
+    with _unreadable(), opened(path) as file:
+        if isinstance(file, Image.Image) and channels in MODES and not _is_stack(file, channels):
+            image, found = load(file, channels, reading)
+            return [image], found
+        return _planes(file, channels, reading)
 
 
 def read_image(path: Any, channels: int, reading: Reading) -> tuple[Image.Image, Found]:
     """The whole image, upright, the first of several: of 8 bits in the mode of `channels`, of more in mode F (grey),
-    0..255. UnreadableError when the file is damaged.
+    0..255; of an array its first channels. UnreadableError when the file is damaged.
     """
+    with _unreadable(), opened(path) as file:
+        return load(file, channels, reading) if isinstance(file, Image.Image) else first_channels(file, reading)
+
+
+@contextlib.contextmanager
+def _unreadable() -> Iterator[None]:
     try:
-        with Image.open(path) as file:
-            return load(file, channels, reading)
+        yield
+    except UnreadableError:
+        raise
     except Exception as error:  # a damaged file makes Pillow raise almost anything
         raise UnreadableError(str(error) or type(error).__name__) from error
+
+
+@contextlib.contextmanager
+def opened(path: Any) -> Iterator[Image.Image | NDArray[Any]]:
+    """An image file, or the array (H, W, C) or (C, H, W) of an .npy file."""
+    try:
+        file = Image.open(path)
+    except UnidentifiedImageError:
+        with contextlib.nullcontext(path) if hasattr(path, "read") else open(path, "rb") as source:
+            source.seek(0)
+            start = source.read(12)
+            source.seek(0)
+            if start.startswith(b"\x93NUMPY"):
+                yield _array(np.load(source, allow_pickle=False))
+                return
+        if start[4:8] != b"ftyp" or start[8:] not in _HEIF_BRANDS:
+            raise
+        _learn_heif()
+        file = Image.open(path)
+    with file:
+        yield file
+
+
+def _learn_heif() -> None:
+    try:
+        importlib.import_module("pillow_heif").register_heif_opener()
+    except ImportError as error:
+        raise UnreadableError("HEIC images need a package: pip install pillow-heif") from error
+
+
+def _array(values: NDArray[Any]) -> NDArray[Any]:
+    if values.dtype.name not in _ARRAY_KINDS or values.ndim not in (2, 3) or not values.size:
+        kinds = ", ".join(_ARRAY_KINDS)
+        raise UnreadableError(f"is {values.shape} {values.dtype}, not (H, W), (H, W, C) or (C, H, W) of {kinds}")
+    return values[..., None] if values.ndim == 2 else values
+
+
+def channels_last(values: NDArray[Any]) -> NDArray[Any]:
+    """An array as `opened` gives it, (H, W, C): there are fewer channels than lines."""
+    return values if values.shape[-1] <= values.shape[0] else np.moveaxis(values, 0, -1)
+
+
+def first_channels(values: NDArray[Any], reading: Reading) -> tuple[Image.Image, Found]:
+    """A picture of an array as `opened` gives it: its first three channels, or the first one."""
+    last = channels_last(values)
+    shown, found = _in_range(last[..., : 3 if last.shape[-1] >= 3 else 1], reading)
+    pixels = shown.astype(np.uint8)
+    return Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels), found
+
+
+def _in_range(values: NDArray[Any], reading: Reading) -> tuple[NDArray[Any], Found]:
+    if values.dtype == np.uint8:
+        return values, Found()
+    return scaled(values, reading.range or (1.0 if values.dtype.kind == "f" else float(np.iinfo(values.dtype).max)))
+
+
+def pages_of(file: Image.Image) -> int:
+    """How many pages a TIFF file has; 1 of any other."""
+    return int(getattr(file, "n_frames", 1)) if file.format == "TIFF" else 1
+
+
+def _is_stack(file: Image.Image, channels: int) -> bool:
+    """Whether the pages of a TIFF file are the channels."""
+    return channels > 1 and pages_of(file) == channels
+
+
+def _pages(file: Image.Image) -> Iterator[Image.Image]:
+    """The pages of a TIFF file, one after the other the same object; of others the first image."""
+    for page in range(pages_of(file)):
+        file.seek(page)
+        yield file
+
+
+def _bands(page: Image.Image, reading: Reading) -> list[tuple[Image.Image, Found]]:
+    bands = page.getbands()
+    return [load(page, 1, reading)] if len(bands) == 1 else [(band, Found()) for band in _upright(page).split()]
+
+
+def _planes(file: Image.Image | NDArray[Any], channels: int, reading: Reading) -> tuple[list[Image.Image], Found]:
+    """A grey image for each channel."""
+    if isinstance(file, Image.Image):
+        loaded = [one for page in _pages(file) for one in _bands(page, reading)]
+        planes, found = [image for image, _ in loaded], sum((each for _, each in loaded), Found())
+        says = f"{len(planes)} channels"
+    else:
+        last = file if file.shape[-1] == channels else np.moveaxis(file, 0, -1)
+        values, found = _in_range(last, reading)
+        planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(values, -1, 0)]
+        says = f"shape {file.shape}"
+    if len(planes) != channels:
+        raise ChannelsError(f"has {says}, the network reads {channels} channels")
+    if len({plane.size for plane in planes}) > 1:
+        raise UnreadableError("has pages of different sizes")
+    return planes, replace(found, deep=min(found.deep, 1), transparent=min(found.transparent, 1))
 
 
 def load(file: Image.Image, channels: int, reading: Reading) -> tuple[Image.Image, Found]:

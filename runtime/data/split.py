@@ -50,6 +50,22 @@ def stratified_order(labels: Tensor, random: torch.Generator) -> Tensor:
     return torch.from_numpy(by_class[np.argsort(place, kind="stable")].astype(np.int64))
 
 
+def balanced_order(labels: Tensor, random: torch.Generator) -> Tensor:
+    """As many places as there are images, `labels` (N,) int64 -> (N,) int64, in random order, shared evenly by classes.
+
+    An image comes again only after all others of its class.
+    """
+    classes, count = torch.unique(labels), len(labels)
+    least, more = divmod(count, len(classes))
+    first = set(torch.randperm(len(classes), generator=random)[:more].tolist())
+    picked = []
+    for place, label in enumerate(classes):
+        rows, wanted = torch.nonzero(labels == label).flatten(), least + (place in first)
+        rounds = [rows[torch.randperm(len(rows), generator=random)] for _ in range(-(-wanted // len(rows)))]
+        picked += [torch.cat([rows[:0], *rounds])[:wanted]]
+    return torch.cat(picked)[torch.randperm(count, generator=random)]
+
+
 def split_images(
     targets: Tensor,
     strata: Tensor | None,

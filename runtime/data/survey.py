@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from compiler.errors import RunError, one_line
@@ -21,6 +22,8 @@ PARTS = 3
 """Weights, gates and validation need an image each of every class."""
 UNEVEN = 10
 """A class that has so many times the images of another is told of: a network that knows no other reaches 91%."""
+LARGER, LOOKED_AT = 8, 16
+"""Of so many images the middle one is told of if it has so many times as many pixels on a side as the input."""
 
 
 class BuiltIn(NamedTuple):
@@ -67,11 +70,11 @@ def survey(config: DataConfig, shape: tuple[int, ...], task: Task) -> Survey:
     if name not in (*LAYOUTS, "arrays"):
         return Survey(f"{name} was not looked at; the search opens it")
     if name != "arrays":
-        check_files_fit(shape)
+        check_files_fit(name, shape)
     if not root.exists():
         says = f"{name} was not looked at: there is no folder {one_line(root)}"
         return Survey(says, warnings=(f"{says}; set data.root or make it before the search",))
-    return _in_arrays(config, shape, task) if name == "arrays" else _in_files(config, task)
+    return _in_arrays(config, shape, task) if name == "arrays" else _in_files(config, shape, task)
 
 
 def check_holding(config: DataConfig) -> None:
@@ -81,6 +84,8 @@ def check_holding(config: DataConfig) -> None:
         reason = "whose random crops are cut out of the original files"
     elif held is False and name not in LAYOUTS:
         reason = "which is never read from single image files"
+    if config.ignore and name not in (*LAYOUTS, "arrays"):
+        raise RunError(f"data.ignore: the classes of {name!r} cannot be left out\n  try: `folder`, `table` or `arrays`")
     if name == "imagenet" and config.resize != "crop":
         raise RunError(f"data.resize: {config.resize} cannot be had for 'imagenet', which is cropped\n  try: `folder`")
     if reason:
@@ -98,28 +103,57 @@ def check_shape(name: str, found: Sequence[int], wanted: Sequence[int]) -> None:
         )
 
 
-def check_files_fit(shape: Sequence[int]) -> None:
-    """RunError if image files cannot be what the spec's network reads."""
-    if len(shape) != 3 or shape[0] not in (1, 3):
-        found = TensorType(tuple(shape))
+def check_files_fit(name: str, shape: Sequence[int], first: str = "") -> None:
+    """RunError if image files, such as the `first` one, cannot be what the spec's network reads."""
+    found, usual = TensorType(tuple(shape)), shape[0] in (1, 3)
+    if len(shape) != 3 or (name == "imagenet" and not usual):
         raise RunError(f"image files have 1 or 3 channels, the spec's input is {found}\n  try: another `input`")
+    if usual or not first:
+        return
+    from runtime.data.archives import source  # and with them numpy
+    from runtime.data.pixels import READING, ChannelsError, UnreadableError, read_planes
+
+    with suppress(UnreadableError):  # damaged ones are told of where all are read
+        try:
+            read_planes(source(first), shape[0], READING)
+        except ChannelsError as error:
+            raise RunError(f"{first} {error}; the spec's input is {found}\n  try: another `input`") from error
 
 
-def _in_files(config: DataConfig, task: Task) -> Survey:
+def _in_files(config: DataConfig, shape: tuple[int, ...], task: Task) -> Survey:
     """Classes of all parts, and the training images of each where there are not too many."""
     parts, root = find_parts(config, COUNTED), one_line(data_root(config))
+    check_files_fit(config.name, shape, parts.train.first)
     counts = {name: len(paths) for name, paths in parts.train.images.items()}
     refuse_classes(config.name, len(counts), task)
     if not parts.train.counted:
         return Survey(f"{len(counts)} classes in {root}; their images were neither counted nor read")
     held = parts.validation.total if parts.validation is not None else 0
-    return _found(config, counts, held, divided=parts.test is None, note=parts.note)
+    found = _found(config, counts, held, divided=parts.test is None, note=parts.note)
+    paths = [path for paths in parts.train.images.values() for path in paths]
+    doubt = _size_doubt(paths[:: -(-len(paths) // LOOKED_AT)], shape)
+    return found._replace(warnings=(*found.warnings, *[doubt] * bool(doubt)))
+
+
+def _size_doubt(paths: Sequence[str], shape: tuple[int, ...]) -> str:
+    """What is doubtful about the sizes that these files say they have; empty if nothing is."""
+    from PIL import Image
+
+    from runtime.data.archives import source
+
+    sides = []
+    for path in paths:
+        with suppress(Exception), Image.open(source(path)) as file:  # damaged ones are told of where they are read
+            sides.append(min(file.size))
+    middle = sorted(sides)[len(sides) // 2] if sides else 0
+    says = f"images are much larger than the input: {middle} pixels on the shorter side of the middle one"
+    return f"{says}; what is small in them is lost, so try a larger input" * (middle >= LARGER * max(shape[1:]))
 
 
 def _in_arrays(config: DataConfig, shape: tuple[int, ...], task: Task) -> Survey:
     from runtime.data.arrays import read_arrays  # and with it numpy
 
-    found = read_arrays(data_root(config), shape, look=True)
+    found = read_arrays(data_root(config), shape, config.ignore, look=True)
     for part in found.parts.values():
         check_shape(config.name, part.shape, shape)
     refuse_classes(config.name, len(found.names), task)

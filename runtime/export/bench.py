@@ -6,6 +6,7 @@ In a bench every figure comes from a process of its own, forked from a server th
 from __future__ import annotations
 
 import itertools
+import json
 import multiprocessing
 import resource
 import signal
@@ -194,11 +195,13 @@ class OnnxFile:
         place = f"{self.path}: input {item.name!r}"
         if item.type not in NUMPY:
             raise RunError(f"{place} is a {item.type}, which this cannot make up\n  try: a model that takes images")
-        if any(not isinstance(size, int) for size in item.shape[1:]):
+        size = json.loads({each.key: each.value for each in self.proto().metadata_props}.get("size", "[]"))
+        shape = [*item.shape[:1], *(size.pop(0) if size and isinstance(n, str) else n for n in item.shape[1:])]
+        if any(not isinstance(size, int) for size in shape[1:]):
             raise RunError(f"{place} has free sizes besides the batch: {item.shape}\n  try: fix them in the file")
         if item.shape and isinstance(item.shape[0], int) and item.shape[0] != batch:
             raise RunError(f"{place} takes batches of {item.shape[0]} only\n  try: --batch {item.shape[0]}")
-        sizes, kind = [batch, *item.shape[1:]] if item.shape else [], np.dtype(NUMPY[item.type])
+        sizes, kind = [batch, *shape[1:]] if shape else [], np.dtype(NUMPY[item.type])
         rng = np.random.default_rng(0)
         if kind.kind == "f":
             return np.asarray(rng.standard_normal(sizes), kind)

@@ -25,11 +25,13 @@ class Note:
     form: ImageForm
     reading: Reading
     output: str
+    any_size: bool = False  # whether the model scales images itself
 
     def text(self, name: str) -> str:
         """The note on a model of this name."""
         last = self.form.layout == "nhwc"
-        sizes = ", ".join(map(str, [*self.shape[1:], self.shape[0]] if last else self.shape))
+        pixels = ["height", "width"] if self.any_size else self.shape[1:]
+        sizes = ", ".join(map(str, [*pixels, self.shape[0]] if last else [self.shape[0], *pixels]))
         kind = "float32" if self.form.layout == "none" else "uint8"
         steps = "\n".join(f"{number}. {step}" for number, step in enumerate(self._steps(), start=1))
         return (
@@ -47,10 +49,17 @@ class Note:
             yield "Turn it upright, as its EXIF orientation says."
             yield f"Put what is transparent on the background ({ground}); make it {'grey' if channels == 1 else 'RGB'}."
             yield f"Scale values of more than 8 bits so that {white} becomes 255."
-            yield f"Scale it until it just covers {height} x {width} (height x width){margin}: bicubic, antialiased."
-            yield f"Crop {height} x {width} in the middle."
+            size = f"{height} x {width} (height x width)"
+            steps = {
+                "crop": f"Scale it until it just covers {size}{margin}, and crop {height} x {width} in the middle",
+                "squash": f"Scale it to {size}, out of shape",
+                "letterbox": f"Scale it until it just fits into {size}, in the middle of the background",
+            }
+            if not self.any_size:
+                yield f"{steps[self.reading.resize]}: bicubic, antialiased."
         if self.form.layout != "none":
-            yield "Give the bytes, 0 to 255, as they are: the model normalises them."
+            whole = "the whole image: the model scales and normalises it. The images of a batch need one size."
+            yield f"Give the bytes, 0 to 255, {whole if self.any_size else 'as they are: the model normalises them.'}"
             return
         normalise = self.form.normalise
         mean, std = (", ".join(f"{value:.9g}" for value in found) for found in (normalise.mean, normalise.std))

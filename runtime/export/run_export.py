@@ -21,15 +21,18 @@ from onnx import helper
 from compiler.errors import RunError
 from compiler.ir.text import graph_hash
 from compiler.lowering.onnx.model import Preprocessing, check_opset, emit, save
+from compiler.lowering.onnx.resize import any_size
 from runtime.data.dataset import HERE, Dataset
 from runtime.data.named_sets import reading_of
 from runtime.export.bench import Kind, Latency, eager_latency, onnx_latency, path_of
 from runtime.export.notes import LABELS, README, Note, label_lines
+from runtime.export.on_files import compare_on_files, resize_of
 from runtime.export.parity import (
     FileScore,
     ImageForm,
     Judge,
     Parity,
+    Reference,
     check_outputs,
     compare,
     raw_batches,
@@ -96,6 +99,7 @@ class ExportResult(Measured):
     test_images: int
     metrics: Mapping[str, float]  # torch_<metric>, and <metric>_tolerance: points that fp16 and int8 may lose of it
     latencies: tuple[Latency, ...]
+    on_files: Parity | None = None  # of a model that takes images of any size
 
     @property
     def model(self) -> ExportedFile:
@@ -192,6 +196,7 @@ class _Export:
         self.settings, self.task = self.opened.spec.config.export, self.dataset.task
         self.form = ImageForm(self.settings.with_preprocessing, self.dataset.normalise)
         self.head = self.task.head if self.settings.probabilities else None  # behind the network in the file
+        self.reading = reading_of(self.opened.spec.config.data)
         self.output_name = "probabilities" if self.head else self.task.output_name
         if self.form.layout != "none" and self.dataset.test.found.deep:
             self.console.warn("the images have more than 8 bits, the model takes 8: they are rounded")
@@ -204,11 +209,15 @@ class _Export:
         if warning := check_outputs(torch_network, self.form, self.dataset):
             self.console.warn(warning)
         proto = self._emit()
-        network = self._stage("fp32", proto)
+        network = self._stage("fp32", self._whole(proto))
         parity = compare(network, torch_network, self.form, self.dataset, judge, self.settings.tolerance)
+        for case in parity.cases:
+            self.console.line(case.line(self.task.same))
         self._tell_parity(parity)
         parity.check(self.task.same)
-        protos: dict[Kind, onnx.ModelProto] = {"fp32": proto, **self._small_forms(proto)}
+        on_files = self._on_files(network, torch_network, judge) if self.settings.any_size else None
+        emitted: dict[Kind, onnx.ModelProto] = {"fp32": proto, **self._small_forms(proto)}
+        protos = {kind: self._whole(form) for kind, form in emitted.items()}
         networks = {"fp32": network} | {k: self._stage(k, p) for k, p in protos.items() if k != "fp32"}
         with self.console.progress("test images", len(self.dataset.test.targets)) as advance:
             scores = score_all(networks, torch_network, self.form, self.dataset, judge, advance)
@@ -233,6 +242,7 @@ class _Export:
                 f"{self.task.decides.name}_tolerance": self.allowed,
             },
             latencies=latencies,
+            on_files=on_files,
         )
 
     def _emit(self) -> onnx.ModelProto:
@@ -245,11 +255,24 @@ class _Export:
             head=self.head,
         )
 
+    def _whole(self, proto: onnx.ModelProto) -> onnx.ModelProto:
+        """The model as a user gets it: with the resize, if that is asked for."""
+        resize = resize_of(self.reading, len(self.dataset.normalise.mean))
+        return any_size(proto, resize, self.form.layout) if self.settings.any_size else proto
+
+    def _on_files(self, network: OnnxNetwork, torch_network: Reference, judge: Judge) -> Parity:
+        with guarded(self.target):
+            folder = self.folder / "files"
+            found = compare_on_files(network, torch_network, self.form, self.dataset, self.reading, judge, folder)
+        self._tell_parity(found, "through files of other sizes")
+        found.check(self.task.same)
+        return found
+
     def _write_notes(self) -> None:
         """What the metadata says, as text beside the files: some runtimes do not show it."""
         beside = "" if self.options.output is None else f"{self.target.stem}."
         shape = (len(self.dataset.normalise.mean), *self.dataset.test.size)
-        note = Note(shape, self.form, reading_of(self.opened.spec.config.data), self.output_name)
+        note = Note(shape, self.form, self.reading, self.output_name, self.settings.any_size)
         texts = {LABELS: label_lines(self.dataset.labels), README: note.text(self.target.name)}
         for name, text in texts.items():
             with guarded(self.target):
@@ -295,15 +318,18 @@ class _Export:
         values: dict[str, Any] = {
             "task": self.opened.spec.config.task,
             "labels": self.dataset.labels,
+            "ignored": self.opened.spec.config.data.ignore,
             "layout": "nchw" if layout == "none" else layout,
-            "preprocessing": "none: float images, (pixels / 255 - mean) / std"
-            if layout == "none"
-            else "raw uint8 images",
+            "preprocessing": "raw uint8 images"
+            if layout != "none"
+            else "none: float images, (pixels / 255 - mean) / std",
             "mean": self.dataset.normalise.mean,
             "std": self.dataset.normalise.std,
             "input_range": [0, 255],
             "resize": self.opened.spec.config.data.resize,  # `runtime.data.pixels.fit` says what it means
-            "reading": asdict(reading_of(self.opened.spec.config.data)),
+            "reading": asdict(self.reading),
+            "size": self.dataset.test.size,
+            "orientation": "upright: turn images as their EXIF data says before they go in",
             "outputs": self.output_name,
             "spec": self.opened.spec.name,
             "spec_hash": hashlib.sha256(read_bytes(self.opened.run.resolved)).hexdigest(),
@@ -346,11 +372,9 @@ class _Export:
                     self.console.line(latency.line())
                 yield from found
 
-    def _tell_parity(self, parity: Parity) -> None:
-        for case in parity.cases:
-            self.console.line(case.line(self.task.same))
+    def _tell_parity(self, parity: Parity, how: str = "with torch") -> None:
         self.console.line(
-            f"parity with torch: largest error {parity.max_abs:.2e} absolute, {parity.max_rel:.2e} relative to the "
+            f"parity {how}: largest error {parity.max_abs:.2e} absolute, {parity.max_rel:.2e} relative to the "
             f"largest output (allowed {parity.tolerance:.1e}), {self.task.same} for {parity.agreement:.2%}"
         )
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from compiler.errors import RunError, printable
-from runtime.data.pixels import MODES, read_image
+from runtime.data.archives import source
+from runtime.data.pixels import first_channels, read_image
 from runtime.inference import BATCH
 from runtime.inference.figures import EVALUATION, Evaluation, Mistake, figures_of
 from runtime.inference.images import listed
@@ -58,12 +58,13 @@ def _mistake(model: ExportedModel, data: Labelled, row: int, answer: int, confid
 def _picture(model: ExportedModel, data: Labelled, row: int) -> str:
     """A small picture of an image, the whole of it, for a page."""
     channels, *sizes = model.shape
-    if len(sizes) != 2 or channels not in MODES:
+    if len(sizes) != 2:
         return ""
     if data.pixels is None:
-        image = read_image(data.names[row], channels, model.reading)[0].convert(MODES[channels])
+        image = read_image(source(data.names[row]), 1 if channels == 1 else 3, model.reading)[0]
     else:
-        image = Image.fromarray(data.pixels[row].round().astype(np.uint8).squeeze(-1 if channels == 1 else ()))
+        image = first_channels(data.pixels[row].round().astype(np.uint8), model.reading)[0]
+    image = image.convert("L" if channels == 1 else "RGB")
     image.thumbnail((_PICTURE, _PICTURE))
     form, file = "png" if max(image.size) <= _EXACT else "jpeg", BytesIO()
     image.save(file, form)
@@ -77,6 +78,7 @@ def run_evaluate(
     trust_code: bool = False,
     batch: int = BATCH,
     warn: Callable[[str], None] = lambda text: None,
+    tell: Callable[[str], None] = lambda text: None,
     progress: Callable[[str, int], Any] = lambda name, total: nullcontext(lambda images: None),
 ) -> Evaluation:
     """Evaluate an ONNX file or the model of a run on a folder of class folders, or a run's on its own test images.
@@ -85,9 +87,9 @@ def run_evaluate(
     """
     model, run = open_model(target)
     if data is not None:
-        images = in_folder(data, model.labels)
+        images = in_folder(data, model.labels, model.metadata.ignored)
     elif run is not None:
-        images = own_test_images(run, model, trust_code=trust_code)
+        images = own_test_images(run, model, tell, trust_code=trust_code)
     else:
         raise RunError(
             f"{model.path}: a file alone does not say what to evaluate it on\n"

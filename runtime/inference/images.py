@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 
 from compiler.errors import RunError, one_line
+from runtime.data.archives import source
 from runtime.data.folders import ENDINGS
 from runtime.data.pixels import Pixels, Reading, UnreadableError, read_pixels
 
@@ -82,7 +83,7 @@ def read_batches(paths: Sequence[str], shape: tuple[int, ...], reading: Reading,
 
 def _read(path: str, shape: tuple[int, ...], reading: Reading) -> tuple[Pixels | None, str]:
     try:
-        return read_pixels(path, shape, reading)[0], ""
+        return read_pixels(source(path), shape, reading)[0], ""
     except UnreadableError as error:
         return None, str(error)
 

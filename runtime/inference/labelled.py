@@ -1,12 +1,12 @@
 """Images whose classes are known: a folder of class folders, or the test set that a run was trained beside.
 
-Test sets in folders are found without torch; others are opened as training opens them, and with it torch is imported.
+Test images in files are found without torch; other sets are opened as in training, and with them torch is imported.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,9 @@ import numpy as np
 from compiler.errors import RunError, one_line
 from compiler.language.config import Configuration, DataConfig
 from runtime.data.folders import Listing, class_names, list_images
-from runtime.data.layouts import LAYOUTS, data_root, find_parts
+from runtime.data.layouts import LAYOUTS, PART_NAMES, TEST, data_root, find_parts
 from runtime.data.pixels import Pixels
+from runtime.data.tables import read_table
 from runtime.inference.figures import Numbers
 from runtime.inference.images import Batch, read_batches
 from runtime.inference.model import ExportedModel
@@ -49,22 +50,26 @@ class Labelled:
             yield Batch(range(start, start + len(pixels)), pixels, {})
 
 
-def in_folder(folder: Path, labels: Sequence[str]) -> Labelled:
-    """The images of a folder with a folder per class, or of its test part; RunError where the model lacks a class."""
+def in_folder(folder: Path, labels: Sequence[str], ignored: Sequence[str] = ()) -> Labelled:
+    """The images of a folder with a folder per class, or of its test part, but for those of classes that were left out
+    of the training; RunError where the model lacks a class.
+    """
     names = class_names(folder)
     part = next((part for part in _PARTS if {"train", part} <= {*names} and part not in labels), None)
     if part:
         folder, names = folder / part, class_names(folder / part)
-    if unknown := [name for name in names if name not in labels]:
+    if unknown := [name for name in names if name not in (*labels, *ignored)]:
         shown = [", ".join(map(one_line, some[:_SHOWN])) + ", ..." * (len(some) > _SHOWN) for some in (unknown, labels)]
         raise RunError(
             f"{folder}: has folders of classes that the model does not know: {shown[0]}; it knows {shown[1]}\n"
             f"  try: a folder with one folder of images for each class, called as the model calls it"
         )
-    return _listed(str(folder), list_images(folder), labels)
+    return _listed(str(folder), list_images(folder, ignore=ignored), labels)
 
 
-def own_test_images(run: RunDir, model: ExportedModel, *, trust_code: bool = False) -> Labelled:
+def own_test_images(
+    run: RunDir, model: ExportedModel, tell: Callable[[str], None], *, trust_code: bool = False
+) -> Labelled:
     """The test images of the training of a run's model; RunError if they are not where the run says."""
     job = JobDir(run.path / model.metadata.source)
     settings, facts = Configuration.model_validate(read_settings(job.config)), read_facts(job)
@@ -72,9 +77,10 @@ def own_test_images(run: RunDir, model: ExportedModel, *, trust_code: bool = Fal
     expected = facts.test.images if facts else None
     says = f"the test images of {data.name}" + (f" in {data_root(data)}" if facts and facts.root else "")
     try:
-        listing = _test_folder(data, model.labels)
+        listing = _test_files(data, model.labels, job)
         if listing is not None:
             return _listed(says, listing, model.labels, expected)
+        tell(f"{data.name} is opened as in training, with torch: that takes some seconds")
         return _opened(says, settings.model_copy(update={"data": data}), model, expected, trust_code)
     except RunError as error:
         reason = str(error).partition("\n  try:")[0]
@@ -84,9 +90,18 @@ def own_test_images(run: RunDir, model: ExportedModel, *, trust_code: bool = Fal
         ) from error
 
 
-def _test_folder(data: DataConfig, labels: Sequence[str]) -> Listing | None:
-    """The test images of a set of files; None if it is no such set, has other classes, or is divided in training."""
-    test = find_parts(data).test if data.name in LAYOUTS and data_root(data).is_dir() else None
+def _test_files(data: DataConfig, labels: Sequence[str], job: JobDir) -> Listing | None:
+    """The test images of a set of files, divided as the job has written down where the set has no parts; None if it is
+    no such set, or has other classes.
+    """
+    if data.name not in LAYOUTS or not data_root(data).exists():
+        return None
+    whole, _, test, _ = find_parts(data)
+    if test is None and job.split.exists():
+        rows = read_table(job.split, data_root(data), "path", "label", "part", PART_NAMES)
+        chosen = {row.path for row in rows if row.part == TEST}
+        images = {name: [path for path in paths if path in chosen] for name, paths in whole.images.items()}
+        test = replace(whole, images=images, part=TEST)
     return test if test and list(test.images) == list(labels) else None
 
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from compiler.errors import RunError
 from compiler.language.findings import first_of
-from runtime.data.pixels import MODES, Pixels, Reading
+from runtime.data.pixels import Pixels, Reading
 from runtime.inference.network import Array, OnnxNetwork
 from runtime.rundir.directory import RunDir
 from runtime.rundir.files import checked
@@ -37,7 +37,9 @@ class Metadata(BaseModel):
     layout: Literal["nchw", "nhwc"]
     outputs: str  # name of the output that answers
     reading: dict[str, Any]
+    size: list[int] | None = None  # of the network's input, where the model takes images of any size
     source: Literal["retrain", "search"]  # the job whose network it is
+    ignored: list[str] = []  # classes that were left out of the training
     task: str = TASK
 
 
@@ -56,6 +58,9 @@ class ExportedModel:
         network = OnnxNetwork(checked(path))
         metadata = _metadata(path, network.session.get_modelmeta().custom_metadata_map)
         sizes = tuple(network.input.shape[1:])
+        free = [at for at, size in enumerate(sizes) if not isinstance(size, int)]
+        if metadata.size and len(free) == len(metadata.size):
+            sizes = tuple(metadata.size[free.index(at)] if at in free else size for at, size in enumerate(sizes))
         shape = (*sizes[-1:], *sizes[:-1]) if metadata.layout == "nhwc" else sizes
         outputs = {output.name: output.shape for output in network.session.get_outputs()}
         fits = all(isinstance(size, int) for size in shape) and shape[:1] == (len(metadata.mean),)
@@ -79,7 +84,7 @@ class ExportedModel:
 
     def check_reads_files(self) -> None:
         """RunError if the model does not read images of files."""
-        if len(self.shape) != 3 or self.shape[0] not in MODES:
+        if len(self.shape) != 3:
             raise RunError(
                 f"{self.path}: the model reads arrays of shape {self.shape}, which image files are not\n"
                 f"  try: graphspec evaluate with its run, or onnxruntime with arrays of your own"

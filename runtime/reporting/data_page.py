@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+from PIL import Image
 
 from runtime.data.health import Health, Item
 from runtime.reporting.templates import template
@@ -13,10 +15,16 @@ _EACH, _CLASSES, _GROUPS = 12, 100, 20  # images of a class or a group; classes 
 _SIDE = 96  # pixels of the longer side of an image
 
 
-def render(health: Health) -> str:
-    """The page."""
-    sheets = [(title, [(one.path, _address(health, one)) for one in shown]) for title, shown in _sheets(health)]
-    return template("data_page.html.j2").render(health=health, sheets=sheets)
+Augmented = Sequence[tuple[str, Sequence[Image.Image]]]
+
+
+def render(health: Health, augmented: Augmented = ()) -> str:
+    """The page; `augmented`: paths of images with what augmentation makes of each."""
+    sheets = [
+        (title, [(one.path, _address(health.picture(one.path))) for one in shown]) for title, shown in _sheets(health)
+    ]
+    changed = [(path, [_address(image) for image in images]) for path, images in augmented]
+    return template("data_page.html.j2").render(health=health, sheets=sheets, changed=changed)
 
 
 def _sheets(health: Health) -> Iterator[tuple[str, list[Item]]]:
@@ -33,9 +41,9 @@ def _sheets(health: Health) -> Iterator[tuple[str, list[Item]]]:
         )
 
 
-def _address(health: Health, item: Item) -> str:
+def _address(image: Image.Image) -> str:
     """A small picture as an address that holds it."""
-    image, buffer = health.picture(item.path), io.BytesIO()
+    buffer = io.BytesIO()
     image.thumbnail((_SIDE, _SIDE))
     image.save(buffer, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -48,6 +48,7 @@ def render(record: RunRecord, spec: Path) -> str:
         record=record,
         script=Markup(asset("figure.js") + resource("report.js")),
         tiles=tiles(record, summary, costs[-1]),
+        data=None if record.data is None else tables.data_table(record.data),
         evaluation=None if record.evaluation is None else shown(record.evaluation),
         seed_tables=tables.seed_tables(record),
         seed_charts=_drawn(_seed_charts(record)),

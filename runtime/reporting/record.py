@@ -16,6 +16,7 @@ from compiler.language.config import SearchConfig
 from compiler.passes.prune_zero_edges import prune
 from runtime.inference.figures import EVALUATION, Evaluation
 from runtime.rundir.directory import JobDir, RunDir
+from runtime.rundir.facts import DataFacts, read_facts
 from runtime.rundir.files import MissingFileError, read_json, read_lines, read_text
 from runtime.rundir.network import read_graph
 from runtime.rundir.records import (
@@ -66,6 +67,7 @@ class RunRecord:
     section: Record  # what the strategy says of the search: `runtime.strategies.base.ReportSection`; empty before that
     parity: Any  # as export/parity.json has it; None before the export
     latency: Any
+    data: DataFacts | None  # as the first job found it; None before that
     evaluation: Record | None  # as export/evaluation.json has it; None before `graphspec evaluate`
     seeds: Mapping[int, RunRecord]  # of a study: the run of every seed
 
@@ -158,6 +160,7 @@ def read_run(run: RunDir, graph: Graph | None = None) -> RunRecord:
         section=_there(read_json, run.search.strategy, Section) or {},
         parity=_there(read_json, run.export / "parity.json", Exported),
         latency=_there(read_json, run.export / "latency.json", Latencies),
+        data=read_facts(run.search) or read_facts(run.retrain),
         evaluation=_there(read_json, run.export / EVALUATION, Evaluation),
         seeds={seed: read_run(one, graph) for seed, one in run.seed_runs().items()},
     )

@@ -16,6 +16,7 @@ from compiler.language.config import Configuration
 from compiler.language.overrides import changes
 from compiler.ops import Cost
 from runtime.reporting.record import Record, RunRecord, by_stage
+from runtime.rundir.facts import DataFacts
 from runtime.rundir.study import at, summary_table
 
 PERCENT = "{:.2%}"
@@ -189,6 +190,16 @@ def cell(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(cell, value))
     return str(value)
+
+
+def data_table(facts: DataFacts) -> Grid:
+    """Images by class and part; of a task without classes, or where a part lacks one, all of them together."""
+    parts = (facts.train, facts.test)
+    rows = [("all", *(f"{part.images:,}" for part in parts))]
+    if all(len(part.counts) == len(facts.labels) for part in parts):
+        counts = zip(facts.labels, facts.train.counts, facts.test.counts, strict=True)
+        rows += [(label, f"{train:,}", f"{test:,}") for label, train, test in counts]
+    return Grid("", ("class", "training and validation", "test"), tuple(rows))
 
 
 def seed_tables(record: RunRecord) -> list[Grid]:

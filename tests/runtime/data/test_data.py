@@ -15,7 +15,7 @@ from compiler.language.config import DataConfig
 from runtime.data.augment import Augment, Normalise
 from runtime.data.dataset import Dataset, Loader, Share, channel_statistics, load_dataset
 from runtime.data.sources import MemoryImages
-from runtime.data.split import Split, split_images
+from runtime.data.split import Split, balanced_order, split_images
 from tests.tasks import class_task
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -231,3 +231,34 @@ def test_a_loader_can_be_left_in_the_middle_of_an_epoch() -> None:
     train = loader(noise(50), 50, 10, augment=RICH)
     first = list(islice(train.batches(0), 2))
     assert same(first, list(islice(train.batches(0), 2)))
+
+
+@given(counts=st.lists(st.integers(1, 30), min_size=1, max_size=6), seed=st.integers(0, 99))
+def test_a_balanced_epoch_has_as_many_images_of_every_class(counts: list[int], seed: int) -> None:
+    labels = torch.repeat_interleave(torch.arange(len(counts)) * 3, torch.tensor(counts))
+    order = balanced_order(labels, torch.Generator().manual_seed(seed))
+    assert len(order) == len(labels)
+    shown = labels[order].bincount(minlength=int(labels.max()) + 1)[::3]
+    assert shown.max() - shown.min() <= 1
+    times = order.bincount(minlength=len(labels))
+    for label in labels.unique():
+        assert times[labels == label].max() - times[labels == label].min() <= 1
+    assert torch.equal(order, balanced_order(labels, torch.Generator().manual_seed(seed)))
+
+
+def test_balanced_batches_are_the_same_after_a_resume_and_in_two_processes() -> None:
+    images, rows = noise(90), torch.arange(90)[torch.arange(90) % 10 < 3]  # of three classes ...
+    rows = torch.cat((rows[rows % 10 == 0], rows[rows % 10 == 1][:2], rows[rows % 10 == 2][:3]))  # ... unevenly
+
+    def balanced(**place: Any) -> Loader:
+        given: dict[str, Any] = {"training": True, "seed": 3, "augment": RICH, "strata": images.targets, **place}
+        return Loader(images, rows, PLAIN, 2, **given)
+
+    whole = list(balanced().batches(2))
+    assert same(whole[1:], list(balanced().batches(2, start=1)))
+    ranks = [list(balanced(place=Share(rank=rank, world_size=2)).batches(2)) for rank in (0, 1)]
+    joined = [tuple(map(torch.cat, zip(*parts, strict=True))) for parts in zip(*ranks, strict=True)]
+    assert same(whole, joined)  # type: ignore[arg-type]
+    shown = torch.cat([y for _, y in whole]).bincount()
+    assert len(shown) == 3
+    assert shown.min() >= 4  # of 14 images

@@ -380,7 +380,7 @@ def test_a_folder_of_the_wrong_form_is_an_error(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "images")
     with pytest.raises(RunError, match=r"has 2 classes, the spec says 5"):
         load_dataset(DataConfig(name="folder", root=str(root)), (3, 8, 8), class_task(5), seed=0)
-    with pytest.raises(RunError, match=r"1 or 3 channels, the spec's input is 2x8x8"):
+    with pytest.raises(RunError, match=r"png has 1 channels, the network reads 2 channels; the spec's input is 2x8x8"):
         load_dataset(DataConfig(name="folder", root=str(root)), (2, 8, 8), class_task(2), seed=0)
     (root / "train" / "emu").mkdir()
     with pytest.raises(RunError, match=r"no image is in emu\n  try: put images into every class folder"):

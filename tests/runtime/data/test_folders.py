@@ -78,8 +78,8 @@ def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
     said = remarks(dataset)["passed"]
     train, test = said.removeprefix("passed over in ").split("), ")
     assert set(train.removeprefix("train/ (").split(", ")) == {
-        "2 .heic", "1 .txt", "1 file without an ending", "1 .DS_Store", "2 ._* of macOS", "1 folder .ipynb_checkpoints",
-        "1 folder .cache", "1 folder __MACOSX", "1 image beside the class folders",
+        "2 .heic until pip install pillow-heif", "1 .txt", "1 file without an ending", "1 .DS_Store", "2 ._* of macOS",
+        "1 folder .ipynb_checkpoints", "1 folder .cache", "1 folder __MACOSX", "1 image beside the class folders",
     }  # fmt: skip
     assert test == "test/ (1 folder .x)"
 
@@ -232,3 +232,17 @@ def test_what_is_counted_before_a_set_is_opened_is_what_is_opened(tmp_path: Path
     assert found.training == len(opened(root).train.targets) == 25
     with pytest.raises(RunError, match=r"cannot read: File name too long"):
         find_parts(DataConfig(name="folder", root=str(tmp_path / ("x" * 300))))
+
+
+def test_images_that_are_much_larger_than_the_input_are_told_of(tmp_path: Path) -> None:
+    root = make_set(tmp_path)
+    config = DataConfig(name="folder", root=str(root))
+    said = survey(config, SHAPE, class_task(2)).warnings
+    for path in root.glob("train/*/*"):
+        path.write_bytes(b"damaged")
+    side = 8 * SHAPE[2]
+    for path in sorted(root.glob("train/dog/*"))[1:]:
+        Image.new("RGB", (side, side + 5)).save(path)
+    told = survey(config, SHAPE, class_task(2)).warnings
+    assert told[:-1] == said
+    assert f"much larger than the input: {side} pixels" in told[-1]

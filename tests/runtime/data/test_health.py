@@ -11,7 +11,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from compiler.errors import GraphspecError
+from compiler.language.config import Configuration, DataConfig
 from graphspec.cli.app import app
+from runtime.data.augmented import EPOCHS, IMAGES, augmented
+from runtime.data.health import examine
 from runtime.data.looks import array_looks, look_at_all, near_duplicates
 from tests.runtime.data.awkward import write_images
 from tests.runtime.data.test_layouts import make_parts, noise
@@ -83,6 +86,28 @@ def test_mistakes_end_in_a_message(tmp_path: Path) -> None:
 
 
 # -- near-duplicates --------------------------------------------------------------------------------------------------
+
+
+def test_the_page_shows_what_augmentation_makes_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = make_parts(tmp_path / "set", {"train": 20, "test": 5})
+    for settings, count in (((), 0), (("--set", "data.flip=true"), IMAGES * EPOCHS)):
+        assert SHELL.invoke(app, ["data", str(root), *settings], catch_exceptions=False).exit_code == 0
+        assert Path("data.html").read_text().count(', augmented"') == count
+    config = Configuration(data=DataConfig(name="folder", root=str(root), flip=True))
+    health, mirrored = examine(config.data, lambda images: None, lambda total: None), set()
+    shown = list(augmented(health, config, ()))
+    assert len(shown) == IMAGES
+    for path, images in shown:
+        assert "/train/" in path
+        whole = np.asarray(Image.open(path).convert("RGB"))
+        for image in images:
+            pixels = np.asarray(image)
+            assert (pixels == whole).all() or (pixels == whole[:, ::-1]).all()
+            mirrored.add(bool((pixels == whole).all()))
+    assert mirrored == {True, False}
+    imagenet = config.model_copy(update={"data": config.data.model_copy(update={"name": "imagenet"})})
+    assert {image.size for _, images in augmented(health, imagenet, (6, 9)) for image in images} == {(9, 6)}
 
 
 def test_pictures_that_differ_are_not_near_duplicates_and_copies_are(tmp_path: Path) -> None:

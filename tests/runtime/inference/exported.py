@@ -53,11 +53,11 @@ def write_images(root: Path, *, train: int, test: int) -> None:
                 Image.fromarray(pixels).save(root / part / name / f"{index:03d}.{('png', 'jpg', 'bmp')[index % 3]}")
 
 
-def make_run(folder: Path, *settings: str, spec: str = SPEC) -> RunDir:
+def make_run(folder: Path, *settings: str, spec: str = SPEC, out: str = "run") -> RunDir:
     """A run in `folder` as retraining leaves it; its images lie in `folder/images` already, or need no place."""
     (folder / "spec.yaml").write_text(spec)
     overrides = [f"data.root={folder / 'images'}"] if "name: folder" in spec else []
-    compiled = api.compile(folder / "spec.yaml", out=folder / "run", root=folder, overrides=[*overrides, *settings])
+    compiled = api.compile(folder / "spec.yaml", out=folder / out, root=folder, overrides=[*overrides, *settings])
     assert compiled.run is not None
     compact = TO_COMPACT.run(Model(compiled.graph)).graph
     write_network(compiled.run.retrain, compact, lively(compact).state_dict())

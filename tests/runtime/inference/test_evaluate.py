@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 from dataclasses import asdict
 from functools import partial
@@ -25,9 +26,9 @@ from runtime.reporting.evaluation import page
 from runtime.reporting.page import write_report
 from runtime.rundir.directory import RunDir
 from runtime.rundir.files import read_json
-from tests.runtime.inference.exported import export, make_run, printed
+from tests.runtime.inference.exported import export, make_run, printed, write_images
 from tests.runtime.inference.test_model import FORMS
-from tests.tiny import TINY
+from tests.tiny import TINY, environment
 
 evaluate = partial(printed, "evaluate")
 
@@ -155,6 +156,25 @@ def test_test_images_that_have_changed_or_gone(tmp_path: Path, made: Path) -> No
     shutil.rmtree(tmp_path / "images")
     with pytest.raises(RunError, match="its test images cannot be opened: "):
         run_evaluate(run)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_test_images_that_training_has_chosen_are_found_without_torch(tmp_path: Path, packed: bool) -> None:
+    write_images(tmp_path / "parts", train=30, test=0)
+    images = tmp_path / "parts" / "train"
+    if packed:
+        images = Path(shutil.make_archive(str(tmp_path / "images"), "gztar", images))
+    run = make_run(tmp_path, f"data.root={images}", "data.near_duplicates=null")
+    wanted = export(run)
+    program = "import sys, graphspec; print(graphspec.evaluate('run').accuracy); assert 'torch' not in sys.modules"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == wanted.model.metrics["accuracy"]
+    found = json.loads((run.export / "evaluation.json").read_text())
+    assert found["images"] == wanted.test_images == 18
+    assert all(mistake["picture"] for mistake in found["mistakes"])
 
 
 SIGNALS = """\

@@ -43,9 +43,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Graph]:
 
 @pytest.fixture
 def page(browser: Chromium, finished: tuple[Path, Graph]) -> Chromium:
-    """A finished run's report, freshly loaded at the usual size."""
+    """A finished run's report, freshly loaded at the usual size, with its heat maps unfolded."""
     browser.look()
     browser.open(finished[0])
+    browser.run("document.getElementById('gates').open = true")
     return browser
 
 
