@@ -1,4 +1,4 @@
-"""Random networks with gates on channels: sums, joins, depthwise, groups, shuffles, slices, products, flatten."""
+"""Random networks with gates on channels: sums, joins, groups, shuffles, slices, products, squeeze-excite, flatten."""
 
 from __future__ import annotations
 
@@ -91,13 +91,16 @@ class _Body:
             del self.channels[name]
         self.add("multiply", self.rng.sample([a, weight], 2), channels)
 
+    def squeeze(self, a: str) -> None:
+        self.add(f"squeeze_excite, reduction: {self.rng.choice((1, 2, 4))}", [a], self.channels[a])
+
     def pool(self, a: str) -> None:
         self.add(f"{self.rng.choice(('max_pool', 'avg_pool'))}, kernel: 3", [a], self.channels[a])
 
 
 KINDS: tuple[Callable[[_Body, str], None], ...] = (
     _Body.conv, _Body.conv, _Body.depthwise, _Body.grouped, _Body.sum, _Body.sum, _Body.join, _Body.norm,
-    _Body.shuffle, _Body.slice, _Body.excite, _Body.pool,
+    _Body.shuffle, _Body.slice, _Body.excite, _Body.squeeze, _Body.pool,
 )  # fmt: skip
 
 

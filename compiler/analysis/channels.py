@@ -100,14 +100,15 @@ class _Counts(Coupler):
         return {size: n // (size or 1) for size, n in Counter(sizes[self._root(c)] for c in some).items()}
 
     def _through(self, node: Node, read: Classes) -> tuple[list[Classes], Zeros]:
-        carried = [traits.channels for traits in chain_of(node.op, node.attrs)]
-        if getattr(read_attrs(node.op, node.attrs), "channels", None) is not None:
+        attrs, carried = read_attrs(node.op, node.attrs), [t.channels for t in chain_of(node.op, node.attrs)]
+        if Channels.SLICED in carried or isinstance(getattr(attrs, "factor", None), tuple):
+            self._fix(read)  # the attributes count channels, which therefore stay
+        if getattr(attrs, "channels", None) is not None:
             made = self.written[node.id] = self._of_width(node)
-        elif carried[0] is Channels.SLICED:  # the attributes count channels, which therefore stay
-            self._fix(read)
+        elif Channels.SLICED in carried or Channels.AVERAGED in carried:
             made = [FIXED] * node.shape[0]
         else:
-            made = [FIXED] * node.shape[0] if Channels.AVERAGED in carried else self._repeated(node, read)
+            made = self._repeated(node, read)
         if carried[0] is Channels.GROUPED and groups_of(node) == len(read):
             self.groups[node.id] = read
             self._tie_each(made, self._repeated(node, read))

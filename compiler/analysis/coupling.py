@@ -41,11 +41,11 @@ Classes = list[int]
 
 
 class Zeros(enum.Enum):
-    """What a node does with a channel of zeros that it reads."""
+    """What a node makes of a channel of zeros that it reads."""
 
-    PASSES = enum.auto()  # it gives zeros
-    LOSES = enum.auto()  # it gives something else in the same channel
-    READS = enum.auto()  # its weight reads them; the channels that it gives are others
+    PASSES = enum.auto()  # zeros
+    LOSES = enum.auto()  # something else in the same channel
+    READS = enum.auto()  # nothing there: the channels that it gives are others
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ class Coupler:
         self.parents = [FIXED]
         self.steps: dict[str, list[Classes]] = {}
         self.zeros: dict[str, Zeros] = {}
+        self.weighing: set[str] = set()  # nodes in which a weight adds up channels that are read
         self.by_gate: dict[str, int] = {}  # a class that each gate closes
 
     def coupling(self) -> Coupling:
@@ -133,6 +134,10 @@ class Coupler:
         for step, _, _, shapes, out in walk(node.op, node.attrs, input_shapes(self.graph, node)):
             traits, now = traits_of(step.op, step.attrs), made[-1]
             passed = self._passed_on(node, step, now, shapes, out)
+            if traits.channels is Channels.SCALED and zeros is not Zeros.PASSES:
+                self._fix(now)
+            if traits.channels is Channels.SCALED or passed is None:
+                self.weighing.add(node.id)
             if passed is not None:
                 made.append(passed)
                 if zeros is Zeros.PASSES and traits.homogeneous < Numbers.ZERO:
@@ -148,7 +153,7 @@ class Coupler:
         """The classes of what a step gives, where its channels are those that it reads; None where they are not."""
         traits, attrs = traits_of(step.op, step.attrs), read_attrs(step.op, step.attrs)
         match traits.channels:
-            case Channels.KEPT | Channels.JOINED:
+            case Channels.KEPT | Channels.JOINED | Channels.SCALED:
                 return read
             case Channels.FLATTENED:
                 return [c for c in read for _ in range(math.prod(shapes[0][1:]))]
@@ -229,8 +234,9 @@ class Coupler:
 
     def _needs_zeros(self, reader: Node, source: Node, needed: Mapping[str, bool]) -> bool:
         """Whether closed channels that `reader` reads from `source` must be zero. Of a product, those of one input."""
-        if self.zeros[reader.id] is Zeros.READS:  # one that reads a single class goes with it
-            return len(classes := {self._root(c) for c in self.steps[reader.id][0]}) > 1 or FIXED in classes
+        classes = {self._root(c) for c in self.steps[reader.id][0]}
+        if reader.id in self.weighing and (len(classes) > 1 or FIXED in classes):  # one of a single class goes with it
+            return True
         is_part = op(reader.op).reads is Reads.TOGETHER and source.id != _largest_input(self.graph, reader)
         return self.zeros[reader.id] is Zeros.PASSES and needed[reader.id] and not is_part
 

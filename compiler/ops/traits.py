@@ -53,6 +53,7 @@ class Channels(enum.Enum):
     GROUPED = enum.auto()  # each is made of those of its group; the attribute `groups` says how many groups
     SHUFFLED = enum.auto()  # each is one of those read, in another place; the attribute `groups` divides their number
     SLICED = enum.auto()  # each is one of those read, which the attributes count
+    SCALED = enum.auto()  # each is the one in its place times a number that weights make of all; zeros may be left out
     AVERAGED = enum.auto()  # they are gone: what comes first afterwards are not channels
 
 

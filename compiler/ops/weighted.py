@@ -76,7 +76,13 @@ class SqueezeExciteAttrs(OpAttrs):
     """Scale each channel by a gate computed from the mean of all channels."""
 
     reduction: Positive = 4
-    """The inner layer has `max(1, channels // reduction)` outputs."""
+    """Where `inner` is left out, the inner layer has `max(1, channels // reduction)` outputs."""
+    inner: Positive | None = None
+    """Outputs of the inner layer."""
+
+    def inner_of(self, channels: int) -> int:
+        """Outputs of the inner layer over so many channels."""
+        return self.inner or max(1, channels // self.reduction)
 
 
 def _channels(op: str, a: ConvAttrs, shape: Shape) -> int:
@@ -118,12 +124,8 @@ def _weight_and_bias(weight: Shape, a: DepthwiseAttrs | LinearAttrs) -> dict[str
     return {"weight": weight} | ({"bias": weight[:1]} if a.bias is not False else {})
 
 
-def _se_inner(a: SqueezeExciteAttrs, channels: int) -> int:
-    return max(1, channels // a.reduction)
-
-
 def _se_params(a: SqueezeExciteAttrs, ins: list[Shape], out: Shape) -> dict[str, Shape]:
-    channels, inner, point = out[0], _se_inner(a, out[0]), [1] * (len(out) - 1)
+    channels, inner, point = out[0], a.inner_of(out[0]), [1] * (len(out) - 1)
     return {
         "reduce_weight": (inner, channels, *point),
         "reduce_bias": (inner,),
@@ -210,7 +212,7 @@ LAYERS = (
     Op(
         "squeeze_excite", "channels scaled by a gate from their means", SqueezeExciteAttrs,
         infer=lambda a, ins: spatial("squeeze_excite", ins[0]), params=_se_params,
-        flops=lambda a, ins, out: 2 * out[0] * _se_inner(a, out[0]),
-        traits=Traits(homogeneous=Numbers.ZERO, values=Values.SIGN_KEPT, channels=Channels.MIXED),
+        flops=lambda a, ins, out: 2 * out[0] * a.inner_of(out[0]),
+        traits=Traits(homogeneous=Numbers.ZERO, values=Values.SIGN_KEPT, channels=Channels.SCALED),
     ),
 )  # fmt: skip

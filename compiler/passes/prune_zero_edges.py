@@ -72,7 +72,7 @@ def pruned_tensors(before: Graph, after: Graph) -> dict[str, Cut]:
         return carried_tensors(before, after)[0]
     closed = {*before.gates()} - {*after.gates()}
     between = _without_edges(before, closed)
-    cuts = dict(channel_cuts(between, closed))
+    cuts = dict(channel_cuts(between, after, closed))
     return {name: joined_cuts(cut, cuts.get(name, ())) for name, cut in carried_tensors(before, between)[0].items()}
 
 
@@ -122,31 +122,34 @@ def _retyped(graph: Graph) -> Graph:
 def _feed_zeros(graph: Graph, pruned: Graph, silent: Collection[str]) -> Graph:
     """`pruned` with a `zero` node for every lost input whose channels no weight can give up.
 
-    Channels that gates have closed are given up by whatever reads them.
+    Zeros in the place of channels that gates have closed stand behind these gates, and go with the channels.
     """
     may_lose, short = can_lose_channels(pruned), dict[str, list[Edge]]()
     for node in pruned.nodes():
         if op(node.op).reads is Reads.APART and not may_lose[node.id]:
             left = {edge.src for edge in pruned.inputs(node.id)}
-            lost = [edge for edge in graph.inputs(node.id) if edge.src not in left and edge.src not in silent]
+            lost = [edge for edge in graph.inputs(node.id) if edge.src not in left]
             short |= {node.id: lost} if lost else {}
     if not short:
         return pruned
     draft, taken = Draft(pruned, empty=True), {node.id for node in pruned.nodes()}
     for node in pruned.nodes():
-        sources = sources_of(pruned, node.id)
-        draft.add(node, _padded(graph, node, short[node.id], sources, draft, taken) if node.id in short else sources)
+        if node.id in short:
+            draft.add(node, _padded(graph, node, short[node.id], silent, draft, taken))
+        else:
+            draft.add(node, sources_of(pruned, node.id))
     return draft.graph()
 
 
 def _padded(
-    graph: Graph, node: Node, lost: list[Edge], left: list[Source], draft: Draft, taken: set[str]
+    graph: Graph, node: Node, lost: list[Edge], silent: Collection[str], draft: Draft, taken: set[str]
 ) -> list[Source]:
     """What `node` reads and has `lost` of what it read in `graph`, the latter as zeros that are added to the draft.
 
     They stand beside the node, not below it, because modules below a module are taken for its parts.
     """
     sources: list[Source] = []
+    left = sources_of(draft.origin, node.id)
     for edge in graph.inputs(node.id):
         if edge not in lost:
             sources += [(edge.src, edge.gate)] if (edge.src, edge.gate) in left else []
@@ -154,6 +157,9 @@ def _padded(
         name = free_id(taken, f"{node.id}_zero{edge.slot}")
         zero = Node(name, "zero", attrs_of({"channels": graph.node(edge.src).shape[0]}))
         draft.add(zero, [(left[0][0], None)])  # any living source has the right size, only the channels differ
+        if edge.src in silent:
+            coupling = couple(graph)
+            draft.origin.channel_gates[name] = tuple(min(coupling.gates[c]) for c in coupling.of(edge.src))
         sources.append((zero.id, None))
     return sources
 

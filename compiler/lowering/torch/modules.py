@@ -171,7 +171,7 @@ TORCH: dict[str, Builder] = {
     "elu": lambda a, ins, out: nn.ELU(a.alpha),
     "prelu": lambda a, ins, out: PRelu(out[0]),
     "softmax": lambda a, ins, out: nn.Softmax(1),
-    "squeeze_excite": lambda a, ins, out: SqueezeExcite(out[0], max(1, out[0] // a.reduction), len(out) - 1),
+    "squeeze_excite": lambda a, ins, out: SqueezeExcite(out[0], a.inner_of(out[0]), len(out) - 1),
     "dropout": lambda a, ins, out: Dropout(a.p),
     "drop_path": lambda a, ins, out: DropPath(a.p),
     "mean": lambda a, ins, out: Formula(_mean, dims=a.dims, keep=a.keep),

@@ -6,6 +6,7 @@ from typing import Any
 
 from compiler.analysis.coupling import FIXED, couple
 from compiler.ir.graph import Graph
+from compiler.passes.prune_zero_edges import prune
 from tests.graphs import graph_of, with_channel_gates
 
 Parts = dict[str, tuple[str, dict[str, Any], list[str | tuple[str, str]]]]
@@ -73,6 +74,22 @@ def test_of_a_product_one_input_has_to_be_zero() -> None:
     assert graph.channel_gates.keys() == {"a"}
 
 
+def test_squeeze_excite_passes_on_what_it_scales_and_has_to_read_zeros() -> None:
+    graph = gated(
+        {
+            "a": ("conv", {"kernel": 1, "channels": 6}, ["input"]),
+            "wide": ("depthwise_conv", {"kernel": 3}, ["a"]),
+            "scaled": ("squeeze_excite", {}, ["wide"]),
+            "last": ("batch_norm", {}, ["scaled"]),
+        }
+    )
+    assert couple(graph).of("last") == couple(graph).of("a")
+    assert graph.channel_gates.keys() == {"wide", "last"}
+    pruned = prune(graph, {"v/a#0", "v/a#3"})
+    assert [pruned.node(i).shape[0] for i in ("a", "wide", "scaled", "last")] == [4] * 4
+    assert dict(pruned.node("scaled").attrs)["inner"] == 1
+
+
 def test_groups_keep_the_same_channels_and_a_shuffle_moves_them() -> None:
     graph = gated(
         {
@@ -89,6 +106,6 @@ def test_groups_keep_the_same_channels_and_a_shuffle_moves_them() -> None:
 
 
 def test_what_mixes_channels_without_a_weight_fixes_them() -> None:
-    for op, attrs in (("layer_norm", {}), ("squeeze_excite", {}), ("lrn", {"size": 3}), ("group_norm", {"groups": 2})):
+    for op, attrs in (("layer_norm", {}), ("lrn", {"size": 3}), ("group_norm", {"groups": 2})):
         graph = graph_of({"a": ("conv", {"kernel": 1}, ["input"]), "last": (op, attrs, ["a"]), **HEAD})
         assert set(couple(graph).of("a")) == {FIXED}, op

@@ -152,6 +152,28 @@ def test_a_width_without_channels_takes_its_branch_along() -> None:
     assert [node.id for node in found.nodes()] == ["input", "stem", "sum", "pool", "logits", "output"]
 
 
+@pytest.mark.parametrize("tied", [("add", {}), ("squeeze_excite", {}), ("multiply", {})])
+def test_a_join_loses_an_input_together_with_what_its_channels_are_tied_to(tied: tuple[str, dict[str, Any]]) -> None:
+    plain = graph_of(
+        {
+            "a": ("conv", {"kernel": 3, "channels": 2}, ["input"]),
+            "b": ("conv", {"kernel": 3, "channels": 4}, ["input"]),
+            "other": ("conv", {"kernel": 3, "channels": 6}, ["input"]),
+            "join": ("concat", {}, ["a", "b"]),
+            "tied": (*tied, ["join"] if tied[0] == "squeeze_excite" else ["join", "other"]),
+            "pool": ("global_avg_pool", {}, ["tied"]),
+            "logits": ("linear", {"channels": 3}, ["pool"]),
+        }
+    )
+    graph = with_channel_gates(plain, {"a", "b"})
+    values = {gate: 0.0 if gate.startswith("v/a") else 0.5 for gate in graph.gates()}
+    weights, x = random_weights(graph, 1), random_input(graph, 1)
+    found = PruneZeroEdges().run(Model(graph, values, weights))
+    assert [node.id for node in found.graph.nodes() if "zero" in node.op] == []
+    assert found.graph.node("tied").shape[0] == 4
+    assert_equal(evaluate(found.graph, found.weights, x, found.gates), gated(graph, weights, x, values))
+
+
 def test_a_network_without_channels_is_an_error() -> None:
     graph = with_channel_gates(graph_of({"a": ("conv", {"kernel": 3}, ["input"]), "b": ("conv", {"kernel": 1}, ["a"])}))
     with pytest.raises(PassError, match="no path from the input to the output survives"):
