@@ -60,20 +60,16 @@ def read_arrays(root: Path, shape: Sequence[int] | None, ignore: Sequence[str], 
     if "" in parts or TRAIN not in parts or not {VALIDATION, TEST} & set(parts):
         parts = {"": ""}
     labels = {part: _labels(files, f"y{suffix}") for part, suffix in parts.items()}
-    names, numbers = _numbered(root, labels)
-    kept = [number for number, name in enumerate(names) if name not in ignore]
-    refuse_unknown(ignore, names, names)
+    names, numbers = _numbered(root, labels, ignore)
     found = {}
     for part, suffix in parts.items():
         images = _images(files, f"x{suffix}", shape, look=look)
         if len(images) != len(numbers[part]) or not len(images):
             raise RunError(f"{root}: x{suffix} has {len(images)} images, y{suffix} {len(numbers[part])} labels")
+        rows = np.flatnonzero(numbers[part] >= 0)
         if ignore:
-            rows = np.flatnonzero(np.isin(numbers[part], kept))
             images = images[: len(rows)] if look else images[rows]
-            numbers[part] = np.searchsorted(kept, numbers[part][rows])
-        found[part] = ArrayPart(images, numbers[part])
-    names = tuple(names[number] for number in kept)
+        found[part] = ArrayPart(images, numbers[part][rows])
     if set(found) == {TRAIN, VALIDATION}:
         found[TEST] = found.pop(VALIDATION)
         return ArraySet(found, names, f"{root.name} has no x_test, so x_val is the test set")
@@ -147,16 +143,24 @@ def _labels(files: _Files, name: str) -> NDArray[Any]:
     return labels
 
 
-def _numbered(root: Path, labels: dict[str, NDArray[Any]]) -> tuple[tuple[str, ...], dict[str, NDArray[np.int64]]]:
-    """Names of the classes, and their numbers: given numbers are kept, names get them in their order."""
-    everything = np.concatenate(list(labels.values()))
-    if everything.dtype.kind == "U":
-        names = np.unique(everything)
-        return tuple(map(str, names)), {part: np.searchsorted(names, given) for part, given in labels.items()}
-    if len(wrong := everything[(everything < 0) | (everything > MOST)]):
-        raise RunError(f"{root}: there is a label {wrong[0]}\n  try: numbers from 0 to {MOST:,}, or names")
-    numbers = {part: given.astype(np.int64) for part, given in labels.items()}
-    return tuple(str(number) for number in range(int(everything.max(initial=0)) + 1)), numbers
+def _numbered(
+    root: Path, labels: dict[str, NDArray[Any]], ignore: Sequence[str]
+) -> tuple[tuple[str, ...], dict[str, NDArray[np.int64]]]:
+    """Names of the classes in their order, and for each image the place of its own; -1 of those to `ignore`."""
+    everything = np.unique(np.concatenate(list(labels.values())))
+    if everything.dtype.kind != "U":
+        known = everything[~np.isin(everything.astype(str), list(ignore))]
+        if len(wrong := known[(known < 0) | (known > MOST)]):
+            says = f"{root}: there is a label {wrong[0]}"
+            raise RunError(f"{says}\n  try: numbers from 0 to {MOST:,}, names, or data.ignore")
+        everything = np.union1d(everything.astype(np.int64), np.arange(int(known.max(initial=0)) + 1))  # without gaps
+    names = everything.astype(str)
+    refuse_unknown(ignore, names.tolist(), names.tolist())
+    known = ~np.isin(names, list(ignore))
+    places = np.where(known, np.cumsum(known) - 1, -1)
+    return tuple(map(str, names[known])), {
+        part: places[np.searchsorted(everything, given)] for part, given in labels.items()
+    }
 
 
 def _images(files: _Files, name: str, shape: Sequence[int] | None, *, look: bool) -> NDArray[Any]:

@@ -87,10 +87,11 @@ def _in_folder(config: DataConfig, most: int | None) -> Parts:
         refuse_empty(train)
         return Parts(train)
     if not {TRAIN, TEST} <= set(parts):
+        other = f"; passed over: {train.passed}" if train is not None and train.passed.counts else ""
         raise RunError(
             f"data set {config.name!r}: {one_line(root)} must hold the folders train/ and test/ (or val/) with one "
             f"folder of images per class; or, of `folder`, only folders of images, one per class, and the set is "
-            f"divided here\n"
+            f"divided here{other}\n"
             f"  try: data.root: the folder that holds them"
         )
     return _of_folders(root, parts, config, most)
@@ -162,7 +163,8 @@ def _in_table(config: DataConfig, _: int | None) -> Parts:
     if not config.root or not file.exists():  # a run knows the folder only, and that as its root
         file = data_root(config) / Path(config.file).name
     names = {**PART_NAMES, "training": TRAIN, "dev": VALIDATION} if config.part else {}
-    rows = list(read_table(file, data_root(config), config.image, config.label, config.part, names))
+    columns, unlabelled = (config.image, config.label, config.part), "" in config.ignore
+    rows = list(read_table(file, data_root(config), *columns, names, unlabelled=unlabelled))
     if missing := [row.path for row in rows if not os.path.exists(row.path)]:
         raise RunError(
             f"{file}: {len(missing):,} of {len(rows):,} images are not there, such as {one_line(missing[0])}\n"
