@@ -20,6 +20,7 @@ from graphspec import api
 from runtime.data.archives import Member
 from runtime.data.dataset import load_dataset
 from runtime.data.folders import ENDINGS, kind_of
+from runtime.data.health import examine
 from runtime.data.layouts import find_parts
 from runtime.data.pixels import READING, Pixels, Reading, UnreadableError, read_pixels
 from runtime.inference.model import ExportedModel
@@ -109,7 +110,10 @@ def test_stacks_go_from_folders_to_an_exported_model(tmp_path: Path, ending: str
     spec = SPEC.replace("input: [3, 12, 16]\n", "").replace("classes: 3\n", "").replace('"[3, H, W]', '"[5, H, W]')
     run = make_run(tmp_path, "export.probabilities=true", spec=spec)
     assert api.open_run(run).spec.input == (5, 12, 16)
+    (mode,) = examine(DataConfig(name="folder", root=str(root)), print, print).as_json()["modes"]
+    assert mode == ("I;16 x 5 pages" if ending == ".tif" else "uint16 x 5")
     result = export(run)
+    assert "Take its 5 channels or pages" in (run.export / "README.md").read_text()
     model = ExportedModel.open(Path(result.path))
     paths = [str(path) for path in sorted(root.glob("test/*/*"))]
     said = predict(model, paths, top=2)
