@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from compiler.errors import RunError, did_you_mean, one_line
 from compiler.language.config import DataConfig
@@ -24,7 +24,7 @@ from runtime.data.folders import (
     refuse_other_classes,
     scan_images,
 )
-from runtime.data.tables import Row, read_table
+from runtime.data.tables import TABLES, Row, read_table
 from runtime.rundir.files import guarded
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
@@ -62,6 +62,14 @@ def refuse_unknown(ignore: Iterable[str], found: Iterable[str], classes: Iterabl
     for name in set(map(one_line, ignore)) - set(found):
         hint = did_you_mean(name, list(classes)) or f"; there are {', '.join(map(one_line, classes))}"
         raise RunError(f"data.ignore: there is no class {name!r}{hint}")
+
+
+def settings_for(path: Path) -> dict[str, Any]:
+    """The section `data` of a spec that reads what lies at a path."""
+    if path.suffix in TABLES:
+        return {"name": "table", "file": str(path)}
+    is_arrays = path.suffix == ".npz" or (path.is_dir() and any(path.glob("*.np[yz]")))
+    return {"name": "arrays" if is_arrays else "folder", "root": str(path)}
 
 
 def data_root(config: DataConfig) -> Path:
