@@ -47,9 +47,11 @@ class ArraySet(NamedTuple):
     note: str = ""
 
 
-def read_arrays(root: Path, shape: Sequence[int] | None, ignore: Sequence[str], *, look: bool = False) -> ArraySet:
+def read_arrays(
+    root: Path, shape: Sequence[int] | None, ignore: Sequence[str], *, look: bool = False, all_there: bool = True
+) -> ArraySet:
     """The arrays in an .npz file or in a folder of .npy files, or of one .npz file; `look`: without the values of the
-    images. Those of the classes in `ignore` are left out.
+    images. Those of the classes in `ignore` are left out; RunError if one is not there and `all_there` says so.
 
     `shape` is the input of the network, (C, H, W) or (C, T), as far as it is known. Images are (N, H, W), (N, H, W, C)
     or, where the input says so or the second axis is the shorter one, (N, C, H, W). Signals are (N, T) or (N, C, T).
@@ -60,7 +62,7 @@ def read_arrays(root: Path, shape: Sequence[int] | None, ignore: Sequence[str], 
     if "" in parts or TRAIN not in parts or not {VALIDATION, TEST} & set(parts):
         parts = {"": ""}
     labels = {part: _labels(files, f"y{suffix}") for part, suffix in parts.items()}
-    names, numbers = _numbered(root, labels, ignore)
+    names, numbers = _numbered(root, labels, ignore, all_there=all_there)
     found = {}
     for part, suffix in parts.items():
         images = _images(files, f"x{suffix}", shape, look=look)
@@ -144,7 +146,7 @@ def _labels(files: _Files, name: str) -> NDArray[Any]:
 
 
 def _numbered(
-    root: Path, labels: dict[str, NDArray[Any]], ignore: Sequence[str]
+    root: Path, labels: dict[str, NDArray[Any]], ignore: Sequence[str], *, all_there: bool
 ) -> tuple[tuple[str, ...], dict[str, NDArray[np.int64]]]:
     """Names of the classes in their order, and for each image the place of its own; -1 of those to `ignore`."""
     everything = np.unique(np.concatenate(list(labels.values())))
@@ -155,7 +157,7 @@ def _numbered(
             raise RunError(f"{says}\n  try: numbers from 0 to {MOST:,}, names, or data.ignore")
         everything = np.union1d(everything.astype(np.int64), np.arange(int(known.max(initial=0)) + 1))  # without gaps
     names = everything.astype(str)
-    refuse_unknown(ignore, names.tolist(), names.tolist())
+    refuse_unknown(ignore if all_there else (), names.tolist(), names.tolist())
     known = ~np.isin(names, list(ignore))
     places = np.where(known, np.cumsum(known) - 1, -1)
     return tuple(map(str, names[known])), {

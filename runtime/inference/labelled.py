@@ -63,26 +63,25 @@ def given_images(path: Path, model: ExportedModel, run: RunDir | None) -> Labell
         return in_folder(path, model.labels, model.metadata.ignored)
     own = _settings(run, model).data if run is not None and config.name == "table" else config
     columns = {"image": own.image, "label": own.label, "part": own.part} if own.name == "table" else {}
-    parts = find_parts(config.model_copy(update={**columns, "ignore": ("",) if "" in model.metadata.ignored else ()}))
+    ignored = {"ignore": tuple(model.metadata.ignored)}  # which need not be there
+    parts = LAYOUTS[config.name](config.model_copy(update=columns | ignored), None)
     listing = parts.test or parts.train
-    images = {name: paths for name, paths in listing.images.items() if name not in model.metadata.ignored}
-    _refuse_unknown(path, images, model.labels)
-    return _listed(str(path), replace(listing, images=images), model.labels)
+    _refuse_unknown(path, listing.images, model.labels)
+    return _listed(str(path), listing, model.labels)
 
 
 def _in_arrays(path: Path, model: ExportedModel) -> Labelled:
-    found, numbers = read_arrays(path, model.shape, ()), {name: number for number, name in enumerate(model.labels)}
+    numbers = {name: number for number, name in enumerate(model.labels)}
+    found = read_arrays(path, model.shape, model.metadata.ignored, all_there=False)
     part = found.parts[TEST if TEST in found.parts else ""]
     check_shape("arrays", part.shape, model.shape)
-    names = [found.names[number] for number in np.unique(part.labels)]
-    _refuse_unknown(path, [name for name in names if name not in model.metadata.ignored], model.labels)
+    _refuse_unknown(path, [found.names[number] for number in np.unique(part.labels)], model.labels)
     truths = np.array([numbers.get(name, -1) for name in found.names])[part.labels]
-    rows = np.flatnonzero(truths >= 0)
     try:
-        pixels = over_range(part.images[rows], model.reading.range)[0]
+        pixels = over_range(part.images, model.reading.range)[0]
     except ValueError as error:
         raise RunError(f"{path}: {error}") from error
-    return Labelled(str(path), [f"image {row}" for row in rows], truths[rows], pixels)
+    return Labelled(str(path), [f"image {row}" for row in range(len(truths))], truths, pixels)
 
 
 def _refuse_unknown(where: Path, names: Iterable[str], labels: Sequence[str]) -> None:
