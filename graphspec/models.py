@@ -39,7 +39,8 @@ def predict(target: Target, images: Iterable[str | os.PathLike[str]], **options:
 
 
 def evaluate(target: Target = None, data: str | os.PathLike[str] | None = None, **options: Any) -> Evaluation:
-    """How an exported run (None: the latest) or ONNX file does on a folder of class folders, a run on its test images.
+    """How an exported run (None: the latest) or ONNX file does on images with classes (a folder, an archive, a table,
+    arrays), a run on its test images.
 
     `options`: see `runtime.inference.evaluate.run_evaluate`.
     """

@@ -40,6 +40,9 @@ def _share(value: float) -> float:
     raise ValueError(f"expected 0 to 1, found {value:g}{advice}")
 
 
+Label = Annotated[
+    str, BeforeValidator(lambda label: str(label) if type(label) is int else label, json_schema_input_type=str | int)
+]
 Share = Annotated[float, AfterValidator(_share), Field(json_schema_extra={"minimum": 0, "maximum": 1})]
 
 
@@ -135,8 +138,9 @@ class DataConfig(Section):
     over the images; or numbers by class (`{cat: 2}`), 1 for those not named."""
     sampling: Literal["shuffled", "balanced"] = "shuffled"
     """Images of an epoch of training: each once, or `balanced`: as many of every class, those of rare ones again."""
-    ignore: tuple[str, ...] = ()
-    """`folder`, `imagenet`, `table`, `arrays`: classes whose images are left out of training, test and class list."""
+    ignore: tuple[Label, ...] = ()
+    """`folder`, `imagenet`, `table`, `arrays`: classes whose images are left out of training, test and class list, and
+    labels that say nothing (`["", -1]`)."""
     skip_corrupt: bool = False
     """Skip and count unreadable images. Default: an unreadable image is an error."""
     fake_size: Annotated[int, Field(gt=0, le=10**6)] = 256

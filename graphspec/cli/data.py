@@ -77,7 +77,7 @@ def _settings(target: Path, overrides: tuple[Override, ...]) -> tuple[Configurat
     from compiler.language.findings import first_of
     from compiler.language.parse import parse
     from graphspec.api import SUFFIXES
-    from runtime.data.health import settings_for
+    from runtime.data.layouts import settings_for
 
     if target.suffix in SUFFIXES:
         parsed = parse(target, overrides)

@@ -88,7 +88,10 @@ def evaluate(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Argument(help="A folder of images for each class; default: the test images of the run.", metavar="DATA"),
+        typer.Argument(
+            help="Folders of classes, an archive, a table or arrays; default: the test images of the run.",
+            metavar="DATA",
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="HTML page to write, with pictures of the mistakes.")

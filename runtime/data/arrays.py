@@ -47,9 +47,11 @@ class ArraySet(NamedTuple):
     note: str = ""
 
 
-def read_arrays(root: Path, shape: Sequence[int] | None, ignore: Sequence[str], *, look: bool = False) -> ArraySet:
+def read_arrays(
+    root: Path, shape: Sequence[int] | None, ignore: Sequence[str], *, look: bool = False, all_there: bool = True
+) -> ArraySet:
     """The arrays in an .npz file or in a folder of .npy files, or of one .npz file; `look`: without the values of the
-    images. Those of the classes in `ignore` are left out.
+    images. Those of the classes in `ignore` are left out; RunError if one is not there and `all_there` says so.
 
     `shape` is the input of the network, (C, H, W) or (C, T), as far as it is known. Images are (N, H, W), (N, H, W, C)
     or, where the input says so or the second axis is the shorter one, (N, C, H, W). Signals are (N, T) or (N, C, T).
@@ -60,20 +62,16 @@ def read_arrays(root: Path, shape: Sequence[int] | None, ignore: Sequence[str], 
     if "" in parts or TRAIN not in parts or not {VALIDATION, TEST} & set(parts):
         parts = {"": ""}
     labels = {part: _labels(files, f"y{suffix}") for part, suffix in parts.items()}
-    names, numbers = _numbered(root, labels)
-    kept = [number for number, name in enumerate(names) if name not in ignore]
-    refuse_unknown(ignore, names, names)
+    names, numbers = _numbered(root, labels, ignore, all_there=all_there)
     found = {}
     for part, suffix in parts.items():
         images = _images(files, f"x{suffix}", shape, look=look)
         if len(images) != len(numbers[part]) or not len(images):
             raise RunError(f"{root}: x{suffix} has {len(images)} images, y{suffix} {len(numbers[part])} labels")
+        rows = np.flatnonzero(numbers[part] >= 0)
         if ignore:
-            rows = np.flatnonzero(np.isin(numbers[part], kept))
             images = images[: len(rows)] if look else images[rows]
-            numbers[part] = np.searchsorted(kept, numbers[part][rows])
-        found[part] = ArrayPart(images, numbers[part])
-    names = tuple(names[number] for number in kept)
+        found[part] = ArrayPart(images, numbers[part][rows])
     if set(found) == {TRAIN, VALIDATION}:
         found[TEST] = found.pop(VALIDATION)
         return ArraySet(found, names, f"{root.name} has no x_test, so x_val is the test set")
@@ -147,16 +145,24 @@ def _labels(files: _Files, name: str) -> NDArray[Any]:
     return labels
 
 
-def _numbered(root: Path, labels: dict[str, NDArray[Any]]) -> tuple[tuple[str, ...], dict[str, NDArray[np.int64]]]:
-    """Names of the classes, and their numbers: given numbers are kept, names get them in their order."""
-    everything = np.concatenate(list(labels.values()))
-    if everything.dtype.kind == "U":
-        names = np.unique(everything)
-        return tuple(map(str, names)), {part: np.searchsorted(names, given) for part, given in labels.items()}
-    if len(wrong := everything[(everything < 0) | (everything > MOST)]):
-        raise RunError(f"{root}: there is a label {wrong[0]}\n  try: numbers from 0 to {MOST:,}, or names")
-    numbers = {part: given.astype(np.int64) for part, given in labels.items()}
-    return tuple(str(number) for number in range(int(everything.max(initial=0)) + 1)), numbers
+def _numbered(
+    root: Path, labels: dict[str, NDArray[Any]], ignore: Sequence[str], *, all_there: bool
+) -> tuple[tuple[str, ...], dict[str, NDArray[np.int64]]]:
+    """Names of the classes in their order, and for each image the place of its own; -1 of those to `ignore`."""
+    everything = np.unique(np.concatenate(list(labels.values())))
+    if everything.dtype.kind != "U":
+        known = everything[~np.isin(everything.astype(str), list(ignore))]
+        if len(wrong := known[(known < 0) | (known > MOST)]):
+            says = f"{root}: there is a label {wrong[0]}"
+            raise RunError(f"{says}\n  try: numbers from 0 to {MOST:,}, names, or data.ignore")
+        everything = np.union1d(everything.astype(np.int64), np.arange(int(known.max(initial=0)) + 1))  # without gaps
+    names = everything.astype(str)
+    refuse_unknown(ignore if all_there else (), names.tolist(), names.tolist())
+    known = ~np.isin(names, list(ignore))
+    places = np.where(known, np.cumsum(known) - 1, -1)
+    return tuple(map(str, names[known])), {
+        part: places[np.searchsorted(everything, given)] for part, given in labels.items()
+    }
 
 
 def _images(files: _Files, name: str, shape: Sequence[int] | None, *, look: bool) -> NDArray[Any]:

@@ -6,6 +6,7 @@ It must not import torch.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -97,7 +98,7 @@ def _input_for(looks: list[Look]) -> tuple[int, ...]:
     about their shorter sides.
     """
     stacked = {look.channels for look in looks}
-    channels = 1 if all(look.mode.split(";")[0] in _GREY for look in looks) else 3
+    channels = 1 if all(re.split("[; ]", look.mode)[0] in _GREY for look in looks) else 3
     if len(stacked) == 1 and (of_all := stacked.pop()):
         channels = of_all
     smallest, largest = _SIZES

@@ -14,7 +14,10 @@ from pathlib import Path
 from compiler.errors import RunError, one_line
 from runtime.rundir.files import guarded
 
-_ALWAYS = (".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif", ".avif", ".npy")
+_ALWAYS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".jpx", ".png", ".apng", ".gif", ".webp", ".avif"),
+    *(".tif", ".tiff", ".bmp", ".dib", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".tga", ".qoi", ".pcx", ".sgi", ".npy"),
+)
 _HEIF = (".heic", ".heif")
 ENDINGS = (*_ALWAYS, *(_HEIF if find_spec("pillow_heif") else ()))
 THERE = "link to what is there already"

@@ -25,7 +25,6 @@ from runtime.data.looks import Look, array_looks, look_at_all, near_duplicates
 from runtime.data.pixels import Found, Reading, read_image
 from runtime.data.remarks import range_doubt
 from runtime.data.survey import class_doubt
-from runtime.data.tables import TABLES
 
 _SHOWN = 3  # groups and files named in a line
 
@@ -144,14 +143,6 @@ class Health:
 
 def _counted(groups: Sequence[Sequence[Item]]) -> str:
     return f"{sum(map(len, groups)):,} images in {len(groups):,} group{'s' * (len(groups) > 1)}"
-
-
-def settings_for(path: Path) -> dict[str, Any]:
-    """The section `data` of a spec that reads what lies at a path."""
-    if path.suffix in TABLES:
-        return {"name": "table", "file": str(path)}
-    is_arrays = path.suffix == ".npz" or (path.is_dir() and any(path.glob("*.np[yz]")))
-    return {"name": "arrays" if is_arrays else "folder", "root": str(path)}
 
 
 def examine(config: DataConfig, advance: Callable[[int], Any], begin: Callable[[int], Any]) -> Health:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from compiler.errors import RunError, did_you_mean, one_line
 from compiler.language.config import DataConfig
@@ -24,7 +24,7 @@ from runtime.data.folders import (
     refuse_other_classes,
     scan_images,
 )
-from runtime.data.tables import Row, read_table
+from runtime.data.tables import TABLES, Row, read_table
 from runtime.rundir.files import guarded
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
@@ -64,6 +64,14 @@ def refuse_unknown(ignore: Iterable[str], found: Iterable[str], classes: Iterabl
         raise RunError(f"data.ignore: there is no class {name!r}{hint}")
 
 
+def settings_for(path: Path) -> dict[str, Any]:
+    """The section `data` of a spec that reads what lies at a path."""
+    if path.suffix in TABLES:
+        return {"name": "table", "file": str(path)}
+    is_arrays = path.suffix == ".npz" or (path.is_dir() and any(path.glob("*.np[yz]")))
+    return {"name": "arrays" if is_arrays else "folder", "root": str(path)}
+
+
 def data_root(config: DataConfig) -> Path:
     """The folder that the set lies in."""
     if config.file is not None and not config.root:
@@ -87,10 +95,11 @@ def _in_folder(config: DataConfig, most: int | None) -> Parts:
         refuse_empty(train)
         return Parts(train)
     if not {TRAIN, TEST} <= set(parts):
+        other = f"; passed over: {train.passed}" if train is not None and train.passed.counts else ""
         raise RunError(
             f"data set {config.name!r}: {one_line(root)} must hold the folders train/ and test/ (or val/) with one "
             f"folder of images per class; or, of `folder`, only folders of images, one per class, and the set is "
-            f"divided here\n"
+            f"divided here{other}\n"
             f"  try: data.root: the folder that holds them"
         )
     return _of_folders(root, parts, config, most)
@@ -162,7 +171,8 @@ def _in_table(config: DataConfig, _: int | None) -> Parts:
     if not config.root or not file.exists():  # a run knows the folder only, and that as its root
         file = data_root(config) / Path(config.file).name
     names = {**PART_NAMES, "training": TRAIN, "dev": VALIDATION} if config.part else {}
-    rows = list(read_table(file, data_root(config), config.image, config.label, config.part, names))
+    columns, unlabelled = (config.image, config.label, config.part), "" in config.ignore
+    rows = list(read_table(file, data_root(config), *columns, names, unlabelled=unlabelled))
     if missing := [row.path for row in rows if not os.path.exists(row.path)]:
         raise RunError(
             f"{file}: {len(missing):,} of {len(rows):,} images are not there, such as {one_line(missing[0])}\n"

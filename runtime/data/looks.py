@@ -43,10 +43,11 @@ def look(path: str, reading: Reading = READING) -> Look:
     try:
         with opened(source(path)) as file:
             if isinstance(file, Image.Image):
-                size, mode, channels = file.size, file.mode, pages_of(file) * len(file.getbands())
+                size, mode, pages = file.size, file.mode, pages_of(file)
+                channels, mode = (pages * len(file.getbands()), f"{mode} x {pages} pages") if pages > 1 else (0, mode)
                 file.draft("RGB", _ENOUGH)
                 image, found = load(file, 3, reading)
-                return Look(size, mode, found, thumbnail(image), channels=channels if pages_of(file) > 1 else 0)
+                return Look(size, mode, found, thumbnail(image), channels=channels)
             image, found = first_channels(file, reading)
             channels = channels_last(file).shape[-1]
             return Look(image.size, f"{file.dtype} x {channels}", found, thumbnail(image), channels=channels)

@@ -26,9 +26,17 @@ class Row(NamedTuple):
 
 
 def read_table(
-    file: Path, root: Path, image: str, label: str, part: str | None, parts: Mapping[str, str]
+    file: Path,
+    root: Path,
+    image: str,
+    label: str,
+    part: str | None,
+    parts: Mapping[str, str],
+    *,
+    unlabelled: bool = False,
 ) -> Iterator[Row]:
-    """The rows of a table, whose paths are relative to `root`. `parts`: what words in the column `part` mean.
+    """The rows of a table, whose paths are relative to `root`. `parts`: what words in the column `part` mean;
+    `unlabelled`: images without a label are of the class "".
 
     RunError naming the line where it cannot be read or a value is missing.
     """
@@ -36,7 +44,8 @@ def read_table(
         records = _objects if file.suffix.lower() in _LINES else _cells
         try:
             for number, record in records(file, lines):
-                path, name = (_text(file, number, record, column) for column in (image, label))
+                path = _text(file, number, record, image)
+                name = "" if unlabelled and _is_empty(record, label) else _text(file, number, record, label)
                 word = _text(file, number, record, part).lower() if part else ""
                 if word and word not in parts:
                     said = f"{part} is {word!r}, not {', '.join(dict.fromkeys(parts))}"
@@ -80,5 +89,11 @@ def _text(file: Path, number: int, record: Mapping[str, Any], column: str) -> st
         names = [str(name) for name in record if name]
         hint = did_you_mean(column, names) or f"; there are {', '.join(names[:10])}"
         missing = f"there is no column {column!r}{hint}" if column not in record else f"{column} is empty or no text"
-        raise RunError(f"{file}:{number}: {missing}\n  try: data.image, data.label and data.part name the columns")
+        other = "; data.ignore: [''] leaves out what has no label" * (column in record)
+        raise RunError(f"{file}:{number}: {missing}\n  try: data.image, data.label, data.part name the columns{other}")
     return text
+
+
+def _is_empty(record: Mapping[str, Any], column: str) -> bool:
+    value = record.get(column, 0)
+    return value is None or (isinstance(value, str) and not value.strip())

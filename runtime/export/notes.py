@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from compiler.errors import one_line
-from runtime.data.pixels import Reading
+from runtime.data.pixels import MODES, Reading
 from runtime.export.parity import ImageForm
 
 LABELS, README = "labels.txt", "README.md"  # beside the model; behind `NAME.` where `-o NAME.onnx` says where that is
@@ -47,7 +47,10 @@ class Note:
             ground = ", ".join(map(str, self.reading.background))
             white = "the largest of the file's type" if self.reading.range is None else f"{self.reading.range:g}"
             yield "Turn it upright, as its EXIF orientation says."
-            yield f"Put what is transparent on the background ({ground}); make it {'grey' if channels == 1 else 'RGB'}."
+            flat = (
+                f"Put what is transparent on the background ({ground}); make it {'grey' if channels == 1 else 'RGB'}."
+            )
+            yield flat if channels in MODES else f"Take its {channels} channels or pages, each as a grey image."
             yield f"Scale values of more than 8 bits so that {white} becomes 255."
             size = f"{height} x {width} (height x width)"
             steps = {

@@ -18,7 +18,7 @@ from runtime.data.pixels import first_channels, read_image
 from runtime.inference import BATCH
 from runtime.inference.figures import EVALUATION, Evaluation, Mistake, figures_of
 from runtime.inference.images import listed
-from runtime.inference.labelled import Labelled, in_folder, own_test_images
+from runtime.inference.labelled import Labelled, given_images, own_test_images
 from runtime.inference.model import ExportedModel, open_model
 from runtime.rundir.directory import RunDir
 from runtime.rundir.files import write_json
@@ -81,13 +81,14 @@ def run_evaluate(
     tell: Callable[[str], None] = lambda text: None,
     progress: Callable[[str, int], Any] = lambda name, total: nullcontext(lambda images: None),
 ) -> Evaluation:
-    """Evaluate an ONNX file or the model of a run on a folder of class folders, or a run's on its own test images.
+    """Evaluate an ONNX file or the model of a run on a folder of class folders, an archive of them, a table or arrays,
+    or a run's on its own test images.
 
     The latter is written into the run, for its report. RunError if there is no such model or data.
     """
     model, run = open_model(target)
     if data is not None:
-        images = in_folder(data, model.labels, model.metadata.ignored)
+        images = given_images(data, model, run)
     elif run is not None:
         images = own_test_images(run, model, tell, trust_code=trust_code)
     else:

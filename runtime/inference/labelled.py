@@ -5,7 +5,7 @@ Test images in files are found without torch; other sets are opened as in traini
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,9 +13,11 @@ import numpy as np
 
 from compiler.errors import RunError, one_line
 from compiler.language.config import Configuration, DataConfig
+from runtime.data.arrays import over_range, read_arrays
 from runtime.data.folders import Listing, class_names, list_images
-from runtime.data.layouts import LAYOUTS, PART_NAMES, TEST, data_root, find_parts
+from runtime.data.layouts import LAYOUTS, PART_NAMES, TEST, data_root, find_parts, settings_for
 from runtime.data.pixels import Pixels
+from runtime.data.survey import check_shape
 from runtime.data.tables import read_table
 from runtime.inference.figures import Numbers
 from runtime.inference.images import Batch, read_batches
@@ -50,6 +52,48 @@ class Labelled:
             yield Batch(range(start, start + len(pixels)), pixels, {})
 
 
+def given_images(path: Path, model: ExportedModel, run: RunDir | None) -> Labelled:
+    """The images of a folder, an archive, a table (with the columns of the training's; of a file alone with `path` and
+    `label`) or arrays, or of the test part of those that have parts; RunError where the model lacks a class.
+    """
+    config = DataConfig.model_validate(settings_for(path))
+    if config.name == "arrays":
+        return _in_arrays(path, model)
+    if path.is_dir():
+        return in_folder(path, model.labels, model.metadata.ignored)
+    own = _settings(run, model).data if run is not None and config.name == "table" else config
+    columns = {"image": own.image, "label": own.label, "part": own.part} if own.name == "table" else {}
+    ignored = {"ignore": tuple(model.metadata.ignored)}  # which need not be there
+    parts = LAYOUTS[config.name](config.model_copy(update=columns | ignored), None)
+    listing = parts.test or parts.train
+    _refuse_unknown(path, listing.images, model.labels)
+    return _listed(str(path), listing, model.labels)
+
+
+def _in_arrays(path: Path, model: ExportedModel) -> Labelled:
+    numbers = {name: number for number, name in enumerate(model.labels)}
+    found = read_arrays(path, model.shape, model.metadata.ignored, all_there=False)
+    part = found.parts[TEST if TEST in found.parts else ""]
+    check_shape("arrays", part.shape, model.shape)
+    _refuse_unknown(path, [found.names[number] for number in np.unique(part.labels)], model.labels)
+    truths = np.array([numbers.get(name, -1) for name in found.names])[part.labels]
+    try:
+        pixels = over_range(part.images, model.reading.range)[0]
+    except ValueError as error:
+        raise RunError(f"{path}: {error}") from error
+    return Labelled(str(path), [f"image {row}" for row in range(len(truths))], truths, pixels)
+
+
+def _refuse_unknown(where: Path, names: Iterable[str], labels: Sequence[str]) -> None:
+    """RunError if there are classes that the model lacks."""
+    if unknown := [name for name in names if name not in labels]:
+        shown = [", ".join(map(one_line, some[:_SHOWN])) + ", ..." * (len(some) > _SHOWN) for some in (unknown, labels)]
+        raise RunError(
+            f"{where}: has classes that the model does not know: {shown[0]}; it knows {shown[1]}\n"
+            f"  try: images of classes that are called as the model calls them"
+        )
+
+
 def in_folder(folder: Path, labels: Sequence[str], ignored: Sequence[str] = ()) -> Labelled:
     """The images of a folder with a folder per class, or of its test part, but for those of classes that were left out
     of the training; RunError where the model lacks a class.
@@ -58,12 +102,7 @@ def in_folder(folder: Path, labels: Sequence[str], ignored: Sequence[str] = ()) 
     part = next((part for part in _PARTS if {"train", part} <= {*names} and part not in labels), None)
     if part:
         folder, names = folder / part, class_names(folder / part)
-    if unknown := [name for name in names if name not in (*labels, *ignored)]:
-        shown = [", ".join(map(one_line, some[:_SHOWN])) + ", ..." * (len(some) > _SHOWN) for some in (unknown, labels)]
-        raise RunError(
-            f"{folder}: has folders of classes that the model does not know: {shown[0]}; it knows {shown[1]}\n"
-            f"  try: a folder with one folder of images for each class, called as the model calls it"
-        )
+    _refuse_unknown(folder, [name for name in names if name not in ignored], labels)
     return _listed(str(folder), list_images(folder, ignore=ignored), labels)
 
 
@@ -71,8 +110,8 @@ def own_test_images(
     run: RunDir, model: ExportedModel, tell: Callable[[str], None], *, trust_code: bool = False
 ) -> Labelled:
     """The test images of the training of a run's model; RunError if they are not where the run says."""
-    job = JobDir(run.path / model.metadata.source)
-    settings, facts = Configuration.model_validate(read_settings(job.config)), read_facts(job)
+    job, settings = JobDir(run.path / model.metadata.source), _settings(run, model)
+    facts = read_facts(job)
     data = settings.data.model_copy(update={"root": facts.root}) if facts and facts.root else settings.data
     expected = facts.test.images if facts else None
     says = f"the test images of {data.name}" + (f" in {data_root(data)}" if facts and facts.root else "")
@@ -88,6 +127,10 @@ def own_test_images(
             f"{run.path}: its test images cannot be opened: {reason}\n"
             f"  try: graphspec evaluate {run.path} FOLDER, with a folder of images for each class"
         ) from error
+
+
+def _settings(run: RunDir, model: ExportedModel) -> Configuration:
+    return Configuration.model_validate(read_settings(JobDir(run.path / model.metadata.source).config))
 
 
 def _test_files(data: DataConfig, labels: Sequence[str], job: JobDir) -> Listing | None:

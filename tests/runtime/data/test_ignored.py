@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from compiler.errors import RunError
@@ -65,6 +67,48 @@ def test_ignored_classes_are_nowhere(layout: str, tmp_path: Path) -> None:
     assert "2 classes" in survey(config, SHAPE, class_task(2)).says
     with pytest.raises(RunError, match=r"no class 'dgo'; did you mean 'dog'"):
         load_dataset(DataConfig(**given, ignore=("dgo",)), SHAPE, class_task(3), seed=0)
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_labels_that_say_nothing_are_left_out(tmp_path: Path, ending: str) -> None:
+    images(tmp_path)
+    rows = [{"path": f"{path.parent.name}/{path.name}", "label": path.parent.name} for path in tmp_path.glob("*/*.png")]
+    for row, label in zip(rows[::5], ("", "-1", "?", "", ""), strict=True):
+        row["label"] = label
+    written = [json.dumps(row | {"label": row["label"] or None}) for row in rows]
+    if ending == "csv":
+        written = ["path,label", *(",".join(row.values()) for row in rows)]
+    (tmp_path / f"t.{ending}").write_text("\n".join(written))
+    table = {"name": "table", "root": str(tmp_path), "file": f"t.{ending}"}
+    config = DataConfig.model_validate({**table, "ignore": ["", -1, "?"]})
+    dataset = load_dataset(config, SHAPE, class_task(3), seed=0)
+    assert dataset.labels == CLASSES
+    assert len(dataset.train.targets) + len(dataset.test.targets) == 24 - 5
+    with pytest.raises(RunError, match=rf"t.{ending}:\d+: label is empty or no text\n.*data.ignore: \[''\]"):
+        find_parts(DataConfig.model_validate({**table, "ignore": ["?"]}))
+
+
+@pytest.mark.parametrize("labels", [("cat", "", "owl"), (0, -1, 1), (0, 1, 2), (1, 0, 4)])
+def test_arrays_are_those_without_the_ignored_images(tmp_path: Path, labels: tuple[Any, ...]) -> None:
+    x, y = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), np.uint8), np.array(labels * 20)
+    kept, last = y != labels[1], (labels[0], *range(2, 4), 4) if labels[2] == 4 else (labels[0], labels[2])
+    np.savez(tmp_path / "all.npz", x=x, y=y)
+    np.savez(tmp_path / "some.npz", x=x[kept], y=np.searchsorted(last, y[kept]))
+    whole = DataConfig.model_validate({"name": "arrays", "root": str(tmp_path / "all.npz"), "ignore": [labels[1]]})
+    some = whole.model_copy(update={"root": str(tmp_path / "some.npz"), "ignore": ()})
+    found, wanted = (load_dataset(config, SHAPE, class_task(len(last)), seed=0) for config in (whole, some))
+    assert found.labels == tuple(map(str, last))
+    for one, other in ((found.train, wanted.train), (found.test, wanted.test)):
+        assert torch.equal(one.targets, other.targets)
+        assert torch.equal(one.in_memory().images, other.in_memory().images)
+
+
+def test_a_folder_without_images_says_what_lies_there(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.xcf").write_bytes(b"none")
+    with pytest.raises(RunError, match=r"must hold the folders train/ .* passed over: 2 \.xcf\n"):
+        find_parts(DataConfig(name="folder", root=str(tmp_path)))
 
 
 def test_an_empty_folder_may_be_ignored_and_one_that_only_a_part_has(tmp_path: Path) -> None:

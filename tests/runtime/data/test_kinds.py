@@ -19,7 +19,8 @@ from compiler.language.config import DataConfig
 from graphspec import api
 from runtime.data.archives import Member
 from runtime.data.dataset import load_dataset
-from runtime.data.folders import kind_of
+from runtime.data.folders import ENDINGS, kind_of
+from runtime.data.health import examine
 from runtime.data.layouts import find_parts
 from runtime.data.pixels import READING, Pixels, Reading, UnreadableError, read_pixels
 from runtime.inference.model import ExportedModel
@@ -109,7 +110,10 @@ def test_stacks_go_from_folders_to_an_exported_model(tmp_path: Path, ending: str
     spec = SPEC.replace("input: [3, 12, 16]\n", "").replace("classes: 3\n", "").replace('"[3, H, W]', '"[5, H, W]')
     run = make_run(tmp_path, "export.probabilities=true", spec=spec)
     assert api.open_run(run).spec.input == (5, 12, 16)
+    (mode,) = examine(DataConfig(name="folder", root=str(root)), print, print).as_json()["modes"]
+    assert mode == ("I;16 x 5 pages" if ending == ".tif" else "uint16 x 5")
     result = export(run)
+    assert "Take its 5 channels or pages" in (run.export / "README.md").read_text()
     model = ExportedModel.open(Path(result.path))
     paths = [str(path) for path in sorted(root.glob("test/*/*"))]
     said = predict(model, paths, top=2)
@@ -141,6 +145,17 @@ def test_heic_is_read_with_its_package_and_says_which_it_is_without(tmp_path: Pa
         with pytest.raises(UnreadableError, match="pip install pillow-heif"):
             read_pixels(path, (3, 12, 16), READING)
         assert "pip install pillow-heif" in kind_of(path.name)
+
+
+@pytest.mark.parametrize("ending", sorted({*ENDINGS} - {".npy", ".heic", ".heif", ".pbm", ".pfm"}))
+def test_files_of_every_ending_are_read(tmp_path: Path, ending: str) -> None:
+    shades = np.arange(192, dtype=np.uint8).reshape(12, 16)
+    grey = ending in (".pgm", ".pnm")
+    image = Image.fromarray(shades if grey else np.stack([shades, shades[::-1], shades + 60], axis=-1))
+    image.save(tmp_path / f"a{ending.upper()}")  # of the kind that Pillow takes the ending for
+    pixels = read_pixels(tmp_path / f"a{ending.upper()}", (1 if grey else 3, 12, 16), READING)[0]
+    palette = 40 if ending == ".gif" else 12  # and what compression leaves
+    assert np.abs(pixels.astype(int) - np.atleast_3d(np.asarray(image))).mean() < palette
 
 
 @pytest.mark.parametrize("name", ["images.tar.gz", "images.tgz"])

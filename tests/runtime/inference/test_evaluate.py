@@ -20,13 +20,16 @@ from PIL import Image
 
 import graphspec
 from compiler.errors import RunError
+from runtime.data.pixels import read_pixels
+from runtime.export.run_export import ExportResult
 from runtime.inference.evaluate import MISTAKES, run_evaluate
 from runtime.inference.figures import Evaluation
+from runtime.inference.model import ExportedModel
 from runtime.reporting.evaluation import page
 from runtime.reporting.page import write_report
 from runtime.rundir.directory import RunDir
 from runtime.rundir.files import read_json
-from tests.runtime.inference.exported import export, make_run, printed, write_images
+from tests.runtime.inference.exported import CLASSES, SPEC, export, make_run, printed, write_images
 from tests.runtime.inference.test_model import FORMS
 from tests.tiny import TINY, environment
 
@@ -96,10 +99,61 @@ def test_any_folder_of_classes_and_a_page_of_its_own(exported: RunDir, made: Pat
     assert text.count("<img src=") == len(some["mistakes"])
     assert not re.search(r"(src|href)=\"(?!data:)", text)
     (tmp_path / "some" / "bird").mkdir()
-    with pytest.raises(RunError, match="some: has folders of classes that the model does not know: bird; it knows cat"):
+    with pytest.raises(RunError, match="some: has classes that the model does not know: bird; it knows cat"):
         evaluate(model, "some")
     with pytest.raises(RunError, match=r"a file alone does not say what to evaluate it on\n  try: "):
         evaluate(model)
+
+
+@pytest.mark.parametrize("labels", [("cat", "dog", ""), (0, 1, -1)])
+def test_images_that_training_has_ignored_may_be_there_or_not(tmp_path: Path, labels: tuple[object, ...]) -> None:
+    write_images(tmp_path / "parts", train=30, test=0)
+    paths = sorted((tmp_path / "parts").glob("train/*/*"))
+    given = [labels[CLASSES.index(path.parent.name)] for path in paths]
+    model = ExportedModel.open(Path(_trained_without(tmp_path, list(zip(paths, given, strict=True))).path))
+    pixels = np.stack([read_pixels(path, model.shape, model.reading)[0] for path in paths])
+    whole, known = np.array(given), np.array(given) != labels[2]
+    for name, rows in (("all", known | True), ("some", known)):
+        np.savez(tmp_path / f"{name}.npz", x=pixels[rows], y=whole[rows])
+        lines = [f"{path},{label}" for path, label, kept in zip(paths, given, rows, strict=True) if kept]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["path,label", *lines]))
+    files = [tmp_path / name for name in ("all.npz", "some.npz", "all.csv", "some.csv")]
+    found = [run_evaluate(model.path, file) for file in files]
+    assert {each.images for each in found} == {60}
+    assert len({each.accuracy for each in found}) == 1
+
+
+def _trained_without(folder: Path, rows: list[tuple[Path, object]]) -> ExportResult:
+    """A model trained beside a table whose last label says nothing."""
+    (folder / "t.csv").write_text("\n".join(["path,label", *(f"{path},{label}" for path, label in rows)]))
+    table = ("data.name=table", f"data.file={folder / 't.csv'}", f"data.ignore=[{rows[-1][1]!r}]")
+    spec = SPEC.replace("classes: 3", "classes: 2").replace("{name: folder, root: images}", "{near_duplicates: null}")
+    return export(make_run(folder, *table, spec=spec))
+
+
+def test_archives_tables_and_arrays_are_the_folder_that_they_are_made_of(
+    exported: RunDir, made: Path, tmp_path: Path
+) -> None:
+    root, model = made / "images", ExportedModel.open(exported.export / "model.onnx")
+    paths = sorted(root.glob("test/*/*"))
+    shutil.make_archive(str(tmp_path / "test"), "gztar", root / "test")
+    shutil.make_archive(str(tmp_path / "all"), "zip", root)
+    (tmp_path / "t.csv").write_text("path,label\n" + "".join(f"{path},{path.parent.name}\n" for path in paths))
+    pixels = np.stack([read_pixels(path, model.shape, model.reading)[0] for path in paths])
+    np.savez(tmp_path / "a.npz", x=pixels, y=np.array([path.parent.name for path in paths]))
+    wanted = asdict(run_evaluate(exported, root / "test"))
+    for name in ("test.tar.gz", "all.zip", "t.csv", "a.npz"):
+        found = asdict(run_evaluate(exported, tmp_path / name))
+        assert found["data"] == str(tmp_path / name)
+        same = [key for key in wanted if key not in ("data", "mistakes")]
+        assert {key: found[key] for key in same} == {key: wanted[key] for key in same}
+        assert [each["confidence"] for each in found["mistakes"]] == [each["confidence"] for each in wanted["mistakes"]]
+        assert all(each["picture"] for each in found["mistakes"])
+    np.savez(tmp_path / "a.npz", x=pixels, y=np.array(["bird"] * len(pixels)))
+    (tmp_path / "t.csv").write_text(f"path,label\n{paths[0]},bird\n")
+    for name in ("a.npz", "t.csv"):
+        with pytest.raises(RunError, match="has classes that the model does not know: bird; it knows cat, dog, owl"):
+            run_evaluate(exported, tmp_path / name)
 
 
 def test_unreadable_images_are_left_out_and_told(exported: RunDir, made: Path, tmp_path: Path) -> None:
