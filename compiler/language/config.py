@@ -55,6 +55,15 @@ StrategyName = Annotated[str, _now(apg_nag="dso")]
 Adaptive = Annotated[Literal["none", "flops", "memory_access", "latency"], _now(mac="memory_access")]
 
 
+def _alone(value: Any) -> Any:
+    """`["class"]` -> `"class"`."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+_ONE_COLUMN = Annotated[list[str], Field(min_length=1, max_length=1)]
+Column = Annotated[str, BeforeValidator(_alone, json_schema_input_type=str | _ONE_COLUMN)]
+
+
 class Section(BaseModel):
     """Base of all sections: unknown keys are errors, values are immutable."""
 
@@ -95,8 +104,8 @@ class DataConfig(Section):
     """`table`: a CSV, TSV or JSON lines file with a line for each image, relative to `root` where that is set."""
     image: str = "path"
     """`table`: the column of the paths of the images, relative to the folder of the data set."""
-    label: str = "label"
-    """`table`: the column of the classes."""
+    label: Column = "label"
+    """`table`: the column of the classes; a list of one column is that column."""
     part: str | None = None
     """`table`: the column that says train, val or test. Default: the set is divided here."""
     nested: bool = False

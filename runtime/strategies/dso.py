@@ -16,6 +16,7 @@ from compiler.analysis.guards import best_channels, kept_by_strength, smallest_c
 from compiler.analysis.limits import budget_share
 from compiler.analysis.rounding import kept_for_rounding
 from compiler.analysis.weights import GATES
+from compiler.drawing.scene import number_of
 from compiler.ir.graph import Graph
 from compiler.ops import only_merges
 from compiler.passes.carry import take
@@ -294,11 +295,11 @@ class Dso(TrainingStrategy):
 def _lost(before: Graph, after: Graph) -> str:
     """How many edges went and are left, and gates of channels where there were some."""
     edges, left = before.edge_count(), after.edge_count()
-    lost = f"{edges - left} edges, {left} left"
+    lost = f"{number_of(edges - left, 'edge')}, {left} left"
     if not before.channel_gates:
         return lost
     channels, open_ = (len(graph.gates()) - len(graph.edge_gates()) for graph in (before, after))
-    return f"{lost}, and {channels - open_} channels, {open_} left"
+    return f"{lost}, and {number_of(channels - open_, 'channel')}, {open_} left"
 
 
 def gate_optimizer(net: Supernet) -> APGNAG:
