@@ -87,10 +87,10 @@ def _fold_forward(graph: Graph, node: Node, factors: Factors, weights: Weights) 
         weight = weights[name]
         factor = np.repeat(values, channels).astype(weight.dtype)
         weights[name] = weight * factor.reshape(1, -1, *[1] * (weight.ndim - 2))
-    elif len(set(values)) > 1 or (folded := _scale_first_affine(node, values[0], weights)) is None:
-        return node
-    else:
+    elif len(set(values)) == 1 and (folded := _scale_first_affine(node, values[0], weights)) is not None:
         node = folded
+    else:
+        return node
     factors.update(dict.fromkeys(edges, 1.0))
     return node
 

@@ -6,7 +6,6 @@ In a bench every figure comes from a process of its own, forked from a server th
 from __future__ import annotations
 
 import itertools
-import json
 import multiprocessing
 import resource
 import signal
@@ -34,21 +33,19 @@ from compiler.ir.graph import INPUT
 from compiler.lowering.torch.fx import lower_model
 from runtime.data.dataset import HERE
 from runtime.data.workers import refuse_few_files
-from runtime.inference.model import MODEL
+from runtime.inference.model import MODEL, filled, said_size
 from runtime.inference.network import OnnxNetwork
 from runtime.jobs.logs import Console
 from runtime.rundir.directory import JobDir, RunDir
 from runtime.rundir.files import MOST_TENSORS, damaged, guarded, names_in, read_bytes
 from runtime.rundir.network import read_model, read_weights
 from runtime.rundir.study import rendered
-from runtime.strategies.latency import device_name
+from runtime.strategies.latency import EXPORT_SECONDS, device_name, seconds_of_runs
 
 Array = NDArray[Any]
 Kind = Literal["fp32", "fp16", "int8"]
 KINDS: tuple[Kind, ...] = ("fp32", "fp16", "int8")
 THREADS, BATCHES, SECONDS = (1, 2), (1, 64), 2.0
-WARM_UP, LEAST_RUNS = 10, 3
-EXPORT_SECONDS = 0.3  # for each latency that an export measures
 NUMPY: dict[str, Any] = {
     "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64,
     "tensor(uint8)": np.uint8, "tensor(int8)": np.int8, "tensor(int32)": np.int32, "tensor(int64)": np.int64,
@@ -90,24 +87,6 @@ class Latency:
             f"{self.network:<5} {self.threads} thread{'s' if self.threads > 1 else ' '} batch {self.batch:>3}: "
             f"median {self.median_ms:7.3f} ms, p90 {self.p90_ms:7.3f} ms, {self.images_per_second:9,.0f} images/s"
         )
-
-
-def seconds_of_runs(run: Callable[[], object], budget: float = EXPORT_SECONDS) -> list[float]:
-    """Seconds of each run after warm-up, over about `budget` seconds and at least `LEAST_RUNS` runs."""
-    _timed(run, 1, WARM_UP, budget)
-    return _timed(run, LEAST_RUNS, None, budget)
-
-
-def _timed(run: Callable[[], object], least: int, most: int | None, budget: float) -> list[float]:
-    """Seconds of each run, until the budget is used up or there are `most` runs, but of `least` runs at least."""
-    seconds: list[float] = []
-    total = 0.0
-    while len(seconds) < least or (total < budget and len(seconds) != most):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-        total += seconds[-1]
-    return seconds
 
 
 def eager_latency(module: nn.Module, x: Tensor, threads: int, budget: float = EXPORT_SECONDS) -> Latency:
@@ -195,8 +174,8 @@ class OnnxFile:
         place = f"{self.path}: input {item.name!r}"
         if item.type not in NUMPY:
             raise RunError(f"{place} is a {item.type}, which this cannot make up\n  try: a model that takes images")
-        size = json.loads({each.key: each.value for each in self.proto().metadata_props}.get("size", "[]"))
-        shape = [*item.shape[:1], *(size.pop(0) if size and isinstance(n, str) else n for n in item.shape[1:])]
+        said = said_size({each.key: each.value for each in self.proto().metadata_props})
+        shape = [*item.shape[:1], *filled(item.shape[1:], said)]
         if any(not isinstance(size, int) for size in shape[1:]):
             raise RunError(f"{place} has free sizes besides the batch: {item.shape}\n  try: fix them in the file")
         if item.shape and isinstance(item.shape[0], int) and item.shape[0] != batch:

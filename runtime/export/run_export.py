@@ -209,15 +209,15 @@ class _Export:
         if warning := check_outputs(torch_network, self.form, self.dataset):
             self.console.warn(warning)
         proto = self._emit()
-        network = self._stage("fp32", self._whole(proto))
+        protos: dict[Kind, onnx.ModelProto] = {"fp32": self._whole(proto)}
+        network = self._stage("fp32", protos["fp32"])
         parity = compare(network, torch_network, self.form, self.dataset, judge, self.settings.tolerance)
         for case in parity.cases:
             self.console.line(case.line(self.task.same))
         self._tell_parity(parity)
         parity.check(self.task.same)
         on_files = self._on_files(network, torch_network, judge) if self.settings.any_size else None
-        emitted: dict[Kind, onnx.ModelProto] = {"fp32": proto, **self._small_forms(proto)}
-        protos = {kind: self._whole(form) for kind, form in emitted.items()}
+        protos |= {kind: self._whole(form) for kind, form in self._small_forms(proto).items()}
         networks = {"fp32": network} | {k: self._stage(k, p) for k, p in protos.items() if k != "fp32"}
         with self.console.progress("test images", len(self.dataset.test.targets)) as advance:
             scores = score_all(networks, torch_network, self.form, self.dataset, judge, advance)

@@ -6,7 +6,7 @@ Pixels become what the file reads by the arithmetic of training, so that outputs
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from compiler.errors import RunError
 from compiler.language.findings import first_of
@@ -37,7 +37,7 @@ class Metadata(BaseModel):
     layout: Literal["nchw", "nhwc"]
     outputs: str  # name of the output that answers
     reading: dict[str, Any]
-    size: list[int] | None = None  # of the network's input, where the model takes images of any size
+    size: list[int] = []  # of the network's input, where the model takes images of any size
     source: Literal["retrain", "search"]  # the job whose network it is
     ignored: list[str] = []  # classes that were left out of the training
     task: str = TASK
@@ -57,10 +57,7 @@ class ExportedModel:
         """RunError if the file is no classifier that `graphspec export` has written."""
         network = OnnxNetwork(checked(path))
         metadata = _metadata(path, network.session.get_modelmeta().custom_metadata_map)
-        sizes = tuple(network.input.shape[1:])
-        free = [at for at, size in enumerate(sizes) if not isinstance(size, int)]
-        if metadata.size and len(free) == len(metadata.size):
-            sizes = tuple(metadata.size[free.index(at)] if at in free else size for at, size in enumerate(sizes))
+        sizes = filled(network.input.shape[1:], metadata.size)
         shape = (*sizes[-1:], *sizes[:-1]) if metadata.layout == "nhwc" else sizes
         outputs = {output.name: output.shape for output in network.session.get_outputs()}
         fits = all(isinstance(size, int) for size in shape) and shape[:1] == (len(metadata.mean),)
@@ -148,6 +145,22 @@ def open_model(target: RunDir | Path | None) -> tuple[ExportedModel, RunDir | No
     if not path.exists():
         raise RunError(f"{run.path}: its network was not exported to {path}\n  try: graphspec export {run.path}")
     return ExportedModel.open(path), run
+
+
+def filled(sizes: Sequence[Any], said: Sequence[int]) -> tuple[Any, ...]:
+    """Sizes with what is `said` in the place of those that are left open, if it is as many."""
+    if sum(not isinstance(size, int) for size in sizes) != len(said):
+        return tuple(sizes)
+    left = iter(said)
+    return tuple(size if isinstance(size, int) else next(left) for size in sizes)
+
+
+def said_size(properties: Mapping[str, str]) -> list[int]:
+    """The metadata `size` of a file that anyone may have made; empty if it says none."""
+    try:
+        return TypeAdapter(list[int]).validate_json(properties.get("size", "[]"))
+    except ValidationError:
+        return []
 
 
 def _metadata(path: Path, said: Mapping[str, str]) -> Metadata:

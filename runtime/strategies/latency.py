@@ -22,8 +22,10 @@ from runtime.rundir.files import read_json, write_json
 from runtime.rundir.records import Times
 from runtime.strategies.penalties import OpCall
 
-WARM_UP, REPEATS = 5, 30
-MEASUREMENTS, NETWORK_SECONDS, LEAST_RUNS = 3, 0.1, 3  # of a whole network: each so long, and of so many runs
+OP_WARM_UP, OP_REPEATS = 5, 30
+WARM_UP, LEAST_RUNS = 10, 3  # of a whole network
+MEASUREMENTS, NETWORK_SECONDS = 3, 0.1  # where a search asks for its latency
+EXPORT_SECONDS = 0.3  # for each latency that an export measures
 
 
 def device_name(device: torch.device) -> str:
@@ -51,13 +53,13 @@ def measure(call: OpCall, device: torch.device, batch: int = 1) -> float:
     values = [torch.zeros(batch, *shape, device=device) for shape in call.inputs]
     seconds = []
     with torch.inference_mode():
-        for _ in range(WARM_UP + REPEATS):
+        for _ in range(OP_WARM_UP + OP_REPEATS):
             _wait_for(device)
             start = time.perf_counter()
             module(*values)
             _wait_for(device)
             seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[WARM_UP:])
+    return statistics.median(seconds[OP_WARM_UP:])
 
 
 def _wait_for(device: torch.device) -> None:
@@ -97,25 +99,35 @@ def network_latency(graph: Graph, file: Path) -> float:
 def _measured_in_onnxruntime(graph: Graph) -> float:
     """As it will be exported; weights count for nothing, as long as they are ordinary numbers."""
     import numpy as np
-    import onnxruntime
+
+    from runtime.inference.network import OnnxNetwork
 
     compact, _ = compacted(Model(graph, dict.fromkeys(graph.gates(), 1.0)), BudgetConfig())
     module = lower(compact.graph)
     initialise(module, 0)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    proto = emit(Model(compact.graph, {}, weights_of(module)), input_name="image")
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    image = np.ones((1, *graph.node(INPUT).shape), np.float32)
-    medians = []
-    for _ in range(MEASUREMENTS):
-        seconds: list[float] = []
-        while len(seconds) < WARM_UP + LEAST_RUNS or sum(seconds) < NETWORK_SECONDS:
-            start = time.perf_counter()
-            session.run(None, {"image": image})
-            seconds.append(time.perf_counter() - start)
-        medians.append(statistics.median(seconds[WARM_UP:]))
-    return statistics.median(medians)
+    content = emit(Model(compact.graph, {}, weights_of(module))).SerializeToString()
+    network, image = OnnxNetwork(Path(graph.name), 1, content), np.ones((1, *graph.node(INPUT).shape), np.float32)
+    return statistics.median(
+        statistics.median(seconds_of_runs(lambda: network(image), NETWORK_SECONDS)) for _ in range(MEASUREMENTS)
+    )
+
+
+def seconds_of_runs(run: Callable[[], object], budget: float = EXPORT_SECONDS) -> list[float]:
+    """Seconds of each run after warm-up, over about `budget` seconds and at least `LEAST_RUNS` runs."""
+    _timed(run, 1, WARM_UP, budget)
+    return _timed(run, LEAST_RUNS, None, budget)
+
+
+def _timed(run: Callable[[], object], least: int, most: int | None, budget: float) -> list[float]:
+    """Seconds of each run, until the budget is used up or there are `most` runs, but of `least` runs at least."""
+    seconds: list[float] = []
+    total = 0.0
+    while len(seconds) < least or (total < budget and len(seconds) != most):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+        total += seconds[-1]
+    return seconds
 
 
 def _kept(file: Path, device: str, keys: Iterable[str], measured: Callable[[str], float]) -> Mapping[str, float]:

@@ -59,7 +59,7 @@ class RetrainJob(Job):
     ) -> None:
         """`weights` (arrays by `<node>.<param>`, all of `graph`) to start from; None: from scratch.
 
-        `teacher`: what `retrain.distil` learns from; RunError if the task cannot.
+        `teacher`: what `retrain.distil` learns from.
         """
         self.graph, self.config, self.device = graph, config.retrain, device
         self.task, self.world = dataset.task, world

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from compiler.errors import RunError
 from compiler.ir.graph import OUTPUT, Model
 from compiler.language.config import DistilConfig
 from compiler.lowering.torch.fx import lower_model, outputs_by_name
@@ -16,11 +15,6 @@ class Teacher:
     """The trained network, in evaluation mode, and how much it counts."""
 
     def __init__(self, model: Model, task: Task, config: DistilConfig, device: torch.device) -> None:
-        if not task.distils:
-            raise RunError(
-                "retrain.distil: the task has no loss against the outputs of another network\n"
-                "  try: --set retrain.distil.weight=0"
-            )
         module = lower_model(model).to(device).to(memory_format=torch.channels_last)
         self.network, self.task, self.config = module.eval(), task, config
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -143,6 +144,16 @@ def test_files_that_cannot_be_run_are_refused(tmp_path: Path) -> None:
         path = identity_file(tmp_path / "net.onnx", sizes, kind)
         with pytest.raises(RunError, match=said):
             measure(OnnxFile("onnx", path), 1, 2, 0.0)
+
+
+@pytest.mark.parametrize("said", ["", "?", "8", '{"a": 1}', '["a"]', "[8, 8]", "[" * 100_000])
+def test_sizes_that_metadata_says_are_anyones_words(tmp_path: Path, said: str) -> None:
+    for sizes, message in ((["N", "length"], "free sizes besides the batch"), (["N", 3], "")):
+        model = onnx.load(identity_file(tmp_path / "net.onnx", sizes, TensorProto.FLOAT))
+        model.metadata_props.add(key="size", value=said)
+        onnx.save(model, tmp_path / "net.onnx")
+        with pytest.raises(RunError, match=message) if message else nullcontext():
+            measure(OnnxFile("onnx", tmp_path / "net.onnx"), 1, 2, 0.0)
 
 
 def test_a_model_file_that_is_not_there(tmp_path: Path) -> None:

@@ -11,14 +11,12 @@ from torch import nn
 
 from compiler.errors import RunError
 from runtime.export.bench import (
-    LEAST_RUNS,
-    WARM_UP,
     Latency,
     eager_latency,
     onnx_latency,
-    seconds_of_runs,
 )
 from runtime.inference.network import OnnxNetwork
+from runtime.strategies.latency import LEAST_RUNS, WARM_UP, seconds_of_runs
 from tests.runtime.export.test_quantise import hand_built
 
 

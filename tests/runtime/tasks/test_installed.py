@@ -119,6 +119,7 @@ def test_a_form_that_is_worse_is_refused(folder: Path) -> None:
         ("task=acme_regresion", "task: unknown task 'acme_regresion'; did you mean 'acme_regression'?"),
         ("task=x", "unknown task 'x'; there are classification, acme_regression"),
         ("retrain.label_smoothing=0.1", "retrain.label_smoothing means nothing for the task acme_regression"),
+        ("retrain.distil.weight=0.5", "retrain.distil means nothing for the task acme_regression"),
         ("export.probabilities=true", "export.probabilities means nothing for the task acme_regression"),
     ],
 )
