@@ -37,6 +37,8 @@ def _named(name: str) -> list[str]:
         return found
     if os.path.isfile(name):
         return [name]
+    if os.path.exists(name):
+        raise RunError(f"{name}: is a pipe or a device, and images are read from files\n  try: save it in a file")
     matches = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else []
     inside = [_inside(match) if os.path.isdir(match) else [match] for match in matches]
     files: dict[str, str] = {}
