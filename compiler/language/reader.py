@@ -168,8 +168,7 @@ class Reader:
         value = at.tree.value
         if isinstance(value, str) and value:
             return value
-        quoted = "; put it in quotes" if isinstance(value, (int, float)) else ""
-        self.error(at.place, f"expected {what}, found {at.tree}{quoted}")
+        self.error(at.place, f"expected {what}, found {at.tree}{at.tree.as_text}")
         return None
 
     def expect(self, at: At, fits: bool, expected: str, hint: str = "") -> Any:

@@ -55,7 +55,8 @@ def _explain(loc: Path, items: list[ErrorDetails], given: Mapping[str, At], root
         return Diagnostic(root.place_at(loc or _first_path_in(message, given)), message)
     others = [describe(each).partition(", found")[0].removeprefix("expected ") for each in items[1:]]
     says = describe(item).replace(", found", " or ".join(["", *others]) + ", found", 1)
-    return Diagnostic(root.place_at(loc), f"{where}: {says}")
+    hint = root.find(loc)[0].as_text if any(each["type"] == "string_type" for each in items) else ""
+    return Diagnostic(root.place_at(loc), f"{where}: {says}{hint}")
 
 
 def _first_path_in(message: str, given: Mapping[str, At]) -> Path:

@@ -88,6 +88,15 @@ class Tree:
         """What was found, for messages."""
         return show(self.value)
 
+    @property
+    def as_text(self) -> str:
+        """The end of a message that wants a text and found this: how to write a text that reads as something else."""
+        if not isinstance(self.value, (int, float)):
+            return ""
+        key, value = self.origin.text[: self.origin.offset], self.origin.text[self.origin.offset :].strip()
+        alone = self.origin.name == "--set" and value[:1] not in ("[", "{")  # else the reader sees which item it is
+        return "; put it in quotes" + f""", for a shell --set '{key}"{value}"'""" * alone
+
     def find(self, path: Path) -> tuple[Tree, Tree | None, int]:
         """The innermost value on the way along `path`, its key if it stands under one, and the steps to it."""
         tree, key = self, None

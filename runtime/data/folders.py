@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from compiler.errors import RunError, one_line
-from runtime.rundir.files import guarded
+from runtime.rundir.files import SPECIAL, guarded
 
 _ALWAYS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".jpx", ".png", ".apng", ".gif", ".webp", ".avif"),
@@ -22,7 +22,6 @@ _HEIF = (".heic", ".heif")
 ENDINGS = (*_ALWAYS, *(_HEIF if find_spec("pillow_heif") else ()))
 THERE = "link to what is there already"
 IGNORED = "image of an ignored class"
-_SPECIAL = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
 _SHOWN = 10  # classes whose images are counted one by one
 _NAMED = 5  # names of a kind
 
@@ -207,7 +206,7 @@ def _with_parents(path: str) -> tuple[str, ...]:
 def _special(path: str) -> str:
     """Of what would be read for ever, or is not there; empty for a regular file."""
     try:
-        return _SPECIAL.get(stat.S_IFMT(os.stat(path).st_mode), "")
+        return SPECIAL.get(stat.S_IFMT(os.stat(path).st_mode), "")
     except OSError:
         return "link to nothing"
 

@@ -25,7 +25,7 @@ from runtime.data.folders import (
     scan_images,
 )
 from runtime.data.tables import TABLES, Row, read_table
-from runtime.rundir.files import guarded
+from runtime.rundir.files import guarded, refuse_pipe
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 PART_NAMES = {"train": TRAIN, "val": VALIDATION, "valid": VALIDATION, "validation": VALIDATION, "test": TEST}
@@ -85,6 +85,7 @@ def _in_folder(config: DataConfig, most: int | None) -> Parts:
     with guarded(root, "read"):
         if root.is_file():
             return _of_rows(root, *_rows_of(root, nested=config.nested), config.ignore)
+        refuse_pipe(root)
         names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir()) if root.is_dir() else []
     parts = _named_parts(root, names)
     if set(parts) == {TRAIN, VALIDATION} or (config.name == "imagenet" and VALIDATION in parts):

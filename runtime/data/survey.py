@@ -14,6 +14,7 @@ from compiler.errors import RunError, one_line
 from compiler.ir.graph import TensorType
 from compiler.language.config import DataConfig
 from runtime.data.layouts import LAYOUTS, TRAIN, VALIDATION, data_root, find_parts
+from runtime.rundir.files import as_utf8
 from runtime.tasks.base import Task, refuse_classes
 
 COUNTED = 100_000
@@ -123,6 +124,7 @@ def check_files_fit(name: str, shape: Sequence[int], first: str = "") -> None:
 def _in_files(config: DataConfig, shape: tuple[int, ...], task: Task) -> Survey:
     """Classes of all parts, and the training images of each where there are not too many."""
     parts, root = find_parts(config, COUNTED), one_line(data_root(config))
+    as_utf8("\n".join((str(data_root(config)), *parts.train.images)))  # a run has to record them
     check_files_fit(config.name, shape, parts.train.first)
     counts = {name: len(paths) for name, paths in parts.train.images.items()}
     refuse_classes(config.name, len(counts), task)

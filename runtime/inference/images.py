@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from compiler.errors import RunError, one_line
 from runtime.data.archives import source
 from runtime.data.folders import ENDINGS
 from runtime.data.pixels import Pixels, Reading, UnreadableError, read_pixels
+from runtime.rundir.files import refuse_pipe
 
 _TOLD = 5  # unreadable files that a message names
 
@@ -37,6 +39,7 @@ def _named(name: str) -> list[str]:
         return found
     if os.path.isfile(name):
         return [name]
+    refuse_pipe(Path(name))
     matches = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else []
     inside = [_inside(match) if os.path.isdir(match) else [match] for match in matches]
     files: dict[str, str] = {}

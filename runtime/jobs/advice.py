@@ -85,10 +85,14 @@ def too_slow(search: SearchConfig, steps_per_epoch: int, init: float = 1.0) -> s
     gamma, epochs = (value * needed / travelled for value in (gates.written_gamma, search.epochs))
     return (
         f"too short to prune: with search.gates.gamma {gates.gamma:g} and lr {gates.lr:g}, the gate of an edge "
-        f"of no use is zero after about {needed:.0f} gate steps at the full learning rate, and the search has only "
+        f"of no use is zero after about {_steps(needed)} at the full learning rate, and the search has only "
         f"{total}; set search.gates.gamma to {1.05 * gamma:.2g} or more, search.epochs to {math.ceil(epochs)} or more, "
         f"or lower search.batch_size"
     )
+
+
+def _steps(number: float) -> str:
+    return f"{number:.0f} gate step" + "s" * (round(number) != 1)
 
 
 def gate_warnings(search: SearchConfig, steps_per_epoch: int | None, init: float = 1.0) -> list[str]:
@@ -110,7 +114,7 @@ def gate_warnings(search: SearchConfig, steps_per_epoch: int | None, init: float
         share = f", {steps / steps_per_epoch:.2g} of an epoch"
     return [
         f"with search.gates.gamma {gates.gamma:g} and lr {gates.lr:g}, a gate without gradient is zero after about "
-        f"{max(needed, 1):.0f} gate steps{share}: lower gamma or the gates' lr, or useful edges are pruned too"
+        f"{_steps(max(needed, 1))}{share}: lower gamma or the gates' lr, or useful edges are pruned too"
     ] * soon
 
 

@@ -9,6 +9,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from compiler.drawing.svg import page_style
+from compiler.errors import printable
 
 
 def resource(name: str) -> str:
@@ -20,6 +21,9 @@ def template(name: str, **functions: Any) -> Template:
     """A template, which may use these functions and the style of all pages."""
     environment = Environment(
         autoescape=True,
+        finalize=lambda value: (
+            value if hasattr(value, "__html__") else printable(str(value))
+        ),  # a name may be any bytes
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -172,6 +172,7 @@ class RunDir:
             if path.is_file() and path.name == "latest":
                 path = path.parent / files.read_text(path).strip()
             if not path.is_dir():
+                files.refuse_pipe(path)
                 found = "is a file, not a run directory" if path.exists() else "no such run directory"
                 missing = path.suffix in (".yaml", ".yml") and not path.exists()
                 found, next_step = ("no such spec", "the path of one") if missing else (found, MAKES_ONE)

@@ -30,6 +30,7 @@ MARKER = "run.json"  # says that a folder is a run
 MOST_TEXT = 2**27  # bytes; the largest network that compiles has a graph of a quarter of it
 MOST_TENSORS = 2**36
 _SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # not through a link, and no wait for a pipe's other end
+SPECIAL = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
 _LEFT_OVER = re.compile(r"\..+\.tmp")  # of any version
 
 _OPTIONAL = {
@@ -116,7 +117,8 @@ def opened(path: Path, flags: int) -> Iterator[int]:
         descriptor = os.open(path.name, flags | (_SAFE & ~os.O_NOFOLLOW if linked else _SAFE), 0o666, dir_fd=folder)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise RunError(f"{path}: is no regular file, so it cannot be opened\n  try: another path")
+            what = SPECIAL.get(stat.S_IFMT(os.fstat(descriptor).st_mode), "folder")
+            raise RunError(f"{path}: is a {what} and no regular file, so it cannot be opened\n  try: another path")
         yield descriptor
     finally:
         os.close(descriptor)
@@ -142,6 +144,12 @@ def checked(path: Path) -> Path:
     """`path` if it is a regular file that may be read, for readers of their own (specs); RunError otherwise."""
     with guarded(path, "read"), opened(path, os.O_RDONLY):
         return path
+
+
+def refuse_pipe(path: Path) -> None:
+    """RunError that says what is at `path` if that is neither a file nor a folder, nor nothing."""
+    if path.exists() and not path.is_dir():
+        checked(path)
 
 
 def read_text(path: Path) -> str:
@@ -324,8 +332,19 @@ def sync(path: Path) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """`write_bytes` of `content` as UTF-8, line ends as they are."""
-    write_bytes(path, content.encode())
+    """`write_bytes` of `as_utf8`, line ends as they are."""
+    write_bytes(path, as_utf8(content))
+
+
+def as_utf8(text: str) -> bytes:
+    """What is written of a text; RunError, which shows the line, if a name in it is of other bytes than UTF-8's."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        line = text[text.rfind("\n", 0, error.start) + 1 :].partition("\n")[0].strip()
+        raise RunError(
+            f"{one_line(line)}: is no UTF-8 text, and is written down\n  try: rename that file or folder"
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:

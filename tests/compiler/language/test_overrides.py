@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -119,6 +121,23 @@ def test_a_text_is_data_and_survives_the_way_into_a_run(folder: Path, text: str)
         assert spec.config.data.root == text
         (folder / "again.yaml").write_text(dump(spec.root.plain()), encoding="utf-8", newline="")
         assert parse_file(folder / "again.yaml").config.data.root == text
+
+
+@pytest.mark.parametrize("key", ["name", "data.root", "data.name", "data.image"])
+@pytest.mark.parametrize("value", ["2024", " 1e5", "007.0", "true", "0x1F"])
+def test_what_is_said_of_a_number_where_a_text_is_wanted_can_be_typed(tmp_path: Path, key: str, value: str) -> None:
+    with pytest.raises(SpecError) as error:
+        parse_file(write_spec(tmp_path), [Override.parse(f"{key}={value}")])
+    option, typed = shlex.split(str(error.value).partition("for a shell ")[2].splitlines()[0])
+    found: Any = parse_file(write_spec(tmp_path), [Override.parse(typed)]).root.plain()
+    for part in key.split("."):
+        found = found[part]
+    assert (option, found) == ("--set", value.strip())
+
+
+def test_in_a_list_the_item_is_to_be_quoted(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="found true; put it in quotes\n"):
+        parse_file(write_spec(tmp_path), [Override.parse("data.ignore=[true]")])
 
 
 @REPEATABLE

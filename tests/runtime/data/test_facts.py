@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import unicodedata
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,14 @@ from compiler.errors import RunError
 from compiler.language.config import DataConfig
 from runtime.data.dataset import Dataset, load_dataset
 from runtime.data.facts import facts_of, recorded_dataset, write_facts
+from runtime.data.survey import survey
 from runtime.rundir.directory import JobDir
 from runtime.rundir.facts import DataFacts, read_facts
 from tests.tasks import class_task
 from tests.test_facts_of_a_run import make_set
 
 MODULE = "import numpy as np\ndef make(config):\n    x = np.full((8, 3, 8, 8), {value}, np.uint8)\n"
+ODD = r"\\udcff.*: is no UTF-8 text, and is written down\n  try: rename"
 MODULE += "    return (x, np.arange(8) % 3), (x[:4], np.arange(4) % 3)\n"
 
 
@@ -48,6 +52,25 @@ def test_a_set_is_the_same_however_it_is_read_and_wherever_it_lies(tmp_path: Pat
     moved = opened(name="folder", root=str(tmp_path / "b/c"), in_memory=False)[1]
     assert held.changes(streamed) == ""
     assert (held.train, held.test) == (moved.train, moved.test)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its disks have no such names")
+def test_names_that_are_no_text_are_told_of_before_anything_is_trained(tmp_path: Path) -> None:
+    """Folders of sets and of classes are recorded; files only where their set is divided."""
+    odd = os.fsdecode(b"\xff.png")
+    make_set(tmp_path / "files")
+    shutil.copytree(tmp_path / "files", tmp_path / odd)
+    shutil.copytree(tmp_path / "files", tmp_path / "classes")
+    for part in ("train", "test"):
+        (tmp_path / "classes" / part / "dog").rename(tmp_path / "classes" / part / odd)
+    next((tmp_path / "files/train/dog").iterdir()).rename(tmp_path / "files/train/dog" / odd)
+    for number, name in enumerate(("files", "files/train", "classes", odd)):
+        settings, folder = {"name": "folder", "root": str(tmp_path / name)}, JobDir(tmp_path / str(number))
+        dataset, facts = opened(**settings)
+        with nullcontext() if name == "files" else pytest.raises(RunError, match=ODD):
+            write_facts(folder, None, facts, dataset, lambda text: None)
+        with pytest.raises(RunError, match=ODD) if name in ("classes", odd) else nullcontext():
+            survey(DataConfig.model_validate(settings), (3, 8, 8), class_task(3))
 
 
 @pytest.mark.parametrize("kind", ["digits", "fake", "function"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +60,18 @@ def test_it_counts_and_names_what_is_there(tmp_path: Path, monkeypatch: pytest.M
     assert page.count('<img src="data:image/jpeg;base64,') >= 24 + 2
     for text in ("<h2>cat</h2>", "<h2>Near-duplicates: train cat, test dog</h2>", "54 of 2 classes"):
         assert text in page
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its disks have no such names")
+def test_names_that_are_no_text_are_shown_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = make_parts(tmp_path / os.fsdecode(b"set\xff"), {"train": 3, "test": 3})
+    (root / "train" / "cat").rename(root / "train" / os.fsdecode(b"c\xfe\x1bt"))
+    (root / "test" / "cat").rename(root / "test" / os.fsdecode(b"c\xfe\x1bt"))
+    assert SHELL.invoke(app, ["data", str(root)], catch_exceptions=False).exit_code == 0
+    page = Path("data.html").read_text()
+    assert r"<h2>c\udcfe\x1bt</h2>" in page
+    assert "\x1b" not in page
 
 
 def test_it_looks_at_what_a_spec_reads_and_at_arrays(tmp_path: Path) -> None:

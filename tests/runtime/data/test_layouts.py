@@ -398,7 +398,7 @@ def test_arrays_of_another_kind_are_refused(tmp_path: Path, made: dict[str, Any]
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path, name: str, files: list[str]) -> None:
     for file in files:
         os.mkfifo(tmp_path / file)
-    with pytest.raises(RunError, match="is no regular file"):
+    with pytest.raises(RunError, match="is a pipe and no regular file"):
         opened(tmp_path, name, **({"file": files[0]} if name == "table" else {}))
 
 

@@ -217,7 +217,7 @@ def test_a_pipe_is_refused_where_a_model_should_be(run: RunDir, tmp_path: Path) 
     for path in (run.export / MODEL, tmp_path / "model.onnx"):
         os.mkfifo(path)
     for target in (run.path, tmp_path / "model.onnx"):
-        with pytest.raises(RunError, match=r"model.onnx: is no regular file"):
+        with pytest.raises(RunError, match=r"model.onnx: is a pipe and no regular file"):
             run_bench(target, quiet=True)
 
 

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -79,10 +80,15 @@ def test_files_folders_patterns_and_stdin_name_the_same_images(exported: RunDir,
         done = CliRunner().invoke(app, ["predict", "run", "-", "--csv"], input=os.fsencode(odd) + b"\r\n")
         assert done.stdout_bytes.splitlines()[1].startswith(b"\xff.png,")
     os.mkfifo("pipe.png")  # nothing waits for what may never come
-    for name in ("nowhere.png", "some images/*.gif", "", "pipe.png", "/dev/zero"):
-        with pytest.raises(RunError, match="there is no such image, folder or pattern of images\n  try: ") as error:
-            find_images([files[0], name])
-        assert str(error.value).startswith(f"{name}: ")
+    for says, names in {
+        "there is no such image, folder or pattern of images": ("nowhere.png", "some images/*.gif", ""),
+        "is a pipe and no regular file, so it cannot be opened": ("pipe.png",),
+        "is a device and no regular file, so it cannot be opened": ("/dev/zero",),
+    }.items():
+        for name in names:
+            with pytest.raises(RunError, match=re.escape(f"{says}\n  try: ")) as error:
+                find_images([files[0], name])
+            assert str(error.value).startswith(f"{name}: {says}")
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunError, match="empty: there is no image in it"):
         find_images(["empty"])

@@ -14,6 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compiler.errors import RunError
+from compiler.language.config import DataConfig
+from runtime.data.layouts import find_parts
+from runtime.inference.images import find_images
+from runtime.inference.model import open_model
 from runtime.rundir.directory import Compiled, RunDir
 from runtime.rundir.files import (
     MARKER,
@@ -130,6 +134,17 @@ def test_runs_of_seeds_lie_in_their_study(run: RunDir, precious: Path) -> None:
     with pytest.raises(RunError, match="it is reached through a link"):
         write_text(run.seed_run(1).search.metrics, "{}\n")
     assert [path.name for path in precious.iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize("act", [
+    RunDir.open, open_model, lambda path: find_images([str(path)]),
+    lambda path: find_parts(DataConfig(name="folder", root=str(path))),
+])  # fmt: skip
+def test_what_is_neither_file_nor_folder_is_called_what_it_is(tmp_path: Path, act: object) -> None:
+    os.mkfifo(tmp_path / "given")
+    for path, what in ((tmp_path / "given", "pipe"), (Path("/dev/zero"), "device")):
+        with pytest.raises(RunError, match=f"^{path}: is a {what} and no regular file"):
+            act(path)  # type: ignore[operator]
 
 
 def test_a_pipe_is_no_file(run: RunDir) -> None:

@@ -29,9 +29,7 @@ def test_no_module_but_a_task_and_the_figures_of_classifiers_name_a_metric() -> 
     assert others == {Path("inference/figures.py"), Path("reporting/evaluation.py")}
 
 
-def test_a_metric_knows_what_is_better_and_by_how_much() -> None:
-    assert SHARE.is_better(0.9, 0.8)
-    assert ERROR.is_better(0.8, 0.9)
+def test_a_metric_knows_by_how_much_a_value_is_worse() -> None:
     assert (SHARE.lost(0.9, 0.88), SHARE.unit) == (pytest.approx(2), "points")
     assert (ERROR.lost(0.5, 0.6), ERROR.unit) == (pytest.approx(20), "%")
     assert (ERROR.lost(0.5, 0.4), ERROR.lost(0.0, 0.1)) == (pytest.approx(-20), pytest.approx(10))
