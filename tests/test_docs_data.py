@@ -25,7 +25,7 @@ def lay_out(text: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".heic":
             pytest.importorskip("pillow_heif").register_heif_opener()
-        channels = 4 if path.parts[0] == "cut out" else 3
+        channels = 4 if path.parts[0] == "cutouts" else 3
         for name in (path.name, *(f"{path.stem} copy{number}{path.suffix}" for number in ("", *range(9)))):
             seed += 1
             noise = np.random.default_rng(seed).integers(0, 256, (16, 16, channels), np.uint8)

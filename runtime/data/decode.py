@@ -55,7 +55,8 @@ def _random_part(size: tuple[int, int], shape: tuple[int, ...], choices: torch.G
 
 def _cut_out(plane: Image.Image, shape: tuple[int, ...], part: _Box | None) -> Image.Image:
     """A part of an image, or the central one, scaled to HxW."""
-    return plane.resize(shape[:0:-1], Image.Resampling.BICUBIC, box=part) if part else fit(plane, shape)
+    _, height, width = shape
+    return plane.resize((width, height), Image.Resampling.BICUBIC, box=part) if part else fit(plane, shape)
 
 
 def _jitter(planes: Sequence[Image.Image], channels: int, choices: torch.Generator) -> Pixels:

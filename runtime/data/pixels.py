@@ -229,7 +229,7 @@ def mode_of(file: Image.Image) -> str:
     return name if name in _DEEP else file.mode
 
 
-def _raw_mode(file: Image.Image) -> str:
+def _raw_mode(file: Any) -> str:
     """How the bytes of a PNG, TIFF or PPM file lie, as Pillow names it; empty of others."""
     codec, _, _, args = next(iter(getattr(file, "tile", ())), ("", (), 0, ""))
     if _has_planes(file):
@@ -239,7 +239,7 @@ def _raw_mode(file: Image.Image) -> str:
     return str(args[0] if isinstance(args, tuple) and args else args)
 
 
-def _deep_colours(file: Image.Image) -> NDArray[np.uint16] | None:
+def _deep_colours(file: Any) -> NDArray[np.uint16] | None:
     """The numbers (H, W, C) of a file of colours of 16 bits, upright; None of any other.
 
     Pillow gives the high byte of each. Told that the bytes lie the other way round, it gives the low one.
