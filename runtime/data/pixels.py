@@ -231,7 +231,8 @@ def mode_of(file: Image.Image) -> str:
 
 def _raw_mode(file: Any) -> str:
     """How the bytes of a PNG, TIFF or PPM file lie, as Pillow names it; empty of others."""
-    codec, _, _, args = next(iter(getattr(file, "tile", ())), ("", (), 0, ""))
+    none: Any = ("", (), 0, "")
+    codec, _, _, args = next(iter(getattr(file, "tile", ())), none)
     if _has_planes(file):
         return ""
     if codec == "ppm":
