@@ -2,8 +2,8 @@
 
     python examples/own_images.py FOLDER [KEY=VALUE ...]
 
-FOLDER holds train/ and test/ (or val/), each with one folder of images per class. Where FOLDER does not exist, a small
-set of drawn shapes is put there first, so that there is something to try. The settings are those of
+FOLDER holds one folder of images per class, or train/ and test/ (or val/) with such folders. Where FOLDER does not
+exist, a small set of drawn shapes is put there first, so that there is something to try. The settings are those of
 specs/own_images.yaml; `KEY=VALUE` changes one, as `--set` does on the command line.
 """
 
@@ -52,9 +52,7 @@ def main(folder: Path, settings: list[str]) -> None:
     """The four steps; each one's result is typed and can be looked into."""
     if not folder.exists():
         draw_shapes(folder)
-    classes = sum(path.is_dir() for path in (folder / "train").iterdir())
-    overrides = [f"data.root={folder.resolve()}", f"classes={classes}", *settings]
-    compiled = graphspec.compile(SPEC, overrides=overrides)
+    compiled = graphspec.compile(SPEC, overrides=[f"data.root={folder.resolve()}", *settings])
     print(compiled.costs.render())
     found = graphspec.search(compiled.run)
     print(f"kept {found.kept_edges} of {found.edges} edges")

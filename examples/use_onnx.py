@@ -6,7 +6,7 @@
 Images are read as in training, by graphspec's own reader, which needs numpy and Pillow only. Where graphspec is not
 installed, copy runtime/data/pixels.py beside this file and import it as `pixels`.
 
-Works for a model exported with its preprocessing (`export.with_preprocessing`, raw bytes go in) and for one without
+Works for a model exported with its preprocessing (`export.with_preprocessing`, raw numbers go in) and for one without
 (mean and standard deviation are then read from the model's metadata).
 """
 
@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from runtime.data.pixels import Reading, UnreadableError, read_pixels
+from runtime.data.pixels import Reading, UnreadableError, as_raw, read_pixels
 
 
 def batch(session: onnxruntime.InferenceSession, paths: list[Path]) -> Any:
     """The images as the model takes them; SystemExit with a message if it takes none, or one cannot be read."""
     metadata = session.get_modelmeta().custom_metadata_map
     image = session.get_inputs()[0]
-    raw, sizes = image.type == "tensor(uint8)", list(image.shape[1:])
+    raw, sizes = metadata.get("preprocessing", "").startswith("raw"), list(image.shape[1:])
     if len(sizes) != 3:
         sys.exit(f"the model takes signals {sizes}, and this example reads images: give the model arrays of yours")
     last = metadata.get("layout") == "nhwc"
@@ -37,7 +37,8 @@ def batch(session: onnxruntime.InferenceSession, paths: list[Path]) -> Any:
     reading = Reading(**json.loads(metadata.get("reading", "{}")))
     images = np.stack([pixels(path, (channels, height, width), reading) for path in paths])
     if raw:
-        images = images.round().astype(np.uint8)
+        kind = {"tensor(uint8)": "uint8", "tensor(uint16)": "uint16"}.get(image.type, "float32")
+        images = as_raw(images, kind, json.loads(metadata["input_range"])[1])
         return images if last else images.transpose(0, 3, 1, 2)
     mean, std = (np.array(json.loads(metadata[key]), np.float32) for key in ("mean", "std"))
     return ((images.astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2)

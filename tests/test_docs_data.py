@@ -21,13 +21,16 @@ def lay_out(text: str) -> None:
     seed = 0
     for path in map(Path, text.split()):
         archive, folder = path.parts[0], Path(f"{path.parts[0]} unpacked", *path.parts[1:-1])
-        folder = folder if archive.endswith((".zip", ".tar.gz")) else path.parent
+        folder = folder if archive.endswith((".zip", ".tar", ".tar.gz")) else path.parent
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (path.name, *(f"{path.stem} copy{number}.jpg" for number in ("", *range(9)))):
+        if path.suffix == ".heic":
+            pytest.importorskip("pillow_heif").register_heif_opener()
+        channels = 4 if path.parts[0] == "cutouts" else 3
+        for name in (path.name, *(f"{path.stem} copy{number}{path.suffix}" for number in ("", *range(9)))):
             seed += 1
-            noise = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8)
+            noise = np.random.default_rng(seed).integers(0, 256, (16, 16, channels), np.uint8)
             Image.fromarray(noise).save(folder / name)
-        for ending, form in ((".zip", "zip"), (".tar.gz", "gztar")):
+        for ending, form in ((".zip", "zip"), (".tar", "tar"), (".tar.gz", "gztar")):
             if archive.endswith(ending):
                 shutil.make_archive(archive.removesuffix(ending), form, f"{archive} unpacked")
 
@@ -58,9 +61,12 @@ def test_each_layout_is_read_by_the_line_that_is_said_to(
             exec(compile(snippet.text, snippet.where, "exec"), {})  # noqa: S102  (what the reader would do)
         else:
             Path(snippet.info.split()[1]).write_text(snippet.text)
-    config = DataConfig.model_validate(yaml.safe_load(text)["data"])
+    said = yaml.safe_load(text)
+    config = DataConfig.model_validate(said["data"])
     digits = config.name == "digits"
-    dataset = load_dataset(config, (1, 8, 8) if digits else (3, 16, 16), class_task(10 if digits else 2), seed=0)
+    shape = tuple(said.get("input", (1, 8, 8) if digits else (3, 16, 16)))
+    dataset = load_dataset(config, shape, class_task(10 if digits else 2), seed=0)
+    assert config.ignore or not any(part.passed.counts for part in dataset.listings)
     names = [name.removeprefix("pets/") for name in dataset.labels]
     assert names == [str(digit) for digit in range(10)] if digits else names == ["cat", "dog"]
     assert len(dataset.test.targets) > 0

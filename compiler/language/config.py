@@ -334,7 +334,8 @@ class ExportConfig(Section):
     opset: Annotated[int, Field(ge=13, le=1000)] = 18
     """ONNX operator set."""
     with_preprocessing: Literal["none", "nchw", "nhwc"] = "none"
-    """Include the normalisation: the model then takes uint8 images in this layout."""
+    """Include the normalisation: the model then takes images in this layout, with the numbers that the files have
+    (uint8, of more bits uint16 or float32)."""
     any_size: bool = False
     """With `with_preprocessing`: include the resize of `data.resize`; the model then takes images of any size."""
     probabilities: bool = False

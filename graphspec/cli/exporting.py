@@ -19,7 +19,7 @@ def export(
         Literal["retrain", "search"], typer.Option("--from", help="search: the pruned supernet.")
     ] = "retrain",
     opset: Annotated[int | None, typer.Option("--opset", help="Short for --set export.opset=N.")] = None,
-    with_preprocessing: Annotated[bool, typer.Option("--with-preprocessing", help="Take raw uint8 images.")] = False,
+    with_preprocessing: Annotated[bool, typer.Option("--with-preprocessing", help="Take raw images.")] = False,
     layout: Annotated[
         Literal["nhwc", "nchw"] | None,
         typer.Option("--layout", help="Of raw images (default: nhwc); implies --with-preprocessing."),

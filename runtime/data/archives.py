@@ -2,11 +2,13 @@
 torch.
 
 Of a tar file that is compressed as a whole (.tar.gz) a copy without compression lies among the system's temporary files
-as long as the process runs: every image would be read from its beginning otherwise.
+as long as the process runs: every image would be read from its beginning otherwise. Its owner holds a lock on it, so
+that the next one knows the copies of those that were killed, and removes them.
 """
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import gzip
 import io
@@ -18,6 +20,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,6 +28,7 @@ from compiler.errors import RunError, one_line
 from runtime.data.folders import Passed
 
 LARGEST = 2**28  # bytes of an image that is read; a damaged or hostile file can claim any size
+_PREFIX = "graphspec-"  # of copies without compression
 MOST = 5_000_000  # files in an archive
 _LOCK = threading.Lock()
 
@@ -129,8 +133,18 @@ def _in_tar(archive: Path, passed: Passed) -> Iterator[Member]:
 @functools.cache
 def _without_gzip(archive: Path, _: int) -> Any:
     """A temporary file with the content, which goes when this process ends; OSError if there is no room for it."""
-    file = tempfile.NamedTemporaryFile(prefix="graphspec-", suffix=".tar")  # noqa: SIM115  workers open it by its name
+    remove_left()
+    file = tempfile.NamedTemporaryFile(prefix=_PREFIX, suffix=".tar")  # noqa: SIM115  workers open it by its name
+    fcntl.flock(file, fcntl.LOCK_EX)
     with gzip.open(archive) as packed:
         shutil.copyfileobj(packed, file, 2**20)
     file.flush()
     return file
+
+
+def remove_left() -> None:
+    """Remove the copies of processes that were killed; those of others, and of other users, stay."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*.tar"):
+        with suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()

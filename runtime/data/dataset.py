@@ -151,6 +151,7 @@ class Dataset:
     held: Tensor | None = None  # (N,) bool of the training images: the validation part, where the set has one
     division: Division | None = None  # where the set has no parts
     balanced: bool = False  # whether training has as many images of every class
+    white: float = 0.0  # the largest value of images of more than 8 bits; 0: none is
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -220,6 +221,7 @@ def load_dataset(config: DataConfig, input_shape: Shape, task: Task, *, seed: in
         opened.held,
         opened.division,
         config.sampling == "balanced",
+        (train.found + test.found).white,
     )
 
 

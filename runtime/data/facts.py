@@ -46,6 +46,7 @@ def facts_of(dataset: Dataset, config: DataConfig) -> DataFacts:
         std=dataset.normalise.std,
         train=_part(dataset, dataset.train, root),
         test=_part(dataset, dataset.test, root),
+        white=dataset.white,
         division=dataset.division.facts if dataset.division else None,
     )
 
@@ -138,4 +139,5 @@ def recorded_dataset(facts: DataFacts, folder: JobDir, task: Task, shape: Shape,
     task.labels(facts.name, targets, targets, facts.labels or None)
     found = Found(deep=len(pixels) * pixels.is_floating_point())
     images, normalise = MemoryImages(pixels, targets, found=found), Normalise(facts.mean, facts.std)
-    return Dataset(facts.name, task, images, images, facts.labels, normalise, NO_AUGMENTATION, seed, share)
+    own = Dataset(facts.name, task, images, images, facts.labels, normalise, NO_AUGMENTATION, seed, share)
+    return replace(own, white=facts.white or (65535.0 if found.deep else 0.0))

@@ -22,8 +22,9 @@ from runtime.data.archives import source
 from runtime.data.arrays import over_range, read_arrays
 from runtime.data.layouts import LAYOUTS, data_root, find_parts
 from runtime.data.looks import Look, array_looks, look_at_all, near_duplicates
-from runtime.data.pixels import Found, Reading, read_image
-from runtime.data.remarks import range_doubt
+from runtime.data.pictures import read_picture
+from runtime.data.pixels import Found, Reading
+from runtime.data.remarks import CUT, range_doubt
 from runtime.data.survey import class_doubt
 
 _SHOWN = 3  # groups and files named in a line
@@ -102,6 +103,8 @@ class Health:
         """What should be looked at before anything is trained."""
         first = {name: next(iter(counts.values())) for name, counts in self.counts().items()}
         found = [class_doubt(first), self.note, range_doubt(self.found, f"{self.found.deep:,} images")]
+        if cut := self.found.cut:
+            found.append(f"{cut:,} images {CUT}")
         if len(self.classes) == 1:
             found.append("there is one class: nothing can be told apart")
         for key, what in (("part", "parts"), ("label", "classes")):
@@ -171,7 +174,7 @@ def examine(config: DataConfig, advance: Callable[[int], Any], begin: Callable[[
     passed = "; ".join(str(listing.passed) for listing in parts.listings if listing.passed.counts)
 
     def picture(path: str) -> Image.Image:
-        return read_image(source(path), 3, reading)[0].convert("RGB")
+        return read_picture(source(path), reading).convert("RGB")
 
     return Health(root, tuple(parts.train.images), items, passed, _groups(items, config), picture, parts.note)
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from runtime.data.archives import source
-from runtime.data.pixels import READING, Found, Reading, channels_last, first_channels, load, opened, pages_of
+from runtime.data.pictures import first_channels, picture
+from runtime.data.pixels import READING, Found, Reading, channels_last, load, mode_of, opened, pages_of
 
 NEAR = 8.0
 _BRIGHTER = 2.0  # of 255: what compression leaves of a plain ground is less
@@ -43,11 +44,11 @@ def look(path: str, reading: Reading = READING) -> Look:
     try:
         with opened(source(path)) as file:
             if isinstance(file, Image.Image):
-                size, mode, pages = file.size, file.mode, pages_of(file)
+                size, mode, pages = file.size, mode_of(file), pages_of(file)
                 channels, mode = (pages * len(file.getbands()), f"{mode} x {pages} pages") if pages > 1 else (0, mode)
                 file.draft("RGB", _ENOUGH)
-                image, found = load(file, 3, reading)
-                return Look(size, mode, found, thumbnail(image), channels=channels)
+                planes, found = load(file, 3, reading)
+                return Look(size, mode, found, thumbnail(picture(planes)), channels=channels)
             image, found = first_channels(file, reading)
             channels = channels_last(file).shape[-1]
             return Look(image.size, f"{file.dtype} x {channels}", found, thumbnail(image), channels=channels)

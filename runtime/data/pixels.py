@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +22,12 @@ Pixels = NDArray[Any]  # uint8, or float32 in 0..255 where a file has more than 
 MODES = {1: "L", 3: "RGB"}  # channel count -> Pillow's name
 _ARRAY_KINDS = ("uint8", "uint16", "float32")
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
-_BITS, _SAMPLE_FORMAT = 258, 339  # TIFF's tags; a sample format of 2 is a signed integer
+_BITS, _PLANAR, _SAMPLE_FORMAT = 258, 284, 339  # TIFF's tags; a sample format of 2 is a signed integer
+_EXCHANGED = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}  # of Pillow's names for byte orders
+_DEPTHS = {"JPEG2000": (b"\xff\x4f\xff\x51", 42, 8), "AVIF": (b"pixi", 9, 9)}  # a mark, how far behind it, more than 8
+_HEADER = 2**14  # bytes at the beginning of a file that hold its depth
+_DEEP = ("RGB;16", "RGBA;16", "RGBX;16", "LA;16")  # of Pillow's names for how bytes lie, without their order
+GREY = (0.299, 0.587, 0.114)  # how much of it each colour makes
 warnings.filterwarnings("ignore", "(Possibly )?[Cc]orrupt EXIF data", UserWarning)  # turning images is all it is for
 
 
@@ -51,20 +58,28 @@ class Found:
 
     transparent: int = 0  # images with transparent pixels
     deep: int = 0  # images of more than 8 bits, or of floats
+    cut: int = 0  # images of more than 8 bits, of which 8 can be read
     low: float = 0.0  # the lowest and the highest value in those, before clipping; 1 is the end of the range
     high: float = 0.0
     white: float = 0.0  # the largest range that was assumed
 
     def __add__(self, other: Found) -> Found:
-        transparent, deep = self.transparent + other.transparent, self.deep + other.deep
+        transparent, deep, cut = self.transparent + other.transparent, self.deep + other.deep, self.cut + other.cut
         low, high = min(self.low, other.low), max(self.high, other.high)
-        return Found(transparent, deep, low, high, max(self.white, other.white))
+        return Found(transparent, deep, cut, low, high, max(self.white, other.white))
 
 
 def read_pixels(path: Any, shape: tuple[int, ...], reading: Reading) -> tuple[Pixels, Found]:
     """The image file as (H, W, C), for a network input `shape` (C, H, W); see `read_planes` and `fit`."""
     planes, found = read_planes(path, shape[0], reading)
-    return _together([fit(plane, shape, reading) for plane in planes], shape[0]), found
+    return fit_all(planes, shape, reading), found
+
+
+def fit_all(planes: Sequence[Image.Image], shape: tuple[int, ...], reading: Reading) -> Pixels:
+    """Planes of an image as (H, W, C), each brought to HxW; three of them are the colours of the background, too."""
+    tones = reading.background if len(planes) == 3 else ()
+    grounds = [replace(reading, background=(tone,) * 3) for tone in tones] or [reading] * len(planes)
+    return _together([fit(plane, shape, own) for plane, own in zip(planes, grounds, strict=True)], shape[0])
 
 
 def read_whole(path: Any, channels: int, reading: Reading) -> Pixels:
@@ -73,30 +88,24 @@ def read_whole(path: Any, channels: int, reading: Reading) -> Pixels:
 
 
 def _together(planes: Sequence[Image.Image], channels: int) -> Pixels:
+    """Planes as (H, W, C), or one image of all channels."""
     return np.concatenate([as_pixels(plane, channels // len(planes)) for plane in planes], axis=-1)
 
 
 def read_planes(path: Any, channels: int, reading: Reading) -> tuple[list[Image.Image], Found]:
-    """The whole image, as `read_image` gives it; of an array, a stack of TIFF pages or where a network reads neither
-    grey nor colours, a grey image for each channel. UnreadableError when the file is damaged or has other channels.
+    """The whole image, upright, the first of several: of 8 bits one in the mode of `channels`, of more one of mode F,
+    0..255, or one for each colour. Of an array, a stack of TIFF pages or where a network reads neither grey nor
+    colours, a grey image for each channel. UnreadableError when the file is damaged or has other channels.
     """
-    with _unreadable(), opened(path) as file:
+    with unreadable(), opened(path) as file:
         if isinstance(file, Image.Image) and channels in MODES and not _is_stack(file, channels):
-            image, found = load(file, channels, reading)
-            return [image], found
+            return load(file, channels, reading)
         return _planes(file, channels, reading)
 
 
-def read_image(path: Any, channels: int, reading: Reading) -> tuple[Image.Image, Found]:
-    """The whole image, upright, the first of several: of 8 bits in the mode of `channels`, of more in mode F (grey),
-    0..255; of an array its first channels. UnreadableError when the file is damaged.
-    """
-    with _unreadable(), opened(path) as file:
-        return load(file, channels, reading) if isinstance(file, Image.Image) else first_channels(file, reading)
-
-
 @contextlib.contextmanager
-def _unreadable() -> Iterator[None]:
+def unreadable() -> Iterator[None]:
+    """Whatever a damaged file raises in here is an UnreadableError."""
     try:
         yield
     except UnreadableError:
@@ -145,15 +154,8 @@ def channels_last(values: NDArray[Any]) -> NDArray[Any]:
     return values if values.shape[-1] <= values.shape[0] else np.moveaxis(values, 0, -1)
 
 
-def first_channels(values: NDArray[Any], reading: Reading) -> tuple[Image.Image, Found]:
-    """A picture of an array as `opened` gives it: its first three channels, or the first one."""
-    last = channels_last(values)
-    shown, found = _in_range(last[..., : 3 if last.shape[-1] >= 3 else 1], reading)
-    pixels = shown.astype(np.uint8)
-    return Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels), found
-
-
-def _in_range(values: NDArray[Any], reading: Reading) -> tuple[NDArray[Any], Found]:
+def in_range(values: NDArray[Any], reading: Reading) -> tuple[NDArray[Any], Found]:
+    """An array as `opened` gives it, of uint8, or float32 in 0..255."""
     if values.dtype == np.uint8:
         return values, Found()
     return scaled(values, reading.range or (1.0 if values.dtype.kind == "f" else float(np.iinfo(values.dtype).max)))
@@ -176,38 +178,125 @@ def _pages(file: Image.Image) -> Iterator[Image.Image]:
         yield file
 
 
-def _bands(page: Image.Image, reading: Reading) -> list[tuple[Image.Image, Found]]:
-    bands = page.getbands()
-    return [load(page, 1, reading)] if len(bands) == 1 else [(band, Found()) for band in _upright(page).split()]
+def _bands(page: Image.Image, reading: Reading) -> tuple[Sequence[Image.Image], Found]:
+    if len(page.getbands()) == 1:
+        return load(page, 1, reading)
+    deep, cut = _deep_colours(page), _is_cut(page)
+    if deep is None:
+        return _upright(page).split(), Found(cut=int(cut))
+    values, found = scaled(deep, reading.range or 65535.0)
+    return [Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(values, -1, 0)], found
 
 
 def _planes(file: Image.Image | NDArray[Any], channels: int, reading: Reading) -> tuple[list[Image.Image], Found]:
     """A grey image for each channel."""
     if isinstance(file, Image.Image):
-        loaded = [one for page in _pages(file) for one in _bands(page, reading)]
-        planes, found = [image for image, _ in loaded], sum((each for _, each in loaded), Found())
+        loaded = [_bands(page, reading) for page in _pages(file)]
+        planes, found = [image for images, _ in loaded for image in images], sum((each for _, each in loaded), Found())
         says = f"{len(planes)} channels"
     else:
         last = file if file.shape[-1] == channels else np.moveaxis(file, 0, -1)
-        values, found = _in_range(last, reading)
+        values, found = in_range(last, reading)
         planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(values, -1, 0)]
         says = f"shape {file.shape}"
     if len(planes) != channels:
         raise ChannelsError(f"has {says}, the network reads {channels} channels")
     if len({plane.size for plane in planes}) > 1:
         raise UnreadableError("has pages of different sizes")
-    return planes, replace(found, deep=min(found.deep, 1), transparent=min(found.transparent, 1))
+    once = {name: min(getattr(found, name), 1) for name in ("deep", "cut", "transparent")}
+    return planes, replace(found, **once)
 
 
-def load(file: Image.Image, channels: int, reading: Reading) -> tuple[Image.Image, Found]:
-    """As `read_image`, of a file that Pillow has opened; almost any exception if it is damaged."""
+def load(file: Image.Image, channels: int, reading: Reading) -> tuple[list[Image.Image], Found]:
+    """As `read_planes`, of a file of grey or colours that Pillow has opened; almost any exception if it is damaged."""
+    deep, cut = _deep_colours(file), _is_cut(file)
+    if deep is not None:
+        return _colours(deep, file.info.get("transparency"), channels, reading)
     file.load()  # damage shows here
-    image = _upright(file)
+    image, found = _upright(file), Found(cut=int(cut))
     if image.mode == "F" or image.mode.startswith("I"):
-        return _scaled(image, reading)
+        grey, found = _scaled(image, reading)
+        return [grey], found
     if image.has_transparency_data:
-        return _on_background(image, channels, reading)
-    return image.convert(MODES[channels]), Found()
+        flat, transparent = _on_background(image, channels, reading)
+        return [flat], found + transparent
+    return [image.convert(MODES[channels])], found
+
+
+def mode_of(file: Image.Image) -> str:
+    """The mode of a file that Pillow has opened, with `;16` where it has colours of 16 bits."""
+    name = _raw_mode(file)[:-1]
+    return name if name in _DEEP else file.mode
+
+
+def _raw_mode(file: Any) -> str:
+    """How the bytes of a PNG, TIFF or PPM file lie, as Pillow names it; empty of others."""
+    none: Any = ("", (), 0, "")
+    codec, _, _, args = next(iter(getattr(file, "tile", ())), none)
+    if _has_planes(file):
+        return ""
+    if codec == "ppm":
+        return "RGB;16B" if file.mode == "RGB" and args[1] > 255 else ""
+    return str(args[0] if isinstance(args, tuple) and args else args)
+
+
+def _deep_colours(file: Any) -> NDArray[np.uint16] | None:
+    """The numbers (H, W, C) of a file of colours of 16 bits, upright; None of any other.
+
+    Pillow gives the high byte of each. Told that the bytes lie the other way round, it gives the low one.
+    """
+    name, order = _raw_mode(file)[:-1], _raw_mode(file)[-1:]
+    if _has_planes(file) and file.tile[0].codec_name == "raw" and _is_cut(file):
+        raise UnreadableError("has colours of 16 bits in planes of their own, which Pillow mixes up: interleave them")
+    if name not in _DEEP:
+        return None
+    content = io.BytesIO(_beginning(file))
+    if name == "LA;16":  # four bytes, as RGBA has
+        return _as_told(file, content, "RGBA").view(">u2")
+    high, low = (_as_told(file, content, f"{name}{each}") for each in (order, _EXCHANGED[order]))
+    values = high.astype(np.uint16) * np.uint16(256) + low
+    return (values * (65535 / file.tile[0].args[1])).round().astype(np.uint16) if file.format == "PPM" else values
+
+
+def _has_planes(file: Image.Image) -> bool:
+    """Whether a TIFF file has its colours one after the other."""
+    return bool(getattr(file, "tag_v2", {}).get(_PLANAR) == 2)
+
+
+def _beginning(file: Any, most: int = -1) -> bytes:
+    """The first bytes of a file that Pillow has opened, or all."""
+    place = file.fp.tell()
+    file.fp.seek(0)
+    start: bytes = file.fp.read(most)
+    file.fp.seek(place)
+    return start
+
+
+def _as_told(file: Image.Image, content: io.BytesIO, raw_mode: str) -> NDArray[np.uint8]:
+    """The same page of a file of this content, upright, read as if its bytes lay so."""
+    content.seek(0)
+    with Image.open(content) as twin:
+        twin.seek(file.tell())
+        twin.tile = [_told(tile, raw_mode) for tile in twin.tile]
+        return np.array(_upright(twin))
+
+
+def _told(tile: Any, raw_mode: str) -> Any:
+    if tile.codec_name == "ppm":
+        return tile._replace(codec_name="raw", args=(raw_mode, 0, 1))
+    return tile._replace(args=(raw_mode, *tile.args[1:]) if isinstance(tile.args, tuple) else raw_mode)
+
+
+def _is_cut(file: Any) -> bool:
+    """Whether Pillow gives 8 of more bits of colours."""
+    if len(file.getbands()) == 1 or _raw_mode(file)[:-1] in _DEEP:
+        return False
+    if file.format == "TIFF":
+        return bool(max(file.tag_v2.get(_BITS, (8,))) > 8)
+    mark, far, least = _DEPTHS.get(file.format, (b"", 0, 0))
+    start = _beginning(file, _HEADER) if mark else b""
+    at = start.find(mark) + far
+    return file.info.get("bit_depth", 8) > 8 or (far <= at < len(start) and least <= start[at] < 38)
 
 
 def fit(image: Image.Image, shape: tuple[int, ...], reading: Reading = READING) -> Image.Image:
@@ -246,6 +335,14 @@ def as_pixels(image: Image.Image, channels: int) -> Pixels:
     return np.asarray(image, dtype=np.uint8).reshape(image.height, image.width, channels)
 
 
+def as_raw(pixels: Pixels, kind: str, white: float) -> Pixels:
+    """Pixels in 0..255 as a model takes them that normalises itself: numbers of `kind`, 0 to `white`."""
+    if pixels.dtype == kind and white == 255:
+        return pixels
+    values = pixels * (white / 255)
+    return (np.rint(values) if kind.startswith("u") else values).astype(kind)
+
+
 def scaled(values: NDArray[Any], white: float) -> tuple[NDArray[np.float32], Found]:
     """Values of any type, `white` becoming 255, as float32 in 0..255; ValueError where one is no number."""
     shares = np.asarray(values, np.float64) / white
@@ -275,6 +372,23 @@ def _scaled(image: Image.Image, reading: Reading) -> tuple[Image.Image, Found]:
         grey[hidden] = np.asarray(Image.new("RGB", (1, 1), tuple(reading.background)).convert("L"))[0, 0]
         found += Found(transparent=int(hidden.any()))
     return Image.fromarray(grey), found
+
+
+def _colours(
+    values: NDArray[np.uint16], seen_through: Any, channels: int, reading: Reading
+) -> tuple[list[Image.Image], Found]:
+    """Colours (H, W, C), or grey, of 16 bits, the last of four or two how much is seen: as `load` gives them."""
+    count = 3 if values.shape[-1] > 2 else 1
+    shown = values[..., count:] / 65535 if values.shape[-1] in (2, 4) else np.ones((*values.shape[:2], 1))
+    if isinstance(seen_through, tuple):
+        shown = (values != np.array(seen_through)).any(-1, keepdims=True).astype(float)
+    pixels, found = scaled(values[..., :count], reading.range or 65535.0)
+    ground = np.array(reading.background if count == 3 else [reading.background @ np.array(GREY)], np.float32)
+    flat = (pixels * shown + ground * (1 - shown)).astype(np.float32)
+    if channels == 1 and count == 3:
+        flat = (flat @ np.array(GREY))[..., None].astype(np.float32)
+    planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(flat, -1, 0)]
+    return planes, found + Found(transparent=int((shown < 1).any()))
 
 
 def _on_background(image: Image.Image, channels: int, reading: Reading) -> tuple[Image.Image, Found]:

@@ -15,6 +15,8 @@ from runtime.data.survey import class_doubt
 if TYPE_CHECKING:
     from runtime.data.dataset import Dataset
 
+CUT = "have colours of more than 8 bits, of which 8 are read: save them as PNG or TIFF of 16 bits, or as .npy files"
+
 
 def tell(dataset: Dataset, warn: Callable[[str], None], told: Collection[str] = ()) -> list[str]:
     """Warn of what was not told yet; all kinds that are told now."""
@@ -36,6 +38,8 @@ def remarks(dataset: Dataset) -> dict[str, str]:
             texts["classes"] = uneven
     if counted := _counted({name: part.transparent for name, part in parts.items()}):
         texts["transparent"] = f"{counted} are transparent: they are put on data.background, white unless it is set"
+    if counted := _counted({name: part.cut for name, part in parts.items()}):
+        texts["cut"] = f"{counted} {CUT}"
     counted = _counted({name: part.deep for name, part in parts.items()})
     if doubt := range_doubt(parts["train"] + parts["test"], counted):
         texts["range"] = doubt

@@ -32,7 +32,7 @@ class Note:
         last = self.form.layout == "nhwc"
         pixels = ["height", "width"] if self.any_size else self.shape[1:]
         sizes = ", ".join(map(str, [*pixels, self.shape[0]] if last else [self.shape[0], *pixels]))
-        kind = "float32" if self.form.layout == "none" else "uint8"
+        kind = self.form.input_kind
         steps = "\n".join(f"{number}. {step}" for number, step in enumerate(self._steps(), start=1))
         return (
             f"# {name}\n\nAn ONNX model, exported by graphspec. Input: {kind} `[N, {sizes}]`; output: `{self.output}`, "
@@ -51,7 +51,8 @@ class Note:
                 f"Put what is transparent on the background ({ground}); make it {'grey' if channels == 1 else 'RGB'}."
             )
             yield flat if channels in MODES else f"Take its {channels} channels or pages, each as a grey image."
-            yield f"Scale values of more than 8 bits so that {white} becomes 255."
+            if self.form.layout == "none" or self.form.kind == "uint8":
+                yield f"Scale values of more than 8 bits so that {white} becomes 255."
             size = f"{height} x {width} (height x width)"
             steps = {
                 "crop": f"Scale it until it just covers {size}{margin}, and crop {height} x {width} in the middle",
@@ -62,7 +63,8 @@ class Note:
                 yield f"{steps[self.reading.resize]}: bicubic, antialiased."
         if self.form.layout != "none":
             whole = "the whole image: the model scales and normalises it. The images of a batch need one size."
-            yield f"Give the bytes, 0 to 255, {whole if self.any_size else 'as they are: the model normalises them.'}"
+            rest = whole if self.any_size else "as they are: the model normalises them."
+            yield f"Give the numbers, 0 to {self.form.white:g}, {rest}"
             return
         normalise = self.form.normalise
         mean, std = (", ".join(f"{value:.9g}" for value in found) for found in (normalise.mean, normalise.std))

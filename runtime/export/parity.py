@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from compiler.errors import RunError
 from runtime.data.augment import Draws, Normalise, to_float
 from runtime.data.dataset import HERE, Dataset
+from runtime.data.pixels import as_raw
 from runtime.data.sources import Images, Request
 from runtime.inference import BATCH
 from runtime.seeds import generator
@@ -24,6 +25,7 @@ Array = NDArray[Any]
 Network = Callable[[Array], Array]  # images in the model's own type and layout -> outputs (N, ...)
 Reference = Callable[[Tensor], Array]  # x: (N, C, H, W) float32, normalised -> outputs (N, ...)
 Layout = Literal["none", "nchw", "nhwc"]
+Kind = Literal["uint8", "uint16", "float32"]
 
 BATCHES = (1, 2, 7, 64)
 CONSTANT = 1e-6  # outputs that differ by less, relative to the largest, are the rounding of one number
@@ -31,28 +33,44 @@ CONSTANT = 1e-6  # outputs that differ by less, relative to the largest, are the
 
 @dataclass(frozen=True)
 class ImageForm:
-    """What the ONNX model takes: normalised float32 images (N, C, H, W) for `none`, else raw uint8 in that layout."""
+    """What the ONNX model takes: normalised float32 images (N, C, H, W) for `none`, else raw ones in that layout."""
 
     layout: Layout
     normalise: Normalise
+    kind: Kind = "uint8"  # of raw images
+    white: float = 255.0  # their largest value
+
+    @classmethod
+    def of(cls, layout: Layout, normalise: Normalise, white: float) -> ImageForm:
+        """Raw images as the files have them, whose largest value is `white`; 0: of bytes."""
+        if not white:
+            return cls(layout, normalise)
+        return cls(layout, normalise, "uint16" if 255 < white <= 65535 else "float32", white)
+
+    @property
+    def input_kind(self) -> Kind:
+        """The type of the model's input."""
+        return "float32" if self.layout == "none" else self.kind
 
     def both(self, pixels: Tensor) -> tuple[Tensor, Array]:
         """What the torch network reads and what the ONNX model reads, of raw pixels (N, ..., C) in 0..255."""
-        if self.layout != "none":
-            pixels = pixels.round().to(torch.uint8)  # of what has more bits the model gets these
-        x = to_float(pixels, self.normalise, Draws(), 0).contiguous()
         if self.layout == "none":
+            x = to_float(pixels, self.normalise, Draws(), 0).contiguous()
             return x, x.numpy()
-        raw = pixels if self.layout == "nhwc" else pixels.movedim(-1, 1)
-        return x, raw.contiguous().numpy()
+        raw = as_raw(pixels.numpy(), self.kind, self.white)
+        seen = torch.from_numpy((raw * (255 / self.white)).astype(np.float32))  # rounded as the model sees them
+        x = to_float(seen, self.normalise, Draws(), 0).contiguous()
+        return x, raw if self.layout == "nhwc" else np.ascontiguousarray(np.moveaxis(raw, -1, 1))
 
     def random(self, count: int, shape: tuple[int, ...], seed: int) -> tuple[Tensor, Array]:
-        """As `both`, of random images of this shape (C, ...): normal where the model takes floats, else any bytes."""
+        """As `both`, of random images of this shape (C, ...): normal where they come normalised, else any numbers."""
         random = generator(seed, "parity images", count)
         if self.layout == "none":
             x = torch.randn(count, *shape, generator=random)
             return x, x.numpy()
         sizes = (count, *shape[1:], shape[0])
+        if self.kind != "uint8":
+            return self.both(torch.rand(sizes, generator=random) * 255)
         return self.both(torch.randint(0, 256, sizes, generator=random, dtype=torch.uint8))
 
 

@@ -43,7 +43,7 @@ from runtime.export.parity import (
 from runtime.export.quantise import half, int8
 from runtime.export.trained import Source, Trained, finished_job, load_trained, training_data
 from runtime.inference.figures import EVALUATION
-from runtime.inference.model import MODEL
+from runtime.inference.model import MODEL, RAW
 from runtime.inference.network import OnnxNetwork
 from runtime.jobs.logs import Console
 from runtime.rundir import files
@@ -194,12 +194,10 @@ class _Export:
 
     def __post_init__(self) -> None:
         self.settings, self.task = self.opened.spec.config.export, self.dataset.task
-        self.form = ImageForm(self.settings.with_preprocessing, self.dataset.normalise)
+        self.form = ImageForm.of(self.settings.with_preprocessing, self.dataset.normalise, self.dataset.white)
         self.head = self.task.head if self.settings.probabilities else None  # behind the network in the file
         self.reading = reading_of(self.opened.spec.config.data)
         self.output_name = "probabilities" if self.head else self.task.output_name
-        if self.form.layout != "none" and self.dataset.test.found.deep:
-            self.console.warn("the images have more than 8 bits, the model takes 8: they are rounded")
         self.allowed = float(getattr(self.settings, TOLERANCE))  # points that a small form may lose
 
     def run(self) -> ExportResult:
@@ -246,18 +244,19 @@ class _Export:
         )
 
     def _emit(self) -> onnx.ModelProto:
-        layout, normalise = self.form.layout, self.dataset.normalise
+        form, normalise = self.form, self.dataset.normalise
+        raw = (normalise.mean, normalise.std, form.kind, form.white)
         return emit(
             self.trained.model,
             opset=self.settings.opset,
             output_name=self.output_name,
-            preprocessing=None if layout == "none" else Preprocessing(layout, normalise.mean, normalise.std),
+            preprocessing=None if form.layout == "none" else Preprocessing(form.layout, *raw),
             head=self.head,
         )
 
     def _whole(self, proto: onnx.ModelProto) -> onnx.ModelProto:
         """The model as a user gets it: with the resize, if that is asked for."""
-        resize = resize_of(self.reading, len(self.dataset.normalise.mean))
+        resize = resize_of(self.reading, len(self.dataset.normalise.mean), self.form.white)
         return any_size(proto, resize, self.form.layout) if self.settings.any_size else proto
 
     def _on_files(self, network: OnnxNetwork, torch_network: Reference, judge: Judge) -> Parity:
@@ -320,12 +319,12 @@ class _Export:
             "labels": self.dataset.labels,
             "ignored": self.opened.spec.config.data.ignore,
             "layout": "nchw" if layout == "none" else layout,
-            "preprocessing": "raw uint8 images"
+            "preprocessing": f"{RAW} {self.form.kind} images"
             if layout != "none"
             else "none: float images, (pixels / 255 - mean) / std",
             "mean": self.dataset.normalise.mean,
             "std": self.dataset.normalise.std,
-            "input_range": [0, 255],
+            "input_range": [0, 255 if layout == "none" else self.form.white],
             "resize": self.opened.spec.config.data.resize,  # `runtime.data.pixels.fit` says what it means
             "reading": asdict(self.reading),
             "size": self.dataset.test.size,

@@ -93,7 +93,7 @@ def training_data(
             if reason:
                 now_or_then = f"labels and normalisation are those of then\n  try: if that is not meant, {ANEW}"
                 warn(f"the data has changed since the training: {reason}; {now_or_then}")
-            return dataset, True
+            return replace(dataset, white=dataset.white if known is None or known.white is None else known.white), True
     if needs:
         raise RunError(
             f"{needs} needs the images of the training, which are not there as they were: {reason}\n"

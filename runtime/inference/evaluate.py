@@ -14,7 +14,7 @@ import numpy as np
 
 from compiler.errors import RunError, printable
 from runtime.data.archives import source
-from runtime.data.pixels import first_channels, read_image
+from runtime.data.pictures import first_channels, read_picture
 from runtime.inference import BATCH
 from runtime.inference.figures import EVALUATION, Evaluation, Mistake, figures_of
 from runtime.inference.images import listed
@@ -61,7 +61,7 @@ def _picture(model: ExportedModel, data: Labelled, row: int) -> str:
     if len(sizes) != 2:
         return ""
     if data.pixels is None:
-        image = read_image(source(data.names[row]), 1 if channels == 1 else 3, model.reading)[0]
+        image = read_picture(source(data.names[row]), model.reading)
     else:
         image = first_channels(data.pixels[row].round().astype(np.uint8), model.reading)[0]
     image = image.convert("L" if channels == 1 else "RGB")

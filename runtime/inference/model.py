@@ -18,14 +18,16 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from compiler.errors import RunError
 from compiler.language.findings import first_of
-from runtime.data.pixels import Pixels, Reading
+from runtime.data.pixels import Pixels, Reading, as_raw
 from runtime.inference.network import Array, OnnxNetwork
 from runtime.rundir.directory import RunDir
 from runtime.rundir.files import checked
 from runtime.rundir.study import is_study
 
 MODEL = "model.onnx"  # in the folder `export` of a run
+RAW = "raw"  # how the metadata `preprocessing` of a model begins that normalises images itself
 TASK = "classification"  # the only one whose answers are read here
+KINDS = {"tensor(uint8)": "uint8", "tensor(uint16)": "uint16"}  # of raw images, by onnxruntime's names
 
 
 class Metadata(BaseModel):
@@ -37,6 +39,8 @@ class Metadata(BaseModel):
     layout: Literal["nchw", "nhwc"]
     outputs: str  # name of the output that answers
     reading: dict[str, Any]
+    preprocessing: str = ""
+    input_range: list[float] = [0, 255]
     size: list[int] = []  # of the network's input, where the model takes images of any size
     source: Literal["retrain", "search"]  # the job whose network it is
     ignored: list[str] = []  # classes that were left out of the training
@@ -108,8 +112,9 @@ class ExportedModel:
         return probabilities
 
     def _fed(self, pixels: Pixels) -> Array:
-        if self.network.input.type == "tensor(uint8)":
-            raw = pixels.round().astype(np.uint8)
+        kind = KINDS.get(self.network.input.type, "float32")
+        if kind != "float32" or self.metadata.preprocessing.startswith(RAW):
+            raw = as_raw(pixels, kind, self.metadata.input_range[-1])
             return raw if self.metadata.layout == "nhwc" else np.ascontiguousarray(np.moveaxis(raw, -1, 1))
         if pixels.dtype != np.uint8:
             return np.ascontiguousarray(np.moveaxis(self._normalised(pixels), -1, 1))

@@ -40,6 +40,7 @@ class DataFacts(BaseModel):
     std: tuple[Annotated[Share, Field(gt=0.0)], ...]
     train: PartFacts
     test: PartFacts
+    white: Annotated[float, Field(ge=0.0)] | None = None  # the largest value of images of more than 8 bits; 0: none is
     division: DivisionFacts | None = None  # None: its parts are those that it came with
 
     def applied_to(self, config: DataConfig) -> DataConfig:

@@ -1,6 +1,6 @@
 """Lower a compact graph and its weights to an ONNX model: no tracing, no torch.
 
-The model takes images `(N, C, H, W)` in float32 (or raw uint8 ones, see `Preprocessing`) for any N and gives logits or
+The model takes images `(N, C, H, W)` in float32 (or raw ones, see `Preprocessing`) for any N and gives logits or
 probabilities `(N, classes)`, and the other outputs under their own names. Its nodes and values are named by node
 ids, so a file reads like the graph it came from.
 """
@@ -32,11 +32,13 @@ HEADS: Mapping[str, tuple[str, Mapping[str, int]]] = {"softmax": ("Softmax", {"a
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What to bake in before the network: raw uint8 images in `layout` are normalised by `mean` and `std` (in 0..1)."""
+    """What to bake in before the network: raw images in `layout` are normalised by `mean` and `std` (in 0..1)."""
 
     layout: Literal["nchw", "nhwc"]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    kind: Literal["uint8", "uint16", "float32"] = "uint8"
+    white: float = 255.0  # the value that is 1: raw images are numbers of `kind`, 0 to this
 
 
 def emit(
@@ -55,7 +57,7 @@ def emit(
     """
     check_opset(opset)
     if preprocessing is not None:
-        model = normalise_input(model, preprocessing.mean, preprocessing.std)
+        model = normalise_input(model, preprocessing.mean, preprocessing.std, preprocessing.white)
     model = TO_EXPORT.run(model)
     writer = Writer(model.graph, model.weights, opset)
     writer.taken |= {input_name, *_named_outputs(model.graph, output_name)}
@@ -125,14 +127,15 @@ def _emit_nodes(writer: Writer, values: dict[str, str], final: set[str], output_
 
 
 def _emit_image(writer: Writer, name: str, preprocessing: Preprocessing | None) -> tuple[onnx.ValueInfoProto, str]:
-    """The model's input, and the value the network reads: the same, or raw bytes put in order and cast."""
+    """The model's input, and the value the network reads: the same, or raw numbers put in order and cast."""
     shape, kind, value = writer.graph.node(INPUT).shape, TensorProto.FLOAT, name
     if preprocessing is not None:
-        kind = TensorProto.UINT8
+        kind = TensorProto.DataType.Value("FLOAT" if preprocessing.kind == "float32" else preprocessing.kind.upper())
         if preprocessing.layout == "nhwc":
             shape = (*shape[1:], shape[0])
             value = writer.emit("Transpose", [value], "image.planes", perm=[0, len(shape), *range(1, len(shape))])
-        value = writer.emit("Cast", [value], "image.float", to=TensorProto.FLOAT)
+        if kind != TensorProto.FLOAT:
+            value = writer.emit("Cast", [value], "image.float", to=TensorProto.FLOAT)
     return helper.make_tensor_value_info(name, kind, [BATCH, *shape]), value
 
 

@@ -1,8 +1,8 @@
-"""Put the resize of images before an ONNX model that takes uint8 images: it then takes images of any size.
+"""Put the resize of images before an ONNX model that takes raw images: it then takes images of any size.
 
 Two passes as the reference reader makes them, width first: each is a product with a matrix of weights, which the model
-makes from the size of the image, of an antialiased bicubic filter, rounded to 0..255. ONNX's own `Resize` cannot begin
-between two pixels, as a crop in the middle does.
+makes from the size of the image, of an antialiased bicubic filter; bytes are rounded after each. ONNX's own `Resize`
+cannot begin between two pixels, as a crop in the middle does.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Resize:
 
     rule: str  # `crop`, `squash` or `letterbox`
     margin: float  # of `crop`
-    background: Sequence[int]  # of `letterbox`, a number for each channel
+    background: Sequence[float]  # of `letterbox`, a number for each channel
+    white: float = 255.0  # the largest value
 
 
 @dataclass(frozen=True)
@@ -122,21 +123,24 @@ def _letterbox(ratios: list[_Value], _: float, length: _Value, number: _Value, s
 
 
 def any_size(proto: onnx.ModelProto, resize: Resize, layout: str) -> onnx.ModelProto:
-    """A model of uint8 images in `layout`, `nchw` or `nhwc`, with the resize before it.
+    """A model of raw images in `layout`, `nchw` or `nhwc`, with the resize before it; what are no bytes reach it as
+    float32.
 
     The images of a batch have one size. GraphspecError if the model reads signals.
     """
     whole = onnx.ModelProto()
     whole.CopyFrom(proto)
-    name, dims = whole.graph.input[0].name, whole.graph.input[0].type.tensor_type.shape.dim
+    image = whole.graph.input[0]
+    name, dims = image.name, image.type.tensor_type.shape.dim
+    bytes_only = image.type.tensor_type.elem_type == TensorProto.UINT8
     if len(dims) != 4:
         raise GraphspecError("export.any_size: the network reads signals, which have no size to change")
     sizes, given = [dim.dim_value for dim in dims[1:]], _Value(name, [])
     if layout == "nchw":
-        fitted = _fitted(given, resize, sizes[1:])
+        fitted = _fitted(given, resize, sizes[1:], bytes_only)
     else:
         planes = given.to("Transpose", perm=[0, 3, 1, 2])
-        fitted = _fitted(planes, resize, sizes[:2]).to("Transpose", perm=[0, 2, 3, 1])
+        fitted = _fitted(planes, resize, sizes[:2], bytes_only).to("Transpose", perm=[0, 2, 3, 1])
     read = fitted.to("Reshape", np.array([0, *sizes]))  # says the sizes to those who infer them
     for node in whole.graph.node:
         node.input[:] = [read.name if one == name else one for one in node.input]
@@ -148,18 +152,19 @@ def any_size(proto: onnx.ModelProto, resize: Resize, layout: str) -> onnx.ModelP
     return whole
 
 
-def _fitted(planes: _Value, resize: Resize, sizes: list[int]) -> _Value:
-    """Images (N, C, h, w) uint8 -> (N, C, *sizes) uint8."""
+def _fitted(planes: _Value, resize: Resize, sizes: list[int], bytes_only: bool) -> _Value:
+    """Images (N, C, h, w) -> (N, C, *sizes), uint8 or float32."""
     shape = planes.to("Shape").cast(TensorProto.DOUBLE)
     lengths = [shape.to("Gather", np.array(axis)) for axis in (2, 3)]
     down, across = _parts(resize, lengths, sizes)
     turned = across.weights(lengths[1]).to("Transpose", perm=[1, 0])
-    lines = _bytes(planes.cast(TensorProto.FLOAT).to("MatMul", turned))
-    value = _bytes(down.weights(lengths[0]).to("MatMul", lines))
+    lines = planes.cast(TensorProto.FLOAT).to("MatMul", turned)
+    value = down.weights(lengths[0]).to("MatMul", _bytes(lines) if bytes_only else lines)
+    value = _bytes(value) if bytes_only else value.to("Clip", np.float32(0), np.float32(resize.white))
     if down.shown and across.shown:
         shown = down.shown.to("Unsqueeze", np.array([1])).to("And", across.shown)
         value = shown.to("Where", value, np.array(resize.background, np.float32).reshape(-1, 1, 1))
-    return value.cast(TensorProto.UINT8)
+    return value.cast(TensorProto.UINT8) if bytes_only else value
 
 
 def _bytes(value: _Value) -> _Value:

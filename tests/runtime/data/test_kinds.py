@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
+import subprocess
+import sys
 import tarfile
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,7 +21,7 @@ from PIL import Image
 from compiler.errors import RunError
 from compiler.language.config import DataConfig
 from graphspec import api
-from runtime.data.archives import Member
+from runtime.data.archives import Member, remove_left
 from runtime.data.dataset import load_dataset
 from runtime.data.folders import ENDINGS, kind_of
 from runtime.data.health import examine
@@ -176,3 +180,33 @@ def test_a_tar_file_that_is_compressed_is_read_as_the_folder_is(name: str, tmp_p
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-900])
     with pytest.raises(RunError, match="cannot be read as a zip or tar file"):
         find_parts(packed)
+
+
+def test_the_copy_of_a_killed_process_goes_and_that_of_a_live_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "images"
+    for label in ("cat", "dog"):
+        (root / label).mkdir(parents=True)
+        Image.fromarray(values(3, "uint8")).save(root / label / "0.png")
+    with tarfile.open(tmp_path / "images.tar.gz", "w:gz") as archive:
+        archive.add(root, "images")
+    (copies := tmp_path / "temporary").mkdir()
+    code = (
+        "import os, signal, sys; from pathlib import Path; from runtime.data.archives import files_in;"
+        "from runtime.data.folders import Passed; list(files_in(Path(sys.argv[1]), Passed()));"
+        "print(flush=True); signal.pause()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "images.tar.gz")]
+    at_work = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "TMPDIR": str(copies)})
+    assert at_work.stdout is not None
+    at_work.stdout.readline()
+    monkeypatch.setattr(tempfile, "tempdir", str(copies))
+    (copy,) = copies.iterdir()
+    remove_left()
+    assert copy.exists()
+    at_work.kill()
+    at_work.communicate()
+    assert copy.exists()
+    remove_left()
+    assert not copy.exists()

@@ -126,7 +126,7 @@ def test_small_forms_take_any_size_too(folder: Path) -> None:
 
 def test_a_model_that_scales_in_another_way_is_not_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(folder, *ANY, out="other")
-    shifted = lambda reading, channels: replace(resize_of(reading, channels), rule="squash")  # noqa: E731
+    shifted = lambda *given: replace(resize_of(*given), rule="squash")  # noqa: E731
     monkeypatch.setattr(runtime.export.run_export, "resize_of", shifted)
     with pytest.raises(RunError, match="does not compute what the torch network does"):
         export(run)
