@@ -90,8 +90,9 @@ class _Trials:
         closed = closed_at_random(graph, config.budget, random_levels(graph, seed))
         gates = dict.fromkeys(prune(graph, closed).gates(), 1.0)
         files = files_of(self.opened.spec, graph, to_json(graph))
-        origin = {"strategy": "random", "seed": seed, "spec_hash": hashlib.sha256(files.resolved.encode()).hexdigest()}
-        self.train(RANDOM, seed, files, Architecture.of(graph, gates, **origin).to_yaml())
+        digest = hashlib.sha256(files.resolved.encode()).hexdigest()
+        found = Architecture.of(graph, gates, strategy="random", seed=seed, spec_hash=digest)
+        self.train(RANDOM, seed, files, found.to_yaml())
 
     def train(self, network: str, seed: int, files: Compiled, architecture: str = "") -> None:
         """Train a network in a run of its own; one that was trained with the same settings is left as it is."""
@@ -167,7 +168,7 @@ def baseline(
     with opened_at(target, given) as opened:
         found = _found_graphs(opened)
         again = f"graphspec baseline {opened.run.path}"
-        trials = _Trials(opened, opened.run.baseline, _limit(opened, found), epochs or _epochs(opened), again, job)
+        trials = _Trials(opened, opened.run.baseline, _limit(opened, found), epochs or total_epochs(opened), again, job)
         trials.start()
         for seed, network in product(chosen, networks):
             trials.plain(network, seed)
@@ -238,7 +239,7 @@ def _limit(opened: Opened, found: Sequence[Graph]) -> dict[str, int]:
     return {limit.measure.name: int(limit.most) for limit in limits}
 
 
-def _epochs(opened: Opened) -> int:
+def total_epochs(opened: Opened) -> int:
     """Epochs of search and retraining together."""
     from runtime.strategies.base import TrainingStrategy
     from runtime.strategies.table import STRATEGIES

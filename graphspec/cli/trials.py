@@ -46,8 +46,8 @@ def baseline(
     from runtime.rundir.study import parse_seeds
 
     how = {"overwrite": overwrite, "device": device, "trust_code": trust_code, "quiet": quiet}
-    chosen = {"epochs": epochs, "seeds": parse_seeds(seeds), "networks": plain.split(",")}
-    _tell(trials.baseline(target, overrides=overrides_of(settings), **chosen, **how), as_json)
+    chosen: dict[str, Any] = {"epochs": epochs, "seeds": parse_seeds(seeds), "networks": plain.split(","), **how}
+    _tell(trials.baseline(target, overrides=overrides_of(settings), **chosen), as_json)
 
 
 def probe(
@@ -66,8 +66,8 @@ def probe(
     from graphspec import trials
 
     how = {"overwrite": overwrite, "device": device, "trust_code": trust_code, "quiet": quiet}
-    chosen = {"networks": networks, "epochs": epochs, "plain": plain.split(",")}
-    _tell(trials.probe(target, overrides=overrides_of(settings), **chosen, **how), as_json)
+    chosen: dict[str, Any] = {"networks": networks, "epochs": epochs, "plain": plain.split(","), **how}
+    _tell(trials.probe(target, overrides=overrides_of(settings), **chosen), as_json)
 
 
 def _tell(found: Any, as_json: bool) -> None:

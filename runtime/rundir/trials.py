@@ -104,7 +104,7 @@ def write_trials(folder: Path, trials: Trials) -> None:
 
 def row_of(network: str, trained: Mapping[str, tuple[RunDir, Mapping[str, Any]]], key: str, ms: Sequence[float]) -> Row:
     """From runs and their results of retraining by name; `key` is the metric's, on test or `validation_` images."""
-    seconds = [cpu_seconds(run) for run, _ in trained.values()]
+    known = [seconds for run, _ in trained.values() if (seconds := cpu_seconds(run)) is not None]
     results = [result for _, result in trained.values()]
     return Row(
         network=network,
@@ -114,15 +114,16 @@ def row_of(network: str, trained: Mapping[str, tuple[RunDir, Mapping[str, Any]]]
         params=statistics.fmean(at(result, "found", "params") for result in results),
         flops=statistics.fmean(at(result, "found", "flops") for result in results),
         ms=statistics.median(ms) if ms else None,
-        cpu_seconds=None if None in seconds else statistics.fmean(filter(None, seconds)),
+        cpu_seconds=statistics.fmean(known) if len(known) == len(trained) else None,
     )
 
 
 def cpu_seconds(run: RunDir) -> float | None:
     """What the trainings of a run's own jobs took; None where an earlier version ran them."""
     files = [job.timings for job in (run.search, run.retrain) if job.timings.is_file()]
-    found = [line.get("cpu_seconds") for file in files for line in read_lines(file, Timing)]
-    return None if None in found else math.fsum(found)
+    lines = [line for file in files for line in read_lines(file, Timing)]
+    known = [line["cpu_seconds"] for line in lines if line.get("cpu_seconds") is not None]
+    return math.fsum(known) if len(known) == len(lines) else None
 
 
 def found_row(

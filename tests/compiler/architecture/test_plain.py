@@ -1,4 +1,4 @@
-"""Plain networks: those of the reference, and for any input a network within its limit with a last map of few pixels."""
+"""Plain networks: those of the reference, and for any input one within its limit with a last map of few pixels."""
 
 from __future__ import annotations
 

@@ -90,5 +90,5 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     write_trials(tmp_path, trials)
     assert read_trials(tmp_path) == trials
     (tmp_path / "trials.json").write_text('{"what": 1}')
-    with pytest.raises(RunError, match="trials.json"):
+    with pytest.raises(RunError, match=r"trials\.json"):
         read_trials(tmp_path)
