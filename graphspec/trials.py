@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from compiler.architecture.plain import DEFAULT, plain_spec
 from compiler.errors import RunError
 from compiler.ir.graph import Graph
 from compiler.ir.text import to_json
-from compiler.language.overrides import Overrides, overrides_of
+from compiler.language.overrides import Override, Overrides, overrides_of
 from compiler.passes.prune_zero_edges import prune
 from graphspec.api import Target, files_of, load, open_run, opened_at, recalled, retrain
 from runtime.jobs.options import JobOptions
@@ -47,7 +48,7 @@ SCRATCH = {"retrain.from": "scratch", "retrain.distil.weight": 0.0}
 
 
 @dataclass
-class _Trials:
+class Trainings:
     """Trainings in a folder of a run, each an ordinary run directory there."""
 
     opened: Opened
@@ -60,10 +61,12 @@ class _Trials:
 
     @property
     def task(self) -> type[Task]:
+        """Of the run."""
         return TASKS.load(self.opened.spec.config.task)
 
     @property
     def metric(self) -> Metric:
+        """What decides."""
         return self.task.metrics[0]
 
     def start(self) -> None:
@@ -82,17 +85,17 @@ class _Trials:
             spec, graph = load(file)
         self.train(network, seed, files_of(spec, graph, to_json(graph)))
 
-    def random(self, seed: int) -> None:
-        """Train a random network of the space, unless it was."""
-        from runtime.strategies.random import closed_at_random, random_levels
+    def drawn(self, network: str, seed: int, levels: Mapping[str, float]) -> None:
+        """Train the network of the space that these levels stand for within the limit, unless it was."""
+        from runtime.strategies.random import closed_at_random
 
-        graph, config = self.opened.graph, self.opened.spec.config
-        closed = closed_at_random(graph, config.budget, random_levels(graph, seed))
+        graph, budget = self.opened.graph, self.opened.spec.config.budget
+        closed = closed_at_random(graph, budget, levels)
         gates = dict.fromkeys(prune(graph, closed).gates(), 1.0)
         files = files_of(self.opened.spec, graph, to_json(graph))
         digest = hashlib.sha256(files.resolved.encode()).hexdigest()
         found = Architecture.of(graph, gates, strategy="random", seed=seed, spec_hash=digest)
-        self.train(RANDOM, seed, files, found.to_yaml())
+        self.train(network, seed, files, found.to_yaml())
 
     def train(self, network: str, seed: int, files: Compiled, architecture: str = "") -> None:
         """Train a network in a run of its own; one that was trained with the same settings is left as it is."""
@@ -110,13 +113,9 @@ class _Trials:
             write_text(run.search.arch, architecture)
         if not run.retrain.is_finished:
             Console(self.options.quiet).line(f"{network}, seed {seed}: {self.epochs} epochs in {run.path}")
-            how: dict[str, Any] = {
-                "device": self.options.device,
-                "trust_code": self.options.trust_code,
-                "quiet": self.options.quiet,
-            }
+            how = replace(self.options, resume=run.retrain.has_results, overwrite=False, recalled="")
             try:
-                retrain(run, resume=run.retrain.has_results, **how)
+                retrain(run, **vars(how))
             except Interrupted as stop:
                 raise Interrupted(stop.signum, self.again) from None
         self.trained.setdefault(network, {})[run.path.name] = (run, read_json(run.retrain.result, Result))
@@ -167,8 +166,9 @@ def baseline(
     given, job, _ = recalled("retrain", target, overrides, JobOptions(**options), None)
     with opened_at(target, given) as opened:
         found = _found_graphs(opened)
-        again = f"graphspec baseline {opened.run.path}"
-        trials = _Trials(opened, opened.run.baseline, _limit(opened, found), epochs or total_epochs(opened), again, job)
+        epochs, typed = epochs or total_epochs(opened), overrides_of(overrides)
+        again = _command("baseline", opened, typed, epochs=epochs, seeds=join(chosen), plain=join(networks))
+        trials = Trainings(opened, opened.run.baseline, _limit(opened, found), epochs, again, job)
         trials.start()
         for seed, network in product(chosen, networks):
             trials.plain(network, seed)
@@ -194,13 +194,16 @@ def probe(
     clear. `options` as of `baseline`.
     """
     refuse_processes("probe", "it without torchrun")
+    from runtime.strategies.random import random_levels
+
     given, job, _ = recalled("retrain", target, overrides, JobOptions(**options), None)
     with opened_at(target, given) as compiled:
         if not compiled.graph.gates():
             raise RunError(f"{compiled.run.path}: the space has no gates, so there is one network to draw")
         opened = open_run(compiled.run, (*given, *overrides_of({"retrain.epochs": epochs, **SCRATCH})))
-        again = f"graphspec probe {opened.run.path}"
-        trials = _Trials(opened, opened.run.probe, _limit(opened, ()), epochs, again, job)
+        typed = overrides_of(overrides)
+        again = _command("probe", opened, typed, networks=networks, epochs=epochs, plain=join(plain))
+        trials = Trainings(opened, opened.run.probe, _limit(opened, ()), epochs, again, job)
         trials.start()
         for seed, network in product(SEEDS, plain):
             trials.plain(network, seed)
@@ -208,11 +211,22 @@ def probe(
         while count < networks and not clear:
             count, before = min(networks, max(FIRST_ROUND, 2 * count)), count
             for seed in range(before, count):
-                trials.random(seed)
+                trials.drawn(RANDOM, seed, random_levels(opened.graph, seed))
             *others, drawn = trials.rows("validation_")
             said, clear = outlook(trials.metric, drawn, others)
             made = trials.write(said, "validation", [drawn, *others], figures_of(trials.metric, drawn, others))
         return made
+
+
+def _command(name: str, opened: Opened, given: Sequence[Override], **options: Any) -> str:
+    """What to type to go on."""
+    words = (word for option, value in options.items() for word in (f"--{option}", str(value)))
+    return shlex.join(["graphspec", name, str(opened.run.path), *words, *(w for each in given for w in each.words)])
+
+
+def join(items: Iterable[object]) -> str:
+    """As a list is written in a command."""
+    return ",".join(map(str, items))
 
 
 def _found_graphs(opened: Opened) -> list[Graph]:

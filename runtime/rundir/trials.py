@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from runtime.rundir.directory import RunDir
+from runtime.rundir.directory import JobDir, RunDir
 from runtime.rundir.files import read_json, read_lines, write_json
 from runtime.rundir.records import Positive, Result, Seconds, Timing
 from runtime.rundir.study import Figure, at, rendered, results_of
@@ -104,7 +104,7 @@ def write_trials(folder: Path, trials: Trials) -> None:
 
 def row_of(network: str, trained: Mapping[str, tuple[RunDir, Mapping[str, Any]]], key: str, ms: Sequence[float]) -> Row:
     """From runs and their results of retraining by name; `key` is the metric's, on test or `validation_` images."""
-    known = [seconds for run, _ in trained.values() if (seconds := cpu_seconds(run)) is not None]
+    known = [seconds for run, _ in trained.values() if (seconds := cpu_seconds(run.search, run.retrain)) is not None]
     results = [result for _, result in trained.values()]
     return Row(
         network=network,
@@ -118,9 +118,9 @@ def row_of(network: str, trained: Mapping[str, tuple[RunDir, Mapping[str, Any]]]
     )
 
 
-def cpu_seconds(run: RunDir) -> float | None:
-    """What the trainings of a run's own jobs took; None where an earlier version ran them."""
-    files = [job.timings for job in (run.search, run.retrain) if job.timings.is_file()]
+def cpu_seconds(*jobs: JobDir) -> float | None:
+    """What the trainings of these jobs took; None where an earlier version ran them."""
+    files = [job.timings for job in jobs if job.timings.is_file()]
     lines = [line for file in files for line in read_lines(file, Timing)]
     known = [line["cpu_seconds"] for line in lines if line.get("cpu_seconds") is not None]
     return math.fsum(known) if len(known) == len(lines) else None
