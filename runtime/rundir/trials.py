@@ -45,7 +45,7 @@ class Row(BaseModel, allow_inf_nan=False):
     def cells(self, form: str) -> tuple[str, ...]:
         """For a table under `HEADS`."""
         ms = "-" if self.ms is None else f"{self.ms:.3f}"
-        seconds = "-" if self.cpu_seconds is None else f"{self.cpu_seconds:,.0f}"
+        seconds = "-" if self.cpu_seconds is None else f"{self.cpu_seconds:,.1f}"
         counts = (f"{self.params:,.0f}", f"{self.flops:,.0f}")
         return (self.network, str(len(self.values)), self.figure.text(form), *counts, ms, seconds)
 
