@@ -9,16 +9,20 @@ import importlib
 from typing import Any
 
 __all__ = [
-    "bench", "compile", "evaluate", "export", "import_model", "load", "open_run", "predict", "retrain", "search",
-    "smoke",
+    "baseline", "bench", "compile", "evaluate", "export", "import_model", "load", "open_run", "predict", "probe",
+    "retrain", "search", "smoke",
 ]  # fmt: skip
+HOMES = {
+    **dict.fromkeys(("bench", "evaluate", "predict"), "graphspec.models"),
+    **dict.fromkeys(("baseline", "probe"), "graphspec.trials"),
+    "import_model": "runtime.importing",
+}
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        home = "graphspec.models" if name in ("bench", "evaluate", "predict") else "graphspec.api"
-        return getattr(importlib.import_module("runtime.importing" if name == "import_model" else home), name)
+        return getattr(importlib.import_module(HOMES.get(name, "graphspec.api")), name)
     raise AttributeError(f"module 'graphspec' has no attribute {name!r}")
 
 

@@ -98,7 +98,7 @@ def compile(  # noqa: A001  (the verb of the command line)
     data = _survey(spec, task)
     says = "; it says ".join(filter(None, (data.says, said_by_data(spec))))
     warnings = (*data.warnings, *check_settings(spec, graph, data.training))
-    files = _files(spec, graph, graph_json)
+    files = files_of(spec, graph, graph_json)
     run = None if dry_run else RunDir.create(files, Path(out) if out else None, root)
     return CompiledSpec(spec, graph, costs, says, warnings, run)
 
@@ -113,7 +113,8 @@ def _survey(spec: Spec, task: Task) -> Survey:
         return Survey(f"{spec.config.data.name}, because the spec names none", warnings=(str(error),))
 
 
-def _files(spec: Spec, graph: Graph, graph_json: str) -> RunFiles:
+def files_of(spec: Spec, graph: Graph, graph_json: str) -> RunFiles:
+    """What a new run directory of a spec holds."""
     return RunFiles(
         name=spec.name,
         seed=spec.config.seed,
@@ -154,7 +155,7 @@ def _run(target: Target) -> RunDir:
     return target if isinstance(target, RunDir) else RunDir.latest() if target is None else RunDir.open(Path(target))
 
 
-def _given(
+def recalled(
     job: str, target: Target, overrides: Overrides, options: JobOptions, seeds: Sequence[int] | None
 ) -> tuple[tuple[Override, ...], JobOptions, Given]:
     """Overrides and options of a job: what was given before, unless it is given otherwise now; and the former alone."""
@@ -165,7 +166,7 @@ def _given(
 
 
 @contextmanager
-def _opened(target: Target, overrides: Overrides) -> Iterator[Opened]:
+def opened_at(target: Target, overrides: Overrides) -> Iterator[Opened]:
     """As `open_run`; a run that is compiled here goes again if the job fails before it has left anything in it."""
     before = None
     if _spec_file(target):
@@ -184,8 +185,8 @@ def _opened(target: Target, overrides: Overrides) -> Iterator[Opened]:
 def _opened_for(
     job: str, target: Target, given: Sequence[Override], options: JobOptions, match: Path | None = None
 ) -> Iterator[Opened]:
-    """As `_opened`; what the job is given is written down."""
-    with _opened(target, given) as opened:
+    """As `opened_at`; what the job is given is written down."""
+    with opened_at(target, given) as opened:
         if Launch.here().is_main:
             typed = () if _spec_file(target) else given  # otherwise they are compiled into the run
             record_given(opened, job, typed, options.device, match, overwrite=options.overwrite)
@@ -236,7 +237,7 @@ def search(
     of the one that the spec names.
     """
     chosen = None if seeds is None else _checked(seeds, overrides)
-    given, job, before = _given("search", target, overrides, JobOptions(**options), chosen)
+    given, job, before = recalled("search", target, overrides, JobOptions(**options), chosen)
     match = before.match if match is None and chosen else match
     path, found = (None, None) if match is None else (Path(match).absolute(), _match(target, given, match))
     if found is not None and chosen is None:
@@ -265,7 +266,7 @@ def retrain(
     With `seeds`, once for each: what the search of the same seed found, or the one network that the run found.
     """
     chosen = None if seeds is None else _checked(seeds, overrides)
-    given, job, _ = _given("retrain", target, overrides, JobOptions(**options), chosen)
+    given, job, _ = recalled("retrain", target, overrides, JobOptions(**options), chosen)
     with _opened_for("retrain", target, given, job) as opened:
         from runtime.jobs.run_retrain import RetrainResult, run_retrain  # and with it torch
         from runtime.jobs.run_study import StudyJob, refuse_study
@@ -318,7 +319,7 @@ def smoke(target: Target = None, last: str = "search", *, overrides: Overrides =
     options = {**options, "resume": False, "overwrite": False}
     with tempfile.TemporaryDirectory(prefix="graphspec-smoke-") as folder:
         spec, graph = _read(target, settings)
-        trial = RunDir.create(_files(spec, graph, to_json(graph)), Path(folder) / "run", Path(folder))
+        trial = RunDir.create(files_of(spec, graph, to_json(graph)), Path(folder) / "run", Path(folder))
         if last == "retrain" and run:
             copy_search(run.search, trial.search)
             for file in (trial.search.config, trial.search.data):  # fake data and short stages are no facts of the run
@@ -345,7 +346,7 @@ def export(target: Target = None, *, overrides: Overrides = (), **options: Any) 
 
     wanted = ExportOptions(**options)
     before = None if _spec_file(target) else given_to(_run(target), wanted.source)
-    with _opened(target, (*(before.overrides if before else ()), *overrides_of(overrides))) as opened:
+    with opened_at(target, (*(before.overrides if before else ()), *overrides_of(overrides))) as opened:
         refuse_study(opened, "export")
         return run_export(opened, wanted)
 
@@ -370,7 +371,7 @@ def derive(
 
     found = read_architecture(Path(architecture))
     spec, graph = load(into, overrides)
-    files = _files(spec, graph, to_json(graph))
+    files = files_of(spec, graph, to_json(graph))
     spec_hash = hashlib.sha256(files.resolved.encode()).hexdigest()
     derived = derive_architecture(found, graph, block, spec_hash=spec_hash)  # refuses before anything is written
     run = RunDir.create(files)

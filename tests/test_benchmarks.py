@@ -17,7 +17,19 @@ import pytest
 import torch
 
 from benchmarks import compile as compiling
-from benchmarks import compression, exemption, export, imports, memory, overhead, peers, roofline, search, supernet
+from benchmarks import (
+    compression,
+    exemption,
+    export,
+    imports,
+    memory,
+    overhead,
+    peers,
+    proof,
+    roofline,
+    search,
+    supernet,
+)
 from benchmarks.turns import Worker
 from compiler.analysis.costs import total_cost, weight_step_bytes
 from compiler.lowering.torch.fx import lower
@@ -103,6 +115,24 @@ def test_compression(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     [row] = found(compression, monkeypatch, capsys, "compare", *where, *short)["rows"]
     assert 0.3 * 40_813_184 < row["flops"] <= 0.5 * 40_813_184
     assert found(compression, monkeypatch, capsys, "compare", *where, *short)["rows"] == [row]  # it was kept
+
+
+def test_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    write_images(tmp_path / "images", {f"c{number}": 30 for number in range(3)}, size=32)
+    short = ["search.pretrain_epochs=1", "search.epochs=2", "retrain.epochs=1", "budget.flops=1M", "classes=3"]
+    settings = [word for each in (*short, "search.gates.gamma=0.5") for word in ("--set", each)]
+    where = ["--data", tmp_path / "images", "--work", tmp_path / "work", "--seeds", 0, "--plain", "residual"]
+    rows = found(proof, monkeypatch, capsys, *where, *settings)["rows"]
+    assert [row["row"] for row in rows] == [
+        "found",
+        "plain residual",
+        "plain residual, equal CPU",
+        "random",
+        "permuted",
+    ]
+    assert [row["epochs"] for row in rows if "CPU" not in row["row"]] == [4] * 4
+    assert all(row["flops"] <= 1_000_000 and row["ms"] > 0 and row["training_s"] > 0 for row in rows)
+    assert found(proof, monkeypatch, capsys, *where, *settings)["rows"] == rows  # they were kept
 
 
 def test_imports(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

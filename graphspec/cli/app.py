@@ -13,13 +13,13 @@ import typer
 
 import graphspec
 from compiler.errors import GraphspecError, SpecError, advice_on, one_line
-from graphspec.cli import data, exporting, importing, inference, inspection, runs, specs, training
+from graphspec.cli import data, exporting, importing, inference, inspection, runs, specs, training, trials
 from graphspec.cli.options import say
 
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "From a spec to a model": (
-        specs.init, data.data, importing.import_, specs.compile_, training.search, training.retrain, exporting.export,
-        exporting.bench,
+        specs.init, data.data, importing.import_, specs.compile_, trials.probe, training.search, training.retrain,
+        trials.baseline, exporting.export, exporting.bench,
     ),
     "With a model": (inference.predict, inference.evaluate),
     "Around a run": (runs.show, runs.diff, runs.report, runs.derive),

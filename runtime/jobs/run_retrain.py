@@ -20,6 +20,7 @@ from runtime.jobs.runner import Workplace, run_job, write_network
 from runtime.rundir.directory import Opened
 from runtime.rundir.network import read_architecture, read_model
 from runtime.rundir.start import start_weights
+from runtime.rundir.trials import compared as compared_with_plain
 from runtime.tasks.base import Metric, Task
 from runtime.tasks.results import Measured, as_record
 from runtime.training.memory import Trial, require_memory
@@ -152,8 +153,11 @@ def _finish(found: Found, place: Workplace, job: RetrainJob) -> dict[str, Any]:
     following = f"graphspec export {place.opened.run.path}"
     if doubt := job.task.chance_warning(test.metrics[job.task.decides.name], place.dataset.test.targets):
         place.console.warn(f"test {doubt}")
-    place.console.line(f"{_verdict(result, job.task.decides)}\nwrote {place.folder.weights}; next: {following}")
-    return as_record(result)
+    chance = job.task.chance(place.dataset.test.targets)
+    record, reached = as_record(result), _verdict(result, job.task.decides, chance)
+    beside = compared_with_plain(place.opened.run, type(job.task), record) if place.world.is_main else ""
+    place.console.line("\n".join(filter(None, [reached, beside, f"wrote {place.folder.weights}; next: {following}"])))
+    return record
 
 
 def _metrics(task: Task, test: Scores, validation: Scores, found: Found) -> dict[str, float | None]:
@@ -162,11 +166,12 @@ def _metrics(task: Task, test: Scores, validation: Scores, found: Found) -> dict
     return {**test.metrics, **{f"validation_{n}": value for n, value in validation.metrics.items()}, **supernets}
 
 
-def _verdict(result: RetrainResult, metric: Metric) -> str:
-    """The deciding metric and costs beside those of the supernet, for people."""
+def _verdict(result: RetrainResult, metric: Metric, chance: float | None) -> str:
+    """The deciding metric and costs beside chance and those of the supernet, for people."""
     words = {"validation": "validation", "supernet": "full supernet", "pruned": "pruned supernet"}
     values = {text: result.metrics[f"{name}_{metric.name}"] for name, text in words.items()}
     test = metric.text(getattr(result, metric.name))
+    values["chance"] = chance
     beside = ", ".join(f"{text} {metric.text(value)}" for text, value in values.items() if value is not None)
     return (
         f"test {metric.title} {test} on {result.test_images} images ({beside})\n"

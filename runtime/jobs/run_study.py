@@ -25,6 +25,7 @@ from runtime.rundir.study import (
     summary_table,
     write_summary,
 )
+from runtime.rundir.trials import compared
 from runtime.tasks.table import TASKS
 
 R = TypeVar("R")
@@ -62,6 +63,9 @@ class StudyJob(Generic[R]):
                 report.write()
         results = results_of(study, self.name)
         console.line(rendered(summary_table(self.name, task, results)))
+        if self.name == "retrain" and (beside := compared(study, task)):
+            console.line(beside)
+            report.write()
         self._tell_next(console)
         return Study(
             run=str(study.path),

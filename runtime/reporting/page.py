@@ -27,6 +27,8 @@ from runtime.reporting.tables import CostRow, cell, flat, grids
 from runtime.reporting.templates import resource, template
 from runtime.rundir.directory import RunDir
 from runtime.rundir.files import write_text
+from runtime.rundir.trials import Trials
+from runtime.tasks.base import Metric
 
 MAX_CURVES = 6  # of seeds in one chart: more cannot be told apart
 SPEED = "Training speed, images per second", {"images_per_second": "images/s"}
@@ -50,6 +52,8 @@ def render(record: RunRecord, spec: Path) -> str:
         tiles=tiles(record, summary, costs[-1]),
         data=None if record.data is None else tables.data_table(record.data),
         evaluation=None if record.evaluation is None else shown(record.evaluation),
+        trial_tables={name: tables.trials_table(each) for name, each in record.trials.items()},
+        probe_chart=_drawn([_probe_chart(record.probe, record.task.metrics[0])] if record.probe else []),
         seed_tables=tables.seed_tables(record),
         seed_charts=_drawn(_seed_charts(record)),
         figures=paint_all(figures(view_of(record.graph, record.last_gates, record.kept), None)),
@@ -149,6 +153,15 @@ def _seed_charts(record: RunRecord) -> list[Chart]:
             lines = tuple(Series(f"seed {seed}", _points(one.jobs[job].epochs, key)) for seed, one in shown)
             found.append(Chart(f"{title}, {job}", "epoch", lines, show, from_zero=from_zero))
     return found
+
+
+def _probe_chart(probe: Trials, metric: Metric) -> Chart:
+    """The random networks from the worst to the best, and a line for the mean of every plain one."""
+    drawn = sorted(probe.drawn(), reverse=not metric.higher_is_better)
+    last = float(len(drawn))
+    plain = (Series(row.network, ((1.0, mean := row.figure.mean), (last, mean))) for row in probe.plain())
+    lines = (Series("random", tuple(enumerate(drawn, start=1))), *plain)
+    return Chart(f"Random networks: {probe.what}", "network", lines[:MAX_CURVES], metric.short)
 
 
 def _points(records: Sequence[Record], key: str) -> tuple[tuple[float, float], ...]:

@@ -29,6 +29,7 @@ from runtime.rundir.records import (
     Settings,
     Timing,
 )
+from runtime.rundir.trials import Trials, read_trials
 from runtime.tasks.base import Task
 from runtime.tasks.table import TASKS
 
@@ -70,6 +71,8 @@ class RunRecord:
     data: DataFacts | None  # as the first job found it; None before that
     evaluation: Record | None  # as export/evaluation.json has it; None before `graphspec evaluate`
     seeds: Mapping[int, RunRecord]  # of a study: the run of every seed
+    baseline: Trials | None = None  # plain networks beside what was found
+    probe: Trials | None = None  # random networks of the space beside plain ones
 
     @property
     def task(self) -> type[Task]:
@@ -80,6 +83,12 @@ class RunRecord:
     def jobs(self) -> dict[str, JobRecord]:
         """Both jobs by name, in the order they run."""
         return {"search": self.search, "retrain": self.retrain}
+
+    @property
+    def trials(self) -> dict[str, Trials]:
+        """What it is compared with, by title."""
+        found = {"Plain networks": self.baseline, "Before the search": self.probe}
+        return {title: trials for title, trials in found.items() if trials is not None}
 
     @property
     def epochs(self) -> list[Record]:
@@ -163,6 +172,8 @@ def read_run(run: RunDir, graph: Graph | None = None) -> RunRecord:
         data=read_facts(run.search) or read_facts(run.retrain),
         evaluation=_there(read_json, run.export / EVALUATION, Evaluation),
         seeds={seed: read_run(one, graph) for seed, one in run.seed_runs().items()},
+        baseline=read_trials(run.baseline),
+        probe=read_trials(run.probe),
     )
 
 

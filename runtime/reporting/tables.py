@@ -18,6 +18,7 @@ from compiler.ops import Cost
 from runtime.reporting.record import Record, RunRecord, by_stage
 from runtime.rundir.facts import DataFacts
 from runtime.rundir.study import at, summary_table
+from runtime.rundir.trials import Trials
 
 PERCENT = "{:.2%}"
 NOTHING = CostLine("", "", 0, 0, 0, Cost())
@@ -212,6 +213,12 @@ def seed_tables(record: RunRecord) -> list[Grid]:
             heads, *rows = summary_table(name, record.task, finished)
             found.append(Grid(name, heads, tuple(rows)))
     return found
+
+
+def trials_table(trials: Trials) -> Grid:
+    """What plain and other networks reached and cost."""
+    heads, *rows = trials.table()
+    return Grid("", heads, tuple(rows))
 
 
 FILE = ("kind", "path", "bytes", "nodes")

@@ -113,6 +113,8 @@ class RunDir:
     report = _Below("report.html")
     summary = _Below("seeds.json")  # what the runs of several seeds reached together
     export = _Below("export")  # folder of the exported model and its checks
+    baseline = _Below("baseline")  # folder of runs of plain networks
+    probe = _Below("probe")  # folder of runs of random and plain networks, trained briefly
 
     def seed_run(self, seed: int) -> RunDir:
         """The run of one seed of several; it need not be there."""
@@ -122,6 +124,10 @@ class RunDir:
         """The runs of several seeds below this one, by seed."""
         names = files.names_in(self.path / "seeds")
         return {seed: self.seed_run(seed) for seed in sorted(int(name) for name in names if name.isdecimal())}
+
+    def trials(self, folder: Path) -> dict[str, RunDir]:
+        """The runs in `baseline` or `probe`, by name."""
+        return {name: RunDir(folder / name) for name in files.names_in(folder) if (folder / name / MARKER).is_file()}
 
     def siblings(self) -> list[RunDir]:
         """The runs of all seeds of the study that this one belongs to; none where it belongs to none."""
@@ -200,7 +206,9 @@ class RunDir:
         """Remove a run in which no job has left anything, and let `before` be the latest again; else leave it."""
         if not self.graph_json.exists():  # it was moved away
             return
-        if any(job.has_results for run in (self, *self.seed_runs().values()) for job in (run.search, run.retrain)):
+        trials = (*self.trials(self.baseline).values(), *self.trials(self.probe).values())
+        runs = (self, *self.seed_runs().values(), *trials)
+        if any(job.has_results for run in runs for job in (run.search, run.retrain)):
             return
         root = self.path.parent
         with guarded(self.path):  # runs of seeds are never the latest
@@ -266,7 +274,8 @@ def _check_free(out: Path) -> None:
         raise RunError(f"{out}: is not empty, and graphspec did not make it\n  try: another folder, or an empty one")
     _check_marker(out)
     run = RunDir(out)
-    if run.search.is_started or run.retrain.is_started or run.export.exists() or run.seed_runs():
+    below = run.export.exists() or run.seed_runs() or run.baseline.exists() or run.probe.exists()
+    if run.search.is_started or run.retrain.is_started or below:
         raise RunError(f"{out}: holds the results of an earlier job\n  try: another folder, or remove this one")
 
 

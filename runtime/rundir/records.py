@@ -34,7 +34,8 @@ Marker = _model(format=int)  # run.json
 Settings = _model(search=_model(strategy=(str, "dso")), task=(str, ""))  # config.json, also of an earlier version
 Environment = _model(packages=dict[str, str | None], threads=(Count | None, None))
 Epoch = _model(stage=str, epoch=Count, gate_values=(list[float], []))  # a line of metrics.jsonl
-Timing = _model(stage=str, epoch=Count, seconds=Annotated[float, Field(ge=0)], images_per_second=Positive)
+Seconds = Annotated[float, Field(ge=0)]
+Timing = _model(stage=str, epoch=Count, seconds=Seconds, images_per_second=Positive, cpu_seconds=(Seconds | None, None))
 Section = _model(text=str, tables=dict[str, Any], curves=dict[str, dict[str, str]])  # strategy.json
 Costs = _model(params=Count, flops=Count)
 Result = _model(

@@ -6,6 +6,7 @@ A job's random choices are functions of its position, so a resumed job ends bit-
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -86,6 +87,9 @@ class Loop:
     sums: dict[str, float] = field(default_factory=dict)
     written: int = 0  # checkpoints so far: their running number
     saved_at: float = field(default_factory=time.monotonic)  # when the last one was written
+    cpu: float = field(
+        default_factory=lambda: sum(os.times()[:4])
+    )  # seconds that the process had used at the last epoch
 
     def resume(self) -> bool:
         """Continue from the newest whole checkpoint; False if there is none."""
@@ -210,7 +214,9 @@ class Loop:
             self.metrics.histogram(name, values)
         self.metrics.write(record)
         rate = stage.images_per_step / per_step
-        self.metrics.write_timing(place | {"seconds": seconds, "images_per_second": rate})
+        before, self.cpu = self.cpu, sum(os.times()[:4])
+        times = {"seconds": seconds, "images_per_second": rate, "cpu_seconds": self.cpu - before}
+        self.metrics.write_timing(place | times)
         self.console.line(f"{self.job.describe(record)}  {seconds:.1f} s  {rate:.0f} images/s")
         self.sums = {}
         self.position = Position(at.stage, at.epoch + 1)
