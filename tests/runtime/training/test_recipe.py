@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -263,4 +264,4 @@ def test_fewer_epochs_and_lost_checkpoints_cannot_go_on(tmp_path: Path) -> None:
 def test_what_cannot_be_is_told_with_its_place(tmp_path: Path, settings: list[str], message: str) -> None:
     with pytest.raises(GraphspecError, match=message) as refused:
         api.load(write_spec(tmp_path, PLAIN), settings)
-    assert "--set:" in str(refused.value)
+    assert re.match(r"(--set:\d|\S+tiny\.yaml:38):\d+: error: ", str(refused.value))
