@@ -17,6 +17,7 @@ from compiler.errors import GraphspecError, RunError
 from compiler.language.config import Configuration, RetrainConfig
 from compiler.lowering.torch.emit import tensor_name
 from graphspec import api
+from graphspec.rates import find_rate
 from runtime.data.dataset import load_dataset
 from runtime.jobs.run_retrain import found_network
 from runtime.jobs.signals import Interrupted
@@ -246,6 +247,18 @@ def test_fewer_epochs_and_lost_checkpoints_cannot_go_on(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"changed spec: retrain.epochs"):
         api.retrain(run, resume=True, overrides=["retrain.epochs=5"])
     assert run.retrain.is_finished
+
+
+def test_the_rate_is_a_tenth_of_that_of_the_lowest_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec = write_spec(tmp_path, PLAIN.replace("name: fake, fake_size: 64", "name: digits"))
+    found = find_rate(spec, overrides=["retrain.mixup=0.2"])
+    lowest = found.rates[found.losses.index(min(found.losses))]
+    assert found.rate == pytest.approx(lowest / 10, rel=0.5)
+    assert 0.01 < found.rate < 1
+    assert f"--set retrain.lr={found.rate:g}" in found.lines()[-1]
+    assert find_rate(spec, overrides=["retrain.mixup=0.2"]) == found
+    assert list(tmp_path.iterdir()) == [spec]
 
 
 @pytest.mark.parametrize(
