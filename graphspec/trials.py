@@ -45,6 +45,7 @@ SEEDS = (0, 1)
 NETWORKS, EPOCHS = 16, 5
 FIRST_ROUND = 4  # random networks; every further round doubles them
 SCRATCH = {"retrain.from": "scratch", "retrain.distil.weight": 0.0}
+VALIDATED = {"retrain.all_images": False}  # where networks are compared on the validation images
 
 
 @dataclass
@@ -200,7 +201,7 @@ def probe(
     with opened_at(target, given) as compiled:
         if not compiled.graph.gates():
             raise RunError(f"{compiled.run.path}: the space has no gates, so there is one network to draw")
-        opened = open_run(compiled.run, (*given, *overrides_of({"retrain.epochs": epochs, **SCRATCH})))
+        opened = open_run(compiled.run, (*given, *overrides_of({"retrain.epochs": epochs, **SCRATCH, **VALIDATED})))
         typed = overrides_of(overrides)
         again = _command("probe", opened, typed, networks=networks, epochs=epochs, plain=join(plain))
         trials = Trainings(opened, opened.run.probe, _limit(opened, ()), epochs, again, job)

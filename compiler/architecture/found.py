@@ -25,8 +25,8 @@ from compiler.analysis.costs import block_of
 from compiler.errors import GraphspecError, did_you_mean
 from compiler.ir.graph import Graph, Model, gate_scope
 from compiler.ir.text import graph_hash
-from compiler.language.config import StrategyName
 from compiler.language.findings import first_of
+from compiler.language.values import StrategyName
 
 VERSION = 1
 ORIGIN = ("name", "strategy", "seed", "spec_hash", "graph_hash")

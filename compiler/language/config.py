@@ -6,62 +6,27 @@ One model per section, from which all commands read their settings. Every key ca
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
-
-
-def parse_count(value: Any) -> Any:
-    """`"3.0M"` -> 3000000; a plain number passes through; anything else is left for pydantic to refuse."""
-    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([kMG]?)\s*", value) if isinstance(value, str) else None
-    return round(float(match[1]) * _UNITS[match[2]]) if match else value
-
-
-MOST, LARGEST = 10**9, 1e6  # of a whole number, of a rate or a weight: beyond them arithmetic overflows, or memory ends
-Positive = Annotated[int, Field(gt=0, le=MOST)]
-_WRITTEN_COUNT = Annotated[str, Field(pattern=r"^\s*\d{1,18}(\.\d{1,18})?\s*[kMG]?\s*$")]
-Count = Annotated[int, Field(gt=0), BeforeValidator(parse_count, json_schema_input_type=Positive | _WRITTEN_COUNT)]
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Rate = Annotated[float, Field(gt=0.0, le=LARGEST)]
-NonNegative = Annotated[float, Field(ge=0.0, le=LARGEST)]
-Epochs = Annotated[int, Field(ge=0, le=MOST)]
-Pixels = Annotated[int, Field(ge=0, le=2**16)]
-Byte = Annotated[int, Field(ge=0, le=255)]
-
-
-def _share(value: float) -> float:
-    """A value of a pixel as a share of the largest; ValueError with the share where it is given in 0..255."""
-    if 0 <= value <= 1:
-        return value
-    advice = f"; of values of 0 to 255 write {value / 255:.4g}" if 1 < value <= 255 else ""
-    raise ValueError(f"expected 0 to 1, found {value:g}{advice}")
-
-
-Label = Annotated[
-    str, BeforeValidator(lambda label: str(label) if type(label) is int else label, json_schema_input_type=str | int)
-]
-Share = Annotated[float, AfterValidator(_share), Field(json_schema_extra={"minimum": 0, "maximum": 1})]
-
-
-def _now(**names: str) -> BeforeValidator:
-    """Reads a word that was called otherwise before."""
-    return BeforeValidator(lambda word: names.get(word, word) if isinstance(word, str) else word)
-
-
-StrategyName = Annotated[str, _now(apg_nag="dso")]
-Adaptive = Annotated[Literal["none", "flops", "memory_access", "latency"], _now(mac="memory_access")]
-
-
-def _alone(value: Any) -> Any:
-    """`["class"]` -> `"class"`."""
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
-
-
-_ONE_COLUMN = Annotated[list[str], Field(min_length=1, max_length=1)]
-Column = Annotated[str, BeforeValidator(_alone, json_schema_input_type=str | _ONE_COLUMN)]
+from compiler.language.values import (
+    MOST,
+    Adaptive,
+    Byte,
+    Chance,
+    Column,
+    Count,
+    Epochs,
+    Fraction,
+    Label,
+    NonNegative,
+    Pixels,
+    Positive,
+    Rate,
+    Share,
+    StrategyName,
+)
 
 
 class Section(BaseModel):
@@ -125,6 +90,16 @@ class DataConfig(Section):
     """Pad images by this many pixels and crop at random; 0: off."""
     flip: bool = False
     """Flip images horizontally at random."""
+    resized_crop: Fraction = 0.0
+    """Cut a random part of at least this share of the area out of images and scale it to their size; 0: off. Images
+    are changed four at a time, here and by the next three settings: those four share what is drawn."""
+    augment: Literal["none", "trivial", "rand"] = "none"
+    """Change images by one random operation of random strength, `trivial` (TrivialAugment), or by two of medium
+    strength, `rand` (RandAugment): rotated, sheared, moved, brightness, contrast, colours. Of 1 or 3 channels."""
+    colour_jitter: Chance = 0.0
+    """Change brightness, contrast and saturation at random by up to this share; 0: off. Of 1 or 3 channels."""
+    erasing: Chance = 0.0
+    """Probability that a random rectangle of images is set to the mean colour."""
     mean: tuple[Share, ...] | None = None
     """Mean per channel in 0..1. Default: computed on the training images."""
     std: tuple[Annotated[Share, Field(gt=0.0)], ...] | None = None
@@ -156,9 +131,11 @@ class DataConfig(Section):
     """`fake`: number of training images; there are half as many test images."""
 
     @model_validator(mode="after")
-    def _classes_are_evened_out_once(self) -> DataConfig:
+    def _nothing_is_done_twice(self) -> DataConfig:
         if self.sampling == "balanced" == self.class_weights:
             raise ValueError("data.sampling and data.class_weights are both balanced: one of them evens classes out")
+        if self.resized_crop and self.name == "imagenet":
+            raise ValueError("data.resized_crop: imagenet takes random parts of its files anyway: leave it out")
         return self
 
 
@@ -213,16 +190,21 @@ class TrainingConfig(Section):
 
     batch_size: Positive = 64
     """Images per step."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """Of the weights: `sgd`, with Nesterov momentum, or `adamw`, which wants a rate of about 0.001 to 0.005."""
     lr: Rate = 0.1
     """Learning rate of the weights."""
     schedule: Schedule = Schedule()
     """Learning-rate schedule of the weights, over each stage."""
     momentum: Fraction = 0.9
-    """Nesterov momentum of the weights."""
+    """Nesterov momentum of the weights; of `adamw` the first beta."""
     weight_decay: NonNegative = 1e-4
-    """L2 decay of the weights; not applied to norms, biases or gates."""
+    """L2 decay of the weights, of `adamw` apart from the gradient and about 0.05; not applied to norms, biases or
+    gates."""
     clip: Rate | None = None
     """Clip weight gradients element by element to [-clip, clip]."""
+    clip_norm: Rate | None = None
+    """Scale the gradient of all weights down where its L2 norm is larger; after `clip`."""
     label_smoothing: Fraction = 0.0
     """Label smoothing of the training loss of `task: classification`."""
     accumulate: Positive = 1
@@ -298,12 +280,34 @@ class RetrainConfig(TrainingConfig):
     """What is learnt from the network before it was pruned."""
     cutout: Pixels = 0
     """Side in pixels of the square cut out of each training image; 0: off."""
+    mixup: Annotated[float, Field(ge=0.0, le=100.0)] = 0.0
+    """Blend each training image and its target with those of its neighbour in the batch, by a share drawn from
+    Beta(mixup, mixup); 0: off, 0.2 is usual. With `cutmix`, too, an even chance decides which of the two."""
+    cutmix: Annotated[float, Field(ge=0.0, le=100.0)] = 0.0
+    """Put a rectangle of its neighbour into each training image, of an area drawn from Beta(cutmix, cutmix), and blend
+    their targets by area; 0: off, 1 is usual."""
+    ema: Fraction = 0.0
+    """Decay per step of a moving average of weights and batch-norm statistics, which then is what is validated, tested
+    and exported; 0: off. Something like 0.99 where an epoch has 100 steps, 0.999 for 1000."""
+    keep: Literal["last", "best"] = "last"
+    """Weights to end with: of the last epoch, or of the one that is best in validation."""
+    patience: Epochs = 0
+    """Stop after so many epochs in a row that are not better in validation than the best before; 0: off."""
+    all_images: bool = False
+    """Train on the validation images too, once all is decided: there is no validation then."""
     auxiliary_weight: NonNegative = 0.0
     """Loss weight of the auxiliary head after the last reduction; 0 leaves it out."""
     drop_path: Fraction = 0.0
     """Drop-path probability of the last block at the end of training; it grows with depth and time."""
     dropout: Fraction = 0.0
     """Dropout before the classifier."""
+
+    @model_validator(mode="after")
+    def _validation_is_there(self) -> RetrainConfig:
+        wanted = "keep: best" if self.keep == "best" else "patience" if self.patience else ""
+        if self.all_images and wanted:
+            raise ValueError(f"retrain.{wanted} needs validation, and retrain.all_images leaves none: one of the two")
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -12,7 +12,6 @@ from typing import Any
 
 from compiler.errors import Diagnostic, SpecError
 from compiler.garbage import collector_paused
-from compiler.language.config import LARGEST
 from compiler.language.grammar import BLOCKS, NETWORK, SHARE, SHORTHANDS, one_of
 from compiler.language.layers import load
 from compiler.language.names import symbol_problem
@@ -21,6 +20,7 @@ from compiler.language.reader import SIZE, At, Construct, Key, Kind, Reader, key
 from compiler.language.sections import SECTIONS, read_sections
 from compiler.language.source import Tree
 from compiler.language.spec import LANGUAGE_VERSION, Spec
+from compiler.language.values import LARGEST
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -160,12 +160,19 @@ SPEC = Construct(
 
 def _misfits(spec: Spec) -> Iterator[Diagnostic]:
     """Settings that the input does not allow."""
-    data, retrain, channels = spec.config.data, spec.config.retrain, spec.input[0]
-    of_images = {("data", "crop_padding"): data.crop_padding, ("data", "flip"): data.flip}
-    for path, value in {**of_images, ("retrain", "cutout"): retrain.cutout}.items():
-        if value and len(spec.input) == 2:
-            message = f"{'.'.join(path)} changes images, and the input is a signal: leave it out"
-            yield Diagnostic(spec.place(*path), message)
+    data, channels = spec.config.data, spec.input[0]
+    keys = ("crop_padding", "flip", "resized_crop", "augment", "colour_jitter", "erasing")
+    paths = [("data", key) for key in keys] + [("retrain", key) for key in ("cutout", "cutmix")]
+    for section, key in paths:
+        if getattr(getattr(spec.config, section), key) in (0, "none"):
+            continue
+        message = ""
+        if len(spec.input) == 2:
+            message = f"{section}.{key} changes images, and the input is a signal: leave it out"
+        elif key in ("augment", "colour_jitter") and channels not in (1, 3):
+            message = f"{section}.{key} changes images of 1 or 3 channels, the input has {channels}: leave it out"
+        if message:
+            yield Diagnostic(spec.place(section, key), message)
     for name, given in (("mean", data.mean), ("std", data.std)):
         if given is not None and len(given) != channels:
             message = f"data.{name} has {len(given)} values, the input has {channels} channels: give one each"

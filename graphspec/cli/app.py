@@ -18,8 +18,8 @@ from graphspec.cli.options import say
 
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "From a spec to a model": (
-        specs.init, data.data, importing.import_, specs.compile_, trials.probe, training.search, training.retrain,
-        trials.baseline, exporting.export, exporting.bench,
+        specs.init, data.data, importing.import_, specs.compile_, trials.probe, training.search, training.lr,
+        training.retrain, trials.baseline, exporting.export, exporting.bench,
     ),
     "With a model": (inference.predict, inference.evaluate),
     "Around a run": (runs.show, runs.diff, runs.report, runs.derive),

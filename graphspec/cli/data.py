@@ -59,7 +59,9 @@ def data(
 
 def _augmented(health: Health, config: Configuration, sizes: Sequence[int]) -> list[tuple[str, list[Image]]]:
     """What training makes of some images, if it changes any."""
-    if not (config.data.flip or config.data.crop_padding or config.retrain.cutout or config.data.name == "imagenet"):
+    changes = ("flip", "crop_padding", "resized_crop", "colour_jitter", "erasing")
+    changed = any(getattr(config.data, key) for key in changes) or config.data.augment != "none"
+    if not (changed or config.retrain.cutout or config.data.name == "imagenet"):
         return []
     from runtime.data.augmented import augmented  # and with it torch
 

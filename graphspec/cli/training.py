@@ -1,4 +1,4 @@
-"""Commands that train: search, retrain."""
+"""Commands that train: search, retrain, lr."""
 
 from __future__ import annotations
 
@@ -8,7 +8,18 @@ from typing import Annotated, Any
 import typer
 
 from compiler.errors import RunError
-from graphspec.cli.options import JsonOpt, QuietOpt, SeedOpt, SetOpt, TargetArg, TrustOpt, overrides_of, print_json, say
+from graphspec.cli.options import (
+    JsonOpt,
+    QuietOpt,
+    SeedOpt,
+    SetOpt,
+    TargetArg,
+    TrustOpt,
+    overrides_of,
+    print_json,
+    say,
+    tell,
+)
 from runtime.tasks.results import as_record
 
 ResumeOpt = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")]
@@ -73,6 +84,25 @@ def retrain(
     overrides = overrides_of(settings, ("--seed", "seed", seed), ("--from", "retrain.from", start))
     options = {"resume": resume, "overwrite": overwrite, "device": device, "trust_code": trust_code, "quiet": quiet}
     _run("retrain", target, smoke, seeds, as_json, overrides=overrides, **options)
+
+
+def lr(
+    target: TargetArg = None,
+    settings: SetOpt = None,
+    seed: SeedOpt = None,
+    device: DeviceOpt = "auto",
+    trust_code: TrustOpt = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Find a learning rate for retrain: a few steps at growing rates; keep no files."""
+    from graphspec.rates import find_rate
+
+    overrides = overrides_of(settings, ("--seed", "seed", seed))
+    found = find_rate(target, overrides=overrides, device=device, trust_code=trust_code)
+    if as_json:
+        print_json(as_record(found))
+    else:
+        tell("\n".join(found.lines()))
 
 
 def _run(job: str, target: Path | None, smoke: bool, seeds: str | None, as_json: bool, **options: Any) -> None:

@@ -28,6 +28,15 @@ class Augment:
     flip: bool = False  # mirror left to right with probability one half
     cutout: int = 0  # side of the square set to the mean colour, its centre anywhere in the image (DeVries 2017)
     lighting: bool = False  # fb.resnet's colour noise; RGB images only
+    resized_crop: float = 0.0  # least share of the area that is cropped and scaled; this and the rest by torchvision
+    policy: str = "none"  # trivial: TrivialAugment, rand: RandAugment
+    colour_jitter: float = 0.0  # largest share by which brightness, contrast and saturation change
+    erasing: float = 0.0  # chance of a rectangle of the mean colour
+
+    @property
+    def transforms(self) -> bool:
+        """Whether torchvision's transforms have a part in it."""
+        return bool(self.resized_crop or self.policy != "none" or self.colour_jitter or self.erasing)
 
 
 @dataclass(frozen=True, slots=True)

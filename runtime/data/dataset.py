@@ -20,6 +20,7 @@ from runtime.data.folders import Listing
 from runtime.data.named_sets import Shape, open_dataset
 from runtime.data.sources import Fetched, Images, Request
 from runtime.data.split import Split, balanced_order, split_images
+from runtime.data.transforms import GROUP, erased, transformed
 from runtime.seeds import generator, mix
 from runtime.tasks.base import Task
 
@@ -125,12 +126,21 @@ class Loader:
         draws = draw(augment, size, height, width, random)
         offset = batch * self.batch_size
         draws = draws.take(slice(first - offset, end - offset))
+        places = torch.arange(first - offset, end - offset)
         if fetched.kept is not None:
-            rows, draws = rows[fetched.kept], draws.take(fetched.kept)
+            rows, draws, places = rows[fetched.kept], draws.take(fetched.kept), places[fetched.kept]
         draws = draws.to(self.place.device)
         pixels = crop_and_flip(fetched.pixels, fetched.rows, augment.crop_padding, draws)
         targets = self.images.targets[rows].to(self.place.device, non_blocking=True)
-        return to_float(pixels, self.normalise, draws, augment.cutout), targets
+        if not augment.transforms:
+            return to_float(pixels, self.normalise, draws, augment.cutout), targets
+        groups = (places // GROUP).tolist()
+        keys, more = (
+            [mix(self.seed, f"{self.purpose} {what}", epoch, batch, group) for group in groups]
+            for what in ("transforms", "erasing")
+        )
+        x = to_float(transformed(pixels, keys, augment), self.normalise, draws, augment.cutout)
+        return erased(x, more, augment.erasing), targets
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,7 +237,15 @@ def load_dataset(config: DataConfig, input_shape: Shape, task: Task, *, seed: in
 
 def augment_of(config: DataConfig, own: Augment) -> Augment:
     """What training images get by the section `data`, besides what the set always gets."""
-    return replace(own, crop_padding=config.crop_padding, flip=config.flip or own.flip)
+    return replace(
+        own,
+        crop_padding=config.crop_padding,
+        flip=config.flip or own.flip,
+        resized_crop=config.resized_crop,
+        policy=config.augment,
+        colour_jitter=config.colour_jitter,
+        erasing=config.erasing,
+    )
 
 
 def channel_statistics(images: Images, rows: Tensor, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -42,6 +42,8 @@ class RetrainResult(Measured):
     full: Cost
     found: Cost
     weights: str | None = None  # SHA-256 of the file of weights
+    epochs: int | None = None  # that it has trained
+    best_epoch: int | None = None  # whose weights these are, from 1, with `retrain.keep: best`
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,8 @@ def run_retrain(opened: Opened, options: JobOptions | None = None) -> RetrainRes
 
     def make(place: Workplace) -> RetrainJob:
         place.console.line(found.width_note)
+        if opened.spec.config.retrain.all_images:
+            place.console.line("retrain.all_images: the validation images are trained on too; there is no validation")
         graph, weights, config = found.model.graph, found.model.weights or None, opened.spec.config
         job = RetrainJob(graph, config, place.dataset, place.device, weights, place.world, teacher)
         require_statistics(job.trained, "retrain", job.config, place.world.size)
@@ -137,9 +141,10 @@ def run_retrain(opened: Opened, options: JobOptions | None = None) -> RetrainRes
 
 
 def _finish(found: Found, place: Workplace, job: RetrainJob) -> dict[str, Any]:
+    best = job.take_best()
     weights = write_network(place.folder, job.graph, job.weights()) if place.world.is_main else None
     test = job.scores(job.test.batches(0))
-    validation = job.scores(job.validation.batches(0))
+    validation = job.scores(job.validation.batches(0)) if job.validation is not None else None
     result = RetrainResult(
         run=str(place.opened.run.path),
         metrics=_metrics(job.task, test, validation, found),
@@ -149,7 +154,13 @@ def _finish(found: Found, place: Workplace, job: RetrainJob) -> dict[str, Any]:
         full=total_cost(place.opened.graph),
         found=total_cost(job.graph),
         weights=weights,
+        epochs=job.epochs,
+        best_epoch=best,
     )
+    if job.epochs < job.config.epochs:
+        place.console.line(f"stopped after epoch {job.epochs}: no better in validation for {job.config.patience}")
+    if best is not None:
+        place.console.line(f"kept the weights of epoch {best}, the best in validation")
     following = f"graphspec export {place.opened.run.path}"
     if doubt := job.task.chance_warning(test.metrics[job.task.decides.name], place.dataset.test.targets):
         place.console.warn(f"test {doubt}")
@@ -160,10 +171,11 @@ def _finish(found: Found, place: Workplace, job: RetrainJob) -> dict[str, Any]:
     return record
 
 
-def _metrics(task: Task, test: Scores, validation: Scores, found: Found) -> dict[str, float | None]:
+def _metrics(task: Task, test: Scores, validation: Scores | None, found: Found) -> dict[str, float | None]:
     name, searched = task.decides.name, found.metrics
     supernets = {f"supernet_{name}": searched.get(f"full_{name}"), f"pruned_{name}": searched.get(name)}
-    return {**test.metrics, **{f"validation_{n}": value for n, value in validation.metrics.items()}, **supernets}
+    validated = validation.metrics if validation else dict.fromkeys(test.metrics)
+    return {**test.metrics, **{f"validation_{n}": value for n, value in validated.items()}, **supernets}
 
 
 def _verdict(result: RetrainResult, metric: Metric, chance: float | None) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from compiler.errors import RunError
 from runtime.jobs.logs import Console
 from runtime.jobs.options import JobOptions
-from runtime.jobs.runner import LiveReport, check_config, resume_command
+from runtime.jobs.runner import EXTENDS, LiveReport, added_epochs, check_config, resume_command
 from runtime.jobs.signals import Interrupted
 from runtime.rundir.directory import JobDir, Opened
 from runtime.rundir.files import read_bytes
@@ -115,7 +115,9 @@ class StudyJob(Generic[R]):
         redone = self.seeds if self.options.overwrite else ()
         for seed in run.seed_runs():
             if seed not in redone:
-                check_config(self.name, self._folder(seed), self.opened.spec.config, ("seed", "search.random_params"))
+                folder, config = self._folder(seed), self.opened.spec.config
+                more = EXTENDS if added_epochs(self.name, folder, config) else ()
+                check_config(self.name, folder, config, ("seed", "search.random_params", *more))
 
     def _check_found(self) -> None:
         """RunError if a network to train is missing, or the study's own was found anew since its seeds began."""

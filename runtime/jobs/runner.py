@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from compiler.drawing.scene import number_of
 from compiler.errors import GraphspecError, RunError, one_line
 from compiler.ir.graph import Graph
 from compiler.ir.text import text, to_json
@@ -33,7 +34,7 @@ from runtime.reporting.page import write_report
 from runtime.rundir.checkpoint import CheckpointStore
 from runtime.rundir.directory import JobDir, Opened, RunDir, environment
 from runtime.rundir.facts import check_facts, read_facts
-from runtime.rundir.files import read_json, write_bytes, write_json, write_text
+from runtime.rundir.files import read_json, remove, write_bytes, write_json, write_text
 from runtime.rundir.given import read_settings
 from runtime.rundir.records import Environment, Result
 from runtime.tasks.table import task_of
@@ -59,6 +60,8 @@ REPORT_SECONDS = 30.0
 MOST_THREADS = 1025  # more than any processor has
 FULL = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")  # in errors of a full memory
 HARMLESS = ("data.workers", "data.download", "data.root")  # with checkpoint.*: settings that no result depends on
+
+EXTENDS = ("retrain.epochs", "retrain.patience")  # settings that may change where epochs are added
 
 J = TypeVar("J", bound=Job)
 MakeJob = Callable[[Workplace], J]
@@ -165,7 +168,7 @@ class _Attempt:
     def _prepared(self) -> dict[str, Any] | None:
         """Make the folder ready for what is asked for; the result of a job that is finished already."""
         name, folder, opened, options = self.name, self.folder, self.opened, self.options
-        if folder.is_finished and not options.overwrite:
+        if folder.is_finished and not (options.resume and self._added_epochs()) and not options.overwrite:
             return self._finished()
         if self._is_anew():
             return None
@@ -174,8 +177,23 @@ class _Attempt:
                 f"{folder.path}: holds an unfinished {name}\n"
                 f"  try: {resume_command(name, opened, options)}   to go on, or --overwrite to start anew"
             )
-        check_config(name, folder, opened.spec.config)
+        check_config(name, folder, opened.spec.config, EXTENDS if self._added_epochs() else ())
         return None
+
+    def _added_epochs(self) -> int:
+        """By how many epochs this goes beyond what an earlier part of it ran with."""
+        return 0 if self._is_anew() else added_epochs(self.name, self.folder, self.opened.spec.config)
+
+    def _extend(self) -> None:
+        """Let a job that is to have more epochs be unfinished, and say how it goes on."""
+        if added := self._added_epochs():
+            total = self.opened.spec.config.retrain.epochs
+            self.console.line(
+                f"{number_of(added, 'epoch')} more, {total} in all: learning rate and drop-path go on as in a training "
+                f"of {total} epochs"
+            )
+            remove(self.folder.result)  # first: without it the job is not finished, whatever happens now
+            remove(self.folder.config)
 
     def _is_anew(self) -> bool:
         return self.options.overwrite or not self.folder.has_results
@@ -216,6 +234,7 @@ class _Attempt:
         place = Workplace(opened, dataset, device, console, folder, world)
         job = make(place)
         if main:
+            self._extend()
             _write_config(folder, config)
             write_json(folder.environment, environment(config.seed) | {"processes": world.size, "threads": threads})
             write_facts(folder, known, facts, dataset, console.line)
@@ -273,6 +292,14 @@ def check_config(name: str, folder: JobDir, config: Configuration, may_differ: S
             f"{folder.path}: cannot go on with a changed spec: {', '.join(relevant)}\n"
             f"  try: without these changes, or --overwrite to start anew"
         )
+
+
+def added_epochs(name: str, folder: JobDir, config: Configuration) -> int:
+    """By how many epochs a retraining is to go beyond those that an earlier part of it ran with."""
+    if name != "retrain" or not folder.config.is_file():
+        return 0
+    before: int = read_settings(folder.config)["retrain"]["epochs"]
+    return max(0, config.retrain.epochs - before)
 
 
 def _write_config(folder: JobDir, config: Configuration) -> None:

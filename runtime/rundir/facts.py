@@ -8,7 +8,8 @@ from typing import Annotated
 from pydantic import BaseModel, Field
 
 from compiler.errors import RunError, one_line
-from compiler.language.config import DataConfig, Share
+from compiler.language.config import DataConfig
+from compiler.language.values import Share
 from runtime.rundir.directory import JobDir, RunDir
 from runtime.rundir.files import read_json
 from runtime.rundir.records import Count

@@ -60,7 +60,7 @@ class Supernet:
     gate_network: Network = field(init=False)  # and gate steps
     weight_params: dict[str, nn.Parameter] = field(init=False)  # by name
     gate_vectors: dict[str, nn.Parameter] = field(init=False)  # by share scope
-    weights: torch.optim.SGD = field(init=False)
+    weights: torch.optim.Optimizer = field(init=False)
 
     @classmethod
     def start(
@@ -102,7 +102,7 @@ class Supernet:
         for group in self.weights.param_groups:
             group["lr"] = rate
         loss = self.weight_gradients(batch)
-        clip_gradients(self.weight_params.values(), self.config.clip)
+        clip_gradients(self.weight_params.values(), self.config.clip, self.config.clip_norm)
         self.weights.step()
         return loss
 
@@ -169,7 +169,11 @@ class Supernet:
         """A new supernet, with copies, without these gates' edges and what only they fed; PassError if none is left."""
         graph = prune(self.graph, closed)
         plan, ours = carried(self.graph, graph), self.tensors()
-        kept = {name: take(tensor, plan[weight_of(name)]) for name, tensor in ours.items() if weight_of(name) in plan}
+        kept = {
+            name: take(tensor, plan[weight_of(name)]) if tensor.ndim else tensor  # AdamW counts its steps
+            for name, tensor in ours.items()
+            if weight_of(name) in plan
+        }
         return Supernet.restore(graph, self.task, self.config, self.device, kept, self.world)
 
     @torch.no_grad()
@@ -178,6 +182,9 @@ class Supernet:
         plan, ours = carried(self.graph, sample.graph), self.tensors()
         for name, tensor in sample.tensors().items():
             weight = weight_of(name)
+            if not tensor.ndim:
+                ours[name] = tensor
+                continue
             if name not in ours:  # a momentum that had not begun
                 ours[name] = torch.zeros_like(self.weight_params[weight])
             ours[name][_places(plan[weight], ours[name].shape)] = tensor

@@ -79,6 +79,9 @@ class Task(ABC):
     distils: ClassVar[bool] = False
     """Whether there is a loss against another network's outputs, `distil`."""
 
+    blends: ClassVar[bool] = False
+    """Whether targets can be blended, `shares`: read by `retrain.mixup` and `retrain.cutmix`."""
+
     def __init__(self, outputs: int, config: Configuration) -> None:
         self.outputs, self.config = outputs, config
 
@@ -123,6 +126,10 @@ class Task(ABC):
 
         `output`: (N, *shape of the network's output), float32 or wider. `training`: the settings of a training job.
         """
+
+    def shares(self, targets: Tensor) -> Tensor:
+        """The targets in a form (N, ...) whose weighted means are targets too; `loss` takes it in training."""
+        raise NotImplementedError
 
     def distil(self, output: Tensor, wanted: Tensor, temperature: float) -> Tensor:
         """The mean over the images of how far `output` is from what another network gives, `wanted`, a scalar.

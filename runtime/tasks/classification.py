@@ -25,6 +25,7 @@ class Classification(Task):
     smooths_labels = True
     weighs_classes = True
     distils = True
+    blends = True
     weights: Tensor | None = None  # (classes,) of `data.class_weights`
 
     def targets(self, given: Tensor) -> Tensor:
@@ -82,15 +83,31 @@ class Classification(Task):
     def loss(
         self, output: Tensor, targets: Tensor, training: TrainingConfig | None = None, reduction: str = "mean"
     ) -> Tensor:
-        """Cross-entropy; in training with label smoothing, and every image times the weight of its class."""
+        """Cross-entropy; in training with label smoothing, and every image times the weight of its class.
+
+        `targets` may be `shares` then: what an image counts is blended as well.
+        """
         from torch.nn.functional import cross_entropy  # here, so that reports do without torch
 
         smoothing = training.label_smoothing if training else 0.0
         if training is None or self.weights is None:
             return cross_entropy(output.flatten(1), targets, label_smoothing=smoothing, reduction=reduction)
+        weights = self.weights.to(output.device)
+        if targets.is_floating_point():
+            targets = targets * weights
+            weighs = targets.sum(1)
+            targets = targets / weighs[:, None]  # label smoothing takes its part of an image's sum
+        else:
+            weighs = weights[targets]
         losses = cross_entropy(output.flatten(1), targets, label_smoothing=smoothing, reduction="none")
-        losses = losses * self.weights.to(losses.device)[targets]  # no mean of weights: shares of a batch add up
+        losses = losses * weighs  # no mean of weights: shares of a batch add up
         return losses.sum() if reduction == "sum" else losses.mean()
+
+    def shares(self, targets: Tensor) -> Tensor:
+        """One for the class, zero for the others: (N, classes) float32; blended, the share of each class."""
+        from torch.nn.functional import one_hot
+
+        return one_hot(targets, self.outputs).float()
 
     def distil(self, output: Tensor, wanted: Tensor, temperature: float) -> Tensor:
         """T^2 KL(softmax(wanted / T) || softmax(output / T)), whose gradients do not shrink with T."""

@@ -30,6 +30,8 @@ def task_of(spec: Spec, graph: Graph) -> Task:
     unread += [("export", "probabilities")] if export.probabilities and task.head is None else []
     unread += [("data", "class_weights")] if spec.config.data.class_weights and not task.weighs_classes else []
     unread += [("retrain", "distil")] if spec.config.retrain.distil.weight and not task.distils else []
+    blends = [] if task.blends else ["mixup", "cutmix"]
+    unread += [("retrain", key) for key in blends if getattr(spec.config.retrain, key)]
     unread += [("data", "sampling")] if spec.config.data.sampling == "balanced" and not task.outputs_are_classes else []
     wrong: list[tuple[Path, str]] = [
         (path, f"{'.'.join(path)} means nothing for the task {name}; leave it out") for path in unread

@@ -45,6 +45,10 @@ class Job(Protocol):
     def end_epoch(self, stage: Stage, at: Position, means: Mapping[str, float], seconds: float) -> dict[str, Any]:
         """Validate and whatever else an epoch ends with; the epoch's record. No times in it: it must be repeatable."""
 
+    def is_over(self, stage: Stage, epochs: int) -> bool:
+        """Whether a stage ends after so many epochs."""
+        return epochs >= stage.epochs
+
     def histograms(self) -> Mapping[str, Tensor]:
         """Values whose distribution TensorBoard shows at the end of an epoch."""
         return {}
@@ -132,7 +136,7 @@ class Loop:
         with self.console.progress(self.job.name, *self._images()) as advance:
             while self.position.stage < len(self.job.stages):
                 stage = self.job.stages[self.position.stage]
-                if self.position.epoch >= stage.epochs:
+                if self.job.is_over(stage, self.position.epoch):
                     self.position = Position(self.position.stage + 1)
                     continue
                 self._epoch(stage, advance)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from compiler.analysis.costs import total_cost
 from compiler.analysis.weights import weight_shapes
@@ -21,7 +23,9 @@ from compiler.passes.training_parts import with_training_parts
 from runtime.data.dataset import Dataset, Share
 from runtime.processes.world import ALONE, World
 from runtime.rundir.checkpoint import optimizer_state, restore_optimizer_state
+from runtime.training.average import averaged
 from runtime.training.loop import Job
+from runtime.training.mixing import Mixing
 from runtime.training.stages import Position, Stage
 from runtime.training.step import (
     Batch,
@@ -40,6 +44,16 @@ from runtime.training.step import (
 from runtime.training.teacher import Teacher
 
 RETRAIN = "retrain"
+
+
+@dataclass(frozen=True)
+class Best:
+    """The epoch, from 0, that was best in validation."""
+
+    epoch: int
+    value: float  # of the metric that decides
+    loss: float
+    weights: Mapping[str, Tensor]  # a state dict, where it is kept
 
 
 class RetrainJob(Job):
@@ -76,9 +90,13 @@ class RetrainJob(Job):
         self.optimizer = weight_optimizer(self.module, self.config)
         split, batch = dataset.split(config.search.weight_part), self.config.batch_size
         place = Share(device, world.rank, world.size)
-        loader = dataset.training_loader(split.training, batch, RETRAIN, place, cutout=self.config.cutout)
-        self.feed = Feed(loader)
-        self.validation = dataset.evaluation_loader(split.validation, self.config.evaluation_batch, place)
+        rows = torch.arange(len(dataset.train.targets)) if self.config.all_images else split.training
+        loader = dataset.training_loader(rows, batch, RETRAIN, place, cutout=self.config.cutout)
+        self.feed, self.mixing = Feed(loader), Mixing(self.task, self.config, config.seed, world)
+        held = None if self.config.all_images else split.validation
+        self.validation = None if held is None else dataset.evaluation_loader(held, self.config.evaluation_batch, place)
+        self.average = averaged(self.module, self.config.ema) if self.config.ema else None
+        self.best: Best | None = None
         self.test = dataset.evaluation_loader(None, self.config.evaluation_batch, place)
         self.stages = (Stage(RETRAIN, self.config.epochs, len(loader), batch),)
 
@@ -100,13 +118,20 @@ class RetrainJob(Job):
                 part.progress = done
         for group in self.optimizer.param_groups:
             group["lr"] = rate_now(self.config.schedule, self.config.lr, stage, at)
-        return {"train_loss": self.weight_step(self.feed.batch(at.epoch, at.step))}
+        loss = self.weight_step(self.batch(at))
+        if self.average is not None:
+            self.average.update_parameters(self.module)
+        return {"train_loss": loss}
+
+    def batch(self, at: Position) -> Batch:
+        """What a step trains on."""
+        return self.mixing(self.feed.batch(at.epoch, at.step), at.epoch, at.step)
 
     def weight_step(self, batch: Batch) -> Tensor:
         """Train on a batch; its mean loss."""
         params = list(weight_parameters(self.module).values())
         loss = backward(self.loss, batch, params, self.config)
-        clip_gradients(params, self.config.clip)
+        clip_gradients(params, self.config.clip, self.config.clip_norm)
         self.optimizer.step()
         return loss
 
@@ -114,24 +139,61 @@ class RetrainJob(Job):
         """The learning rate of a step."""
         return {"retrain.lr": rate_now(self.config.schedule, self.config.lr, stage, at)}
 
+    @property
+    def outcome(self) -> nn.Module:
+        """The network that is validated and ends up in the run: the average where there is one."""
+        return self.average.module if self.average is not None else self.module
+
     def scores(self, batches: Iterable[Batch]) -> Scores:
-        """Loss and metrics over batches, in evaluation mode."""
-        return evaluate(self.task, self.module, batches, self.world)
+        """Loss and metrics of the outcome over batches, in evaluation mode."""
+        return evaluate(self.task, self.outcome, batches, self.world)
 
     def end_epoch(self, stage: Stage, at: Position, means: Mapping[str, float], seconds: float) -> dict[str, Any]:
-        """Validate."""
+        """Validate, unless all images train."""
         if not self.config.sync_batch_norm:
-            self.world.average_statistics(self.module)
-        scores = self.scores(self.validation.batches(0))
-        cost = total_cost(self.graph)
-        return {
-            **means,
-            "loss": scores.loss,
-            **scores.metrics,
-            "params": cost.params,
-            "flops": cost.flops,
-            "lr": rate_now(self.config.schedule, self.config.lr, stage, at),
-        }
+            for module in dict.fromkeys((self.module, self.outcome)):
+                self.world.average_statistics(module)
+        cost, found = total_cost(self.graph), {}
+        if self.validation is not None:
+            scores = self.scores(self.validation.batches(0))
+            found = {"loss": scores.loss, **scores.metrics}
+            self._look(at.epoch, scores)
+        rate = rate_now(self.config.schedule, self.config.lr, stage, at)
+        return {**means, **found, "params": cost.params, "flops": cost.flops, "lr": rate}
+
+    def _look(self, epoch: int, scores: Scores) -> None:
+        """Remember the best epoch: by the metric that decides, of equals the one of less loss."""
+        metric, best = self.task.decides, self.best
+        value = scores.metrics[metric.name]
+        if not math.isfinite(value + scores.loss):
+            return
+        if best is None or metric.is_better(value, best.value) or (value == best.value and scores.loss < best.loss):
+            kept = self.config.keep == "best"
+            state = {p: tensor.clone() for p, tensor in self.outcome.state_dict().items()} if kept else {}
+            self.best = Best(epoch, value, scores.loss, state)
+
+    def is_over(self, stage: Stage, epochs: int) -> bool:
+        """Also where validation has not become better for `patience` epochs."""
+        return epochs >= self.epochs
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs it trains, or has trained when it is over."""
+        patience, best = self.config.patience, self.best
+        return min(self.config.epochs, best.epoch + 1 + patience) if patience and best else self.config.epochs
+
+    def take_best(self) -> int | None:
+        """With `keep: best` let the outcome be the network of the best epoch, whose number from 1 this gives."""
+        if self.best is None or self.config.keep == "last":
+            return None
+        self.outcome.load_state_dict(self.best.weights)
+        return self.best.epoch + 1
+
+    def describe(self, record: Mapping[str, Any]) -> str:
+        """One line for people; without validation, of the training loss alone."""
+        if self.validation is not None:
+            return super().describe(record)
+        return f"{record['stage']} {record['epoch']:>3}  loss {record['train_loss']:.3f}"
 
     def parameters(self) -> Iterable[Tensor]:
         """All weights."""
@@ -141,11 +203,15 @@ class RetrainJob(Job):
         """Weights, statistics and momenta by name."""
         found = {f"model/{tensor_name(path)}": tensor for path, tensor in self.module.state_dict().items()}
         momenta = optimizer_state(self.optimizer, weight_parameters(self.module).items())
-        return found | {f"optimizer/{name}": tensor for name, tensor in momenta.items()}
+        found |= {f"optimizer/{name}": tensor for name, tensor in momenta.items()}
+        average = self.average.state_dict() if self.average is not None else {}
+        best = self.best.weights if self.best else {}
+        return found | {f"average/{p}": t for p, t in average.items()} | {f"best/{p}": t for p, t in best.items()}
 
     def state(self) -> dict[str, Any]:
-        """Which network is trained; all else follows from the position."""
-        return {"graph": graph_hash(self.graph)}
+        """Which network is trained, and its best epoch; all else follows from the position."""
+        best = {"epoch": self.best.epoch, "value": self.best.value, "loss": self.best.loss} if self.best else None
+        return {"graph": graph_hash(self.graph), "best": best}
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Become the job that gave these; RunError if it trained another network."""
@@ -155,9 +221,16 @@ class RetrainJob(Job):
                 "again since\n  try: --overwrite to start anew"
             )
         self.module.load_state_dict({p: tensors[f"model/{tensor_name(p)}"] for p in self.module.state_dict()})
-        momenta = {n.removeprefix("optimizer/"): t for n, t in tensors.items() if n.startswith("optimizer/")}
-        restore_optimizer_state(self.optimizer, weight_parameters(self.module).items(), momenta)
+        restore_optimizer_state(self.optimizer, weight_parameters(self.module).items(), _below(tensors, "optimizer"))
+        if self.average is not None:
+            self.average.load_state_dict(_below(tensors, "average"))
+        if best := state.get("best"):  # none in checkpoints of earlier versions
+            self.best = Best(**best, weights=_below(tensors, "best"))
 
     def weights(self) -> dict[str, Tensor]:
         """Weights and statistics of the exported network, by `<node>.<param>`."""
-        return {n: tensor for path, tensor in self.module.state_dict().items() if (n := tensor_name(path)) in self.own}
+        return {n: tensor for path, tensor in self.outcome.state_dict().items() if (n := tensor_name(path)) in self.own}
+
+
+def _below(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{kind}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{kind}/")}

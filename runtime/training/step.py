@@ -85,13 +85,15 @@ def weight_parameters(module: nn.Module) -> dict[str, Parameter]:
     return {tensor_name(n): p for n, p in module.named_parameters() if p.requires_grad and not n.endswith(".gates")}
 
 
-def weight_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.SGD:
-    """NAG over the weights: torch's SGD with Nesterov momentum, no weight decay on norms and biases (1-d tensors)."""
+def weight_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """NAG over the weights (torch's SGD with Nesterov momentum), or AdamW; no decay of norms and biases (1-d)."""
     params = list(weight_parameters(module).values())
     groups = [
         {"params": [p for p in params if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999))
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
 
 
@@ -177,10 +179,13 @@ def require_statistics(graph: Graph, name: str, config: TrainingConfig, processe
                 )
 
 
-def clip_gradients(params: Iterable[Parameter], limit: float | None) -> None:
-    """Clip gradients element by element to [-limit, limit]."""
+def clip_gradients(params: Iterable[Parameter], limit: float | None, norm: float | None = None) -> None:
+    """Clip gradients element by element to [-limit, limit], then scale all of them so that their norm is `norm`."""
+    chosen = list(params)
     if limit is not None:
-        torch.nn.utils.clip_grad_value_(list(params), limit)
+        torch.nn.utils.clip_grad_value_(chosen, limit)
+    if norm is not None:
+        torch.nn.utils.clip_grad_norm_(chosen, norm)
 
 
 @torch.no_grad()

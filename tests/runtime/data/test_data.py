@@ -21,7 +21,7 @@ from tests.tasks import class_task
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 PLAIN = Normalise((0.0,), (1.0 / 255,))  # x comes out as the pixel's value
-RICH = Augment(crop_padding=2, flip=True, cutout=2)
+RICH = Augment(crop_padding=2, flip=True, cutout=2, policy="trivial", resized_crop=0.5, colour_jitter=0.2, erasing=0.4)
 
 
 def numbered(count: int) -> MemoryImages:

@@ -34,6 +34,7 @@ SETTINGS = (
     "search.gates.schedule={kind: step, milestones: [0.75], factor: 0.01}",
     "search.gates.lr=0.1", "search.gates.gamma=0.16", "search.gates.momentum=0.5",
     "retrain.epochs=2", "retrain.batch_size=64", "retrain.lr=0.005", "retrain.drop_path=0.3", "retrain.dropout=0.3",
+    "retrain.ema=0.8", "retrain.mixup=0.4", "retrain.cutmix=1", "retrain.clip_norm=2", "retrain.keep=best",
 )  # fmt: skip
 JOBS = ("search", "retrain")
 FILES = ("metrics.jsonl", "weights.safetensors", "graph.txt")

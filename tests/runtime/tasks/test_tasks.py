@@ -107,6 +107,7 @@ def test_results_have_metrics_as_attributes_and_beside_the_other_fields_of_their
     record = {
         "run": "r", "weights": "0f", "accuracy": 0.5, "loss": 1.0, "test_images": 4, "validation_accuracy": 0.25,
         "supernet_accuracy": None, "pruned_accuracy": 0.75, "width": 1.0, "full": cost, "found": cost,
+        "epochs": 40, "best_epoch": 31,
     }  # fmt: skip
     result = RetrainResult.of(record)
     assert (result.accuracy, result.validation_accuracy, result.supernet_accuracy) == (0.5, 0.25, None)

@@ -52,6 +52,9 @@ class Walk:
         self.at_end(self, stage, at)
         return dict(means)
 
+    def is_over(self, stage: Stage, epochs: int) -> bool:
+        return epochs >= stage.epochs
+
     def histograms(self) -> Mapping[str, Tensor]:
         return {}
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from compiler.analysis.guards import kept_by_strength
-from compiler.language.config import Positive, Rate, Section
+from compiler.language.config import Section
+from compiler.language.values import Positive, Rate
 from runtime.rundir.checkpoint import optimizer_state, restore_optimizer_state
 from runtime.search.supernet import below
 from runtime.strategies.base import Context, ReportSection, TrainingStrategy

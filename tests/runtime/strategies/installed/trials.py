@@ -10,7 +10,8 @@ from torch import Tensor
 
 from compiler.analysis.guards import kept_by_strength
 from compiler.ir.text import from_json, to_json
-from compiler.language.config import Fraction, Positive, Section
+from compiler.language.config import Section
+from compiler.language.values import Fraction, Positive
 from compiler.passes.prune_zero_edges import prune
 from runtime.search.supernet import Supernet, below
 from runtime.strategies.base import Context, Found, ReportSection, TrainingStrategy
