@@ -28,10 +28,9 @@ from compiler.errors import PassError
 from compiler.ir.graph import Model, Node, attrs_of
 from compiler.ops import Affine, Channels, Numbers, Pixels, op, read_attrs, traits_alone
 from compiler.passes.base import Pass
-from compiler.passes.draft import Draft
+from compiler.passes.draft import Draft, Weights
 
 Array = NDArray[Any]
-Weights = dict[str, Array]
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class FoldBatchNorm(Pass):
             raise PassError(self.name, norms[0].id, "there are no weights to fold", "load the run's weights first")
         draft, weights = Draft(model.graph), dict(model.weights)
         for norm in norms:
-            scale, shift = _affine_form(norm, weights)
+            scale, shift = affine_form(norm, weights)
             maker = _maker(draft, norm, scale)
             layer = maker or _reader(draft, norm)
             if layer is None:
@@ -58,7 +57,7 @@ class FoldBatchNorm(Pass):
         return Model(draft.graph(), model.gates, weights)
 
 
-def _affine_form(norm: Node, weights: Weights) -> tuple[Array, Array]:
+def affine_form(norm: Node, weights: Weights) -> tuple[Array, Array]:
     """`a` and `c` of BN(x) = a x + c, in float64, one of each per channel."""
     weight, bias, mean, var = (
         np.asarray(weights[f"{norm.id}.{name}"], np.float64)
