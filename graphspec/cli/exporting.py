@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from graphspec.cli.options import JsonOpt, QuietOpt, RunArg, SetOpt, TrustOpt, overrides_of, print_json
-from runtime.tasks.results import as_record
+from graphspec.cli.options import JsonOpt, QuietOpt, RunArg, SetOpt, TrustOpt, overrides_of, print_json, print_record
 
 if TYPE_CHECKING:
     from runtime.export.bench import BenchResult
@@ -53,7 +52,7 @@ def export(
     wanted = {"source": source, "output": output, "fp16": fp16, "int8": int8, "latency": latency}
     result = api.export(target, overrides=overrides, trust_code=trust_code, quiet=quiet, **wanted)
     if as_json:
-        print_json(as_record(result))
+        print_record(result)
 
 
 def bench(

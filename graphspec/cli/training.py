@@ -8,8 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from compiler.errors import RunError
-from graphspec.cli.options import JsonOpt, QuietOpt, SeedOpt, SetOpt, TargetArg, TrustOpt, overrides_of, print_json, say
-from runtime.tasks.results import as_record
+from graphspec.cli.options import (
+    JsonOpt,
+    QuietOpt,
+    SeedOpt,
+    SetOpt,
+    TargetArg,
+    TrustOpt,
+    overrides_of,
+    print_record,
+    say,
+)
 
 ResumeOpt = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")]
 OverwriteOpt = Annotated[bool, typer.Option("--overwrite", help="Discard an earlier attempt and start again.")]
@@ -93,4 +102,4 @@ def _run(job: str, target: Path | None, smoke: bool, seeds: str | None, as_json:
     run = api.search if job == "search" else api.retrain
     result = run(target, seeds=chosen, **options)
     if as_json and Launch.here().is_main:
-        print_json(as_record(result))
+        print_record(result)
