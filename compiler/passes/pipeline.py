@@ -28,6 +28,7 @@ from compiler.passes.fold_batch_norm import FoldBatchNorm
 from compiler.passes.fold_gates import FoldGates
 from compiler.passes.infer_types import InferTypes
 from compiler.passes.merge_branches import MergeBranches
+from compiler.passes.pad_channels import PadChannels
 from compiler.passes.prune_zero_edges import PruneZeroEdges
 from compiler.passes.reuse_sums import ReuseSums
 from compiler.passes.share_equal_nodes import ShareEqualNodes
@@ -40,7 +41,7 @@ from compiler.passes.widen import Widen, solve_width
 PASSES: dict[str, type[Pass]] = {
     kind.name: kind for kind in (
         InferTypes, PruneZeroEdges, DropGates, FoldGates, ExpandParts, SplitSums, FoldBatchNorm, CollapseIdentities,
-        MergeBranches, StackChains, ShareEqualNodes, ReuseSums, SplitProjections, Widen, AddTrainingParts,
+        MergeBranches, StackChains, ShareEqualNodes, ReuseSums, SplitProjections, PadChannels, Widen, AddTrainingParts,
     )
 }  # fmt: skip
 
@@ -111,7 +112,7 @@ TO_INHERIT = Pipeline((PruneZeroEdges(), FoldGates()), Phase.SEARCH, Phase.COMPA
 TO_EXPORT = Pipeline(
     (
         ExpandParts(), SplitSums(), FoldBatchNorm(), CollapseIdentities(), MergeBranches(), StackChains(),
-        ShareEqualNodes(), ReuseSums(), SplitProjections(),
+        ShareEqualNodes(), ReuseSums(), SplitProjections(), PadChannels(),
     ),
     Phase.COMPACT,
     Phase.COMPACT,

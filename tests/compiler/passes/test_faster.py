@@ -14,6 +14,7 @@ from compiler.passes.collapse_identities import CollapseIdentities
 from compiler.passes.expand_parts import ExpandParts
 from compiler.passes.fold_batch_norm import FoldBatchNorm
 from compiler.passes.merge_branches import MergeBranches
+from compiler.passes.pad_channels import PadChannels
 from compiler.passes.pipeline import TO_EXPORT, Pipeline
 from compiler.passes.split_projections import SplitProjections
 from compiler.passes.split_sums import SplitSums
@@ -157,6 +158,49 @@ def test_a_convolution_of_a_large_join_is_taken_apart() -> None:
     quiet(SplitProjections(), prepared(shared, shape=(4, 48, 48)))
 
 
+# -- pad-channels ----------------------------------------------------------------------------------------------------
+
+
+def test_channels_that_nobody_reads_fill_the_kernels_of_the_runtime() -> None:
+    nodes: Parts = {
+        "a": ("conv", {"kernel": 3, "channels": 12, "act": "sigmoid"}, ["input"]),
+        "b": ("depthwise_conv", {"kernel": 3, "act": "relu"}, ["a"]),
+        "c": ("conv", {"kernel": 1, "channels": 12, "norm": "none"}, ["b"]),
+        "s": ("add", {"norm": "batch"}, ["c", "a"]),
+        "p": ("project", {"channels": 10}, ["s", "b", "input"]),
+        "mean": ("global_avg_pool", {}, ["p"]),
+        "out": ("linear", {"channels": 3}, ["mean"]),
+    }
+    after = fired(PadChannels(), prepared(nodes))
+    channels = {node.id: node.shape[0] for node in after.graph.nodes()}
+    assert (channels["a.conv"], channels["p.concat"], channels["mean"], channels["out"]) == (16, 36, 16, 3)
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        {"out": ("softmax", {}, ["c"])},  # reads all channels
+        {"out": ("group_norm", {"groups": 3}, ["c"])},
+        {"x": ("conv", {"kernel": 1, "groups": 3, **BARE}, ["c"]), "out": ("add", {}, ["x", "c"])},
+        {"out": ("relu", {}, ["c"])},  # the network's output
+    ],
+)
+def test_channels_that_are_read_together_stay(rest: Parts) -> None:
+    quiet(PadChannels(), prepared({"c": ("conv", {"kernel": 1, "channels": 12}, ["input"]), **rest}))
+
+
+def test_channels_stay_where_many_would_be_added_or_values_are_large() -> None:
+    def ends(channels: int, **options: Any) -> Model:
+        first = ("conv", {"kernel": 1, "channels": channels}, ["input"])
+        return prepared({"c": first, "out": ("conv", {"kernel": 1, "channels": 3}, ["c"])}, **options)
+
+    quiet(PadChannels(), ends(7))
+    quiet(PadChannels(), ends(32))
+    quiet(PadChannels(), ends(10, shape=(4, 32, 32)))
+    fired(PadChannels(), ends(8))
+    fired(PadChannels(), ends(14, shape=(4, 32, 32)))
+
+
 # -- all of them -----------------------------------------------------------------------------------------------------
 
 LINEAR: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -178,6 +222,7 @@ LINEAR: tuple[tuple[str, dict[str, Any]], ...] = (
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([(4, 3, 5), (4, 6), (4, 48, 48)]))
 def test_exported_networks_compute_what_they_did(seed: int, shape: tuple[int, ...]) -> None:
-    graph = random_graph(seed, size=shape[1:], gated=0.0, ops=LINEAR).copy(Phase.COMPACT)
+    channels = 4 if seed % 2 else 12
+    graph = random_graph(seed, channels=channels, size=shape[1:], gated=0.0, ops=LINEAR).copy(Phase.COMPACT)
     model = Model(graph, {}, random_weights(graph, seed))
     assert_same(model, TO_EXPORT.run(model))
