@@ -7,6 +7,8 @@ between that work channel by channel may turn zeros into anything. onnxruntime's
 time, and channels that do not fill them cost reorderings and slow kernels around every depthwise convolution, pool and
 norm.
 
+Where nothing but convolutions between all channels and sums follow, a multiple of 8 is enough.
+
 Applies where a convolution gets at most `MOST` times as many channels; where its value has more than `LARGE` numbers,
 so that multiply-adds cost more than nodes, at most `MOST_IN_LARGE` times as many. Stays as it is where an op reads its
 channels together without a weight that could leave some out (softmax, group norm, an output, ...), or adds them to
@@ -23,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from compiler.ir.graph import INPUT, OUTPUT, Graph, Model, Node, attrs_of
-from compiler.ops import Channels, node_tensors, read_attrs, traits_alone
+from compiler.ops import Affine, Channels, node_tensors, read_attrs, traits_alone
 from compiler.ops.windows import Window
 from compiler.passes.base import Pass
 from compiler.passes.draft import Draft, Weights
@@ -58,7 +60,7 @@ class PadChannels(Pass):
         graph, weights = model.graph, dict(model.weights)
         if not weights:
             return model
-        kept: set[str] = set()  # layers that keep their channels
+        kept = _well_filled(graph)  # layers that keep their channels
         while True:
             values, conflicts = _values(graph, kept)
             if not conflicts - kept:
@@ -69,6 +71,17 @@ class PadChannels(Pass):
             if node.id != INPUT:
                 draft.nodes[node.id] = _padded(graph, node, values, weights)
         return replace(model, graph=infer_types(draft.graph()), weights=weights)
+
+
+def _well_filled(graph: Graph) -> set[str]:
+    """Layers with a multiple of 8 channels that only convolutions between all channels and single numbers read."""
+    values, _ = _values(graph, set())
+    found = {node.id for node in graph.nodes() if node.id in values[node.id].layers and node.shape[0] % 8 == 0}
+    for node in graph.nodes():
+        traits = traits_alone(node.op, node.attrs)
+        if traits.channels is Channels.KEPT and (not traits.is_elementwise or traits.affine is not Affine.NO):
+            found -= values[node.id].layers if len(node.shape) > 1 else set()
+    return found
 
 
 def _values(graph: Graph, kept: set[str]) -> tuple[dict[str, Value], set[str]]:

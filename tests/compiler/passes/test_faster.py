@@ -191,14 +191,29 @@ def test_channels_that_are_read_together_stay(rest: Parts) -> None:
 
 def test_channels_stay_where_many_would_be_added_or_values_are_large() -> None:
     def ends(channels: int, **options: Any) -> Model:
-        first = ("conv", {"kernel": 1, "channels": channels}, ["input"])
-        return prepared({"c": first, "out": ("conv", {"kernel": 1, "channels": 3}, ["c"])}, **options)
+        nodes: Parts = {
+            "c": ("conv", {"kernel": 1, "channels": channels}, ["input"]),
+            "d": ("depthwise_conv", {"kernel": 3}, ["c"]),
+            "out": ("conv", {"kernel": 1, "channels": 3}, ["d"]),
+        }
+        return prepared(nodes, **options)
 
     quiet(PadChannels(), ends(7))
     quiet(PadChannels(), ends(32))
     quiet(PadChannels(), ends(10, shape=(4, 32, 32)))
     fired(PadChannels(), ends(8))
     fired(PadChannels(), ends(14, shape=(4, 32, 32)))
+
+
+def test_a_multiple_of_8_is_enough_for_convolutions_between_all_channels() -> None:
+    def dense(channels: int) -> Model:
+        first = ("conv", {"kernel": 3, "channels": channels}, ["input"])
+        nodes: Parts = {"c": first, "d": ("conv", {"kernel": 3, "channels": channels, "act": "none"}, ["c"])}
+        nodes |= {"s": ("add", {"act": "relu"}, ["d", "c"]), "mean": ("global_avg_pool", {}, ["s"])}
+        return prepared(nodes | {"out": ("linear", {"channels": 3}, ["mean"])})
+
+    quiet(PadChannels(), dense(24))
+    fired(PadChannels(), dense(20))
 
 
 # -- all of them -----------------------------------------------------------------------------------------------------
