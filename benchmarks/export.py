@@ -50,6 +50,7 @@ from compiler.passes.pipeline import TO_COMPACT, TO_EXPORT, Pipeline, compacted
 from compiler.passes.prune_zero_edges import prune
 from compiler.passes.split_projections import SplitProjections
 from compiler.passes.stack_chains import StackChains
+from compiler.passes.ungroup import Ungroup
 
 SPECS = Path(__file__).parents[1] / "specs"
 NETWORKS = {  # name -> spec and parameters to prune to; then as wide as the spec's budget allows
@@ -70,15 +71,12 @@ PLAIN = {  # networks that no starter has: what they are made of
     },
     "two_bottlenecks": {
         **{f"{x}e": {"op": "conv", "kernel": 1, "channels": "3*C", "act": "relu6", "from": "in"} for x in "ab"},
-        **{
-            f"{x}d": {"op": "depthwise_conv", "kernel": k, "act": "relu6", "from": f"{x}e"}
-            for x, k in (("a", 3), ("b", 5))
-        },
+        **{f"{x}d": {"op": "depthwise_conv", "kernel": 3, "act": "relu6", "from": f"{x}e"} for x in "ab"},
         **{f"{x}p": {"op": "conv", "kernel": 1, "channels": "C", "act": "none", "from": f"{x}d"} for x in "ab"},
         "out": {"op": "add", "from": ["ap", "bp", "in"]},
     },
 }
-FASTER = (MergeBranches, StackChains, SplitProjections, PadChannels)
+FASTER = (Ungroup, MergeBranches, StackChains, SplitProjections, PadChannels)
 ROUNDS = 5  # of a pair of sessions
 SECONDS_PER_TURN = 0.03
 PAUSE = 0.05  # seconds, in which the threads of another session come to rest

@@ -36,12 +36,14 @@ from compiler.passes.split_projections import SplitProjections
 from compiler.passes.split_sums import SplitSums
 from compiler.passes.stack_chains import StackChains
 from compiler.passes.training_parts import AddTrainingParts
+from compiler.passes.ungroup import Ungroup
 from compiler.passes.widen import Widen, solve_width
 
 PASSES: dict[str, type[Pass]] = {
     kind.name: kind for kind in (
         InferTypes, PruneZeroEdges, DropGates, FoldGates, ExpandParts, SplitSums, FoldBatchNorm, CollapseIdentities,
-        MergeBranches, StackChains, ShareEqualNodes, ReuseSums, SplitProjections, PadChannels, Widen, AddTrainingParts,
+        Ungroup, MergeBranches, StackChains, ShareEqualNodes, ReuseSums, SplitProjections, PadChannels, Widen,
+        AddTrainingParts,
     )
 }  # fmt: skip
 
@@ -111,7 +113,7 @@ TO_INHERIT = Pipeline((PruneZeroEdges(), FoldGates()), Phase.SEARCH, Phase.COMPA
 
 TO_EXPORT = Pipeline(
     (
-        ExpandParts(), SplitSums(), FoldBatchNorm(), CollapseIdentities(), MergeBranches(), StackChains(),
+        ExpandParts(), SplitSums(), FoldBatchNorm(), CollapseIdentities(), Ungroup(), MergeBranches(), StackChains(),
         ShareEqualNodes(), ReuseSums(), SplitProjections(), PadChannels(),
     ),
     Phase.COMPACT,

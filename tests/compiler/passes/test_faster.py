@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from compiler.analysis.costs import total_cost
 from compiler.ir.graph import Model, Phase
+from compiler.ops import read_attrs
 from compiler.passes.collapse_identities import CollapseIdentities
 from compiler.passes.expand_parts import ExpandParts
 from compiler.passes.fold_batch_norm import FoldBatchNorm
@@ -19,6 +20,7 @@ from compiler.passes.pipeline import TO_EXPORT, Pipeline
 from compiler.passes.split_projections import SplitProjections
 from compiler.passes.split_sums import SplitSums
 from compiler.passes.stack_chains import StackChains
+from compiler.passes.ungroup import Ungroup
 from tests.compiler.passes.test_fold import BARE, Parts, assert_same, compact, fired, ops_of, quiet
 from tests.graphs import random_graph
 from tests.interpreter import random_weights
@@ -158,6 +160,26 @@ def test_a_convolution_of_a_large_join_is_taken_apart() -> None:
     quiet(SplitProjections(), prepared(shared, shape=(4, 48, 48)))
 
 
+# -- ungroup ---------------------------------------------------------------------------------------------------------
+
+
+def test_few_narrow_groups_become_none() -> None:
+    for kind in ("conv", "conv_transpose"):
+        nodes: Parts = {"c": (kind, {"kernel": 3, "channels": 6, "groups": 2, **BARE}, ["input"])}
+        after = fired(Ungroup(), compact(nodes))
+        assert after.weights["c.weight"].shape == (6, 4, 3, 3)
+        assert read_attrs(kind, after.graph.node("c").attrs).groups == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("op", "groups", "shape"),
+    [("conv", 8, (8, 6, 6)), ("conv", 2, (32, 6, 6)), ("conv", 2, (8, 48, 48)), ("group_norm", 2, (8, 6, 6))],
+)
+def test_many_wide_or_large_groups_stay(op: str, groups: int, shape: tuple[int, ...]) -> None:
+    attrs = {"groups": groups} | ({"kernel": 1, **BARE} if op == "conv" else {})
+    quiet(Ungroup(), compact({"c": (op, attrs, ["input"])}, shape=shape))
+
+
 # -- pad-channels ----------------------------------------------------------------------------------------------------
 
 
@@ -222,6 +244,7 @@ LINEAR: tuple[tuple[str, dict[str, Any]], ...] = (
     ("conv", {"kernel": 3, **BARE}),
     ("conv", {"kernel": 1, **BARE}),
     ("conv", {"kernel": 1, "norm": "none"}),
+    ("conv", {"kernel": 3, "groups": 2, **BARE}),
     ("depthwise_conv", {"kernel": 3, **BARE}),
     ("depthwise_conv", {"kernel": 3, "dilation": 2, **BARE}),
     ("depthwise_conv", {"kernel": 5, "norm": "none", "act": "relu"}),
