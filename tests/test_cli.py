@@ -291,7 +291,7 @@ def test_completion_is_offered(tmp_path: Path) -> None:
 
 def test_the_python_api_is_lazy_and_complete() -> None:
     code = """
-import sys, graphspec
+import sys, graphspec, graphspec.cli.app
 assert "pydantic" not in sys.modules
 assert set(graphspec.__all__) <= set(dir(graphspec))
 assert callable(graphspec.compile) and callable(graphspec.load)

@@ -8,10 +8,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection, Iterable
 from dataclasses import replace
+from typing import Any
 
 from compiler.ir.graph import INPUT, OUTPUT, Block, Graph, Node, Phase
 
 Source = tuple[str, str | None]  # id of the node read, gate of the edge
+Weights = dict[str, Any]  # arrays by `<node id>.<param>`
 
 
 class Draft:

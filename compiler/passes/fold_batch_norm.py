@@ -8,12 +8,15 @@ Backward, into the conv, depthwise conv, linear layer or batch norm that makes x
 also past averages between the two that nobody else reads: f(a x + c) = a f(x) + c, as of an average pool (the padding
 is not counted), and where a >= 0 in every channel, of a max pool.
 
+and past joins and sums that nobody else reads, if every part is made by such a layer:
+    a [x1; x2] + c = [a1 x1 + c1; a2 x2 + c2]        a (x1 + x2) + c = (a x1 + c) + a x2
+
 Forward, into the conv, depthwise conv or linear layer that alone reads the result, past averages:
     W (a x + c) + b = (W a) x + (W c + b)
 only without padding (padding adds zeros, which stand for x = -c/a, not for 0) and without groups.
 
-Batch norm stays after an activation, a max pool with a negative a, a sum or a join, and wherever the value in between
-has another reader.
+Batch norm stays after an activation, a max pool with a negative a, a sum or a join of such, and wherever the value in
+between has another reader.
 """
 
 from __future__ import annotations
@@ -26,12 +29,12 @@ from numpy.typing import NDArray
 
 from compiler.errors import PassError
 from compiler.ir.graph import Model, Node, attrs_of
-from compiler.ops import Affine, Channels, Numbers, Pixels, op, read_attrs, traits_alone
+from compiler.ops import Affine, Channels, Numbers, Pixels, Reads, op, read_attrs, traits_alone
 from compiler.passes.base import Pass
-from compiler.passes.draft import Draft
+from compiler.passes.draft import Draft, Weights
 
 Array = NDArray[Any]
-Weights = dict[str, Array]
+Taken = tuple[Node, slice, bool]  # a layer, its channels of the norm, whether it takes c as well as a
 
 
 @dataclass(frozen=True)
@@ -45,20 +48,23 @@ class FoldBatchNorm(Pass):
             raise PassError(self.name, norms[0].id, "there are no weights to fold", "load the run's weights first")
         draft, weights = Draft(model.graph), dict(model.weights)
         for norm in norms:
-            scale, shift = _affine_form(norm, weights)
-            maker = _maker(draft, norm, scale)
-            layer = maker or _reader(draft, norm)
-            if layer is None:
+            scale, shift = affine_form(norm, weights)
+            whole, sources = slice(0, len(scale)), draft.reads[norm.id]
+            makers = _makers(draft, sources[0][0], scale, whole) if len(sources) == 1 else None
+            reader = _reader(draft, norm) if makers is None else None
+            takers = makers or ([(reader, whole, True)] if reader is not None else [])
+            for layer, part, shifted in takers:
+                _take_up(layer, weights, scale[part], shift[part] * shifted, of_output=makers is not None)
+                draft.nodes[layer.id] = _with_bias(layer)
+            if not takers:
                 continue
-            _take_up(layer, weights, scale, shift, of_output=maker is not None)
-            draft.nodes[layer.id] = _with_bias(layer)
             draft.redirect(norm.id, draft.reads[norm.id][0][0])
             for name in ("weight", "bias", "running_mean", "running_var"):
                 del weights[f"{norm.id}.{name}"]
         return Model(draft.graph(), model.gates, weights)
 
 
-def _affine_form(norm: Node, weights: Weights) -> tuple[Array, Array]:
+def affine_form(norm: Node, weights: Weights) -> tuple[Array, Array]:
     """`a` and `c` of BN(x) = a x + c, in float64, one of each per channel."""
     weight, bias, mean, var = (
         np.asarray(weights[f"{norm.id}.{name}"], np.float64)
@@ -68,19 +74,27 @@ def _affine_form(norm: Node, weights: Weights) -> tuple[Array, Array]:
     return scale, bias - scale * mean
 
 
-def _maker(draft: Draft, norm: Node, scale: Array) -> Node | None:
-    """The layer that makes the value that is normalised; None if it cannot take the norm up."""
-    node = norm
-    while True:
-        sources = draft.reads[node.id]
-        if len(sources) != 1 or len(draft.users[sources[0][0]]) != 1:
-            return None
-        node = draft.nodes[sources[0][0]]
-        traits = traits_alone(node.op, node.attrs)
-        if traits.affine is Affine.STATISTICS or (traits.affine is Affine.WEIGHT and _may_have_bias(node)):
-            return node
-        if not all(traits.averages.has(a) for a in (scale.min(), scale.max())):
-            return None
+def _makers(draft: Draft, source: str, scale: Array, part: slice, *, shifted: bool = True) -> list[Taken] | None:
+    """The layers that make the value that is normalised and what each takes up; None if one cannot take its part."""
+    if len(draft.users[source]) != 1:
+        return None
+    node, sources = draft.nodes[source], [src for src, _ in draft.reads[source]]
+    traits = traits_alone(node.op, node.attrs)
+    if traits.affine is Affine.STATISTICS or (traits.affine is Affine.WEIGHT and _may_have_bias(node)):
+        return [(node, part, shifted)] if len(sources) == 1 else None
+    if len(sources) > 1 and traits.unchanged is Numbers.ALL and op(node.op).reads is not Reads.TOGETHER:
+        joined, begin, found = traits.channels is Channels.JOINED, part.start, []
+        for slot, src in enumerate(sources):
+            own = slice(begin, begin + draft.nodes[src].shape[0]) if joined else part
+            taken = _makers(draft, src, scale, own, shifted=shifted and (joined or slot == 0))
+            if taken is None:
+                return None
+            found += taken
+            begin = own.stop if joined else begin
+        return found
+    if len(sources) != 1 or not all(traits.averages.has(a) for a in (scale[part].min(), scale[part].max())):
+        return None
+    return _makers(draft, sources[0], scale, part, shifted=shifted)
 
 
 def _reader(draft: Draft, norm: Node) -> Node | None:

@@ -41,12 +41,11 @@ from compiler.ops import (
     traits_of,
 )
 from compiler.passes.base import Pass
-from compiler.passes.draft import Draft, Source, free_id, taken_paths
+from compiler.passes.draft import Draft, Source, Weights, free_id, taken_paths
 from compiler.passes.infer_types import infer_types
 
 LARGEST_EPS = 1.0  # that an op takes
 
-Weights = dict[str, Any]
 ByChannel = np.ndarray[Any, np.dtype[Any]]  # a factor for each channel
 Factors = dict[tuple[str, str], float]  # (source, destination) -> what is still to be multiplied
 

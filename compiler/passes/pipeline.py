@@ -27,17 +27,23 @@ from compiler.passes.expand_parts import ExpandParts
 from compiler.passes.fold_batch_norm import FoldBatchNorm
 from compiler.passes.fold_gates import FoldGates
 from compiler.passes.infer_types import InferTypes
+from compiler.passes.merge_branches import MergeBranches
+from compiler.passes.pad_channels import PadChannels
 from compiler.passes.prune_zero_edges import PruneZeroEdges
 from compiler.passes.reuse_sums import ReuseSums
 from compiler.passes.share_equal_nodes import ShareEqualNodes
+from compiler.passes.split_projections import SplitProjections
 from compiler.passes.split_sums import SplitSums
+from compiler.passes.stack_chains import StackChains
 from compiler.passes.training_parts import AddTrainingParts
+from compiler.passes.ungroup import Ungroup
 from compiler.passes.widen import Widen, solve_width
 
 PASSES: dict[str, type[Pass]] = {
     kind.name: kind for kind in (
         InferTypes, PruneZeroEdges, DropGates, FoldGates, ExpandParts, SplitSums, FoldBatchNorm, CollapseIdentities,
-        ShareEqualNodes, ReuseSums, Widen, AddTrainingParts,
+        Ungroup, MergeBranches, StackChains, ShareEqualNodes, ReuseSums, SplitProjections, PadChannels, Widen,
+        AddTrainingParts,
     )
 }  # fmt: skip
 
@@ -106,10 +112,13 @@ TO_INHERIT = Pipeline((PruneZeroEdges(), FoldGates()), Phase.SEARCH, Phase.COMPA
 """The found architecture with what the search trained: computes what the pruned supernet does."""
 
 TO_EXPORT = Pipeline(
-    (ExpandParts(), SplitSums(), FoldBatchNorm(), CollapseIdentities(), ShareEqualNodes(), ReuseSums()),
+    (
+        ExpandParts(), SplitSums(), FoldBatchNorm(), CollapseIdentities(), Ungroup(), MergeBranches(), StackChains(),
+        ShareEqualNodes(), ReuseSums(), SplitProjections(), PadChannels(),
+    ),
     Phase.COMPACT,
     Phase.COMPACT,
-)
+)  # fmt: skip
 """Primitive nodes ready to be emitted, arithmetic folded into the weights."""
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from graphspec.cli.options import JsonOpt, QuietOpt, RunArg, SetOpt, TrustOpt, overrides_of, print_json
-from runtime.tasks.results import as_record
+from graphspec.cli.options import JsonOpt, QuietOpt, RunArg, SetOpt, TrustOpt, overrides_of, print_json, print_record
+
+if TYPE_CHECKING:
+    from runtime.export.bench import BenchResult
+    from runtime.export.op_times import OpTimes
 
 
 def export(
@@ -49,7 +52,7 @@ def export(
     wanted = {"source": source, "output": output, "fp16": fp16, "int8": int8, "latency": latency}
     result = api.export(target, overrides=overrides, trust_code=trust_code, quiet=quiet, **wanted)
     if as_json:
-        print_json(as_record(result))
+        print_record(result)
 
 
 def bench(
@@ -59,6 +62,9 @@ def bench(
     batch: Annotated[str, typer.Option("--batch", help="Batch sizes to measure.", metavar="LIST")] = "1,64",
     threads: Annotated[str, typer.Option("--threads", help="Thread counts to measure.", metavar="LIST")] = "1,2",
     seconds: Annotated[float, typer.Option("--seconds", help="Seconds per measurement; at least three runs.")] = 2.0,
+    ops: Annotated[
+        bool, typer.Option("--ops", help="Where the time goes, by node and block; the first batch size and threads.")
+    ] = False,
     quiet: QuietOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
@@ -66,7 +72,11 @@ def bench(
     from graphspec import models
 
     batches, counts = _counts(batch, "--batch"), _counts(threads, "--threads")
-    result = models.bench(target, batches=batches, threads=counts, seconds=seconds, quiet=quiet)
+    result: BenchResult | OpTimes
+    if ops:
+        result = models.op_times(target, batch=batches[0], threads=counts[0], seconds=seconds)
+    else:
+        result = models.bench(target, batches=batches, threads=counts, seconds=seconds, quiet=quiet)
     if as_json:
         print_json(result.as_json())
     else:

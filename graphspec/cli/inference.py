@@ -17,7 +17,6 @@ from compiler.errors import GraphspecError
 from graphspec.cli import options
 from graphspec.cli.options import JsonOpt, QuietOpt, TrustOpt, print_json, say
 from runtime.inference import BATCH, TOP
-from runtime.rundir.directory import RUNS
 
 if TYPE_CHECKING:
     from runtime.inference.predict import Prediction
@@ -105,6 +104,7 @@ def evaluate(
     from runtime.inference.evaluate import run_evaluate
     from runtime.jobs.logs import Console
     from runtime.reporting.evaluation import lines, page
+    from runtime.rundir.directory import RUNS
 
     console = Console(quiet)
     said: dict[str, Any] = {"warn": console.warn, "tell": console.line, "progress": console.progress}

@@ -45,6 +45,13 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2))
 
 
+def print_record(result: Any) -> None:
+    """The result of a job as one JSON object for programs."""
+    from runtime.tasks.results import as_record
+
+    print_json(as_record(result))
+
+
 def deliver(content: str, output: Path | None) -> None:
     """Print, or write to a file in one step."""
     if output is None:

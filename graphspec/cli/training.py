@@ -16,11 +16,10 @@ from graphspec.cli.options import (
     TargetArg,
     TrustOpt,
     overrides_of,
-    print_json,
+    print_record,
     say,
     tell,
 )
-from runtime.tasks.results import as_record
 
 ResumeOpt = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")]
 OverwriteOpt = Annotated[bool, typer.Option("--overwrite", help="Discard an earlier attempt and start again.")]
@@ -100,7 +99,7 @@ def lr(
     overrides = overrides_of(settings, ("--seed", "seed", seed))
     found = find_rate(target, overrides=overrides, device=device, trust_code=trust_code)
     if as_json:
-        print_json(as_record(found))
+        print_record(found)
     else:
         tell("\n".join(found.lines()))
 
@@ -123,4 +122,4 @@ def _run(job: str, target: Path | None, smoke: bool, seeds: str | None, as_json:
     run = api.search if job == "search" else api.retrain
     result = run(target, seeds=chosen, **options)
     if as_json and Launch.here().is_main:
-        print_json(as_record(result))
+        print_record(result)

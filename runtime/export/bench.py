@@ -18,7 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import onnx
@@ -43,6 +43,7 @@ from runtime.rundir.study import rendered
 from runtime.strategies.latency import EXPORT_SECONDS, device_name, seconds_of_runs
 
 Array = NDArray[Any]
+T = TypeVar("T")
 Kind = Literal["fp32", "fp16", "int8"]
 KINDS: tuple[Kind, ...] = ("fp32", "fp16", "int8")
 THREADS, BATCHES, SECONDS = (1, 2), (1, 64), 2.0
@@ -166,8 +167,12 @@ class OnnxFile:
     def runner(self, threads: int, batch: int) -> Callable[[], object]:
         """Runs one batch; RunError if the file takes no such batch or onnxruntime refuses it."""
         network = OnnxNetwork(self.path, threads)
-        feed = {item.name: self._values(item, batch) for item in network.session.get_inputs()}
+        feed = self.feed(network, batch)
         return lambda: network.run(feed)
+
+    def feed(self, network: OnnxNetwork, batch: int) -> dict[str, Array]:
+        """Made-up inputs for one batch; RunError if the file takes no such batch."""
+        return {item.name: self._values(item, batch) for item in network.session.get_inputs()}
 
     def _values(self, item: Any, batch: int) -> Array:
         """Normal floats, any bytes, and zeros for other whole numbers, which may be indices."""
@@ -252,19 +257,24 @@ def run_bench(
 def _measured(
     subjects: Sequence[Subject], batches: Sequence[int], threads: Sequence[int], seconds: float
 ) -> Iterator[Measured]:
+    for count, batch, subject in itertools.product(threads, batches, subjects):
+        yield apart(measure, subject, count, batch, seconds)
+
+
+def apart(measured: Callable[..., T], subject: Subject, threads: int, batch: int, seconds: float) -> T:
+    """`measured(subject, threads, batch, seconds, limit)` in a process of its own; RunError if that ends early."""
     refuse_few_files(1)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    for count, batch, subject in itertools.product(threads, batches, subjects):
-        # the parent hears Ctrl-C; the child would print a traceback
-        with ProcessPoolExecutor(1, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as process:
-            started, limit = time.monotonic(), LIMIT + 10 * seconds
-            try:
-                yield process.submit(measure, subject, count, batch, seconds, limit).result()
-            except BrokenProcessPool as error:
-                late = time.monotonic() - started > limit
-                why = f"took longer than {limit:.0f} s" if late else "was killed, perhaps for its memory"
-                raise RunError(f"{subject.name} with batches of {batch} {why}\n  try: a smaller --batch") from error
+    # the parent hears Ctrl-C; the child would print a traceback
+    with ProcessPoolExecutor(1, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as process:
+        started, limit = time.monotonic(), LIMIT + 10 * seconds
+        try:
+            return process.submit(measured, subject, threads, batch, seconds, limit).result()
+        except BrokenProcessPool as error:
+            late = time.monotonic() - started > limit
+            why = f"took longer than {limit:.0f} s" if late else "was killed, perhaps for its memory"
+            raise RunError(f"{subject.name} with batches of {batch} {why}\n  try: a smaller --batch") from error
 
 
 def measure(subject: Subject, threads: int, batch: int, seconds: float, limit: float = 0) -> Measured:

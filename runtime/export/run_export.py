@@ -332,6 +332,7 @@ class _Export:
             "outputs": self.output_name,
             "spec": self.opened.spec.name,
             "spec_hash": hashlib.sha256(read_bytes(self.opened.run.resolved)).hexdigest(),
+            "blocks": [block.id for block in self.trained.model.graph.blocks],
             "arch_hash": graph_hash(self.trained.model.graph),
             "source": self.options.source,
             **score.metrics,

@@ -19,9 +19,14 @@ FATAL_ONLY = 4  # of onnxruntime's log levels: it raises what is an error
 class OnnxNetwork:
     """An ONNX model with one input and one output, ready to run on `threads` threads (0: all cores)."""
 
-    def __init__(self, path: Path, threads: int = 0, content: bytes | None = None) -> None:
-        """RunError if onnxruntime refuses the file, or the model `content` that was made of it."""
+    def __init__(self, path: Path, threads: int = 0, content: bytes | None = None, profile: Path | None = None) -> None:
+        """RunError if onnxruntime refuses the file, or the model `content` that was made of it.
+
+        With `profile`, onnxruntime's profile goes to a file whose name begins so, until `session.end_profiling()`.
+        """
         options = onnxruntime.SessionOptions()
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(profile)
         options.intra_op_num_threads = threads
         options.log_severity_level = FATAL_ONLY
         try:

@@ -224,5 +224,5 @@ def figures_of(metric: Metric, drawn: Row, plain: Sequence[Row]) -> dict[str, fl
         "median": statistics.median(drawn.values),
         "best": best(drawn.values),
         "spread": drawn.figure.std or 0.0,
-        "better_than_plain": statistics.fmean(best(value, before) != before for value in drawn.values),
+        "better_than_plain": statistics.fmean(metric.is_better(value, before) for value in drawn.values),
     }

@@ -53,6 +53,10 @@ class Metric:
         """A value at the axis of a chart."""
         return f"{100 * value:.4g}%" if self.is_share else f"{value:.4g}"
 
+    def is_better(self, value: float, other: float) -> bool:
+        """Whether a value is better than another one."""
+        return value > other if self.higher_is_better else value < other
+
     def lost(self, before: float, after: float) -> float:
         """How much worse `after` is: in points (hundredths) of a share, else in percent of `before`."""
         worse = before - after if self.higher_is_better else after - before

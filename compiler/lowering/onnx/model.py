@@ -22,7 +22,7 @@ from compiler.lowering.onnx.nodes import ONNX
 from compiler.lowering.onnx.writer import Writer
 from compiler.ops import read_attrs
 from compiler.passes.normalise_input import normalise_input
-from compiler.passes.pipeline import TO_EXPORT
+from compiler.passes.pipeline import TO_EXPORT, Pipeline
 
 OLDEST_OPSET, NEWEST_OPSET, DEFAULT_OPSET = 13, 28, 18
 PROTOBUF_LIMIT = 2**31 - 2**20  # bytes of a file without external data, with some room for what is not weights
@@ -50,15 +50,17 @@ def emit(
     preprocessing: Preprocessing | None = None,
     head: str | None = None,
     metadata: Mapping[str, str] | None = None,
+    passes: Pipeline = TO_EXPORT,
 ) -> onnx.ModelProto:
     """The ONNX model of a compact model, its arithmetic folded; GraphspecError if opset or names do not fit.
 
-    Weights must be float32 numpy arrays (others are cast). `head`, one of `HEADS`, stands behind the network.
+    Weights must be float32 numpy arrays (others are cast). `head`, one of `HEADS`, stands behind the network. `passes`
+    must leave primitive nodes without gates.
     """
     check_opset(opset)
     if preprocessing is not None:
         model = normalise_input(model, preprocessing.mean, preprocessing.std, preprocessing.white)
-    model = TO_EXPORT.run(model)
+    model = passes.run(model)
     writer = Writer(model.graph, model.weights, opset)
     writer.taken |= {input_name, *_named_outputs(model.graph, output_name)}
     _check_names(model.graph, input_name, output_name)

@@ -7,11 +7,14 @@ name of its own value.
 from __future__ import annotations
 
 import math
+from math import prod
 from typing import Any
 
-from compiler.ir.graph import Node
+from compiler.ir.graph import Graph, Node
 from compiler.lowering.onnx import norms, reshapes, windows
 from compiler.lowering.onnx.writer import Builder, Writer
+from compiler.ops import Affine, traits_alone
+from compiler.passes.split_projections import LARGE
 
 
 def _same_value(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
@@ -19,9 +22,28 @@ def _same_value(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
 
 
 def _add(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
+    """One node, or a chain: onnxruntime adds a value where a convolution makes the other one, if the node has two
+    inputs and nobody else reads it, and takes memory for each step of a large sum of many inputs.
+    """
     if len(ins) == 1:
         return ins[0]
-    return w.emit("Add" if len(ins) == 2 else "Sum", ins, node.id)
+    late = [_can_add(w.graph, edge.src) for edge in w.graph.inputs(node.id)]
+    order = [name for wanted in (False, True) for name, is_late in zip(ins, late, strict=True) if is_late is wanted]
+    first = 2 if prod(node.shape) >= LARGE else max(2, len(ins) - sum(late))
+    steps = [order[:first], *([name] for name in order[first:])]
+    value: list[str] = []
+    for number, step in enumerate(steps, start=1):
+        names = [*step, *value]
+        output = node.id if number == len(steps) else f"{node.id}.sum{number}"
+        value = [w.emit("Add" if len(names) == 2 else "Sum", names, output)]
+    return value[0]
+
+
+def _can_add(graph: Graph, node_id: str) -> bool:
+    """Whether the node is a convolution, or is run as one, whose value one node alone reads."""
+    node = graph.node(node_id)
+    affine = traits_alone(node.op, node.attrs).affine is not Affine.NO
+    return affine and len(node.shape) > 1 and len(graph.users(node_id)) == 1
 
 
 def _concat(w: Writer, node: Node, a: Any, ins: list[str]) -> str:

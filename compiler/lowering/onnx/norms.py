@@ -17,16 +17,18 @@ def batch_norm(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
 
 
 def layer_norm(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
-    """Over everything one operation since opset 17; its formula before, and over the channels alone."""
+    """Of a vector one operation since opset 17; over all of an image a group norm with one group, which runtimes are
+    faster at; else its formula.
+    """
+    if a.over == "all" and len(node.shape) > 1:
+        return _group_norm(w, node, ins, 1, a.eps)
     weight, bias = (w.wide_weight(node, name) for name in ("weight", "bias"))
-    over_all = a.over == "all" or len(node.shape) == 1
-    if over_all and w.opset >= 17:
+    if len(node.shape) == 1 and w.opset >= 17:
         return w.emit("LayerNormalization", [ins[0], weight, bias], node.id, axis=1, epsilon=a.eps)
-    axes = tuple(range(1, len(node.shape) + 1)) if over_all else (1,)
-    mean = w.reduce("ReduceMean", node, ins[0], f"{node.id}.mean", axes, keep=True)
+    mean = w.reduce("ReduceMean", node, ins[0], f"{node.id}.mean", (1,), keep=True)
     centred = w.emit("Sub", [ins[0], mean], f"{node.id}.centred")
     squared = w.emit("Mul", [centred, centred], f"{node.id}.squared")
-    variance = w.reduce("ReduceMean", node, squared, f"{node.id}.variance", axes, keep=True)
+    variance = w.reduce("ReduceMean", node, squared, f"{node.id}.variance", (1,), keep=True)
     shifted = w.emit("Add", [variance, w.scalar(node, "eps", a.eps)], f"{node.id}.shifted")
     normed = w.emit("Div", [centred, w.emit("Sqrt", [shifted], f"{node.id}.deviation")], f"{node.id}.normed")
     return _scaled(w, node, normed, weight, bias)
@@ -34,10 +36,14 @@ def layer_norm(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
 
 def group_norm(w: Writer, node: Node, a: Any, ins: list[str]) -> str:
     """Each group as one channel of an instance norm: runtimes know that one at every opset."""
-    rows = w.shaped(ins[0], f"{node.id}.rows", (a.groups, -1))
+    return _group_norm(w, node, ins, a.groups, a.eps)
+
+
+def _group_norm(w: Writer, node: Node, ins: list[str], groups: int, eps: float) -> str:
+    rows = w.shaped(ins[0], f"{node.id}.rows", (groups, -1))
     plain = (("ones", 1.0), ("zeros", 0.0))
-    names = [w.constant(f"{node.id}.{name}", np.full(a.groups, value, np.float32)) for name, value in plain]
-    normed = w.emit("InstanceNormalization", [rows, *names], f"{node.id}.normed", epsilon=a.eps)
+    names = [w.constant(f"{node.id}.{name}", np.full(groups, value, np.float32)) for name, value in plain]
+    normed = w.emit("InstanceNormalization", [rows, *names], f"{node.id}.normed", epsilon=eps)
     value = w.shaped(normed, f"{node.id}.back", node.shape)
     return _scaled(w, node, value, *(w.wide_weight(node, name) for name in ("weight", "bias")))
 

@@ -344,6 +344,34 @@ def test_fold_batch_norm_needs_weights() -> None:
         FoldBatchNorm().run(Model(model.graph))
 
 
+@pytest.mark.parametrize("merge", ["add", "concat"])
+def test_batch_norm_goes_past_sums_and_joins_of_layers(merge: str) -> None:
+    nodes: Parts = {
+        "a": ("conv", {"kernel": 3, **BARE}, ["input"]),
+        "b": ("depthwise_conv", {"kernel": 3, **BARE, "bias": False}, ["input"]),
+        "pool": ("avg_pool", {"kernel": 3}, ["b"]),
+        "c": ("conv", {"kernel": 1, **BARE}, ["input"]),
+        "inner": ("concat" if merge == "add" else "add", {}, ["a"] if merge == "add" else ["a", "pool"]),
+        "m": (merge, {}, ["inner", "pool", "c"] if merge == "add" else ["inner", "c"]),
+        "n": ("batch_norm", {}, ["m"]),
+    }
+    after = fired(FoldBatchNorm(), compact(nodes))
+    assert "batch_norm" not in ops_of(after)
+
+
+@pytest.mark.parametrize("merge", ["add", "concat", "multiply"])
+def test_batch_norm_stays_behind_what_is_not_all_made_by_layers(merge: str) -> None:
+    nodes: Parts = {
+        "a": ("conv", {"kernel": 3, **BARE}, ["input"]),
+        "b": ("conv", {"kernel": 3, "norm": "none"}, ["input"])
+        if merge != "multiply"
+        else ("conv", {"kernel": 1, **BARE}, ["input"]),
+        "m": (merge, {}, ["a", "b"]),
+        "n": ("batch_norm", {}, ["m"]),
+    }
+    quiet(FoldBatchNorm(), compact(nodes))
+
+
 # -- collapse-identities --------------------------------------------------------------------------------------------
 
 

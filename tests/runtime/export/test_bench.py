@@ -23,6 +23,7 @@ from compiler.lowering.torch.fx import initialise, lower
 from graphspec import api
 from graphspec.cli.app import app
 from runtime.export.bench import MODEL, OnnxFile, TorchNetwork, measure, run_bench, subjects_of
+from runtime.export.op_times import OF_RUNTIME, run_op_times
 from runtime.jobs.runner import write_network
 from runtime.rundir.directory import RunDir
 from runtime.rundir.files import write_json
@@ -235,3 +236,35 @@ def test_the_command(tmp_path: Path) -> None:
     for option, value in (("--batch", "0"), ("--threads", "one"), ("--batch", "1,,2")):
         done = CliRunner().invoke(app, ["bench", str(path), option, value])
         assert done.exit_code == 2
+
+
+# -- where the time goes ---------------------------------------------------------------------------------------------
+
+
+def test_the_nodes_of_a_run_stand_in_their_blocks(run: RunDir) -> None:
+    model_file(run.export / "model.onnx", source="retrain", blocks=json.dumps(["c", "other"]))
+    done = CliRunner().invoke(app, ["bench", str(run.path), "--ops", "--seconds", "0.05", "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["nodes"][0]["ms"] >= found["nodes"][-1]["ms"] > 0
+    assert sum(node["share"] for node in found["nodes"]) == pytest.approx(1)
+    assert sum(block["ms"] for block in found["blocks"]) == pytest.approx(sum(op["ms"] for op in found["ops"]))
+    convolution = next(node for node in found["nodes"] if node["op"] == "Conv")
+    assert (convolution["node"], convolution["block"]) == ("c.act", "c")
+    assert "Conv" in {op["op"] for op in found["ops"]}
+    assert (found["batch"], found["threads"]) == (1, 1)
+
+
+def test_the_nodes_of_any_file_stand_under_the_first_part_of_their_names(tmp_path: Path) -> None:
+    path = model_file(tmp_path / "model.onnx", blocks="not JSON")
+    found = run_op_times(path, batch=3, threads=2, seconds=0.05)
+    assert {node.block for node in found.nodes} <= {"c", OF_RUNTIME}
+    text = found.render()
+    assert text.startswith(f"{path}: ")
+    assert "batch 3, threads 2" in text
+    assert "c.act (Conv)" in text
+
+
+def test_a_file_that_cannot_be_run_is_refused_with_ops_too(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="free sizes besides the batch"):
+        run_op_times(identity_file(tmp_path / "free.onnx", ["N", "C"]), seconds=0.05)

@@ -52,6 +52,7 @@ READERS = {
     "runtime/training/threads.py": "/sys",
     "runtime/strategies/latency.py": "/proc",
     "runtime/export/bench.py": "an ONNX model, which may be anyone's",
+    "runtime/export/op_times.py": "what an ONNX model says of itself, and a folder for a trial",
     "runtime/export/on_files.py": "images in a folder that it has made",
     "runtime/export/run_export.py": "an empty folder that it has made",
     "graphspec/api.py": "a folder for a trial",
