@@ -22,6 +22,7 @@ from PIL import Image
 from compiler.elaborate.builder import MAX_NODES, load
 from compiler.elaborate.template import MAX_EDGES
 from compiler.errors import GraphspecError
+from compiler.language.overrides import overrides_of
 from compiler.language.reference import rewritten
 from compiler.language.source import MAX_BYTES, MAX_DEPTH, MAX_SIZE
 from graphspec.cli.app import app
@@ -266,13 +267,13 @@ def test_commands_run(snippet: Snippet, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("snippet", of_language("yaml"), ids=named)
 def test_yaml_is_right(snippet: Snippet, tmp_path: Path) -> None:
-    """Whole specs and those that extend one are elaborated, fragments are read as YAML."""
+    """Whole specs and those that extend one are elaborated, fragments are read as YAML; data may say the classes."""
     read = yaml.safe_load(snippet.text)
     if "graphspec" not in read:
         return
     shutil.copytree(SPECS, tmp_path, dirs_exist_ok=True)
     (tmp_path / "snippet.yaml").write_text(snippet.text)
-    load(tmp_path / "snippet.yaml")
+    load(tmp_path / "snippet.yaml", overrides_of([] if "classes" in read else ["classes=3"]))
 
 
 def run(folder: Path, *words: str) -> str:

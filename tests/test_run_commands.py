@@ -14,6 +14,7 @@ import yaml
 from compiler.architecture.random_network import random_closed
 from compiler.elaborate.builder import load
 from compiler.errors import RunError
+from compiler.language.overrides import overrides_of
 from graphspec import api
 from graphspec.cli.main import main
 from graphspec.starters import starters
@@ -71,7 +72,8 @@ def test_init_copies_what_then_compiles(shell: Shell) -> None:
     for name in starters():
         shell("init", name, "--into", f"of_{name}")
         assert Path(f"of_{name}/graphspec.schema.json").is_file()
-        assert load(f"of_{name}/{name}.yaml")[1].nodes()
+        said_by_data = overrides_of(["classes=3"] if name == "own_images" else [])
+        assert load(f"of_{name}/{name}.yaml", said_by_data)[1].nodes()
 
 
 def test_init_overwrites_nothing_and_knows_its_names(shell: Shell) -> None:

@@ -15,13 +15,14 @@ from compiler.language.reader import Construct, Schema, text
 from compiler.ops import known_ops
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
+SAID_BY_DATA = ("input", "classes")  # keys that folders, tables and arrays answer where a spec leaves them out
 
 
 def json_schema() -> Schema:
     """The schema of a spec file (draft 2020-12), with the attributes of all built-in and installed ops."""
     configuration = Configuration.model_json_schema(ref_template="#/$defs/{model}")
     sections = {name: {"anyOf": [schema, {"type": "null"}]} for name, schema in configuration["properties"].items()}
-    needed = [key.name for key in SPEC.keys if key.missing]
+    needed = [key.name for key in SPEC.keys if key.missing and key.name not in SAID_BY_DATA]
     return {
         "$schema": DRAFT,
         "title": "graphspec",

@@ -33,7 +33,9 @@ def write_model(path: Path, layout: str, reading: Reading, shape: tuple[int, ...
     graph = helper.make_graph([helper.make_node("Identity", ["image"], ["out"])], "same", ends[:1], ends[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     said = {"mean": NORMALISE.mean, "std": NORMALISE.std, "labels": ["cat"], "reading": asdict(reading)}
+    said |= {"input_range": [0, 255]}
     properties = {name: json.dumps(value) for name, value in said.items()}
+    properties |= {"preprocessing": "raw uint8 images"} if raw else {}
     helper.set_model_props(model, {**properties, "layout": "nchw" if layout == "none" else layout})
     onnx.save(model, path)
 

@@ -56,6 +56,7 @@ READERS = {
     "runtime/export/on_files.py": "images in a folder that it has made",
     "runtime/export/run_export.py": "an empty folder that it has made",
     "graphspec/api.py": "a folder for a trial",
+    "graphspec/rates.py": "a folder for a trial",
     "graphspec/trials.py": "a folder for a spec that it has made",
     "runtime/importing.py": "an ONNX model, which may be anyone's, and a folder for a trial",
     "runtime/rundir/start.py": "what a file of weights holds, after the one place has read it",
