@@ -136,7 +136,7 @@ def _network(size: int) -> str:
 
 def _usual_flops(size: int) -> float:
     """The limit where none is given: 1.5 M of 32 pixels; it grows more slowly than the pixels."""
-    return 1.5e6 * (size / 32) ** 1.5
+    return 1.5e6 * math.pow(size / 32, 1.5)
 
 
 def _with_width(texts: Mapping[str, str], file: str) -> str:
