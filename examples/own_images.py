@@ -55,7 +55,7 @@ def main(folder: Path, settings: list[str]) -> None:
     compiled = graphspec.compile(SPEC, overrides=[f"data.root={folder.resolve()}", *settings])
     print(compiled.costs.render())
     found = graphspec.search(compiled.run)
-    print(f"kept {found.kept_edges} of {found.edges} edges")
+    print(f"kept {found.found.flops:,} of {found.full.flops:,} multiply-adds")
     trained = graphspec.retrain(compiled.run)
     print(f"test accuracy {trained.accuracy:.1%} with {trained.found.params:,} parameters")
     exported = graphspec.export(compiled.run)

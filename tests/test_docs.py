@@ -294,9 +294,9 @@ SMALLER = """\
 graphspec: 1
 extends: whole.yaml
 symbols: {width: 8}
-blocks: {normal: {levels: {count: 1}}}
-search: {pretrain_epochs: 1, epochs: 2, batch_size: 8, gates: {lr: 3}, prune: {every: 1}}
+search: {pretrain_epochs: 1, epochs: 2, batch_size: 8, weight_steps: 1}
 retrain: {epochs: 1, batch_size: 8}
+budget: {flops: 300k}
 """
 
 

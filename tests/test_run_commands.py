@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from compiler.analysis.limits import budget_share
 from compiler.architecture.random_network import random_closed
 from compiler.elaborate.builder import load
 from compiler.errors import RunError
 from compiler.language.overrides import overrides_of
 from graphspec import api
 from graphspec.cli.main import main
-from graphspec.starters import starters
+from graphspec.starters import OVER, starters
 from runtime.jobs.signals import Interrupted
 from runtime.rundir.directory import RunDir
 from tests.tiny import TINY
@@ -85,6 +86,40 @@ def test_init_overwrites_nothing_and_knows_its_names(shell: Shell) -> None:
     _, err = shell("init", "digts", "--into", "other", code=1)
     assert "digits" in err
     assert not Path("other").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "wishes", "sides", "limit"),
+    [
+        ("own_images", ["--size", "64"], (64, 8), {"flops": 4_240_000}),
+        ("own_images", ["--flops", "3M", "--classes", "7"], (32, 8), {"flops": 3_000_000}),
+        ("own_images", ["--params", "50k", "--size", "96"], (96, 6), {"params": 50_000}),
+        ("photos", ["--size", "224", "--classes", "12"], (224, 7), {"flops": 27_800_000}),
+        ("photos", ["--params", "100k"], (128, 8), {"params": 100_000}),
+    ],
+)
+def test_init_makes_a_space_for_size_and_limit(
+    shell: Shell, name: str, wishes: list[str], sides: tuple[int, int], limit: dict[str, int]
+) -> None:
+    shell("init", name, *wishes)
+    spec, graph = load(f"{name}.yaml")
+    image, last = sides
+    assert spec.input == (3, image, image)
+    assert graph.node("head.norm").shape[1:] == (last, last)
+    assert {key: most for key in ("params", "flops") if (most := getattr(spec.config.budget, key))} == limit
+    assert 1 < budget_share(graph, spec.config.budget) <= OVER
+
+
+def test_init_refuses_what_it_cannot_make(shell: Shell) -> None:
+    for name, wishes, word in (
+        ("digits", ["--size", "64"], "own_images"),
+        ("own_images", ["--size", "4"], "--size 4"),
+        ("own_images", ["--flops", "many"], "--flops many"),
+        ("own_images", ["--flops", "3k"], "larger limit"),
+        ("own_images", ["--classes", "1"], "--classes 1"),
+    ):
+        assert word in shell("init", name, *wishes, code=1)[1]
+    assert not Path("own_images.yaml").exists()
 
 
 # -- show and diff ----------------------------------------------------------------------------------------------------

@@ -15,15 +15,29 @@ def init(
         str, typer.Argument(help="A starter spec, e.g. digits. Without a name, list all starters.", metavar="NAME")
     ] = "",
     folder: Annotated[Path, typer.Option("--into", help="Folder to copy it to; default: this one.")] = Path(),
+    size: Annotated[
+        int | None, typer.Option("--size", help="Pixels of a side: stem, stages and limit follow.", metavar="PIXELS")
+    ] = None,
+    classes: Annotated[int | None, typer.Option("--classes", help="Number of classes.")] = None,
+    params: Annotated[
+        str | None, typer.Option("--params", help="Most parameters, e.g. 50k: widths follow.", metavar="COUNT")
+    ] = None,
+    flops: Annotated[
+        str | None, typer.Option("--flops", help="Most multiply-adds, e.g. 3M: widths follow.", metavar="COUNT")
+    ] = None,
 ) -> None:
-    """Copy a starter spec and the files it extends; without a name, list the starters."""
-    from graphspec.starters import copy_starter, starters
+    """Copy a starter spec and the files it extends; without a name, list the starters.
+
+    own_images and photos can be made for an image size, a number of classes and a limit.
+    """
+    from graphspec.starters import Wishes, copy_starter, starters
 
     if not name:
         for shipped, summary in starters().items():
             tell(f"{shipped:<22} {summary}")
         return
-    for path in copy_starter(name, folder):
+    limits = {key: most for key, most in (("params", params), ("flops", flops)) if most is not None}
+    for path in copy_starter(name, folder, Wishes(size, classes, limits)):
         say(f"wrote {path}")
     say(f"next: graphspec compile {folder / name}.yaml")
 
