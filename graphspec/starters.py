@@ -16,8 +16,8 @@ import graphspec
 from compiler.analysis.limits import budget_share
 from compiler.elaborate.builder import load
 from compiler.errors import RunError, did_you_mean
-from compiler.language.config import parse_count
 from compiler.language.overrides import overrides_of
+from compiler.language.values import parse_count
 from runtime.rundir.files import write_text
 
 SCHEMA = "graphspec.schema.json"  # what the shipped specs name for editors

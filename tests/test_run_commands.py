@@ -73,7 +73,7 @@ def test_init_copies_what_then_compiles(shell: Shell) -> None:
     for name in starters():
         shell("init", name, "--into", f"of_{name}")
         assert Path(f"of_{name}/graphspec.schema.json").is_file()
-        said_by_data = overrides_of(["classes=3"] if name == "own_images" else [])
+        said_by_data = overrides_of(["classes=3"] if name in ("own_images", "photos") else [])
         assert load(f"of_{name}/{name}.yaml", said_by_data)[1].nodes()
 
 
@@ -102,7 +102,7 @@ def test_init_makes_a_space_for_size_and_limit(
     shell: Shell, name: str, wishes: list[str], sides: tuple[int, int], limit: dict[str, int]
 ) -> None:
     shell("init", name, *wishes)
-    spec, graph = load(f"{name}.yaml")
+    spec, graph = load(f"{name}.yaml", overrides_of([] if "--classes" in wishes else ["classes=3"]))
     image, last = sides
     assert spec.input == (3, image, image)
     assert graph.node("head.norm").shape[1:] == (last, last)
@@ -270,7 +270,7 @@ def test_a_stop_that_was_asked_for_is_no_error(shell: Shell, monkeypatch: pytest
 
 # -- the width of a terminal ------------------------------------------------------------------------------------------
 
-COMPILED = [f"compile {name} --dry-run{' --set classes=3' * (name == 'own_images')}" for name in starters()]
+COMPILED = [f"compile {name} --dry-run{' --set classes=3' * (name in ('own_images', 'photos'))}" for name in starters()]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ GATED_INPUT = "blocks.normal.levels.gate_input=true"
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_shipped_specs_elaborate_and_explain_themselves(path: Path) -> None:
-    spec, graph = load(path, overrides_of(["classes=3"] if path.stem == "own_images" else []))
+    spec, graph = load(path, overrides_of(["classes=3"] if path.stem in ("own_images", "photos") else []))
     assert spec.name == path.stem.replace("_", "-")
     assert graph.gates()
     verify(graph)
