@@ -6,8 +6,9 @@
 `base` trains ResNet-20 on images of 10 classes in FOLDER (`train/<class>/`, `test/<class>/`) and keeps it in WORK.
 `compare` prunes it to the same multiply-adds in several ways and fine-tunes each for as many epochs by the same
 `graphspec retrain`; accuracy is that of the last epoch on the test images, latency that of the exported model in
-onnxruntime, one thread, batch 1. Rows that WORK has already are not computed again. Torch-Pruning is installed into
-WORK.
+onnxruntime, one thread, batch 1. The rows "from scratch" train the shapes found for as many seconds as pruning and
+fine-tuning by channel gates took. Seeds come in turn; rows that WORK has already are not computed again. Torch-Pruning
+is installed into WORK.
 """
 
 from __future__ import annotations
@@ -45,8 +46,10 @@ SHAPE = (3, 32, 32)
 CLASSES = 10
 OURS = {"channel gates": "channels", "channel and block gates": "channels,blocks"}
 PEERS = ("TP magnitude", "TP group norm", "TP batch-norm scale", "uniform width")
+SCRATCH = {"channel gates, from scratch": "channel gates", "uniform width, from scratch": "uniform width"}
 AUGMENTED = ("data.crop_padding=4", "data.flip=true")
-RECIPE = ("retrain.batch_size=128", "retrain.weight_decay=0.0005", "retrain.schedule.kind=cosine")
+TRAINED = ("batch_size=128", "weight_decay=0.0005", "precision=bf16")
+RECIPE = (*(f"retrain.{setting}" for setting in TRAINED), "retrain.schedule.kind=cosine")
 PACKAGE = "torch-pruning==1.6.1"
 MEANS = ("accuracy", "params", "flops", "ms", "pruning_s", "training_s")
 
@@ -104,14 +107,19 @@ def data_of(work: Path, seed: int) -> Loader:
 
 
 def train_base(work: Path, data: str, epochs: int) -> None:
-    """Train ResNet-20 and keep its run."""
-    folder = work / "base"
+    """Train ResNet-20 and keep its run; where WORK has one already, go on from its weights at half of the rate."""
     torch.manual_seed(0)
-    folder.mkdir(parents=True, exist_ok=True)
-    made = import_model(resnet20(), torch.zeros(2, *SHAPE), folder / "base.yaml", data={"name": "folder", "root": data})
-    api.compile(made.spec, overrides=AUGMENTED, out=base_run(work), root=folder)
-    settings = [*RECIPE, "retrain.lr=0.2", f"retrain.epochs={epochs}", "retrain.schedule.warmup=1"]
-    api.retrain(base_run(work), overrides=settings)
+    again = base_run(work).exists()
+    module, folder = trained_base(work) if again else resnet20(), work / "base-next"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    made = import_model(module, torch.zeros(2, *SHAPE), folder / "base.yaml", data={"name": "folder", "root": data})
+    api.compile(made.spec, overrides=AUGMENTED, out=folder / "run", root=folder)
+    settings = [*RECIPE, f"retrain.epochs={epochs}", "retrain.schedule.warmup=1"]
+    start = ["retrain.lr=0.1"] if again else ["retrain.lr=0.2", "retrain.from=scratch"]
+    api.retrain(folder / "run", overrides=[*settings, *start])
+    shutil.rmtree(work / "base", ignore_errors=True)
+    folder.rename(work / "base")
 
 
 def pruned(name: str, size: float, seed: int, args: argparse.Namespace, folder: Path) -> tuple[Path, float]:
@@ -122,9 +130,10 @@ def pruned(name: str, size: float, seed: int, args: argparse.Namespace, folder: 
         import_model(trained_base(args.work), torch.zeros(2, *SHAPE), spec, gates=OURS[name], data=data)
         most = int(total_cost(api.open_run(base_run(args.work)).graph).flops / size)
         settings = [
-            *AUGMENTED, "search.batch_size=128", "search.pretrain_epochs=0", f"search.epochs={args.search_epochs}",
-            f"search.lr={args.lr}", "search.weight_decay=0.0005", "search.gates={gamma: auto, adaptive: flops}",
-            "search.prune={every: 0.25, patience: 1}", f"budget={{flops: {most}, round_to: {args.round_to}}}",
+            *AUGMENTED, *(f"search.{setting}" for setting in TRAINED), "search.pretrain_epochs=0",
+            f"search.epochs={args.search_epochs}", f"search.lr={args.lr}",
+            "search.gates={gamma: auto, adaptive: flops}", "search.prune={every: 0.25, patience: 1}",
+            f"budget={{flops: {most}, round_to: {args.round_to}}}",
         ]  # fmt: skip
         api.compile(spec, overrides=settings, out=run, root=folder)
         api.search(run, overrides=[f"seed={seed}"], quiet=True)
@@ -148,16 +157,38 @@ def installed(work: Path) -> Path:
     return folder
 
 
-def outcome(name: str, size: float, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """A row: prune, fine-tune, export, measure."""
-    folder = args.work / "rows" / f"{name.replace(' ', '_')}-{size:g}x-{seed}"
+def row_folder(name: str, size: float, seed: int, args: argparse.Namespace) -> Path:
+    """Where a row's run and spec are."""
+    return Path(args.work) / "rows" / f"{name.replace(' ', '_')}-{size:g}x-{seed}"
+
+
+def outcome(name: str, size: float, seed: int, args: argparse.Namespace, known: list[dict[str, Any]]) -> dict[str, Any]:
+    """A row: prune, fine-tune, export, measure; or train the shape that another row found, from scratch."""
+    folder = row_folder(name, size, seed, args)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    run, pruning = pruned(name, size, seed, args, folder)
+    if name in SCRATCH:
+        run, pruning, settings = shape_of(name, size, seed, args, known)
+    else:
+        run, pruning = pruned(name, size, seed, args, folder)
+        settings = [f"retrain.epochs={args.epochs}", f"retrain.lr={args.lr}"]
     started = time.perf_counter()
-    settings = [*RECIPE, f"retrain.epochs={args.epochs}", f"retrain.lr={args.lr}", f"seed={seed}"]
-    done = api.retrain(run, overrides=settings, quiet=True)
+    done = api.retrain(run, overrides=[*RECIPE, *settings, f"seed={seed}"], quiet=True)
     return {"row": name, "size": size, "seed": seed, "pruning_s": pruning, **figures(run, done, started)}
+
+
+def shape_of(
+    name: str, size: float, seed: int, args: argparse.Namespace, known: list[dict[str, Any]]
+) -> tuple[Path, float, list[str]]:
+    """The shape of another row, to be trained for the seconds that pruning and fine-tuning by channel gates took."""
+    mine = {one["row"]: one for one in known if (one["size"], one["seed"]) == (size, seed)}
+    gates, shape = mine["channel gates"], mine[SCRATCH[name]]
+    epochs = round(args.epochs * (gates["pruning_s"] + gates["training_s"]) / shape["training_s"])
+    run = row_folder(name, size, seed, args) / "run"
+    shutil.copytree(row_folder(SCRATCH[name], size, seed, args) / "run", run)
+    shutil.rmtree(run / "retrain")
+    settings = ["retrain.from=scratch", "retrain.lr=0.2", "retrain.schedule.warmup=1", f"retrain.epochs={epochs}"]
+    return run, 0.0, settings
 
 
 def figures(run: Path, done: RetrainResult, started: float) -> dict[str, Any]:
@@ -187,9 +218,9 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
     kept = args.work / "rows.jsonl"
     results = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
     known = {(one["row"], one["size"], one["seed"]) for one in results}
-    for wanted in itertools.product(args.rows, args.sizes, args.seeds):
-        if wanted not in known:
-            results.append(outcome(*wanted, args))
+    for seed, size, name in itertools.product(args.seeds, args.sizes, args.rows):
+        if (name, size, seed) not in known:
+            results.append(outcome(name, size, seed, args, results))
             with kept.open("a") as file:
                 file.write(json.dumps(results[-1]) + "\n")
     return results
@@ -207,7 +238,8 @@ def main() -> None:
     options.add_argument("--round-to", type=int, default=4, help="channels are a multiple of it")
     options.add_argument("--sizes", type=float, nargs="*", default=[2, 3], help="times fewer multiply-adds")
     options.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    options.add_argument("--rows", nargs="*", choices=(*OURS, *PEERS), default=[*OURS, *PEERS])
+    every = (*OURS, *PEERS, *SCRATCH)
+    options.add_argument("--rows", nargs="*", choices=every, default=every)
     args = options.parse_args()
     args.data, args.work = str(Path(args.data).absolute()), args.work.absolute()
     if args.part == "base":

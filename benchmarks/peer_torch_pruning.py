@@ -57,7 +57,9 @@ def learn_sparsely(pruner: Any, module: nn.Module, batches: Any, epochs: int, lr
         pruner.update_regularizer()
         for x, y in batches.batches(epoch):
             optimizer.zero_grad()
-            F.cross_entropy(module(x), y).backward()
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = F.cross_entropy(module(x), y)
+            loss.backward()
             pruner.regularize(module)
             optimizer.step()
             schedule.step()
