@@ -315,7 +315,8 @@ def smoke(target: Target = None, last: str = "search", *, overrides: Overrides =
     data, steps = spec.config.data, 2 * spec.config.search.weight_steps
     images = max(4 * steps / spec.config.search.weight_part, 8 / (1 - spec.config.search.weight_part))
     size = math.ceil((images + 1) / (1 - data.validation)) + spec.classes
-    settings = (*overrides_of(overrides), *overrides_of({**SMOKE, "data.fake_size": size}))
+    said = {} if run else {"classes": spec.classes, "input": list(spec.input)}  # fake data cannot say them
+    settings = (*overrides_of(overrides), *overrides_of({**SMOKE, **said, "data.fake_size": size}))
     options = {**options, "resume": False, "overwrite": False}
     with tempfile.TemporaryDirectory(prefix="graphspec-smoke-") as folder:
         spec, graph = _read(target, settings)

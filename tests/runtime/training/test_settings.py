@@ -33,7 +33,7 @@ WEIGHTS = (
     "batch_size=8", "lr=0.05", "schedule={kind: constant}", "schedule={kind: cosine, minimum: 0.05}",
     *(f"schedule={schedule.replace('KIND', 'cosine')}" for schedule in SCHEDULES),
     "momentum=0.5", "weight_decay=0.1", "clip=0.001", "label_smoothing=0.1", "accumulate=2", "precision=bf16",
-    "weight_part=0.7", "lowering=reference",
+    "weight_part=0.7", "lowering=reference", "optimizer=adamw", "clip_norm=0.01",
 )  # fmt: skip
 GATES = (
     "weight_steps=2", "gates.lr=0.1", "gates.schedule={kind: cosine}",
