@@ -45,9 +45,9 @@ def baseline(
     from graphspec import trials
     from runtime.rundir.study import parse_seeds
 
+    chosen = {"epochs": epochs, "seeds": parse_seeds(seeds), "networks": plain.split(",")}
     how = {"overwrite": overwrite, "device": device, "trust_code": trust_code, "quiet": quiet}
-    chosen: dict[str, Any] = {"epochs": epochs, "seeds": parse_seeds(seeds), "networks": plain.split(","), **how}
-    _tell(trials.baseline(target, overrides=overrides_of(settings), **chosen), as_json)
+    _tell(trials.baseline, target, settings, as_json, **chosen, **how)
 
 
 def probe(
@@ -65,12 +65,14 @@ def probe(
     """Train a few random networks of a space beside plain ones: say before a search whether it can pay."""
     from graphspec import trials
 
+    chosen = {"networks": networks, "epochs": epochs, "plain": plain.split(",")}
     how = {"overwrite": overwrite, "device": device, "trust_code": trust_code, "quiet": quiet}
-    chosen: dict[str, Any] = {"networks": networks, "epochs": epochs, "plain": plain.split(","), **how}
-    _tell(trials.probe(target, overrides=overrides_of(settings), **chosen), as_json)
+    _tell(trials.probe, target, settings, as_json, **chosen, **how)
 
 
-def _tell(found: Any, as_json: bool) -> None:
+def _tell(compare: Any, target: TargetArg, settings: SetOpt, as_json: bool, **options: Any) -> None:
+    """Run the comparison and print what it found."""
+    found = compare(target, overrides=overrides_of(settings), **options)
     if as_json:
         print_json(found.model_dump(mode="json"))
     else:

@@ -73,6 +73,11 @@ class Job(Protocol):
         """Become the job that gave these."""
 
 
+def _cpu_seconds() -> float:
+    """What this process and its children have used so far."""
+    return math.fsum(os.times()[:4])
+
+
 @dataclass
 class Loop:
     """Runs a job to its end. Of several processes the main one reads and writes checkpoints; if one stops, all do."""
@@ -91,9 +96,7 @@ class Loop:
     sums: dict[str, float] = field(default_factory=dict)
     written: int = 0  # checkpoints so far: their running number
     saved_at: float = field(default_factory=time.monotonic)  # when the last one was written
-    cpu: float = field(
-        default_factory=lambda: sum(os.times()[:4])
-    )  # seconds that the process had used at the last epoch
+    cpu: float = field(default_factory=_cpu_seconds)  # used by the process at the last epoch
 
     def resume(self) -> bool:
         """Continue from the newest whole checkpoint; False if there is none."""
@@ -218,7 +221,7 @@ class Loop:
             self.metrics.histogram(name, values)
         self.metrics.write(record)
         rate = stage.images_per_step / per_step
-        before, self.cpu = self.cpu, sum(os.times()[:4])
+        before, self.cpu = self.cpu, _cpu_seconds()
         times = {"seconds": seconds, "images_per_second": rate, "cpu_seconds": self.cpu - before}
         self.metrics.write_timing(place | times)
         self.console.line(f"{self.job.describe(record)}  {seconds:.1f} s  {rate:.0f} images/s")
