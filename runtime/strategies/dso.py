@@ -148,37 +148,29 @@ class Dso(TrainingStrategy):
         zero, patience = self.closed(), self.context.search.prune.patience
         self.zero_looks = {gate: self.zero_looks.get(gate, 0) + 1 for gate in zero}
         wanted = {gate for gate in zero if done == 1 or self.zero_looks[gate] >= patience}
-        closed, kept = map(set, self.context.world.decided(lambda: self._decide(zero, wanted, last=done == 1)))
+        closed, kept = map(set, self.context.world.decided(lambda: self._decide(zero, wanted, done)))
         self.zero_looks = {gate: looks for gate, looks in self.zero_looks.items() if gate not in kept}
-        if self.pace and done < 1:
-            self.context.console.line(self.pace.look(done, self._share_without(zero)))
         if closed:
             self._prune(closed, seconds)
         self._reopen(kept)
         if self.pace and done == 1:
-            share = self._share_without(set())
+            share = self.context.world.decided(lambda: self._budgets(self.net.graph))
             self.context.console.line(f"found: {share:.3f} times the budget")
             if share > 1:
                 self.context.console.warn("even the smallest network is over the budget; raise it")
 
-    def _share_without(self, closed: set[str]) -> float:
-        """How many budgets the network takes without these gates, as far as it can do without them."""
-        graph = self.net.graph
-        left = closed - {*kept_by_strength(graph, closed, {})}
-        return self.context.world.decided(lambda: self._budgets(prune(graph, left)))
-
-    def _decide(self, zero: set[str], wanted: set[str], *, last: bool) -> list[list[str]]:
+    def _decide(self, zero: set[str], wanted: set[str], done: float) -> list[list[str]]:
         """The gates to close, and those to open again although they are zero."""
-        graph, budget = self.net.graph, self.context.config.budget
+        graph, round_to = self.net.graph, self.context.config.budget.round_to
         prox = self.net.by_gate({scope: self.gates.proximal_point(p) for scope, p in self.net.gate_vectors.items()})
+        if self.pace:
+            planned = self.pace.planned(done)
+            closed = within_budget(graph, zero, prox, lambda g: self._budgets(g) / planned, round_to)
+            return [sorted(closed), sorted(zero - closed if done == 1 else ())]
         kept = self._guarded(wanted, prox)
         closed = wanted - kept
-        if self.pace and (last or self._budgets(prune(graph, closed)) < 1):
-            enough = within_budget(graph, closed, prox, self._budgets, budget.round_to)
-            closed = enough if last else closed & enough  # what is pruned now could not come back
-        if not (self.pace and last):
-            closed -= kept_for_rounding(graph, closed, prox, budget.round_to)
-        return [sorted(closed), sorted(zero - closed if last else kept)]
+        closed -= kept_for_rounding(graph, closed, prox, round_to)
+        return [sorted(closed), sorted(zero - closed if done == 1 else kept)]
 
     def _guarded(self, closed: set[str], prox: Mapping[str, float]) -> set[str]:
         """Gates to keep although they are zero: the strongest that mend the output's path, and of an op that would lose
@@ -250,9 +242,8 @@ class Dso(TrainingStrategy):
         return gate_tensors(self.net, self.gates)
 
     def state(self) -> dict[str, Any]:
-        """The counters, and the sparsity weight where it is found."""
-        pace = {"gamma": self.pace.gamma} if self.pace else {}
-        return {"zero_looks": dict(sorted(self.zero_looks.items())), self.full_key: self.full_score, **pace}
+        """The counters."""
+        return {"zero_looks": dict(sorted(self.zero_looks.items())), self.full_key: self.full_score}
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Go on with the gates of the restored net."""
@@ -260,8 +251,6 @@ class Dso(TrainingStrategy):
         self.zero_looks = {gate: int(looks) for gate, looks in state["zero_looks"].items()}
         self.full_score = None if state[self.full_key] is None else float(state[self.full_key])
         self.penalty = self._new_penalty()
-        if self.pace:
-            self.pace.gamma = float(state["gamma"])
 
     def found(self) -> Found:
         """What is left of the net."""

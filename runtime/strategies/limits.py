@@ -1,9 +1,8 @@
-"""Limits met by the search: `search.gates.gamma: auto` finds the sparsity weight that leads to the budget.
+"""Limits met by the search: `search.gates.gamma: auto` closes the weakest gates as a plan that leads to the budget asks.
 
 The planned size falls from the whole network's to the budget's, by equal factors in equal times, until `ARRIVES` of the
-search. After every look gamma is multiplied by the square of what the network is larger than planned, at most by 2 and
-at least by 1/2. At the end the weakest steps of channels and edges are closed, as many as the budget asks for, and of
-the closed ones the strongest come back that still fit.
+search. Every look closes the weakest edges and steps of channels that bring the network down to the plan, and no more:
+gates that reach zero together, before the others have taken over what they did, do not go together.
 """
 
 from __future__ import annotations
@@ -19,31 +18,24 @@ from compiler.language.config import GateConfig
 from compiler.passes.prune_zero_edges import prune
 
 ARRIVES = 0.75  # share of the search after which the budget should be met
-CHANGE = 2.0  # most that gamma is multiplied or divided by at a look
 RETRIES = 32  # closed steps that are tried again at the end
-FURTHEST = 64.0  # gamma stays within this factor of where it began
 
 
-@dataclass
+@dataclass(frozen=True)
 class Pace:
-    """The sparsity weight of a search that has to meet a budget."""
+    """The plan of a search that has to meet a budget."""
 
-    first: float  # the weight that closes a gate of no use in half of the time until `ARRIVES`
+    gamma: float  # the sparsity weight that closes a gate of no use in half of the time until `ARRIVES`
     whole: float  # how many budgets the whole network takes
-    gamma: float
 
     @classmethod
     def start(cls, whole: float, gates: GateConfig, init: float, steps: int) -> Pace:
         """The pace of a search of so many gate steps, of a network that takes so many budgets."""
-        first = init * (1 - gates.momentum) / (gates.lr * max(1.0, ARRIVES / 2 * steps))
-        return cls(first, whole, first)
+        return cls(init * (1 - gates.momentum) / (gates.lr * max(1.0, ARRIVES / 2 * steps)), whole)
 
-    def look(self, done: float, share: float) -> str:
-        """Set gamma after this share of the search, of a network that takes so many budgets; one line for people."""
-        planned = max(1.0, self.whole) ** (1 - min(1.0, done / ARRIVES))
-        factor = min(max((share / planned) ** 2, 1 / CHANGE), CHANGE)
-        self.gamma = min(max(self.gamma * factor, self.first / FURTHEST), self.first * FURTHEST)
-        return f"{share:.2f} times the budget (planned {planned:.2f}): gamma is {self.gamma:.3g} now"
+    def planned(self, done: float) -> float:
+        """How many budgets the network may take after this share of the search."""
+        return max(1.0, self.whole) ** (1 - min(1.0, done / ARRIVES))
 
 
 def within_budget(
