@@ -5,28 +5,29 @@ A step of the search is `weight_steps` weight steps and one gate step, each on t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from compiler.analysis.costs import total_cost
 from compiler.analysis.guards import best_channels, kept_by_strength, smallest_closed
-from compiler.analysis.limits import budget_share
+from compiler.analysis.limits import budget_share, limits_of
 from compiler.analysis.rounding import kept_for_rounding
 from compiler.analysis.weights import GATES
 from compiler.drawing.scene import number_of
 from compiler.ir.graph import Graph
 from compiler.ops import only_merges
 from compiler.passes.carry import take
-from compiler.passes.prune_zero_edges import prune, surviving_edges
+from compiler.passes.prune_zero_edges import surviving_edges
 from runtime.rundir.checkpoint import optimizer_state, restore_optimizer_state
 from runtime.search.supernet import Supernet, below, carried
 from runtime.strategies.apgnag import APGNAG
 from runtime.strategies.base import Context, Found, ReportSection, TrainingStrategy
 from runtime.strategies.latency import OpTimes, measured_latencies, network_latency
-from runtime.strategies.limits import Pace, within_budget
+from runtime.strategies.limits import RETRIES, Pace, strengths, within_budget
 from runtime.strategies.penalties import OpCall, Penalty, set_gammas
 from runtime.training.heap import give_back
 from runtime.training.stages import Position, Stage
@@ -132,8 +133,16 @@ class Dso(TrainingStrategy):
 
     def closed(self) -> set[str]:
         """The gates that count as zero now."""
-        zero = self.net.by_gate({scope: self.gates.is_zero(p) for scope, p in self.net.gate_vectors.items()})
-        return {gate for gate, is_zero in zero.items() if is_zero}
+        return {gate for gate, is_zero in self._by_gate(self.gates.is_zero).items() if is_zero}
+
+    def _by_gate(self, kept: Callable[[Parameter], Tensor]) -> dict[str, float]:
+        """By gate, what the optimizer has for each vector of gates."""
+        return self.net.by_gate({scope: kept(vector) for scope, vector in self.net.gate_vectors.items()})
+
+    def _measure(self) -> str:
+        """What the budget limits most; multiply-adds where it limits the latency alone."""
+        limits = limits_of(self.context.config.budget)
+        return max(limits, key=lambda limit: limit.share(self.net.graph)).measure.name if limits else "flops"
 
     def _looks_after(self, stage: Stage, epochs: int, steps: int) -> bool:
         """Whether zero gates are looked for after so many epochs and steps of the search."""
@@ -162,11 +171,12 @@ class Dso(TrainingStrategy):
     def _decide(self, zero: set[str], wanted: set[str], done: float) -> list[list[str]]:
         """The gates to close, and those to open again although they are zero."""
         graph, round_to = self.net.graph, self.context.config.budget.round_to
-        prox = self.net.by_gate({scope: self.gates.proximal_point(p) for scope, p in self.net.gate_vectors.items()})
         if self.pace:
-            planned = self.pace.planned(done)
-            closed = within_budget(graph, zero, prox, lambda g: self._budgets(g) / planned, round_to)
+            planned, retries = self.pace.planned(done), RETRIES if done == 1 else 0
+            strength = strengths(graph, self._by_gate(self.gates.use), self._measure())
+            closed = within_budget(graph, zero, strength, lambda g: self._budgets(g) / planned, round_to, retries)
             return [sorted(closed), sorted(zero - closed if done == 1 else ())]
+        prox = self._by_gate(self.gates.proximal_point)
         kept = self._guarded(wanted, prox)
         closed = wanted - kept
         closed -= kept_for_rounding(graph, closed, prox, round_to)

@@ -1,8 +1,9 @@
-"""Limits met by the search: `search.gates.gamma: auto` closes the weakest gates as a plan that leads to the budget asks.
+"""Limits met by the search: `search.gates.gamma: auto` closes the weakest gates as a plan to the budget asks.
 
-The planned size falls from the whole network's to the budget's, by equal factors in equal times, until `ARRIVES` of the
-search. Every look closes the weakest edges and steps of channels that bring the network down to the plan, and no more:
-gates that reach zero together, before the others have taken over what they did, do not go together.
+The planned size falls from the whole network's to the budget's, by equal factors in equal times, from `BEGINS` to
+`ARRIVES` of the search. Every look closes the weakest edges and steps of channels that bring the network down to the
+plan, and no more: gates that reach zero together, before the others have taken over what they did, do not go together.
+Weak is what costs much and does little: strength is what the loss owes to a gate over what closing it would save.
 """
 
 from __future__ import annotations
@@ -10,15 +11,26 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
+import networkx as nx
+
+from compiler.analysis.costs import node_costs
 from compiler.analysis.guards import kept_by_strength
 from compiler.analysis.rounding import closing_order
-from compiler.ir.graph import Graph
+from compiler.ir.graph import INPUT, Graph
 from compiler.language.config import GateConfig
 from compiler.passes.prune_zero_edges import prune
+from runtime.strategies.penalties import channel_prices
 
+BEGINS = 0.15  # share of the search that the first gates are watched for
 ARRIVES = 0.75  # share of the search after which the budget should be met
+LEAST = 1e-9  # share of the network's cost that every gate counts for at least
+END = -1  # of all ways through a network
 RETRIES = 32  # closed steps that are tried again at the end
+
+
+Ways: TypeAlias = "nx.DiGraph[str | int]"  # nodes by id, and edges by number between them
 
 
 @dataclass(frozen=True)
@@ -35,16 +47,56 @@ class Pace:
 
     def planned(self, done: float) -> float:
         """How many budgets the network may take after this share of the search."""
-        return max(1.0, self.whole) ** (1 - min(1.0, done / ARRIVES))
+        left = 1 - min(1.0, max(0.0, done - BEGINS) / (ARRIVES - BEGINS))
+        return float(max(1.0, self.whole) ** left)
+
+
+def strengths(graph: Graph, use: Mapping[str, float], measure: str) -> dict[str, float]:
+    """The strength of every gate: what the loss owes to it (`use`) over its share of the network's `measure`."""
+    costs = {node_id: float(getattr(cost, measure)) for node_id, cost in node_costs(graph).items()}
+    saved, whole = savings(graph, costs), sum(costs.values()) or 1.0
+    return {gate: use[gate] / max(saved[gate] / whole, LEAST) for gate in graph.gates()}
+
+
+def savings(graph: Graph, costs: Mapping[str, float]) -> dict[str, float]:
+    """What closing each gate alone would save, of costs by node.
+
+    Of edges that is what lies behind and in front of them and on no other way; see `channel_prices` for channels.
+    """
+    ways: Ways = nx.DiGraph()
+    edges = graph.edges()
+    for number, edge in enumerate(edges):
+        ways.add_edges_from([(edge.src, number), (number, edge.dst)])
+    ways.add_edges_from((node.id, END) for node in graph.outputs().values())
+    behind, before = _dominated(ways, INPUT, costs), _dominated(ways.reverse(), END, costs)
+    saved = channel_prices(graph, costs, ())
+    for number, edge in enumerate(edges):
+        if edge.gate is not None:
+            saved[edge.gate] = saved.get(edge.gate, 0.0) + behind[number] + before[number]
+    return saved
+
+
+def _dominated(ways: Ways, start: str | int, costs: Mapping[str, float]) -> dict[str | int, float]:
+    """What each point of the ways costs together with all that cannot be reached from the start but through it."""
+    above = nx.immediate_dominators(ways, start)
+    found = {point: costs.get(point, 0.0) for point in ways}
+    for point in [point for point in nx.topological_sort(ways) if point in above and point != start][::-1]:
+        found[above[point]] += found[point]
+    return found
 
 
 def within_budget(
-    graph: Graph, closed: set[str], strength: Mapping[str, float], share: Callable[[Graph], float], round_to: int
+    graph: Graph,
+    closed: set[str],
+    strength: Mapping[str, float],
+    share: Callable[[Graph], float],
+    round_to: int,
+    retries: int = RETRIES,
 ) -> set[str]:
     """The gates to close so that the network is within its budget and no step that was tried again would be.
 
     Only the gates' strength decides, whether the search has closed too many or too few. `share` says how many budgets a
-    network takes.
+    network takes; so many `retries` of the closed steps are tried again, the strongest first.
     """
     units = closing_order(graph, closed, strength, round_to)
     needed = set(kept_by_strength(graph, [gate for unit in units for gate in unit], strength))
@@ -56,7 +108,7 @@ def within_budget(
         return share(prune(graph, shut(some))) <= 1
 
     gone = units[: bisect_left(range(len(units)), True, key=lambda count: is_within(units[:count]))]
-    for unit in gone[:-1][-RETRIES:][::-1]:
+    for unit in gone[:-1][::-1][:retries]:
         without = [other for other in gone if other is not unit]
         gone = without if is_within(without) else gone
     return shut(gone)
