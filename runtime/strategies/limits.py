@@ -15,10 +15,11 @@ from typing import TypeAlias
 
 import networkx as nx
 
+from compiler import ops
 from compiler.analysis.costs import node_costs
 from compiler.analysis.guards import kept_by_strength
 from compiler.analysis.rounding import closing_order
-from compiler.ir.graph import INPUT, Graph
+from compiler.ir.graph import INPUT, Edge, Graph
 from compiler.language.config import GateConfig
 from compiler.passes.prune_zero_edges import prune
 from runtime.strategies.penalties import channel_prices
@@ -72,14 +73,23 @@ def savings(graph: Graph, costs: Mapping[str, float]) -> dict[str, float]:
     saved = channel_prices(graph, costs, ())
     for number, edge in enumerate(edges):
         if edge.gate is not None:
-            saved[edge.gate] = saved.get(edge.gate, 0.0) + behind[number] + before[number]
+            alone = behind[number] + before[number] + costs[edge.dst] * _share(graph, edge)
+            saved[edge.gate] = saved.get(edge.gate, 0.0) + alone
     return saved
+
+
+def _share(graph: Graph, edge: Edge) -> float:
+    """The share of an op that one of several inputs causes."""
+    if ops.op(graph.node(edge.dst).op).reads is ops.Reads.SUM:
+        return 0.0
+    widths = {other.slot: graph.node(other.src).shape[0] for other in graph.inputs(edge.dst)}
+    return widths[edge.slot] / sum(widths.values()) if len(widths) > 1 else 0.0
 
 
 def _dominated(ways: Ways, start: str | int, costs: Mapping[str, float]) -> dict[str | int, float]:
     """What each point of the ways costs together with all that cannot be reached from the start but through it."""
     above = nx.immediate_dominators(ways, start)
-    found = {point: costs.get(point, 0.0) for point in ways}
+    found = {point: costs[point] if isinstance(point, str) else 0.0 for point in ways}
     for point in [point for point in nx.topological_sort(ways) if point in above and point != start][::-1]:
         found[above[point]] += found[point]
     return found
