@@ -1,4 +1,4 @@
-"""Worker processes of a stream: they outlive what stops a job, do not outlive a parent that is killed, and run no user's code."""
+"""Worker processes of a stream: they outlive what stops a job, but not a killed parent, and run no code of a user."""
 
 import os
 import select
