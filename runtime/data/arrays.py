@@ -94,7 +94,7 @@ _Files = dict[str, tuple[Path, str]]  # of each array its file, and its name in 
 
 def _files(root: Path) -> _Files:
     with guarded(root, "read"):
-        archives = [root] if root.is_file() else sorted(root.glob("*.npz"))
+        archives = sorted(root.glob("*.npz")) if root.is_dir() else [root]
         single = {path.stem: (path, "") for path in sorted(root.glob("*.npy"))} if root.is_dir() else {}
     if len(archives) == 1 and not single:
         with _explained(archives[0]), zipfile.ZipFile(archives[0]) as file:

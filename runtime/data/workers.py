@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from types import ModuleType
@@ -31,6 +31,9 @@ LOOK = 5.0  # seconds between looks at workers that say nothing: one may be dead
 WAIT = 600.0  # seconds until they are given up
 SHARED = "/dev/shm"
 FILES, FILES_EACH = 64, 16  # open ones, of a job and more for each worker: twice what was found
+LOCKS, LOCKS_EACH = 64 * 1024, 24 * 1024  # bytes of shared memory, of a loader and more for each worker: twice as well
+HAVE_SENDERS = hasattr(signal, "sigwaitinfo")  # can be told apart by who sent them: not on macOS
+UNHEARD = {signal.SIGINT, signal.SIGHUP} | ({signal.SIGTERM} if HAVE_SENDERS else set())
 DIED = "died, perhaps for its memory"
 
 
@@ -52,7 +55,10 @@ def answers(source: Any, requests: Iterable[Any], workers: int, most: int, *, pi
     Made by so many worker processes (0: in this one). RunError if one of them dies or all fall silent.
     """
     refuse_few_files(workers, "; or --set data.workers=0")
-    fits = _free(SHARED) > (AHEAD + 1) * max(1, workers) * most
+    free = _free(SHARED)
+    if workers and free < LOCKS + LOCKS_EACH * workers:
+        raise RunError(f"{SHARED} has {free:,} bytes left, too few for worker processes\n  try: --set data.workers=0")
+    fits = free > (AHEAD + 1) * max(1, workers) * most
     loader: DataLoader[Any] = DataLoader(
         _Source(source, fits),
         batch_size=None,
@@ -114,11 +120,12 @@ def _as_it_is(answer: Any) -> Any:
 
 @contextlib.contextmanager
 def _sheltered() -> Iterator[None]:
-    """A Ctrl-C never reaches the processes started in here, which inherit the mask; for this one it waits. Nor do they
-    import the user's script, whose top level would run once more in each.
+    """What stops a job never reaches the processes started in here, which inherit the mask; for this one it waits. Nor
+    do they import the user's script, whose top level would run once more in each.
     """
-    resource_tracker.ensure_running()  # starting it would take interrupts out of the mask
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, UNHEARD)
+    resource_tracker.ensure_running()  # its start takes some out of the mask
+    signal.pthread_sigmask(signal.SIG_BLOCK, UNHEARD)
     main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
     try:
         yield
@@ -128,18 +135,24 @@ def _sheltered() -> Iterator[None]:
 
 
 def _live_and_die_with_the_parent(_: int) -> None:
-    """Outlive Ctrl-C, which reaches every process of a terminal while the parent still needs batches, but not the
-    parent: torch's own watch looks at the process that forked the worker, which here is the fork server.
+    """Outlive the signals that stop a job and often reach all of its processes (Ctrl-C, a terminal that closes,
+    `timeout`, a batch system) while the parent still needs batches, but not the parent or its word: torch's own watch
+    looks at the process that forked the worker, which here is the fork server.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for a fork server that others started, with interrupts
-    threading.Thread(target=_exit_after_the_parent, daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, UNHEARD)  # for a fork server that others started, with interrupts
+    if parent := multiprocessing.parent_process():
+        for end in (parent.join, lambda: _told_by(parent.pid))[: 1 + HAVE_SENDERS]:
+            threading.Thread(target=_exit_after, args=[end], daemon=True).start()
 
 
-def _exit_after_the_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def _told_by(process: int | None) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != process:
+        pass
+
+
+def _exit_after(end: Callable[[], object]) -> None:
+    end()
+    os._exit(1)
 
 
 def _worker_context() -> multiprocessing.context.BaseContext:

@@ -172,7 +172,7 @@ class OnnxFile:
 
     def feed(self, network: OnnxNetwork, batch: int) -> dict[str, Array]:
         """Made-up inputs for one batch; RunError if the file takes no such batch."""
-        return {item.name: self._values(item, batch) for item in network.session.get_inputs()}
+        return {item.name: self._values(item, batch) for item in network.inputs}
 
     def _values(self, item: Any, batch: int) -> Array:
         """Normal floats, any bytes, and zeros for other whole numbers, which may be indices."""

@@ -61,7 +61,7 @@ class ExportedModel:
         """RunError if the file is no classifier that `graphspec export` has written."""
         network = OnnxNetwork(checked(path))
         metadata = _metadata(path, network.session.get_modelmeta().custom_metadata_map)
-        sizes = filled(network.input.shape[1:], metadata.size)
+        sizes = filled(network.inputs[0].shape[1:], metadata.size)
         shape = (*sizes[-1:], *sizes[:-1]) if metadata.layout == "nhwc" else sizes
         outputs = {output.name: output.shape for output in network.session.get_outputs()}
         fits = all(isinstance(size, int) for size in shape) and shape[:1] == (len(metadata.mean),)
@@ -93,7 +93,7 @@ class ExportedModel:
 
     def outputs(self, pixels: Pixels) -> Array:
         """What the network gives, (N, classes), for pixels (N, H, W, C) or (N, T, C) in 0..255."""
-        feed = {self.network.input.name: self._fed(pixels)}
+        feed = {self.network.inputs[0].name: self._fed(pixels)}
         names = [output.name for output in self.network.session.get_outputs()]
         found: Array = self.network.run(feed)[names.index(self.metadata.outputs)]
         found = found.reshape(len(pixels), len(self.labels))
@@ -112,7 +112,7 @@ class ExportedModel:
         return probabilities
 
     def _fed(self, pixels: Pixels) -> Array:
-        kind = KINDS.get(self.network.input.type, "float32")
+        kind = KINDS.get(self.network.inputs[0].type, "float32")
         if kind != "float32" or self.metadata.preprocessing.startswith(RAW):
             raw = as_raw(pixels, kind, self.metadata.input_range[-1])
             return raw if self.metadata.layout == "nhwc" else np.ascontiguousarray(np.moveaxis(raw, -1, 1))

@@ -40,15 +40,15 @@ class OnnxNetwork:
         self.path = path
 
     @property
-    def input(self) -> Any:
+    def inputs(self) -> list[Any]:
         """What the model reads; RunError if that is nothing."""
         if not (inputs := self.session.get_inputs()):
             raise RunError(f"{self.path}: the model reads nothing\n  try: a model that takes images")
-        return inputs[0]
+        return inputs  # type: ignore[no-any-return]
 
     def __call__(self, image: Array) -> Array:
         """Outputs (N, classes) of images in the model's own type and layout."""
-        outputs: Array = self.run({self.input.name: image})[0]
+        outputs: Array = self.run({self.inputs[0].name: image})[0]
         return outputs
 
     def run(self, feed: Mapping[str, Array]) -> list[Any]:

@@ -340,7 +340,8 @@ class LiveReport:
         try:
             write_report(self.run)
         except Exception as error:  # of a file that someone changed, or of the report itself
-            self.console.warn(f"no report: {error if isinstance(error, GraphspecError) else repr(error)}")
+            said = error if isinstance(error, (GraphspecError, OSError)) else repr(error)
+            self.console.warn(f"no report: {said}")
         self.written = time.monotonic()
 
 

@@ -1,4 +1,4 @@
-"""Worker processes of a stream: they outlive Ctrl-C, do not outlive a parent that is killed, and run no user's code."""
+"""Worker processes of a stream: they outlive what stops a job, but not a killed parent, and run no code of a user."""
 
 import os
 import select
@@ -21,7 +21,8 @@ from runtime.data.dataset import Loader
 from runtime.data.sources import FileImages
 
 def main():
-    signal.signal(signal.SIGINT, lambda *_: None)
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, lambda *_: None)
     images = FileImages([sys.argv[1]] * 40_000, torch.zeros(40_000, dtype=torch.int64), (3, 8, 8), workers=2)
     loader = Loader(images, torch.arange(40_000), Normalise((0.5,) * 3, (0.2,) * 3), 4, training=False)
     print("starting", flush=True)
@@ -68,7 +69,8 @@ def test_workers_do_not_run_the_users_script_again(tmp_path: Path) -> None:
     assert (tmp_path / "ran").read_text() == "once\n"
 
 
-def test_workers_outlive_an_interrupt_but_not_their_parent(tmp_path: Path) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_workers_outlive_signals_to_all_but_not_their_parent(tmp_path: Path, signum: signal.Signals) -> None:
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "black.png")
     (tmp_path / "parent.py").write_text(PARENT)
     parent = subprocess.Popen(
@@ -84,9 +86,9 @@ def test_workers_outlive_an_interrupt_but_not_their_parent(tmp_path: Path) -> No
     try:
         assert parent.stdout.readline() == "starting\n"
         while not select.select([parent.stdout], [], [], 0.02)[0]:  # also in a worker's very first moments
-            os.killpg(parent.pid, signal.SIGINT)
+            os.killpg(parent.pid, signum)
         assert parent.stdout.readline() == "ready\n"
-        os.killpg(parent.pid, signal.SIGINT)
+        os.killpg(parent.pid, signum)
         parent.stdin.write("\n")
         parent.stdin.flush()
         assert parent.stdout.readline() == "still served\n"

@@ -393,13 +393,20 @@ def test_arrays_of_another_kind_are_refused(tmp_path: Path, made: dict[str, Any]
 
 
 @pytest.mark.parametrize(
-    ("name", "files"), [("table", ["a.csv"]), ("table", ["a.jsonl"]), ("arrays", ["x.npy", "y.npy"])]
+    ("name", "files", "root"),
+    [
+        ("table", ["a.csv"], "."),
+        ("table", ["a.jsonl"], "."),
+        ("arrays", ["x.npy", "y.npy"], "."),
+        ("arrays", ["a.npz"], "."),
+        ("arrays", ["a.npz"], "a.npz"),
+    ],
 )
-def test_what_is_no_file_is_not_waited_for(tmp_path: Path, name: str, files: list[str]) -> None:
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path, name: str, files: list[str], root: str) -> None:
     for file in files:
         os.mkfifo(tmp_path / file)
     with pytest.raises(RunError, match="is a pipe and no regular file"):
-        opened(tmp_path, name, **({"file": files[0]} if name == "table" else {}))
+        opened(tmp_path / root, name, **({"file": files[0]} if name == "table" else {}))
 
 
 def test_json_that_is_too_deep_names_the_line(tmp_path: Path) -> None:

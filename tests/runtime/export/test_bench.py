@@ -157,6 +157,15 @@ def test_sizes_that_metadata_says_are_anyones_words(tmp_path: Path, said: str) -
             measure(OnnxFile("onnx", tmp_path / "net.onnx"), 1, 2, 0.0)
 
 
+def test_a_model_that_reads_nothing_has_no_images_per_second(tmp_path: Path) -> None:
+    value = numpy_helper.from_array(np.zeros((1, 3), np.float32))
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3])
+    graph = helper.make_graph([helper.make_node("Constant", [], ["y"], value=value)], "g", [], [output])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), tmp_path / "m.onnx")
+    with pytest.raises(RunError, match=r"m.onnx: the model reads nothing\n  try: a model that takes images"):
+        measure(OnnxFile("onnx", tmp_path / "m.onnx"), 1, 2, 0.0)
+
+
 def test_a_model_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"lost.onnx: cannot read: No such file or directory\n  try: another path"):
         run_bench(tmp_path / "lost.onnx", quiet=True)
