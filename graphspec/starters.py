@@ -131,7 +131,7 @@ def _network(size: int) -> str:
     Large maps have no blocks that keep their size: these would take most of the multiply-adds.
     """
     halvings = max(1, round(math.log2(size / 2 / LAST_MAP)))
-    return f"[stem, {'down, ' * (halvings - 1)}near, down, {{keep: 2}}, last, head]"
+    return f"[stem, {'down, ' * (halvings - 1)}near, down, {{keep: 3}}, head]"
 
 
 def _usual_flops(size: int) -> float:

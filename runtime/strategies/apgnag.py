@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+REMEMBERS = 0.98  # share of `use` that a step keeps: it averages about 50 steps
+
 
 class APGNAG(torch.optim.Optimizer):
     """Accelerated proximal gradient in the form of Nesterov's method, for `min G(gates) + sum_i gamma_i * |gates_i|`.
@@ -26,8 +28,9 @@ class APGNAG(torch.optim.Optimizer):
     a gate at zero may come back while its edge is still computed.
 
     State per parameter, all tensors of the parameter's shape: `v` (momentum), `prox` (the last proximal point; before
-    the first step the parameter's value) and `gamma` (sparsity weight of each gate, see `set_gamma`). Parameters are
-    float32 (or float64); the update runs in that type under autocast too. There is no weight decay.
+    the first step the parameter's value), `gamma` (sparsity weight of each gate, see `set_gamma`) and `use` (what the
+    loss owes to each gate: the moving average of (gates * grad G)^2, Molchanov et al. 2019, "Importance estimation").
+    Parameters are float32 (or float64); the update runs in that type under autocast too. There is no weight decay.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class APGNAG(torch.optim.Optimizer):
                 "v": torch.zeros_like(value),
                 "prox": value.clone(),
                 "gamma": torch.full_like(value, group["gamma"]),
+                "use": torch.zeros_like(value),
             }
 
     @torch.no_grad()
@@ -73,6 +77,11 @@ class APGNAG(torch.optim.Optimizer):
         """S(z) of the last step, of the parameter's shape; before the first step the value the parameter had."""
         prox: Tensor = self.state[param]["prox"]
         return prox
+
+    def use(self, param: Parameter) -> Tensor:
+        """How much of the loss depends on each element, of the parameter's shape; before the first step 0."""
+        use: Tensor = self.state[param]["use"]
+        return use
 
     def is_zero(self, param: Parameter) -> Tensor:
         """Which elements count as zero (bool, the parameter's shape): exact zeros, see the class for which number."""
@@ -94,6 +103,7 @@ class APGNAG(torch.optim.Optimizer):
 
     def _update(self, param: Parameter, grad: Tensor, group: dict[str, Any]) -> None:
         state, mu = self.state[param], group["momentum"]
+        state["use"].lerp_((param * grad).square(), 1 - REMEMBERS)
         if group["clip"] is not None:
             grad = grad.clamp(-group["clip"], group["clip"])
         z = param - group["lr"] * grad

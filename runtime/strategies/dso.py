@@ -5,28 +5,29 @@ A step of the search is `weight_steps` weight steps and one gate step, each on t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from compiler.analysis.costs import total_cost
 from compiler.analysis.guards import best_channels, kept_by_strength, smallest_closed
-from compiler.analysis.limits import budget_share
+from compiler.analysis.limits import budget_share, limits_of
 from compiler.analysis.rounding import kept_for_rounding
 from compiler.analysis.weights import GATES
 from compiler.drawing.scene import number_of
 from compiler.ir.graph import Graph
 from compiler.ops import only_merges
 from compiler.passes.carry import take
-from compiler.passes.prune_zero_edges import prune, surviving_edges
+from compiler.passes.prune_zero_edges import surviving_edges
 from runtime.rundir.checkpoint import optimizer_state, restore_optimizer_state
 from runtime.search.supernet import Supernet, below, carried
 from runtime.strategies.apgnag import APGNAG
 from runtime.strategies.base import Context, Found, ReportSection, TrainingStrategy
 from runtime.strategies.latency import OpTimes, measured_latencies, network_latency
-from runtime.strategies.limits import Pace, within_budget
+from runtime.strategies.limits import RETRIES, Pace, strengths, within_budget
 from runtime.strategies.penalties import OpCall, Penalty, set_gammas
 from runtime.training.heap import give_back
 from runtime.training.stages import Position, Stage
@@ -132,8 +133,16 @@ class Dso(TrainingStrategy):
 
     def closed(self) -> set[str]:
         """The gates that count as zero now."""
-        zero = self.net.by_gate({scope: self.gates.is_zero(p) for scope, p in self.net.gate_vectors.items()})
-        return {gate for gate, is_zero in zero.items() if is_zero}
+        return {gate for gate, is_zero in self._by_gate(self.gates.is_zero).items() if is_zero}
+
+    def _by_gate(self, kept: Callable[[Parameter], Tensor]) -> dict[str, float]:
+        """By gate, what the optimizer has for each vector of gates."""
+        return self.net.by_gate({scope: kept(vector) for scope, vector in self.net.gate_vectors.items()})
+
+    def _measure(self) -> str:
+        """What the budget limits most; multiply-adds where it limits the latency alone."""
+        limits = limits_of(self.context.config.budget)
+        return max(limits, key=lambda limit: limit.share(self.net.graph)).measure.name if limits else "flops"
 
     def _looks_after(self, stage: Stage, epochs: int, steps: int) -> bool:
         """Whether zero gates are looked for after so many epochs and steps of the search."""
@@ -148,37 +157,30 @@ class Dso(TrainingStrategy):
         zero, patience = self.closed(), self.context.search.prune.patience
         self.zero_looks = {gate: self.zero_looks.get(gate, 0) + 1 for gate in zero}
         wanted = {gate for gate in zero if done == 1 or self.zero_looks[gate] >= patience}
-        closed, kept = map(set, self.context.world.decided(lambda: self._decide(zero, wanted, last=done == 1)))
+        closed, kept = map(set, self.context.world.decided(lambda: self._decide(zero, wanted, done)))
         self.zero_looks = {gate: looks for gate, looks in self.zero_looks.items() if gate not in kept}
-        if self.pace and done < 1:
-            self.context.console.line(self.pace.look(done, self._share_without(zero)))
         if closed:
             self._prune(closed, seconds)
         self._reopen(kept)
         if self.pace and done == 1:
-            share = self._share_without(set())
+            share = self.context.world.decided(lambda: self._budgets(self.net.graph))
             self.context.console.line(f"found: {share:.3f} times the budget")
             if share > 1:
                 self.context.console.warn("even the smallest network is over the budget; raise it")
 
-    def _share_without(self, closed: set[str]) -> float:
-        """How many budgets the network takes without these gates, as far as it can do without them."""
-        graph = self.net.graph
-        left = closed - {*kept_by_strength(graph, closed, {})}
-        return self.context.world.decided(lambda: self._budgets(prune(graph, left)))
-
-    def _decide(self, zero: set[str], wanted: set[str], *, last: bool) -> list[list[str]]:
+    def _decide(self, zero: set[str], wanted: set[str], done: float) -> list[list[str]]:
         """The gates to close, and those to open again although they are zero."""
-        graph, budget = self.net.graph, self.context.config.budget
-        prox = self.net.by_gate({scope: self.gates.proximal_point(p) for scope, p in self.net.gate_vectors.items()})
+        graph, round_to = self.net.graph, self.context.config.budget.round_to
+        if self.pace:
+            planned, retries = self.pace.planned(done), RETRIES if done == 1 else 0
+            strength = strengths(graph, self._by_gate(self.gates.use), self._measure())
+            closed = within_budget(graph, zero, strength, lambda g: self._budgets(g) / planned, round_to, retries)
+            return [sorted(closed), sorted(zero - closed if done == 1 else ())]
+        prox = self._by_gate(self.gates.proximal_point)
         kept = self._guarded(wanted, prox)
         closed = wanted - kept
-        if self.pace and (last or self._budgets(prune(graph, closed)) < 1):
-            enough = within_budget(graph, closed, prox, self._budgets, budget.round_to)
-            closed = enough if last else closed & enough  # what is pruned now could not come back
-        if not (self.pace and last):
-            closed -= kept_for_rounding(graph, closed, prox, budget.round_to)
-        return [sorted(closed), sorted(zero - closed if last else kept)]
+        closed -= kept_for_rounding(graph, closed, prox, round_to)
+        return [sorted(closed), sorted(zero - closed if done == 1 else kept)]
 
     def _guarded(self, closed: set[str], prox: Mapping[str, float]) -> set[str]:
         """Gates to keep although they are zero: the strongest that mend the output's path, and of an op that would lose
@@ -250,9 +252,8 @@ class Dso(TrainingStrategy):
         return gate_tensors(self.net, self.gates)
 
     def state(self) -> dict[str, Any]:
-        """The counters, and the sparsity weight where it is found."""
-        pace = {"gamma": self.pace.gamma} if self.pace else {}
-        return {"zero_looks": dict(sorted(self.zero_looks.items())), self.full_key: self.full_score, **pace}
+        """The counters."""
+        return {"zero_looks": dict(sorted(self.zero_looks.items())), self.full_key: self.full_score}
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Go on with the gates of the restored net."""
@@ -260,8 +261,6 @@ class Dso(TrainingStrategy):
         self.zero_looks = {gate: int(looks) for gate, looks in state["zero_looks"].items()}
         self.full_score = None if state[self.full_key] is None else float(state[self.full_key])
         self.penalty = self._new_penalty()
-        if self.pace:
-            self.pace.gamma = float(state["gamma"])
 
     def found(self) -> Found:
         """What is left of the net."""

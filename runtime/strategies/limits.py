@@ -1,9 +1,9 @@
-"""Limits met by the search: `search.gates.gamma: auto` finds the sparsity weight that leads to the budget.
+"""Limits met by the search: `search.gates.gamma: auto` closes the weakest gates as a plan to the budget asks.
 
-The planned size falls from the whole network's to the budget's, by equal factors in equal times, until `ARRIVES` of the
-search. After every look gamma is multiplied by the square of what the network is larger than planned, at most by 2 and
-at least by 1/2. At the end the weakest steps of channels and edges are closed, as many as the budget asks for, and of
-the closed ones the strongest come back that still fit.
+The planned size falls from the whole network's to the budget's, by equal factors in equal times, from `BEGINS` to
+`ARRIVES` of the search. Every look closes the weakest edges and steps of channels that bring the network down to the
+plan, and no more: gates that reach zero together, before the others have taken over what they did, do not go together.
+Weak is what costs much and does little: strength is what the loss owes to a gate over what closing it would save.
 """
 
 from __future__ import annotations
@@ -11,48 +11,102 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
+import networkx as nx
+
+from compiler import ops
+from compiler.analysis.costs import node_costs
 from compiler.analysis.guards import kept_by_strength
 from compiler.analysis.rounding import closing_order
-from compiler.ir.graph import Graph
+from compiler.ir.graph import INPUT, Edge, Graph
 from compiler.language.config import GateConfig
 from compiler.passes.prune_zero_edges import prune
+from runtime.strategies.penalties import channel_prices
 
+BEGINS = 0.15  # share of the search that the first gates are watched for
 ARRIVES = 0.75  # share of the search after which the budget should be met
-CHANGE = 2.0  # most that gamma is multiplied or divided by at a look
+LEAST = 1e-9  # share of the network's cost that every gate counts for at least
+END = -1  # of all ways through a network
 RETRIES = 32  # closed steps that are tried again at the end
-FURTHEST = 64.0  # gamma stays within this factor of where it began
 
 
-@dataclass
+Ways: TypeAlias = "nx.DiGraph[str | int]"  # nodes by id, and edges by number between them
+
+
+@dataclass(frozen=True)
 class Pace:
-    """The sparsity weight of a search that has to meet a budget."""
+    """The plan of a search that has to meet a budget."""
 
-    first: float  # the weight that closes a gate of no use in half of the time until `ARRIVES`
+    gamma: float  # the sparsity weight that closes a gate of no use in half of the time until `ARRIVES`
     whole: float  # how many budgets the whole network takes
-    gamma: float
 
     @classmethod
     def start(cls, whole: float, gates: GateConfig, init: float, steps: int) -> Pace:
         """The pace of a search of so many gate steps, of a network that takes so many budgets."""
-        first = init * (1 - gates.momentum) / (gates.lr * max(1.0, ARRIVES / 2 * steps))
-        return cls(first, whole, first)
+        return cls(init * (1 - gates.momentum) / (gates.lr * max(1.0, ARRIVES / 2 * steps)), whole)
 
-    def look(self, done: float, share: float) -> str:
-        """Set gamma after this share of the search, of a network that takes so many budgets; one line for people."""
-        planned = max(1.0, self.whole) ** (1 - min(1.0, done / ARRIVES))
-        factor = min(max((share / planned) ** 2, 1 / CHANGE), CHANGE)
-        self.gamma = min(max(self.gamma * factor, self.first / FURTHEST), self.first * FURTHEST)
-        return f"{share:.2f} times the budget (planned {planned:.2f}): gamma is {self.gamma:.3g} now"
+    def planned(self, done: float) -> float:
+        """How many budgets the network may take after this share of the search."""
+        left = 1 - min(1.0, max(0.0, done - BEGINS) / (ARRIVES - BEGINS))
+        return float(max(1.0, self.whole) ** left)
+
+
+def strengths(graph: Graph, use: Mapping[str, float], measure: str) -> dict[str, float]:
+    """The strength of every gate: what the loss owes to it (`use`) over its share of the network's `measure`."""
+    costs = {node_id: float(getattr(cost, measure)) for node_id, cost in node_costs(graph).items()}
+    saved, whole = savings(graph, costs), sum(costs.values()) or 1.0
+    return {gate: use[gate] / max(saved[gate] / whole, LEAST) for gate in graph.gates()}
+
+
+def savings(graph: Graph, costs: Mapping[str, float]) -> dict[str, float]:
+    """What closing each gate alone would save, of costs by node.
+
+    Of edges that is what lies behind and in front of them and on no other way; see `channel_prices` for channels.
+    """
+    ways: Ways = nx.DiGraph()
+    edges = graph.edges()
+    for number, edge in enumerate(edges):
+        ways.add_edges_from([(edge.src, number), (number, edge.dst)])
+    ways.add_edges_from((node.id, END) for node in graph.outputs().values())
+    behind, before = _dominated(ways, INPUT, costs), _dominated(ways.reverse(), END, costs)
+    saved = channel_prices(graph, costs, ())
+    for number, edge in enumerate(edges):
+        if edge.gate is not None:
+            alone = behind[number] + before[number] + costs[edge.dst] * _share(graph, edge)
+            saved[edge.gate] = saved.get(edge.gate, 0.0) + alone
+    return saved
+
+
+def _share(graph: Graph, edge: Edge) -> float:
+    """The share of an op that one of several inputs causes."""
+    if ops.op(graph.node(edge.dst).op).reads is ops.Reads.SUM:
+        return 0.0
+    widths = {other.slot: graph.node(other.src).shape[0] for other in graph.inputs(edge.dst)}
+    return widths[edge.slot] / sum(widths.values()) if len(widths) > 1 else 0.0
+
+
+def _dominated(ways: Ways, start: str | int, costs: Mapping[str, float]) -> dict[str | int, float]:
+    """What each point of the ways costs together with all that cannot be reached from the start but through it."""
+    above = nx.immediate_dominators(ways, start)
+    found = {point: costs[point] if isinstance(point, str) else 0.0 for point in ways}
+    for point in [point for point in nx.topological_sort(ways) if point in above and point != start][::-1]:
+        found[above[point]] += found[point]
+    return found
 
 
 def within_budget(
-    graph: Graph, closed: set[str], strength: Mapping[str, float], share: Callable[[Graph], float], round_to: int
+    graph: Graph,
+    closed: set[str],
+    strength: Mapping[str, float],
+    share: Callable[[Graph], float],
+    round_to: int,
+    retries: int = RETRIES,
 ) -> set[str]:
     """The gates to close so that the network is within its budget and no step that was tried again would be.
 
     Only the gates' strength decides, whether the search has closed too many or too few. `share` says how many budgets a
-    network takes.
+    network takes; so many `retries` of the closed steps are tried again, the strongest first.
     """
     units = closing_order(graph, closed, strength, round_to)
     needed = set(kept_by_strength(graph, [gate for unit in units for gate in unit], strength))
@@ -64,7 +118,7 @@ def within_budget(
         return share(prune(graph, shut(some))) <= 1
 
     gone = units[: bisect_left(range(len(units)), True, key=lambda count: is_within(units[:count]))]
-    for unit in gone[:-1][-RETRIES:][::-1]:
+    for unit in gone[:-1][::-1][:retries]:
         without = [other for other in gone if other is not unit]
         gone = without if is_within(without) else gone
     return shut(gone)

@@ -246,3 +246,19 @@ def test_refuses_what_cannot_work() -> None:
     for wrong in (-1.0, math.nan):
         with pytest.raises(ValueError, match="negative or not a number"):
             optimizer.set_gamma(gates, torch.tensor([0.1, wrong]))
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(finite, finite), min_size=1, max_size=20))
+def test_use_is_the_average_of_what_the_loss_owes_to_a_gate(steps: list[tuple[float, float]]) -> None:
+    gate = Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = APGNAG([gate], lr=0.1, gamma=0.01, momentum=0.0)
+    assert optimizer.use(gate).item() == 0.0
+    expected = 0.0
+    for value, gradient in steps:
+        with torch.no_grad():
+            gate.fill_(value)
+        gate.grad = torch.tensor([gradient], dtype=torch.float64)
+        optimizer.step()
+        expected = 0.98 * expected + 0.02 * (value * gradient) ** 2  # before clipping
+    assert optimizer.use(gate).item() == pytest.approx(expected, rel=1e-12, abs=1e-300)
