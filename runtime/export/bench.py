@@ -140,7 +140,7 @@ class BenchResult:
             counts = (f"{self.bytes[found.network]:,}", str(found.threads), str(found.batch))
             rest = (f"{found.images_per_second:,.0f}", f"{row.peak_mib:.1f}", f"{found.runs:,}")
             table.append((found.network, *counts, *times, *rest))
-        return f"{self.model} on {self.device}\n{rendered(table, numbers=True)}"
+        return f"{self.model}\n{self.device}\n{rendered(table, numbers=True)}"
 
 
 @dataclass(frozen=True)

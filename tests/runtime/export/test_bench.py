@@ -77,9 +77,9 @@ def test_every_case_has_its_row(run: RunDir) -> None:
         assert row.latency.runs >= 3
         assert row.peak_mib >= 0
     table = result.render().splitlines()
-    assert len(table) == 2 + len(result.rows)
-    assert table[1].startswith("network  ")
-    assert all(word in table[1] for word in ("bytes", "p50 ms", "p90", "p99", "images/s", "MiB"))
+    assert len(table) == 3 + len(result.rows)
+    assert table[2].startswith("network  ")
+    assert all(word in table[2] for word in ("bytes", "p50 ms", "p90", "p99", "images/s", "MiB"))
 
 
 def test_peak_memory_is_what_the_network_needs(tmp_path: Path) -> None:
