@@ -180,7 +180,10 @@ def _open_files(expected: _Expected, _: int) -> Opened:
     needed = (len(opened.train.targets) + len(opened.test.targets)) * channels * height * width
     hold = expected.config.in_memory
     if needed < _IN_MEMORY_BYTES if hold is None else hold:
-        return replace(opened, train=opened.train.in_memory(), test=opened.test.in_memory())
+        train, held = opened.train.in_memory(), opened.held
+        if held is not None:
+            held = held[torch.tensor([path not in train.skipped for path in train.paths])]
+        return replace(opened, train=train, test=opened.test.in_memory(), held=held)
     return opened
 
 
