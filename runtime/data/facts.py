@@ -123,7 +123,8 @@ def _split_table(dataset: Dataset, division: Division, root: str) -> str:
     if not dataset.listings:
         rows = np.concatenate([division.rows(part) for part in PARTS])
         targets = torch.cat((dataset.train.targets, dataset.test.targets))
-        lines = [(str(row), dataset.labels[t], PARTS[division.parts[row]]) for row, t in zip(rows, targets, strict=True)]
+        named = zip(rows, targets, strict=True)
+        lines = [(str(row), dataset.labels[target], PARTS[division.parts[row]]) for row, target in named]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("path", "label", "part"), *lines])
     return text.getvalue()

@@ -20,6 +20,7 @@ _ALWAYS = (
 )
 _HEIF = (".heic", ".heif")
 ENDINGS = (*_ALWAYS, *(_HEIF if find_spec("pillow_heif") else ()))
+WITH_PACKAGES = (*_ALWAYS, *_HEIF)
 THERE = "link to what is there already"
 IGNORED = "image of an ignored class"
 _SHOWN = 10  # classes whose images are counted one by one

@@ -97,6 +97,7 @@ def _in_folder(config: DataConfig, most: int | None) -> Parts:
         return Parts(train)
     if not {TRAIN, TEST} <= set(parts):
         other = f"; passed over: {train.passed}" if train is not None and train.passed.counts else ""
+        other = other if root.exists() else "; there is no such folder"
         raise RunError(
             f"data set {config.name!r}: {one_line(root)} must hold the folders train/ and test/ (or val/) with one "
             f"folder of images per class; or, of `folder`, only folders of images, one per class, and the set is "

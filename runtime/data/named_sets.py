@@ -266,8 +266,7 @@ def _division_of(part: ArrayPart, expected: _Expected) -> Division:
     """Signals are not compared."""
     config, same = expected.config, np.arange(len(part.labels))
     if config.near_duplicates is not None and len(expected.shape) == 3:
-        pixels = expected.images(part.images, part.labels).images.permute(0, 2, 3, 1)
-        same = near_duplicates(array_looks(pixels.byte().numpy()), config.near_duplicates)
+        same = near_duplicates(array_looks(part.images, config.range), config.near_duplicates)
     return divide(part.labels, same, config)
 
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
-from runtime.data.pixels import Found
+from runtime.data.pixels import DARK, Found
 from runtime.data.survey import class_doubt
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def _counted(counts: dict[str, int]) -> str:
 def range_doubt(found: Found, counted: str) -> str:
     """What is doubtful about the values of images of more than 8 bits, so many: that their range is another one."""
     low, high = found.low * found.white, found.high * found.white
-    if not found.deep or (found.low >= 0 and 0.25 <= found.high <= 1):
+    if not found.deep or (found.low >= 0 and DARK <= found.high <= 1):
         return ""
     problem = f"uses less than a quarter of its range: the largest value is {high:g}, white is {found.white:g}"
     if found.low < 0 or found.high > 1:

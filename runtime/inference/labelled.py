@@ -14,7 +14,7 @@ import numpy as np
 from compiler.errors import RunError, one_line
 from compiler.language.config import Configuration, DataConfig
 from runtime.data.arrays import over_range, read_arrays
-from runtime.data.folders import Listing, class_names, list_images
+from runtime.data.folders import Listing, class_names, refuse_empty, scan_images
 from runtime.data.layouts import LAYOUTS, PART_NAMES, TEST, data_root, find_parts, settings_for
 from runtime.data.pixels import Pixels
 from runtime.data.survey import check_shape
@@ -63,8 +63,8 @@ def given_images(path: Path, model: ExportedModel, run: RunDir | None) -> Labell
         return in_folder(path, model.labels, model.metadata.ignored)
     own = _settings(run, model).data if run is not None and config.name == "table" else config
     columns = {"image": own.image, "label": own.label, "part": own.part} if own.name == "table" else {}
-    ignored = {"ignore": tuple(model.metadata.ignored)}  # which need not be there
-    parts = LAYOUTS[config.name](config.model_copy(update=columns | ignored), None)
+    more = {"ignore": tuple(model.metadata.ignored), "nested": _are_nested(model.labels)}  # they need not be there
+    parts = LAYOUTS[config.name](config.model_copy(update=columns | more), None)
     listing = parts.test or parts.train
     _refuse_unknown(path, listing.images, model.labels)
     return _listed(str(path), listing, model.labels)
@@ -99,11 +99,16 @@ def in_folder(folder: Path, labels: Sequence[str], ignored: Sequence[str] = ()) 
     of the training; RunError where the model lacks a class.
     """
     names = class_names(folder)
-    part = next((part for part in _PARTS if {"train", part} <= {*names} and part not in labels), None)
-    if part:
-        folder, names = folder / part, class_names(folder / part)
-    _refuse_unknown(folder, [name for name in names if name not in ignored], labels)
-    return _listed(str(folder), list_images(folder, ignore=ignored), labels)
+    part = next((part for part in _PARTS if {"train", part} <= {*names} and part not in labels), "")
+    listing = scan_images(folder / part, nested=_are_nested(labels), ignore=ignored)
+    _refuse_unknown(listing.folder, listing.images, labels)
+    refuse_empty(listing)
+    return _listed(str(listing.folder), listing, labels)
+
+
+def _are_nested(labels: Sequence[str]) -> bool:
+    """Whether classes are called by the way to their folder (`data.nested`)."""
+    return any("/" in label for label in labels)
 
 
 def own_test_images(
