@@ -19,7 +19,7 @@ from torch import Tensor
 from compiler.language.config import DataConfig
 from runtime.data.archives import beginning, size_of
 from runtime.data.augment import Normalise
-from runtime.data.dataset import HERE, NO_AUGMENTATION, Dataset
+from runtime.data.dataset import HERE, Dataset
 from runtime.data.divide import PARTS, Division
 from runtime.data.layouts import data_root
 from runtime.data.named_sets import Shape
@@ -144,6 +144,15 @@ def recorded_dataset(facts: DataFacts, folder: JobDir, task: Task, shape: Shape,
         raise damaged(folder.samples, f"it holds no images of shape {shape} with a target each")
     task.labels(facts.name, targets, targets, facts.labels or None)
     found = Found(deep=len(pixels) * pixels.is_floating_point())
-    images, normalise = MemoryImages(pixels, targets, found=found), Normalise(facts.mean, facts.std)
-    own = Dataset(facts.name, task, images, images, facts.labels, normalise, NO_AUGMENTATION, seed, share)
-    return replace(own, white=facts.white or (65535.0 if found.deep else 0.0))
+    images = MemoryImages(pixels, targets, found=found)
+    return Dataset(
+        images,
+        images,
+        facts.labels,
+        name=facts.name,
+        task=task,
+        normalise=Normalise(facts.mean, facts.std),
+        seed=seed,
+        validation_share=share,
+        white=facts.white or (65535.0 if found.deep else 0.0),
+    )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +28,7 @@ _BRIGHTER = 2.0  # of 255: what compression leaves of a plain ground is less
 _SMALL = (9, 8)  # width and height of a thumbnail
 _ENOUGH = (72, 64)  # JPEG files are decoded at no more than about this
 _AT_A_TIME = 256
+_Rows = NDArray[np.int64]  # numbers of images
 _ON_ITS_SIDE = 5  # of EXIF's orientations, and those above it
 _MOST_BESIDE = 1000  # images with equal parts of their bits: each is compared with so many at most
 
@@ -110,37 +111,30 @@ def array_looks(images: NDArray[Any], white: float | None = None) -> list[Look]:
     return [Look(size, mode, each, thumb) for each, thumb in zip(found, small, strict=True)]
 
 
-@dataclass
-class _Sets:
-    """Disjoint sets of numbers, each named by its smallest one."""
-
-    parent: list[int]
-
-    def name(self, number: int) -> int:
-        while self.parent[number] != number:
-            self.parent[number] = self.parent[self.parent[number]]
-            number = self.parent[number]
-        return number
-
-    def join(self, one: int, other: int) -> None:
-        first, second = sorted((self.name(one), self.name(other)))
-        self.parent[second] = first
-
-
 def near_duplicates(looks: Iterable[Look], bits: int | None) -> NDArray[np.int64]:
     """For each image the number of the first one that it is a near-duplicate of, directly or through others (N,)."""
     looks = list(looks)
-    sets = _Sets(list(range(len(looks))))
+    names = np.arange(len(looks))
     numbers = np.array([row for row, each in enumerate(looks) if not each.error], np.int64)
     if bits is not None and len(numbers):
         small = np.frombuffer(b"".join(looks[row].thumbnail for row in numbers), np.uint8)
         for one, other in _pairs(small.reshape(len(numbers), -1), bits):
-            sets.join(int(numbers[one]), int(numbers[other]))
-    return np.array([sets.name(number) for number in range(len(looks))], np.int64)
+            names = _joined(names, numbers[one], numbers[other])
+    return names
 
 
-def _pairs(small: NDArray[np.uint8], bits: int) -> Iterator[tuple[int, int]]:
-    """Pairs of rows of thumbnails (N, 8 * 9 * 3) that are near-duplicates.
+def _joined(names: _Rows, one: _Rows, other: _Rows) -> _Rows:
+    """Disjoint sets, each number with the smallest one of its own (N,), after these pairs (M,) came together."""
+    while (names[one] != names[other]).any():
+        low, high = np.sort((names[one], names[other]), axis=0)
+        np.minimum.at(names, high, low)
+        while (names != names[names]).any():
+            names = names[names]
+    return names
+
+
+def _pairs(small: NDArray[np.uint8], bits: int) -> Iterator[tuple[_Rows, _Rows]]:
+    """Pairs of rows of thumbnails (N, 8 * 9 * 3) that are near-duplicates, (M,) and (M,) at a time.
 
     Of bits + 1 parts of two hashes one at least is equal, so that only images with an equal part are compared.
     """
@@ -161,5 +155,5 @@ def _pairs(small: NDArray[np.uint8], bits: int) -> Iterator[tuple[int, int]]:
             one, other = order[place], order[place + step]
             near = np.bitwise_count(hashes[one] ^ hashes[other]) <= bits
             one, other = one[near], other[near]
-            differ = np.abs(small[one].astype(np.int16) - small[other]).mean(1)
-            yield from zip(one[differ <= NEAR].tolist(), other[differ <= NEAR].tolist(), strict=True)
+            alike = np.abs(small[one].astype(np.int16) - small[other]).mean(1) <= NEAR
+            yield one[alike], other[alike]

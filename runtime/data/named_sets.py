@@ -21,7 +21,7 @@ from torch import Tensor
 from compiler.errors import RunError, did_you_mean, one_line
 from compiler.language.config import DataConfig
 from runtime.data.arrays import ArrayPart, over_range, read_arrays
-from runtime.data.augment import Augment
+from runtime.data.augment import NO_AUGMENTATION, Augment
 from runtime.data.decode import TEST_MARGIN
 from runtime.data.divide import Division, divide
 from runtime.data.folders import Listing, Passed
@@ -41,14 +41,14 @@ _IN_MEMORY_BYTES = 2 * 10**9
 _DIGITS_TEST = 360  # of 1797
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Opened:
     """A data set whose shape is known to be the spec's and whose targets fit the task."""
 
     train: Images
-    test: Images
+    test: Images  # for the final figures only; nothing is chosen by it
     labels: tuple[str, ...]  # names of the outputs, as far as they have any
-    augment: Augment  # what the set always gets, besides what the spec asks for
+    augment: Augment = NO_AUGMENTATION  # of training batches: what the set always gets, until the spec adds its own
     listings: tuple[Listing, ...] = ()  # of the parts, where they are files
     notes: tuple[str, ...] = ()  # what is used for what, where it does not say so itself
     held: Tensor | None = None  # (N,) bool of the training images: the validation part, where the set has one
@@ -98,7 +98,7 @@ class _Expected:
 def _opened(expected: _Expected, train: MemoryImages, test: MemoryImages, classes: Sequence[str] | None) -> Opened:
     name, found = expected.config.name, (test.images.shape[1], *test.size)
     check_shape(name, found, expected.shape)
-    return Opened(train, test, expected.labels(train, test, classes), Augment())
+    return Opened(train, test, expected.labels(train, test, classes))
 
 
 def _open_digits(expected: _Expected, _: int) -> Opened:
@@ -214,7 +214,7 @@ def _find_files(expected: _Expected, *, random_parts: bool) -> Opened:
         kept = {path for paths in parts.validation.images.values() for path in paths}
         held = torch.tensor([path in kept for path in train.paths])
     labels, note = expected.labels(train, test, names), parts.note
-    return Opened(train, test, labels, Augment(), parts.listings, (note,) * bool(note), held, division)
+    return Opened(train, test, labels, NO_AUGMENTATION, parts.listings, (note,) * bool(note), held, division)
 
 
 def _divided(whole: Listing, config: DataConfig) -> tuple[Parts, Division]:
@@ -259,7 +259,7 @@ def _open_arrays(expected: _Expected, _: int) -> Opened:
     except ValueError as error:
         raise RunError(f"{root}: {error}") from error
     names = expected.labels(train, test, found.names)
-    return Opened(train, test, names, Augment(), notes=tuple(notes), held=held, division=division)
+    return Opened(train, test, names, notes=tuple(notes), held=held, division=division)
 
 
 def _division_of(part: ArrayPart, expected: _Expected) -> Division:
