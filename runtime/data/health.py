@@ -19,6 +19,7 @@ from compiler.errors import RunError, one_line
 from compiler.language.config import DataConfig
 from runtime.data.archives import source
 from runtime.data.arrays import read_arrays
+from runtime.data.divide import said_alike
 from runtime.data.layouts import LAYOUTS, data_root, find_parts
 from runtime.data.looks import Look, array_looks, look_at_all, near_duplicates
 from runtime.data.pictures import first_channels, read_picture
@@ -26,7 +27,7 @@ from runtime.data.pixels import Found, Reading
 from runtime.data.remarks import CUT, range_doubt
 from runtime.data.survey import class_doubt
 
-_SHOWN = 3  # groups and files named in a line
+_SHOWN = 3  # files named in a line
 
 
 @dataclass(frozen=True)
@@ -128,16 +129,14 @@ class Health:
         if said["transparent"]:
             yield "transparent", f"{said['transparent']:,} images"
         if said["deep"]["images"]:
-            low, high = said["deep"]["low"], said["deep"]["high"]
-            yield "values", f"{said['deep']['images']:,} images of more than 8 bits, {low:g} to {high:g}"
+            yield "values", "{images:,} images of more than 8 bits, {low:g} to {high:g}".format(**said["deep"])
         if self.groups:
             yield "near-duplicates", f"{_counted(self.groups)}: {self._named(self.groups)}"
         if self.passed:
             yield "passed over", self.passed
 
     def _named(self, groups: Sequence[Sequence[Item]]) -> str:
-        shown = "; ".join(" = ".join(self._short(item.path) for item in group[:_SHOWN]) for group in groups[:_SHOWN])
-        return shown + " ..." * (len(groups) > _SHOWN)
+        return said_alike([[self._short(item.path) for item in group] for group in groups])
 
     def _short(self, path: str) -> str:
         return one_line(path.removeprefix(f"{self.root}{os.sep}"))

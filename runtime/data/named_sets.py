@@ -26,7 +26,7 @@ from runtime.data.decode import TEST_MARGIN
 from runtime.data.divide import Division, divide
 from runtime.data.folders import Listing, Passed
 from runtime.data.layouts import TEST, TRAIN, VALIDATION, Parts, data_root, find_parts
-from runtime.data.looks import array_looks, look_at_all, near_duplicates
+from runtime.data.looks import Look, array_looks, look_at_all, near_duplicates
 from runtime.data.pixels import Reading
 from runtime.data.sources import NOTHING, FileImages, Images, MemoryImages
 from runtime.data.split import stratified_order
@@ -157,10 +157,9 @@ def _half(expected: _Expected, kind: str, half: dict[str, Any]) -> Any:
 
 
 def _images(expected: _Expected, kind: str, half: Any) -> MemoryImages:
-    pixels = np.asarray(half.data)
     if kind == "SVHN":  # the only one that keeps (N, C, H, W)
-        return expected.images(pixels.transpose(0, 2, 3, 1), half.labels)
-    return expected.images(pixels, half.targets)
+        return expected.images(np.moveaxis(half.data, 1, -1), half.labels)
+    return expected.images(half.data, half.targets)
 
 
 @contextmanager
@@ -221,8 +220,8 @@ def _divided(whole: Listing, config: DataConfig) -> tuple[Parts, Division]:
     """A set without parts, divided; files that cannot be read are near-duplicates of none."""
     paths = [path for paths in whole.images.values() for path in paths]
     labels = np.repeat(np.arange(len(whole.images)), [len(paths) for paths in whole.images.values()])
-    looks = [] if config.near_duplicates is None else look_at_all(paths, reading_of(config))
-    same = near_duplicates(looks, config.near_duplicates) if looks else np.arange(len(paths))
+    looks = [Look()] * len(paths) if config.near_duplicates is None else look_at_all(paths, reading_of(config))
+    same = near_duplicates(looks, config.near_duplicates)
     division = divide(labels, same, config)
 
     def listing(part: str) -> Listing:

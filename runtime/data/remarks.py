@@ -28,7 +28,7 @@ def tell(dataset: Dataset, warn: Callable[[str], None], told: Collection[str] = 
 
 def remarks(dataset: Dataset) -> dict[str, str]:
     """Warnings by kind about the images read so far, of which a stream reads more later."""
-    parts, texts = {"train": dataset.train.found, "test": dataset.test.found}, {}
+    found, texts = {"train": dataset.train.found, "test": dataset.test.found}, {}
     if passed := [f"{one.folder.name}/ ({one.passed})" for one in dataset.listings if one.passed.counts]:
         texts["passed"] = f"passed over in {', '.join(passed)}"
     targets, task = dataset.train.targets, dataset.task
@@ -36,18 +36,18 @@ def remarks(dataset: Dataset) -> dict[str, str]:
         counts = targets.bincount(minlength=len(dataset.labels)).tolist()
         if uneven := class_doubt(dict(zip(dataset.labels, counts, strict=True))):
             texts["classes"] = uneven
-    if counted := _counted({name: part.transparent for name, part in parts.items()}):
+    if counted := _counted(found, "transparent"):
         texts["transparent"] = f"{counted} are transparent: they are put on data.background, white unless it is set"
-    if counted := _counted({name: part.cut for name, part in parts.items()}):
+    if counted := _counted(found, "cut"):
         texts["cut"] = f"{counted} {CUT}"
-    counted = _counted({name: part.deep for name, part in parts.items()})
-    if doubt := range_doubt(parts["train"] + parts["test"], counted):
+    if doubt := range_doubt(found["train"] + found["test"], _counted(found, "deep")):
         texts["range"] = doubt
     return texts
 
 
-def _counted(counts: dict[str, int]) -> str:
-    return " and ".join(f"{count:,} images in {name}" for name, count in counts.items() if count)
+def _counted(found: dict[str, Found], what: str) -> str:
+    counts = {part: getattr(one, what) for part, one in found.items()}
+    return " and ".join(f"{count:,} images in {part}" for part, count in counts.items() if count)
 
 
 def range_doubt(found: Found, counted: str) -> str:

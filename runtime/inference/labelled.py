@@ -14,8 +14,8 @@ import numpy as np
 from compiler.errors import RunError, one_line
 from compiler.language.config import Configuration, DataConfig
 from runtime.data.arrays import over_range, read_arrays
-from runtime.data.folders import Listing, class_names, refuse_empty, scan_images
-from runtime.data.layouts import LAYOUTS, PART_NAMES, TEST, data_root, find_parts, settings_for
+from runtime.data.folders import Listing, list_images, refuse_empty
+from runtime.data.layouts import LAYOUTS, PART_NAMES, TEST, TRAIN, data_root, find_parts, settings_for
 from runtime.data.pixels import Pixels
 from runtime.data.survey import check_shape
 from runtime.data.tables import read_table
@@ -71,12 +71,12 @@ def given_images(path: Path, model: ExportedModel, run: RunDir | None) -> Labell
 
 
 def _in_arrays(path: Path, model: ExportedModel) -> Labelled:
-    numbers = {name: number for number, name in enumerate(model.labels)}
     found = read_arrays(path, model.shape, model.metadata.ignored, all_there=False)
     part = found.parts[TEST if TEST in found.parts else ""]
     check_shape("arrays", part.shape, model.shape)
     _refuse_unknown(path, [found.names[number] for number in np.unique(part.labels)], model.labels)
-    truths = np.array([numbers.get(name, -1) for name in found.names])[part.labels]
+    known = {name: number for number, name in enumerate(model.labels)}
+    truths = np.array([known.get(name, -1) for name in found.names])[part.labels]
     try:
         pixels = over_range(part.images, model.reading.range)[0]
     except ValueError as error:
@@ -98,12 +98,11 @@ def in_folder(folder: Path, labels: Sequence[str], ignored: Sequence[str] = ()) 
     """The images of a folder with a folder per class, or of its test part, but for those of classes that were left out
     of the training; RunError where the model lacks a class.
     """
-    names = class_names(folder)
-    part = next((part for part in _PARTS if {"train", part} <= {*names} and part not in labels), "")
-    listing = scan_images(folder / part, nested=_are_nested(labels), ignore=ignored)
-    _refuse_unknown(listing.folder, listing.images, labels)
-    refuse_empty(listing)
-    return _listed(str(listing.folder), listing, labels)
+    parts = [part for part in _PARTS if (folder / part).is_dir() and part not in labels]
+    folder = folder / parts[0] if parts and (folder / TRAIN).is_dir() else folder
+    listing = list_images(folder, nested=_are_nested(labels), ignore=ignored)
+    _refuse_unknown(folder, listing.images, labels)
+    return _listed(str(folder), refuse_empty(listing), labels)
 
 
 def _are_nested(labels: Sequence[str]) -> bool:
@@ -154,8 +153,7 @@ def _test_files(data: DataConfig, labels: Sequence[str], job: JobDir) -> Listing
 
 
 def _listed(says: str, listing: Listing, labels: Sequence[str], expected: int | None = None) -> Labelled:
-    numbers = {name: number for number, name in enumerate(labels)}
-    pairs = [(path, numbers[name]) for name, paths in listing.images.items() for path in paths]
+    pairs = [(path, number) for number, name in enumerate(labels) for path in listing.images.get(name, ())]
     return Labelled(says, [path for path, _ in pairs], np.array([truth for _, truth in pairs]), expected=expected)
 
 
