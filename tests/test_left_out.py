@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from compiler.errors import RunError, SpecError
 from graphspec import api
@@ -25,7 +25,10 @@ def write_images(root: Path, mode: str, sizes: list[tuple[int, int]]) -> None:
         (root / name).mkdir(parents=True)
         for number, (width, height) in enumerate(sizes):
             image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+            turned, exif = image.transpose(Image.Transpose.ROTATE_90), Image.Exif()
+            exif[ExifTags.Base.Orientation] = 6  # upright when it is turned back
             image.convert(mode).save(root / name / f"{number}.png")
+            turned.convert(mode).save(root / name / f"{number} turned.png", exif=exif)
 
 
 def compiled(tmp_path: Path, text: str = WITHOUT, **data: Any) -> api.CompiledSpec:

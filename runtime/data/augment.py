@@ -39,6 +39,9 @@ class Augment:
         return bool(self.resized_crop or self.policy != "none" or self.colour_jitter or self.erasing)
 
 
+NO_AUGMENTATION = Augment()
+
+
 @dataclass(frozen=True, slots=True)
 class Normalise:
     """Mean and standard deviation per channel, of pixels scaled to 0..1."""

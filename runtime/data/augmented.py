@@ -34,15 +34,9 @@ def augmented(health: Health, config: Configuration, sizes: Sequence[int]) -> It
     if not chosen or augment == Augment():
         return
     height, width = sizes or [min(side, _LARGEST) for side in reversed(chosen[0].look.size)]
+    images, rows = _images(health, config, chosen, (3, height, width)), torch.arange(len(chosen))
     loader = Loader(
-        _images(health, config, chosen, (3, height, width)),
-        torch.arange(len(chosen)),
-        _PLAIN,
-        len(chosen),
-        training=True,
-        purpose="weights",
-        seed=config.seed,
-        augment=augment,
+        images, rows, _PLAIN, len(rows), training=True, purpose="weights", seed=config.seed, augment=augment
     )
     made: list[list[Image.Image]] = [[] for _ in chosen]
     for epoch in range(EPOCHS):

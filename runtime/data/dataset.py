@@ -14,10 +14,8 @@ from torch import Tensor
 
 from compiler.errors import RunError
 from compiler.language.config import DataConfig
-from runtime.data.augment import Augment, Normalise, crop_and_flip, draw, to_float
-from runtime.data.divide import Division
-from runtime.data.folders import Listing
-from runtime.data.named_sets import Shape, open_dataset
+from runtime.data.augment import NO_AUGMENTATION, Augment, Normalise, crop_and_flip, draw, to_float
+from runtime.data.named_sets import Opened, Shape, open_dataset
 from runtime.data.sources import Fetched, Images, Request
 from runtime.data.split import Split, balanced_order, split_images
 from runtime.data.transforms import GROUP, erased, transformed
@@ -35,7 +33,6 @@ class Share:
 
 
 HERE = Share()
-NO_AUGMENTATION = Augment()
 
 _STATISTICS_SAMPLE = 4096  # images of a streamed set that mean and standard deviation are computed on
 _STATISTICS_CHUNK = 512
@@ -143,23 +140,15 @@ class Loader:
         return erased(x, more, augment.erasing), targets
 
 
-@dataclass(frozen=True, eq=False)
-class Dataset:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Dataset(Opened):
     """A data set that fits the spec, with what is needed to make loaders of it."""
 
     name: str
     task: Task  # what its targets are for
-    train: Images
-    test: Images  # for the final figures only; nothing is chosen by it
-    labels: tuple[str, ...]  # names of the outputs, as far as they have any
     normalise: Normalise
-    augment: Augment  # of training batches
     seed: int
     validation_share: float
-    listings: tuple[Listing, ...] = ()  # of the parts, where they are files
-    notes: tuple[str, ...] = ()  # what is used for what, where it does not say so itself
-    held: Tensor | None = None  # (N,) bool of the training images: the validation part, where the set has one
-    division: Division | None = None  # where the set has no parts
     balanced: bool = False  # whether training has as many images of every class
     white: float = 0.0  # the largest value of images of more than 8 bits; 0: none is
 
@@ -213,25 +202,15 @@ def load_dataset(config: DataConfig, input_shape: Shape, task: Task, *, seed: in
         training = split_images(targets, task.strata(targets), 0.5, config.validation, seed, opened.held).training
         own_mean, own_std = channel_statistics(opened.train, training, seed)
         mean, std = mean or own_mean, std or own_std
-    augment = augment_of(config, opened.augment)
-    task = task.fitted(opened.train.targets, opened.labels)
-    normalise, share, (train, test) = Normalise(mean, std), config.validation, (opened.train, opened.test)
     return Dataset(
-        config.name,
-        task,
-        train,
-        test,
-        opened.labels,
-        normalise,
-        augment,
-        seed,
-        share,
-        opened.listings,
-        opened.notes,
-        opened.held,
-        opened.division,
-        config.sampling == "balanced",
-        (train.found + test.found).white,
+        **vars(opened) | {"augment": augment_of(config, opened.augment)},
+        name=config.name,
+        task=task.fitted(opened.train.targets, opened.labels),
+        normalise=Normalise(mean, std),
+        seed=seed,
+        validation_share=config.validation,
+        balanced=config.sampling == "balanced",
+        white=(opened.train.found + opened.test.found).white,
     )
 
 

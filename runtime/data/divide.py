@@ -37,10 +37,16 @@ class Division:
         counts = ", ".join(f"{part} {len(self.rows(part)):,}" for part in PARTS)
         said = f"divided here (data.split_seed {self.facts.seed}): {counts}"
         if self.alike:
-            shown = "; ".join(" = ".join(names[number] for number in group[:_SHOWN]) for group in self.alike[:_SHOWN])
             near = f"{self.facts.near_duplicates:,} images are near-duplicates of others, in {len(self.alike):,} groups"
-            said += f"\n  {near} that stay in one part: {one_line(shown)}{' ...' * (len(self.alike) > _SHOWN)}"
+            groups = [[names[number] for number in group] for group in self.alike]
+            said += f"\n  {near} that stay in one part: {said_alike(groups)}"
         return said
+
+
+def said_alike(groups: Sequence[Sequence[str]]) -> str:
+    """Groups of near-duplicates by their names, the first few of many."""
+    shown = "; ".join(" = ".join(group[:_SHOWN]) for group in groups[:_SHOWN])
+    return one_line(shown) + " ..." * (len(groups) > _SHOWN)
 
 
 def divide(labels: NDArray[np.int64], same: NDArray[np.int64], config: DataConfig) -> Division:

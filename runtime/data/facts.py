@@ -19,8 +19,9 @@ from torch import Tensor
 from compiler.language.config import DataConfig
 from runtime.data.archives import beginning, size_of
 from runtime.data.augment import Normalise
-from runtime.data.dataset import HERE, NO_AUGMENTATION, Dataset
-from runtime.data.layouts import TEST, TRAIN, VALIDATION, data_root
+from runtime.data.dataset import HERE, Dataset
+from runtime.data.divide import PARTS, Division
+from runtime.data.layouts import data_root
 from runtime.data.named_sets import Shape
 from runtime.data.pixels import Found
 from runtime.data.sources import FileImages, Images, MemoryImages, Request
@@ -103,24 +104,29 @@ def write_facts(
         most = _SAMPLE_BYTES // (len(now.mean) * math.prod(dataset.test.size))
         pixels, targets = _sample(dataset.test, max(2, min(_SAMPLES, most)))
         if dataset.division:
-            write_text(folder.split, _split_table(dataset, now.root or ""))
+            write_text(folder.split, _split_table(dataset, dataset.division, now.root or ""))
         write_bytes(folder.samples, safetensors.torch.save({"pixels": pixels.contiguous(), "targets": targets}))
     if known is None or known.root != now.root:
         write_json(folder.data, (known or now).model_copy(update={"root": now.root}).model_dump(mode="json"))
 
 
-def _split_table(dataset: Dataset, root: str) -> str:
-    """The part of every image as CSV with the columns path, label and part; of arrays the path is a number."""
-    assert dataset.division is not None
-    assert dataset.held is not None
-    parts = [VALIDATION if held else TRAIN for held in dataset.held.tolist()] + [TEST] * len(dataset.test.targets)
-    targets = torch.cat((dataset.train.targets, dataset.test.targets)).tolist()
-    rows = np.concatenate([dataset.division.rows(part) for part in (TRAIN, VALIDATION, TEST)])
-    paths = [path.removeprefix(f"{root}/") for path in (*dataset.train.paths, *dataset.test.paths)]
+def _split_table(dataset: Dataset, division: Division, root: str) -> str:
+    """The part of every image, also of those left out, as CSV with the columns path, label and part; of arrays the path
+    is a number.
+    """
+    lines = [
+        (path.removeprefix(f"{root}/"), name, part.part)
+        for part in dataset.listings
+        for name, paths in part.images.items()
+        for path in paths
+    ]
+    if not dataset.listings:
+        rows = np.concatenate([division.rows(part) for part in PARTS])
+        targets = torch.cat((dataset.train.targets, dataset.test.targets))
+        named = zip(rows, targets, strict=True)
+        lines = [(str(row), dataset.labels[target], PARTS[division.parts[row]]) for row, target in named]
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("path", "label", "part"))
-    writer.writerows(zip(paths or rows.tolist(), (dataset.labels[t] for t in targets), parts, strict=True))
+    csv.writer(text, lineterminator="\n").writerows([("path", "label", "part"), *lines])
     return text.getvalue()
 
 
@@ -138,6 +144,15 @@ def recorded_dataset(facts: DataFacts, folder: JobDir, task: Task, shape: Shape,
         raise damaged(folder.samples, f"it holds no images of shape {shape} with a target each")
     task.labels(facts.name, targets, targets, facts.labels or None)
     found = Found(deep=len(pixels) * pixels.is_floating_point())
-    images, normalise = MemoryImages(pixels, targets, found=found), Normalise(facts.mean, facts.std)
-    own = Dataset(facts.name, task, images, images, facts.labels, normalise, NO_AUGMENTATION, seed, share)
-    return replace(own, white=facts.white or (65535.0 if found.deep else 0.0))
+    images = MemoryImages(pixels, targets, found=found)
+    return Dataset(
+        images,
+        images,
+        facts.labels,
+        name=facts.name,
+        task=task,
+        normalise=Normalise(facts.mean, facts.std),
+        seed=seed,
+        validation_share=share,
+        white=facts.white or (65535.0 if found.deep else 0.0),
+    )

@@ -20,6 +20,7 @@ _ALWAYS = (
 )
 _HEIF = (".heic", ".heif")
 ENDINGS = (*_ALWAYS, *(_HEIF if find_spec("pillow_heif") else ()))
+WITH_PACKAGES = (*_ALWAYS, *_HEIF)
 THERE = "link to what is there already"
 IGNORED = "image of an ignored class"
 _SHOWN = 10  # classes whose images are counted one by one
@@ -88,15 +89,8 @@ def list_images(folder: Path, *, nested: bool = False, most: int | None = None, 
     """All images of the class folders in `folder`, at whatever depth; `nested`: each folder with images is a class.
 
     Those of the classes in `ignore` are passed over. Of more than `most` images the classes that come after are named
-    only. RunError if there is no class, one without images, or something that cannot be read.
+    only. RunError if something cannot be read; see `refuse_empty`.
     """
-    listing = scan_images(folder, nested=nested, most=most, ignore=ignore)
-    refuse_empty(listing)
-    return listing
-
-
-def scan_images(folder: Path, *, nested: bool = False, most: int | None = None, ignore: Sequence[str] = ()) -> Listing:
-    """As `list_images`, whether there are any or not."""
     passed, images, found = Passed(), dict[str, list[str]](), 0
     with guarded(folder, "read"):
         for entry in os.scandir(folder):
@@ -119,11 +113,6 @@ def _by_inner_folder(folder: Path, images: dict[str, list[str]]) -> dict[str, li
     for path in (path for paths in images.values() for path in paths):
         found.setdefault(Path(os.path.dirname(path)).relative_to(folder).as_posix(), []).append(path)
     return dict(sorted(found.items()))
-
-
-def class_names(folder: Path) -> list[str]:
-    """The names of the class folders in it; RunError if it cannot be read."""
-    return [os.path.basename(path) for path in _Walk(folder, Passed()).classes()]
 
 
 def refuse_other_classes(train: Path, test: Path, names: Sequence[str], test_names: Sequence[str]) -> None:
@@ -226,8 +215,8 @@ def kind_of(name: str) -> str:
     return f"{ending} until pip install pillow-heif" if ending in _HEIF else ending or "file without an ending"
 
 
-def refuse_empty(listing: Listing) -> None:
-    """RunError if there is no class, or one without images as far as they were looked into."""
+def refuse_empty(listing: Listing) -> Listing:
+    """The same; RunError if there is no class, or one without images as far as they were looked into."""
     empty = [name for name, paths in listing.images.items() if not paths and listing.counted]
     reason = f"no image is in {', '.join(map(one_line, empty[:5]))}" if empty else ""
     if not listing.images:
@@ -240,3 +229,4 @@ def refuse_empty(listing: Listing) -> None:
             f"{listing.folder} is no folder of images, one folder per class: {reason}{other}\n"
             f"  try: put images into every class folder ({' '.join(ENDINGS)}), or remove those without any"
         )
+    return listing

@@ -12,22 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from compiler.errors import RunError, one_line
 from compiler.language.config import DataConfig
 from runtime.data.archives import source
-from runtime.data.arrays import over_range, read_arrays
+from runtime.data.arrays import read_arrays
+from runtime.data.divide import said_alike
 from runtime.data.layouts import LAYOUTS, data_root, find_parts
 from runtime.data.looks import Look, array_looks, look_at_all, near_duplicates
-from runtime.data.pictures import read_picture
+from runtime.data.pictures import first_channels, read_picture
 from runtime.data.pixels import Found, Reading
 from runtime.data.remarks import CUT, range_doubt
 from runtime.data.survey import class_doubt
 
-_SHOWN = 3  # groups and files named in a line
+_SHOWN = 3  # files named in a line
 
 
 @dataclass(frozen=True)
@@ -129,16 +129,14 @@ class Health:
         if said["transparent"]:
             yield "transparent", f"{said['transparent']:,} images"
         if said["deep"]["images"]:
-            low, high = said["deep"]["low"], said["deep"]["high"]
-            yield "values", f"{said['deep']['images']:,} images of more than 8 bits, {low:g} to {high:g}"
+            yield "values", "{images:,} images of more than 8 bits, {low:g} to {high:g}".format(**said["deep"])
         if self.groups:
             yield "near-duplicates", f"{_counted(self.groups)}: {self._named(self.groups)}"
         if self.passed:
             yield "passed over", self.passed
 
     def _named(self, groups: Sequence[Sequence[Item]]) -> str:
-        shown = "; ".join(" = ".join(self._short(item.path) for item in group[:_SHOWN]) for group in groups[:_SHOWN])
-        return shown + " ..." * (len(groups) > _SHOWN)
+        return said_alike([[self._short(item.path) for item in group] for group in groups])
 
     def _short(self, path: str) -> str:
         return one_line(path.removeprefix(f"{self.root}{os.sep}"))
@@ -181,19 +179,15 @@ def examine(config: DataConfig, advance: Callable[[int], Any], begin: Callable[[
 
 def _of_arrays(config: DataConfig, root: Path) -> Health:
     found, items = read_arrays(root, None, config.ignore), []
-    pictures: dict[str, NDArray[np.uint8]] = {}
+    arrays: dict[str, NDArray[Any]] = {}
     for part, (images, labels) in found.parts.items():
-        values, notes = over_range(images, config.range)
-        pixels, mode = values.astype(np.uint8), f"{images.dtype} x {images.shape[-1]}"
-        for number, (look, note) in enumerate(zip(array_looks(pixels), notes, strict=True)):
+        for number, look in enumerate(array_looks(images, config.range)):
             path = f"{part or 'image'} {number}"
-            seen = look._replace(size=(images.shape[2], images.shape[1]), mode=mode, found=note)
-            pictures[path] = pixels[number]
-            items.append(Item(path, found.names[labels[number]], part, seen))
+            arrays[path] = images[number]
+            items.append(Item(path, found.names[labels[number]], part, look))
 
     def picture(path: str) -> Image.Image:
-        pixels = pictures[path]
-        return Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0]).convert("RGB")
+        return first_channels(arrays[path], Reading(range=config.range))[0].convert("RGB")
 
     return Health(root, found.names, tuple(items), "", _groups(items, config), picture, found.note)
 

@@ -22,7 +22,6 @@ from runtime.data.folders import (
     list_images,
     refuse_empty,
     refuse_other_classes,
-    scan_images,
 )
 from runtime.data.tables import TABLES, Row, read_table
 from runtime.rundir.files import guarded, refuse_pipe
@@ -91,12 +90,12 @@ def _in_folder(config: DataConfig, most: int | None) -> Parts:
     if set(parts) == {TRAIN, VALIDATION} or (config.name == "imagenet" and VALIDATION in parts):
         parts[TEST] = parts.pop(VALIDATION)  # the test images of ImageNet have no labels
     whole = config.name == "folder" and not parts
-    train = scan_images(root, nested=config.nested, most=most, ignore=config.ignore) if whole and names else None
+    train = list_images(root, nested=config.nested, most=most, ignore=config.ignore) if whole and names else None
     if train is not None and train.total:
-        refuse_empty(train)
-        return Parts(train)
+        return Parts(refuse_empty(train))
     if not {TRAIN, TEST} <= set(parts):
         other = f"; passed over: {train.passed}" if train is not None and train.passed.counts else ""
+        other = other if root.exists() else "; there is no such folder"
         raise RunError(
             f"data set {config.name!r}: {one_line(root)} must hold the folders train/ and test/ (or val/) with one "
             f"folder of images per class; or, of `folder`, only folders of images, one per class, and the set is "
@@ -122,7 +121,7 @@ def _of_folders(root: Path, names: dict[str, str], config: DataConfig, most: int
         if part not in names:
             return None
         limit = few if part == TEST else most
-        return list_images(root / names[part], nested=config.nested, most=limit, ignore=config.ignore)
+        return refuse_empty(list_images(root / names[part], nested=config.nested, most=limit, ignore=config.ignore))
 
     train, validation, test = map(listed, (TRAIN, VALIDATION, TEST))
     assert train is not None
@@ -202,8 +201,7 @@ def _of_rows(where: Path, rows: Iterable[Row], passed: Passed, ignore: Sequence[
         note = f"{where.name} has no test images, so those for validation are the test set"
     if not by_part.keys() & {TRAIN, ""}:
         refuse_empty(Listing(where, {}, passed))
-    train = listing(TRAIN if TRAIN in by_part else "", passed)
-    refuse_empty(train)
+    train = refuse_empty(listing(TRAIN if TRAIN in by_part else "", passed))
     validation, test = (listing(part, Passed()) if part in by_part else None for part in (VALIDATION, TEST))
     return Parts(train, validation, test, note)
 

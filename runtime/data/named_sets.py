@@ -21,12 +21,12 @@ from torch import Tensor
 from compiler.errors import RunError, did_you_mean, one_line
 from compiler.language.config import DataConfig
 from runtime.data.arrays import ArrayPart, over_range, read_arrays
-from runtime.data.augment import Augment
+from runtime.data.augment import NO_AUGMENTATION, Augment
 from runtime.data.decode import TEST_MARGIN
 from runtime.data.divide import Division, divide
 from runtime.data.folders import Listing, Passed
 from runtime.data.layouts import TEST, TRAIN, VALIDATION, Parts, data_root, find_parts
-from runtime.data.looks import array_looks, look_at_all, near_duplicates
+from runtime.data.looks import Look, array_looks, look_at_all, near_duplicates
 from runtime.data.pixels import Reading
 from runtime.data.sources import NOTHING, FileImages, Images, MemoryImages
 from runtime.data.split import stratified_order
@@ -41,14 +41,14 @@ _IN_MEMORY_BYTES = 2 * 10**9
 _DIGITS_TEST = 360  # of 1797
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Opened:
     """A data set whose shape is known to be the spec's and whose targets fit the task."""
 
     train: Images
-    test: Images
+    test: Images  # for the final figures only; nothing is chosen by it
     labels: tuple[str, ...]  # names of the outputs, as far as they have any
-    augment: Augment  # what the set always gets, besides what the spec asks for
+    augment: Augment = NO_AUGMENTATION  # of training batches: what the set always gets, until the spec adds its own
     listings: tuple[Listing, ...] = ()  # of the parts, where they are files
     notes: tuple[str, ...] = ()  # what is used for what, where it does not say so itself
     held: Tensor | None = None  # (N,) bool of the training images: the validation part, where the set has one
@@ -98,7 +98,7 @@ class _Expected:
 def _opened(expected: _Expected, train: MemoryImages, test: MemoryImages, classes: Sequence[str] | None) -> Opened:
     name, found = expected.config.name, (test.images.shape[1], *test.size)
     check_shape(name, found, expected.shape)
-    return Opened(train, test, expected.labels(train, test, classes), Augment())
+    return Opened(train, test, expected.labels(train, test, classes))
 
 
 def _open_digits(expected: _Expected, _: int) -> Opened:
@@ -157,10 +157,9 @@ def _half(expected: _Expected, kind: str, half: dict[str, Any]) -> Any:
 
 
 def _images(expected: _Expected, kind: str, half: Any) -> MemoryImages:
-    pixels = np.asarray(half.data)
     if kind == "SVHN":  # the only one that keeps (N, C, H, W)
-        return expected.images(pixels.transpose(0, 2, 3, 1), half.labels)
-    return expected.images(pixels, half.targets)
+        return expected.images(np.moveaxis(half.data, 1, -1), half.labels)
+    return expected.images(half.data, half.targets)
 
 
 @contextmanager
@@ -180,7 +179,10 @@ def _open_files(expected: _Expected, _: int) -> Opened:
     needed = (len(opened.train.targets) + len(opened.test.targets)) * channels * height * width
     hold = expected.config.in_memory
     if needed < _IN_MEMORY_BYTES if hold is None else hold:
-        return replace(opened, train=opened.train.in_memory(), test=opened.test.in_memory())
+        train, held = opened.train.in_memory(), opened.held
+        if held is not None:
+            held = held[torch.tensor([path not in train.skipped for path in train.paths])]
+        return replace(opened, train=train, test=opened.test.in_memory(), held=held)
     return opened
 
 
@@ -211,15 +213,15 @@ def _find_files(expected: _Expected, *, random_parts: bool) -> Opened:
         kept = {path for paths in parts.validation.images.values() for path in paths}
         held = torch.tensor([path in kept for path in train.paths])
     labels, note = expected.labels(train, test, names), parts.note
-    return Opened(train, test, labels, Augment(), parts.listings, (note,) * bool(note), held, division)
+    return Opened(train, test, labels, NO_AUGMENTATION, parts.listings, (note,) * bool(note), held, division)
 
 
 def _divided(whole: Listing, config: DataConfig) -> tuple[Parts, Division]:
     """A set without parts, divided; files that cannot be read are near-duplicates of none."""
     paths = [path for paths in whole.images.values() for path in paths]
     labels = np.repeat(np.arange(len(whole.images)), [len(paths) for paths in whole.images.values()])
-    looks = [] if config.near_duplicates is None else look_at_all(paths, reading_of(config))
-    same = near_duplicates(looks, config.near_duplicates) if looks else np.arange(len(paths))
+    looks = [Look()] * len(paths) if config.near_duplicates is None else look_at_all(paths, reading_of(config))
+    same = near_duplicates(looks, config.near_duplicates)
     division = divide(labels, same, config)
 
     def listing(part: str) -> Listing:
@@ -256,15 +258,14 @@ def _open_arrays(expected: _Expected, _: int) -> Opened:
     except ValueError as error:
         raise RunError(f"{root}: {error}") from error
     names = expected.labels(train, test, found.names)
-    return Opened(train, test, names, Augment(), notes=tuple(notes), held=held, division=division)
+    return Opened(train, test, names, notes=tuple(notes), held=held, division=division)
 
 
 def _division_of(part: ArrayPart, expected: _Expected) -> Division:
     """Signals are not compared."""
     config, same = expected.config, np.arange(len(part.labels))
     if config.near_duplicates is not None and len(expected.shape) == 3:
-        pixels = expected.images(part.images, part.labels).images.permute(0, 2, 3, 1)
-        same = near_duplicates(array_looks(pixels.byte().numpy()), config.near_duplicates)
+        same = near_duplicates(array_looks(part.images, config.range), config.near_duplicates)
     return divide(part.labels, same, config)
 
 

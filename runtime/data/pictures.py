@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,3 +34,11 @@ def first_channels(values: NDArray[Any], reading: Reading) -> tuple[Image.Image,
     shown, found = in_range(last[..., : 3 if last.shape[-1] >= 3 else 1], reading)
     pixels = shown.astype(np.uint8)
     return Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels), found
+
+
+def address(image: Image.Image, side: int, exact: int = 0) -> str:
+    """A picture as an address that holds it, at most `side` pixels long; one of at most `exact` to the bit."""
+    image.thumbnail((side, side))
+    form, file = "png" if max(image.size) <= exact else "jpeg", io.BytesIO()
+    image.save(file, form)
+    return f"data:image/{form};base64,{base64.b64encode(file.getvalue()).decode()}"

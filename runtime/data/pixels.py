@@ -27,6 +27,7 @@ _EXCHANGED = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"
 _DEPTHS = {"JPEG2000": (b"\xff\x4f\xff\x51", 42, 8), "AVIF": (b"pixi", 9, 9)}  # a mark, how far behind it, more than 8
 _HEADER = 2**14  # bytes at the beginning of a file that hold its depth
 _DEEP = ("RGB;16", "RGBA;16", "RGBX;16", "LA;16")  # of Pillow's names for how bytes lie, without their order
+DARK = 0.25  # of a range: images that use no more of it are likely to have another
 GREY = (0.299, 0.587, 0.114)  # how much of it each colour makes
 warnings.filterwarnings("ignore", "(Possibly )?[Cc]orrupt EXIF data", UserWarning)  # turning images is all it is for
 

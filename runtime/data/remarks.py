@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
-from runtime.data.pixels import Found
+from runtime.data.pixels import DARK, Found
 from runtime.data.survey import class_doubt
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def tell(dataset: Dataset, warn: Callable[[str], None], told: Collection[str] = 
 
 def remarks(dataset: Dataset) -> dict[str, str]:
     """Warnings by kind about the images read so far, of which a stream reads more later."""
-    parts, texts = {"train": dataset.train.found, "test": dataset.test.found}, {}
+    found, texts = {"train": dataset.train.found, "test": dataset.test.found}, {}
     if passed := [f"{one.folder.name}/ ({one.passed})" for one in dataset.listings if one.passed.counts]:
         texts["passed"] = f"passed over in {', '.join(passed)}"
     targets, task = dataset.train.targets, dataset.task
@@ -36,24 +36,24 @@ def remarks(dataset: Dataset) -> dict[str, str]:
         counts = targets.bincount(minlength=len(dataset.labels)).tolist()
         if uneven := class_doubt(dict(zip(dataset.labels, counts, strict=True))):
             texts["classes"] = uneven
-    if counted := _counted({name: part.transparent for name, part in parts.items()}):
+    if counted := _counted(found, "transparent"):
         texts["transparent"] = f"{counted} are transparent: they are put on data.background, white unless it is set"
-    if counted := _counted({name: part.cut for name, part in parts.items()}):
+    if counted := _counted(found, "cut"):
         texts["cut"] = f"{counted} {CUT}"
-    counted = _counted({name: part.deep for name, part in parts.items()})
-    if doubt := range_doubt(parts["train"] + parts["test"], counted):
+    if doubt := range_doubt(found["train"] + found["test"], _counted(found, "deep")):
         texts["range"] = doubt
     return texts
 
 
-def _counted(counts: dict[str, int]) -> str:
-    return " and ".join(f"{count:,} images in {name}" for name, count in counts.items() if count)
+def _counted(found: dict[str, Found], what: str) -> str:
+    counts = {part: getattr(one, what) for part, one in found.items()}
+    return " and ".join(f"{count:,} images in {part}" for part, count in counts.items() if count)
 
 
 def range_doubt(found: Found, counted: str) -> str:
     """What is doubtful about the values of images of more than 8 bits, so many: that their range is another one."""
     low, high = found.low * found.white, found.high * found.white
-    if not found.deep or (found.low >= 0 and 0.25 <= found.high <= 1):
+    if not found.deep or (found.low >= 0 and DARK <= found.high <= 1):
         return ""
     problem = f"uses less than a quarter of its range: the largest value is {high:g}, white is {found.white:g}"
     if found.low < 0 or found.high > 1:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import numpy as np
 
 from compiler.errors import RunError, printable
 from runtime.data.archives import source
-from runtime.data.pictures import first_channels, read_picture
+from runtime.data.pictures import address, first_channels, read_picture
 from runtime.inference import BATCH
 from runtime.inference.figures import EVALUATION, Evaluation, Mistake, figures_of
 from runtime.inference.images import listed
@@ -64,11 +62,7 @@ def _picture(model: ExportedModel, data: Labelled, row: int) -> str:
         image = read_picture(source(data.names[row]), model.reading)
     else:
         image = first_channels(data.pixels[row].round().astype(np.uint8), model.reading)[0]
-    image = image.convert("L" if channels == 1 else "RGB")
-    image.thumbnail((_PICTURE, _PICTURE))
-    form, file = "png" if max(image.size) <= _EXACT else "jpeg", BytesIO()
-    image.save(file, form)
-    return f"data:image/{form};base64,{base64.b64encode(file.getvalue()).decode()}"
+    return address(image.convert("L" if channels == 1 else "RGB"), _PICTURE, _EXACT)
 
 
 def run_evaluate(

@@ -14,7 +14,7 @@ import numpy as np
 
 from compiler.errors import RunError, one_line
 from runtime.data.archives import source
-from runtime.data.folders import ENDINGS
+from runtime.data.folders import ENDINGS, WITH_PACKAGES
 from runtime.data.pixels import Pixels, Reading, UnreadableError, read_pixels
 from runtime.rundir.files import refuse_pipe
 
@@ -47,7 +47,7 @@ def _named(name: str) -> list[str]:
         files.setdefault(os.path.realpath(path), path)  # ** gives folders and what is in them, and follows links
     if not files:
         raise RunError(f"{name}: there is no such image, folder or pattern of images\n  try: a path that is there")
-    return [path for path in files.values() if path.lower().endswith(ENDINGS)] or list(files.values())
+    return [path for path in files.values() if path.lower().endswith(WITH_PACKAGES)] or list(files.values())
 
 
 def _inside(folder: str) -> list[str]:
@@ -55,7 +55,7 @@ def _inside(folder: str) -> list[str]:
     found: list[str] = []
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        images = (name for name in files if name.lower().endswith(ENDINGS) and not name.startswith("."))
+        images = (name for name in files if name.lower().endswith(WITH_PACKAGES) and not name.startswith("."))
         found += filter(os.path.isfile, (os.path.join(place, name) for name in images))
     return sorted(found, key=os.path.split)
 

@@ -14,8 +14,8 @@ import numpy as np
 from compiler.errors import RunError, one_line
 from compiler.language.config import Configuration, DataConfig
 from runtime.data.arrays import over_range, read_arrays
-from runtime.data.folders import Listing, class_names, list_images
-from runtime.data.layouts import LAYOUTS, PART_NAMES, TEST, data_root, find_parts, settings_for
+from runtime.data.folders import Listing, list_images, refuse_empty
+from runtime.data.layouts import LAYOUTS, PART_NAMES, TEST, TRAIN, data_root, find_parts, settings_for
 from runtime.data.pixels import Pixels
 from runtime.data.survey import check_shape
 from runtime.data.tables import read_table
@@ -63,20 +63,20 @@ def given_images(path: Path, model: ExportedModel, run: RunDir | None) -> Labell
         return in_folder(path, model.labels, model.metadata.ignored)
     own = _settings(run, model).data if run is not None and config.name == "table" else config
     columns = {"image": own.image, "label": own.label, "part": own.part} if own.name == "table" else {}
-    ignored = {"ignore": tuple(model.metadata.ignored)}  # which need not be there
-    parts = LAYOUTS[config.name](config.model_copy(update=columns | ignored), None)
+    more = {"ignore": tuple(model.metadata.ignored), "nested": _are_nested(model.labels)}  # they need not be there
+    parts = LAYOUTS[config.name](config.model_copy(update=columns | more), None)
     listing = parts.test or parts.train
     _refuse_unknown(path, listing.images, model.labels)
     return _listed(str(path), listing, model.labels)
 
 
 def _in_arrays(path: Path, model: ExportedModel) -> Labelled:
-    numbers = {name: number for number, name in enumerate(model.labels)}
     found = read_arrays(path, model.shape, model.metadata.ignored, all_there=False)
     part = found.parts[TEST if TEST in found.parts else ""]
     check_shape("arrays", part.shape, model.shape)
     _refuse_unknown(path, [found.names[number] for number in np.unique(part.labels)], model.labels)
-    truths = np.array([numbers.get(name, -1) for name in found.names])[part.labels]
+    known = {name: number for number, name in enumerate(model.labels)}
+    truths = np.array([known.get(name, -1) for name in found.names])[part.labels]
     try:
         pixels = over_range(part.images, model.reading.range)[0]
     except ValueError as error:
@@ -98,12 +98,16 @@ def in_folder(folder: Path, labels: Sequence[str], ignored: Sequence[str] = ()) 
     """The images of a folder with a folder per class, or of its test part, but for those of classes that were left out
     of the training; RunError where the model lacks a class.
     """
-    names = class_names(folder)
-    part = next((part for part in _PARTS if {"train", part} <= {*names} and part not in labels), None)
-    if part:
-        folder, names = folder / part, class_names(folder / part)
-    _refuse_unknown(folder, [name for name in names if name not in ignored], labels)
-    return _listed(str(folder), list_images(folder, ignore=ignored), labels)
+    parts = [part for part in _PARTS if (folder / part).is_dir() and part not in labels]
+    folder = folder / parts[0] if parts and (folder / TRAIN).is_dir() else folder
+    listing = list_images(folder, nested=_are_nested(labels), ignore=ignored)
+    _refuse_unknown(folder, listing.images, labels)
+    return _listed(str(folder), refuse_empty(listing), labels)
+
+
+def _are_nested(labels: Sequence[str]) -> bool:
+    """Whether classes are called by the way to their folder (`data.nested`)."""
+    return any("/" in label for label in labels)
 
 
 def own_test_images(
@@ -149,8 +153,7 @@ def _test_files(data: DataConfig, labels: Sequence[str], job: JobDir) -> Listing
 
 
 def _listed(says: str, listing: Listing, labels: Sequence[str], expected: int | None = None) -> Labelled:
-    numbers = {name: number for number, name in enumerate(labels)}
-    pairs = [(path, numbers[name]) for name, paths in listing.images.items() for path in paths]
+    pairs = [(path, number) for number, name in enumerate(labels) for path in listing.images.get(name, ())]
     return Labelled(says, [path for path, _ in pairs], np.array([truth for _, truth in pairs]), expected=expected)
 
 

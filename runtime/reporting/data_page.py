@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterator, Sequence
 
 from PIL import Image
 
 from runtime.data.health import Health, Item
+from runtime.data.pictures import address
 from runtime.reporting.templates import template
 
 _EACH, _CLASSES, _GROUPS = 12, 100, 20  # images of a class or a group; classes and groups that are shown
@@ -21,9 +20,10 @@ Augmented = Sequence[tuple[str, Sequence[Image.Image]]]
 def render(health: Health, augmented: Augmented = ()) -> str:
     """The page; `augmented`: paths of images with what augmentation makes of each."""
     sheets = [
-        (title, [(one.path, _address(health.picture(one.path))) for one in shown]) for title, shown in _sheets(health)
+        (title, [(one.path, address(health.picture(one.path), _SIDE)) for one in shown])
+        for title, shown in _sheets(health)
     ]
-    changed = [(path, [_address(image) for image in images]) for path, images in augmented]
+    changed = [(path, [address(image, _SIDE) for image in images]) for path, images in augmented]
     return template("data_page.html.j2").render(health=health, sheets=sheets, changed=changed)
 
 
@@ -39,11 +39,3 @@ def _sheets(health: Health) -> Iterator[tuple[str, list[Item]]]:
             f"Near-duplicates: {', '.join(dict.fromkeys(f'{one.part} {one.label}'.strip() for one in group))}",
             [*group[:_EACH]],
         )
-
-
-def _address(image: Image.Image) -> str:
-    """A small picture as an address that holds it."""
-    buffer = io.BytesIO()
-    image.thumbnail((_SIDE, _SIDE))
-    image.save(buffer, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -14,12 +14,15 @@ from torchvision.datasets import ImageFolder
 from compiler.errors import RunError
 from compiler.language.config import DataConfig
 from runtime.data.dataset import Dataset, load_dataset
+from runtime.data.facts import facts_of, write_facts
 from runtime.data.folders import list_images
-from runtime.data.layouts import find_parts
+from runtime.data.layouts import PART_NAMES, find_parts
 from runtime.data.pixels import Reading, read_pixels
 from runtime.data.remarks import remarks, tell
 from runtime.data.sources import FileImages, MemoryImages
 from runtime.data.survey import survey
+from runtime.data.tables import read_table
+from runtime.rundir.directory import JobDir
 from tests.runtime.data.awkward import FINE, RAMP, write_images, write_pgm
 from tests.tasks import class_task
 
@@ -201,6 +204,38 @@ def test_a_class_that_has_lost_all_its_images_is_an_error(tmp_path: Path, part: 
 
     with pytest.raises(RunError, match=rf"every image of a class is unreadable, as .*{part}/dog"):
         read_all()
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("parts", [("",), ("train", "val", "test")])
+def test_images_that_are_left_out_leave_the_others_in_their_parts(
+    tmp_path: Path, parts: tuple[str, ...], in_memory: bool
+) -> None:
+    root = tmp_path / "set"
+    files = [root / part / name / f"{n:02}.png" for part in parts for name in ("cat", "dog") for n in range(20)]
+    for value, path in enumerate(files):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (24, 16), (value,) * 3).save(path)
+
+    def by_part() -> tuple[Dataset, list[set[int]]]:
+        settings = {"near_duplicates": None, "mean": (0.0,) * 3, "std": (1 / 255,) * 3}
+        dataset = opened(root, in_memory=in_memory, skip_corrupt=True, **settings)
+        split = dataset.split(0.5)
+        loaders = [dataset.evaluation_loader(rows, 64) for rows in (split.training, split.validation, None)]
+        return dataset, [{round(float(image.mean())) for x, _ in one.batches(0) for image in x} for one in loaders]
+
+    whole = by_part()[1]
+    assert sorted(value for values in whole for value in values) == list(range(len(files)))
+    gone = {min(values) for values in whole}
+    for value in gone:
+        files[value].write_bytes(b"damaged")
+    dataset, left = by_part()
+    assert left == [values - gone for values in whole]
+    if dataset.division:
+        job, facts = JobDir(tmp_path / "job"), facts_of(dataset, DataConfig(name="folder", root=str(tmp_path / "set")))
+        write_facts(job, None, facts, dataset, pytest.fail)
+        rows = read_table(job.split, root, "path", "label", "part", PART_NAMES)
+        assert {(row.path, row.name) for row in rows} == {(str(path), path.parent.name) for path in files}
 
 
 def test_a_stream_passes_over_batches_that_cannot_be_read(tmp_path: Path) -> None:

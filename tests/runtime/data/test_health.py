@@ -140,6 +140,28 @@ def test_pictures_that_differ_are_not_near_duplicates_and_copies_are(tmp_path: P
     assert near_duplicates(look_at_all(paths), None).tolist() == list(range(len(paths)))
 
 
+@pytest.mark.parametrize("white", [255, 4095])
+@pytest.mark.parametrize("kind", ["grey.png", "colours.ppm", "stack.npy", "arrays"])
+def test_dark_images_of_more_than_8_bits_are_told_apart(tmp_path: Path, kind: str, white: int) -> None:
+    """Of 8 or 12 bits in files of 16: as bright as they are all of them look black."""
+    channels = {"grey.png": 1, "colours.ppm": 3}.get(kind, 4)
+    images = np.stack(
+        [np.kron(np.random.default_rng(n).random((8, 8, channels)), np.ones((3, 4, 1))) for n in range(9)]
+    )
+    numbers = (images * white).astype(np.uint16)[[*range(9), 4]]
+    paths = [f"{tmp_path}/{number} {kind}" for number in range(10)]
+    for path, values in zip(paths, numbers, strict=True):
+        if kind == "grey.png":
+            Image.fromarray(values[..., 0]).save(path)
+        elif kind == "colours.ppm":
+            Path(path).write_bytes(b"P6 32 24 65535\n" + values.astype(">u2").tobytes())
+        else:
+            np.save(path, values)
+    looks = array_looks(numbers) if kind == "arrays" else look_at_all(paths)
+    assert near_duplicates(looks, 3).tolist() == [*range(9), 4]
+    assert max(look.found.high for look in looks) == numbers.max() / 65535
+
+
 def test_plain_images_are_told_apart_by_their_colour() -> None:
     colours = np.array([(0, 0, 0), (60, 60, 60), (200, 0, 0), (0, 102, 0), (61, 61, 61)], np.uint8)
     looks = array_looks(np.broadcast_to(colours[:, None, None], (5, 16, 16, 3)).copy())

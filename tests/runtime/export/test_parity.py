@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from compiler.errors import RunError
-from runtime.data.augment import Augment, Draws, Normalise, to_float
+from runtime.data.augment import Draws, Normalise, to_float
 from runtime.data.dataset import Dataset
 from runtime.data.sources import FileImages, MemoryImages
 from runtime.export.parity import (
@@ -41,7 +41,8 @@ def dataset(images: int = 20) -> Dataset:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (images, 3, 4, 2), generator=generator, dtype=torch.uint8)
     held = MemoryImages(pixels, torch.arange(images) % 4)
-    return Dataset("made", TASK, held, held, ("a", "b", "c", "d"), NORMALISE, Augment(), 0, 0.1)
+    labels, share = ("a", "b", "c", "d"), 0.1
+    return Dataset(held, held, labels, name="made", task=TASK, normalise=NORMALISE, seed=0, validation_share=share)
 
 
 def outputs(*rows: tuple[float, ...]) -> Any:

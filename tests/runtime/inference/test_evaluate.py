@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from runtime.data.pixels import read_pixels
 from runtime.export.run_export import ExportResult
 from runtime.inference.evaluate import MISTAKES, run_evaluate
 from runtime.inference.figures import Evaluation
+from runtime.inference.labelled import Labelled, given_images
 from runtime.inference.model import ExportedModel
 from runtime.reporting.evaluation import page
 from runtime.reporting.page import write_report
@@ -154,6 +155,26 @@ def test_archives_tables_and_arrays_are_the_folder_that_they_are_made_of(
     for name in ("a.npz", "t.csv"):
         with pytest.raises(RunError, match="has classes that the model does not know: bird; it knows cat, dog, owl"):
             run_evaluate(exported, tmp_path / name)
+
+
+@pytest.mark.parametrize("form", ["", "zip"])
+def test_classes_of_nested_folders_are_found_where_they_lie(exported: RunDir, tmp_path: Path, form: str) -> None:
+    labels = ["pets/cat", "pets/dog", "wild"]
+    model = ExportedModel.open(exported.export / "model.onnx")
+    model = replace(model, metadata=model.metadata.model_copy(update={"labels": labels}))
+    for number, label in enumerate((*labels, "pets/owl")):
+        (tmp_path / "set" / label).mkdir(parents=True)
+        Image.new("RGB", (16, 12), (number,) * 3).save(tmp_path / "set" / label / "a.png")
+
+    def given() -> Labelled:
+        packed = shutil.make_archive("set", form, "set") if form else "set"
+        return given_images(Path(packed), model, None)
+
+    with pytest.raises(RunError, match="does not know: pets/owl; it knows pets/cat"):
+        given()
+    shutil.rmtree(tmp_path / "set" / "pets" / "owl")
+    found = given()
+    assert [found.names[row].split("/")[-2] for row in np.argsort(found.truths)] == ["cat", "dog", "wild"]
 
 
 def test_unreadable_images_are_left_out_and_told(exported: RunDir, made: Path, tmp_path: Path) -> None:

@@ -89,6 +89,9 @@ def test_files_folders_patterns_and_stdin_name_the_same_images(exported: RunDir,
             with pytest.raises(RunError, match=re.escape(f"{says}\n  try: ")) as error:
                 find_images([files[0], name])
             assert str(error.value).startswith(f"{name}: {says}")
+    for heic in ("some images/cat/1.HEIC", "some images/owl/2.heif"):  # told of where it cannot be read
+        Path(heic).write_bytes(b"\0\0\0\x18ftypheic")
+    assert set(find_images(["some images"])) - {*files} == {"some images/cat/1.HEIC", "some images/owl/2.heif"}
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunError, match="empty: there is no image in it"):
         find_images(["empty"])
