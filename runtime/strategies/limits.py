@@ -11,15 +11,13 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
-
-import networkx as nx
 
 from compiler import ops
 from compiler.analysis.costs import node_costs
 from compiler.analysis.guards import kept_by_strength
 from compiler.analysis.rounding import closing_order
-from compiler.ir.graph import INPUT, Edge, Graph
+from compiler.ir.dominators import hanging
+from compiler.ir.graph import Edge, Graph
 from compiler.language.config import GateConfig
 from compiler.passes.prune_zero_edges import prune
 from runtime.strategies.penalties import channel_prices
@@ -27,11 +25,7 @@ from runtime.strategies.penalties import channel_prices
 BEGINS = 0.15  # share of the search that the first gates are watched for
 ARRIVES = 0.75  # share of the search after which the budget should be met
 LEAST = 1e-9  # share of the network's cost that every gate counts for at least
-END = -1  # of all ways through a network
 RETRIES = 32  # closed steps that are tried again at the end
-
-
-Ways: TypeAlias = "nx.DiGraph[str | int]"  # nodes by id, and edges by number between them
 
 
 @dataclass(frozen=True)
@@ -62,19 +56,12 @@ def strengths(graph: Graph, use: Mapping[str, float], measure: str) -> dict[str,
 def savings(graph: Graph, costs: Mapping[str, float]) -> dict[str, float]:
     """What closing each gate alone would save, of costs by node.
 
-    Of edges that is what lies behind and in front of them and on no other way; see `channel_prices` for channels.
+    Of edges that is what hangs on them alone; see `channel_prices` for channels.
     """
-    ways: Ways = nx.DiGraph()
-    edges = graph.edges()
-    for number, edge in enumerate(edges):
-        ways.add_edges_from([(edge.src, number), (number, edge.dst)])
-    ways.add_edges_from((node.id, END) for node in graph.outputs().values())
-    behind, before = _dominated(ways, INPUT, costs), _dominated(ways.reverse(), END, costs)
     saved = channel_prices(graph, costs, ())
-    for number, edge in enumerate(edges):
+    for edge, alone in zip(graph.edges(), hanging(graph, costs), strict=True):
         if edge.gate is not None:
-            alone = behind[number] + before[number] + costs[edge.dst] * _share(graph, edge)
-            saved[edge.gate] = saved.get(edge.gate, 0.0) + alone
+            saved[edge.gate] = saved.get(edge.gate, 0.0) + alone + costs[edge.dst] * _share(graph, edge)
     return saved
 
 
@@ -84,15 +71,6 @@ def _share(graph: Graph, edge: Edge) -> float:
         return 0.0
     widths = {other.slot: graph.node(other.src).shape[0] for other in graph.inputs(edge.dst)}
     return widths[edge.slot] / sum(widths.values()) if len(widths) > 1 else 0.0
-
-
-def _dominated(ways: Ways, start: str | int, costs: Mapping[str, float]) -> dict[str | int, float]:
-    """What each point of the ways costs together with all that cannot be reached from the start but through it."""
-    above = nx.immediate_dominators(ways, start)
-    found = {point: costs[point] if isinstance(point, str) else 0.0 for point in ways}
-    for point in [point for point in nx.topological_sort(ways) if point in above and point != start][::-1]:
-        found[above[point]] += found[point]
-    return found
 
 
 def within_budget(
