@@ -23,7 +23,7 @@ class Average(AveragedModel):
     def update_parameters(self, model: nn.Module) -> None:
         """Another step; after the first one it is a copy."""
         steps = self.n_averaged.double()
-        share = torch.where(steps == 0, 1.0, 1 - ((1 + steps) / (10 + steps)).clamp(max=self.decay))
+        share = (1 - ((1 + steps) / (10 + steps)).clamp(max=self.decay)).masked_fill(steps == 0, 1.0)
         own, given = ([*each.parameters(), *each.buffers()] for each in (self.module, model))
         for average, value in zip(own, given, strict=True):
             if average.is_floating_point():

@@ -38,6 +38,7 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device) -> None:
         self.stream, self.pool = _STREAM(device), torch.cuda.graph_pool_handle()
+        self.last: torch.cuda.CUDAGraph | None = None  # while one is there the pool stays the same
 
     def warm(self, run: Run) -> Tensor:
         """Run on the stream that is captured."""
@@ -51,9 +52,13 @@ class CudaGraphs:
     def captured(self, run: Run) -> Run:
         """Kernels that `run` starts, as a graph; other threads, which load images, may go on meanwhile."""
         gc.collect()  # graphs of a network that is gone
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
-            found = run()
+        here, graph = torch.cuda.current_stream(self.stream.device), torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+                found = run()
+        finally:
+            torch.cuda.set_stream(here)  # torch stays on the other one after an error
+        self.last = graph
 
         def replay() -> Tensor:
             graph.replay()
@@ -123,8 +128,8 @@ class Step:
         try:
             self.replay = graphs.captured(lambda: self.run(inputs))
         except RuntimeError as error:  # of memory, too
-            self.inputs = None
-            self.capture.refuse(str(error).strip().partition("\n")[0])
+            self.inputs, cause = None, error.__context__ or error  # the end of a capture fails after what went wrong
+            self.capture.refuse(str(cause).strip().partition("\n")[0])
         return self.replay
 
 
