@@ -120,7 +120,7 @@ def with_tensor_rates(optimizer: Optimizer) -> None:
     """Let the learning rates be float32 tensors beside the parameters."""
     for group in optimizer.param_groups:
         for parameter in group["params"][:1]:
-            group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=parameter.device)
+            group["lr"] = torch.full((), group["lr"], dtype=torch.float32, device=parameter.device)
 
 
 @contextmanager
