@@ -141,7 +141,8 @@ class Loader:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of a chunk, cropped and flipped together; of images that are decoded anew it is a single one."""
         device, padding = self.place.device, self.augment.crop_padding if self.training else 0
-        rows, draws = self._request(order, epoch, chunk).rows, joined([self._draws(epoch, *part) for part in chunk])
+        rows = torch.cat([order[first:end] for _, first, end in chunk])
+        draws = joined([self._draws(epoch, *part) for part in chunk])
         places = torch.cat([torch.arange(first, end) - batch * self.batch_size for batch, first, end in chunk])
         ends = [*accumulate(end - first for _, first, end in chunk)]
         if fetched.kept is not None:
