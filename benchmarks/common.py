@@ -210,6 +210,24 @@ def tensor_float(allowed: bool) -> Iterator[None]:
             flag.allow_tf32 = value
 
 
+class Clock:
+    """How many seconds a benchmark still has; it stops by itself."""
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.end - time.monotonic()
+
+    def is_over(self, what: str) -> bool:
+        """Whether there is no time for something, which is said then."""
+        if self.left <= 0:
+            print(f"\nthe time is over: {what} comes another time")
+        return self.left <= 0
+
+
 # -- what runs --------------------------------------------------------------------------------------------------------
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from benchmarks.common import reason
-from benchmarks.jobs import TASK, halves
+from benchmarks.jobs import TASK, halves, whole_steps
 from benchmarks.supernet import Variant, start, thinned
 from compiler.ir.graph import Graph
 from compiler.language.config import DataConfig, SearchConfig
@@ -24,7 +24,8 @@ from runtime.data.dataset import Share, load_dataset
 from runtime.search.supernet import Supernet
 from runtime.strategies.apgnag import APGNAG
 from runtime.strategies.dso import gate_optimizer, gate_tensors, restored_gates
-from runtime.training.step import Batch
+from runtime.training.captured import WARM_UP, Capture, CudaGraphs, Graphs
+from runtime.training.step import Batch, set_rate
 
 CPU = torch.device("cpu")
 LOGITS = {"fp64": 1e-9, "fp32": 1e-4, "tf32": 1e-2, "bf16": 5e-2}
@@ -55,6 +56,7 @@ def all_checks(graph: Graph, config: SearchConfig, device: torch.device, batch: 
                 words = f"{name} space, {lowering}, {precision}"
                 yield from _finished(words, _passes(words, right, lowering, precision, device))
     yield from _finished("8 steps with a pruning", _trajectory(graph, config, device, batch))
+    yield from _finished("captured steps", captured_checks(graph, config, device, batch))
     yield from _finished("a training batch", _data(device))
 
 
@@ -72,9 +74,9 @@ def relative(found: Tensor, right: Tensor) -> float:
     return float((found - right).norm() / right.norm())
 
 
-def random_batch(graph: Graph, size: int, device: torch.device) -> Batch:
+def random_batch(graph: Graph, size: int, device: torch.device, seed: int = 0) -> Batch:
     """Normal pixels and labels of 10 classes."""
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator().manual_seed(seed)
     x = torch.randn(size, *graph.node("input").shape, generator=random)
     y = torch.randint(0, 10, (size,), generator=random)
     return x.to(device, memory_format=torch.channels_last), y.to(device)
@@ -196,13 +198,44 @@ def _trajectory(graph: Graph, config: SearchConfig, device: torch.device, size: 
         yield Check(f"8 steps with a pruning, fused, float64: {part}", error, 1e-7)
 
 
+def graphs_of(device: torch.device) -> Graphs | None:
+    """What captures there; None on the CPU."""
+    return CudaGraphs(device) if device.type == "cuda" else None
+
+
+def captured_checks(graph: Graph, config: SearchConfig, device: torch.device, size: int) -> Iterator[Check]:
+    """Steps that are captured, again after a pruning, beside such that are called: in float64, with changing rates."""
+    closed, ends = set(graph.gates()) - set(thinned(graph, 0.6).gates()), []
+    said: list[str] = []
+    for graphs in (None, graphs_of(device)):
+        capture = Capture(graphs, said.append)
+        capture.wanted = True
+        with float64():
+            net = start(Variant(""), graph, config, device, capture)
+            gates = gate_optimizer(net)
+            for prune_after in (True, False):
+                steps = whole_steps(net, gates)
+                for seed in range(WARM_UP + 3):
+                    x, y = random_batch(graph, size, device, seed)
+                    set_rate(gates, config.gates.lr / (1 + seed))
+                    for step in steps.values():
+                        step((x.double(), y))
+                if prune_after:
+                    state, before = gate_tensors(net, gates), net.graph
+                    net = net.pruned(closed)
+                    gates = restored_gates(net, state, before)
+        ends.append(torch.cat([t.flatten().double() for t in {**net.tensors(), **gate_tensors(net, gates)}.values()]))
+    yield Check(f"captured steps with a pruning, float64{''.join(f': {why}' for why in said)}", relative(*ends), 1e-7)
+    yield Check("captured steps: none was called instead", float(len(said)), 0.0)
+
+
 def _data(device: torch.device) -> Iterator[Check]:
-    """A training batch that was cropped, flipped, cut out and normalised there."""
+    """A training batch that was cropped, flipped, cut out and normalised there, with all others of its epoch."""
     config = DataConfig(name="fake", fake_size=64, crop_padding=4, flip=True)
     found = []
-    for where in (CPU, device):
+    for where, together in ((CPU, 1), (device, 2)):
         dataset = load_dataset(config, (3, 32, 32), TASK, seed=0)
         loader = dataset.training_loader(torch.arange(64), 32, "weights", Share(where), cutout=8)
-        found.append(next(loader.batches(1)))
+        found.append(next(replace(loader, at_once=together).batches(1)))
     yield Check("a training batch: pixels", relative(found[1][0], found[0][0]), 1e-6)
     yield Check("a training batch: labels", relative(found[1][1], found[0][1]), 0.0)

@@ -20,6 +20,7 @@ from runtime.strategies.base import Context
 from runtime.strategies.dso import Dso, gate_optimizer
 from runtime.tasks.classification import Classification
 from runtime.tasks.table import task_of
+from runtime.training.captured import Step
 from runtime.training.step import Batch
 
 Gradients = Callable[[Batch], Tensor]
@@ -35,6 +36,17 @@ def search_job(
     dataset = load_dataset(config.data, (channels, height, width), task_of(parsed, graph), seed=config.seed)
     context = Context(graph, config, dataset, device, parsed.gate_init, console, folder)
     return SearchJob(Dso(context)), config
+
+
+def whole_steps(net: Supernet, gates: APGNAG) -> dict[str, Callable[[Batch], Tensor]]:
+    """A weight step and a gate step as a search takes them: called, or captured and replayed."""
+
+    def of_gates(batch: Batch) -> Tensor:
+        loss = net.gate_gradients(batch)
+        gates.step()
+        return loss
+
+    return {"weight": lambda batch: net.weight_step(batch, net.config.lr), "gate": Step(of_gates, net.capture)}
 
 
 def halves(net: Supernet, gates: APGNAG | None = None) -> dict[str, tuple[Gradients, Optimizer]]:

@@ -35,6 +35,7 @@ from compiler.ir.graph import Block, Graph
 from compiler.language.config import SearchConfig
 from compiler.passes.prune_zero_edges import prune
 from runtime.search.supernet import Supernet
+from runtime.training.captured import CALLED, Capture
 from runtime.training.heap import freed_memory_kept
 from runtime.training.step import set_precision
 
@@ -117,7 +118,9 @@ def _random_path(graph: Graph, block: Block, rng: random.Random) -> set[str]:
 CPU = torch.device("cpu")
 
 
-def start(variant: Variant, graph: Graph, config: SearchConfig, device: torch.device = CPU) -> Supernet:
+def start(
+    variant: Variant, graph: Graph, config: SearchConfig, device: torch.device = CPU, capture: Capture = CALLED
+) -> Supernet:
     """A fresh supernet; also sets the precision of the process."""
     settings = {
         "lowering": variant.lowering,
@@ -128,7 +131,7 @@ def start(variant: Variant, graph: Graph, config: SearchConfig, device: torch.de
     config = config.model_copy(update=settings)
     set_precision(config, device)
     graph = thinned(graph, variant.pruned) if variant.pruned else graph
-    net = Supernet.start(graph, TASK, config, device, seed=0, gate_init=1.0)
+    net = Supernet.start(graph, TASK, config, device, seed=0, gate_init=1.0, capture=capture)
     if not variant.channels_last:
         net.module.to(memory_format=torch.contiguous_format)
     return net

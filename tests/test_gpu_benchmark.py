@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_checks, gpu_real
+from benchmarks.common import Clock
 from benchmarks.gpu_checks import Check
+from benchmarks.supernet import KINDS
+from tests.recorded import Recorder
 
 pytestmark = pytest.mark.slow
 
@@ -28,18 +31,71 @@ def cells(table: str) -> list[list[str]]:
     return [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
 
 
+SPACES = ("dso-nas-cifar10-full", "dso-nas-cifar10-share")
+
+
 def test_the_script_checks_and_times_everything() -> None:
-    done = script("--device", "cpu", "--tiny")
+    done = script("1", "--device", "cpu", "--tiny")
     assert done.returncode == 0, done.stderr
-    checks, steps = done.stdout.split("\nsteps of ")
+    checks, steps = done.stdout.split("\nsteps\n")
     results = cells(checks)[2:]
     assert len(results) > 30
     assert {row[-1] for row in results} == {"yes"}
-    rows = cells(steps)[2 : 2 + 2 * len(gpu.VARIANTS)]
-    assert [row[:2] for row in rows] == [[v.name, kind] for v in gpu.VARIANTS for kind in gpu.KINDS]
-    assert all(float(row[2].replace(",", "")) > 0 for row in rows)
+    ways = [(s, str(b), v.name) for s in SPACES for b in gpu.TINY_BATCHES for v in gpu.VARIANTS]
+    rows = cells(steps)[2 : 2 + 2 * len(ways)]
+    assert [row[:4] for row in rows] == [[*way, kind] for way in ways for kind in KINDS]
+    assert all(float(row[4].replace(",", "")) > 0 for row in rows)
     assert "search: 120 epochs of " in steps
-    assert "| search of the share space, GPU hours | <= 3 | " in steps
+    assert "| search of the share space, GPU hours | <= 1 | " in steps
+    assert steps.count("captured against reference, fp32 | >= 4 | ") == len(SPACES) * 2 * len(KINDS)
+
+
+def test_without_time_it_says_what_it_leaves_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main(["--device", "cpu", "--tiny", "--seconds", "0"]) == 0
+    out = capsys.readouterr().out
+    for left in ("what is not checked yet", "reference, fp32, batch 8, of dso-nas-cifar10-share", "the projection"):
+        assert f"the time is over: {left}" in out
+
+
+def test_searches_and_trainings_stop_by_the_clock_and_go_on(tmp_path: Path) -> None:
+    command = ("2", "--device", "cpu", "--tiny", "--out", str(tmp_path))
+    first = script(*command, "--seconds", str(gpu_real.GRACE + 1))
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.count("the time is over: seed ") == 2
+    done = script(*command, "--seconds", "500")
+    assert done.returncode == 0, done.stderr
+    rows = cells(done.stdout)[2:12]
+    parts = ["search", "found", *gpu_real.PLAIN.values(), "random"]
+    assert sorted(row[:2] for row in rows) == sorted([str(seed), part] for seed in (0, 1) for part in parts)
+    assert all(0 <= float(row[3]) <= 1 and 0 < int(row[4]) <= 20_000 for row in rows)
+    assert "the time is over" not in done.stdout
+
+
+def test_a_part_that_fails_is_told_of_and_ends_its_seed(tmp_path: Path) -> None:
+    command = ("2", "--device", "cpu", "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path), "--seconds", "60")
+    done = script(*command)
+    assert done.returncode == 1
+    assert done.stdout.count("search: exit code 1: ") == 3
+    assert "nowhere" in done.stdout
+
+
+def test_captured_steps_are_checked_and_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = Recorder()
+    for module in (gpu, gpu_checks):
+        monkeypatch.setattr(module, "graphs_of", lambda _: graphs)
+    spec, graph = gpu.load(ROOT / gpu.FULL, gpu.TINY)
+    cpu = torch.device("cpu")
+    found = [*gpu_checks.captured_checks(graph, spec.config.search, cpu, 4)]
+    assert [one.error for one in found] == [0.0, 0.0]
+    assert graphs.captures == 4
+    rows = list(gpu.timed(gpu.GRAPH, spec, graph, cpu, 8, tiny=True))
+    assert [row.step for row in rows] == list(KINDS)
+    assert graphs.captures == 6
+    graphs.fails = "no memory"
+    with pytest.raises(RuntimeError, match="not as CUDA graphs: no memory"):
+        list(gpu.timed(gpu.GRAPH, spec, graph, cpu, 8, tiny=True))
+    [_, called] = [*gpu_checks.captured_checks(graph, spec.config.search, cpu, 4)]
+    assert not called.passed
 
 
 def test_hours_are_those_of_all_epochs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,15 +131,15 @@ def test_a_variant_that_fails_is_named_and_the_others_are_timed(
     real = gpu.start
     monkeypatch.setattr(gpu, "start", start)
     monkeypatch.setattr(gpu, "VARIANTS", gpu.VARIANTS[:2])
-    rows = gpu.measure(*gpu.load(ROOT / gpu.FULL, gpu.TINY), torch.device("cpu"), tiny=True)
-    assert [row.variant for row in rows] == [gpu.BEST.name] * 2
-    assert f"| {gpu.BASE.name} | CUDA out of memory. Tried to allocate 2 GiB. |" in capsys.readouterr().out
+    rows = gpu.measure(*gpu.load(ROOT / gpu.FULL, gpu.TINY), torch.device("cpu"), tiny=True, clock=Clock(100))
+    assert [row.variant for row in rows] == [gpu.BEST.name] * 4
+    assert f"| 8 | {gpu.BASE.name} | CUDA out of memory. Tried to allocate 2 GiB. |" in capsys.readouterr().out
     assert [bar.name for bar in gpu.bars(rows, 1.0)] == ["search of the share space, GPU hours"]
 
 
 def test_without_a_gpu_it_says_how_to_try_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    done = script()
+    done = script("1")
     assert done.returncode == 1
     assert "sees no NVIDIA GPU; to try the program out: --device cpu --tiny" in done.stderr
 
@@ -93,7 +149,7 @@ def test_a_python_without_torch_is_told_apart(tmp_path: Path, monkeypatch: pytes
     bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -E "$@"\n')
     bare.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(bare))
-    done = script()
+    done = script("2")
     assert done.returncode == 1
     assert "has no" in done.stderr
     assert " torch" in done.stderr

@@ -112,6 +112,8 @@ class DataConfig(Section):
     resize: Literal["crop", "squash", "letterbox"] = "crop"
     """How image files become as large as the input: scaled until they cover it and cropped in the middle; each side
     scaled apart; or scaled until they fit into it, in the middle of the background."""
+    drop_last: bool = True
+    """Leave the last images of an epoch of training out where they fill no batch. Else they are a smaller one."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 2
     """Loader processes, for data sets that are not held in memory."""
     in_memory: bool | None = None
@@ -209,9 +211,10 @@ class TrainingConfig(Section):
     """Label smoothing of the training loss of `task: classification`."""
     accumulate: Positive = 1
     """Process each batch in N parts to save memory; batch norm then uses the statistics of each part."""
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
     """`tf32`: faster float32 products on CUDA with rounded factors, on a CPU the same as `fp32`. `bf16`: run the
-    network under autocast. Gates and their updates stay float32."""
+    network under autocast. Weights, gates and their updates stay float32. `auto`: `bf16` on a GPU that computes in it,
+    else `tf32`."""
     compile: bool = False
     """Run torch.compile on every block, again after pruning. Compiling may take minutes per block: for long jobs
     only."""

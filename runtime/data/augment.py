@@ -8,10 +8,13 @@ every device and can be drawn for the global batch of many processes.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from runtime.data.sources import pushed
 
 # Eigenvectors of the RGB covariance of ImageNet times the roots of its eigenvalues, columns by component: the colour
 # noise of fb.resnet.torch, which scales them by N(0, 0.1) per image (Krizhevsky et al. 2012, section 4.1).
@@ -66,7 +69,14 @@ class Draws:
     def to(self, device: torch.device) -> Draws:
         """The same choices on another device, without waiting for what it is doing."""
         fields = (self.offset, self.flip, self.centre, self.shift)
-        return Draws(*(None if x is None else x.to(device, non_blocking=True) for x in fields))
+        return Draws(*(None if x is None else pushed(x, device) for x in fields))
+
+
+def joined(draws: Sequence[Draws]) -> Draws:
+    """The choices of several batches, one after the other."""
+    fields = ((d.offset, d.flip, d.centre, d.shift) for d in draws)
+    each = ([x for x in field if x is not None] for field in zip(*fields, strict=True))
+    return Draws(*(torch.cat(found) if found else None for found in each))
 
 
 def draw(augment: Augment, count: int, height: int, width: int, generator: torch.Generator) -> Draws:

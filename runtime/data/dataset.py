@@ -6,21 +6,23 @@ job resumes at any batch without saved loader state, and many processes cut thei
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from compiler.errors import RunError
 from compiler.language.config import DataConfig
-from runtime.data.augment import NO_AUGMENTATION, Augment, Normalise, crop_and_flip, draw, to_float
+from runtime.data.augment import NO_AUGMENTATION, Augment, Draws, Normalise, crop_and_flip, draw, joined, to_float
 from runtime.data.named_sets import Opened, Shape, open_dataset
-from runtime.data.sources import Fetched, Images, Request
+from runtime.data.sources import Fetched, Images, MemoryImages, Request, pushed
 from runtime.data.split import Split, balanced_order, split_images
 from runtime.data.transforms import GROUP, erased, transformed
 from runtime.seeds import generator, mix
 from runtime.tasks.base import Task
+from runtime.training.free_memory import available_memory
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Share:
 
 HERE = Share()
 
+_Part = tuple[int, int, int]  # number of a batch, first and end of this process's images among all of the epoch
 _STATISTICS_SAMPLE = 4096  # images of a streamed set that mean and standard deviation are computed on
 _STATISTICS_CHUNK = 512
 
@@ -42,8 +45,9 @@ _STATISTICS_CHUNK = 512
 class Loader:
     """Batches of the images `rows` of a set.
 
-    A training loader shuffles (or draws, see `strata`) anew each epoch, augments, and drops the last incomplete batch
-    unless it is the only one. Any other gives every image once, in the order of `rows`, unchanged. Each process gets
+    A training loader shuffles (or draws, see `strata`) anew each epoch, augments, and with `drop_last` drops the last
+    incomplete batch unless it is the only one; one of a single image, of which batch norm makes nothing, it always
+    drops. Any other gives every image once, in the order of `rows`, unchanged. Each process gets
     its slice of every global batch: in training equal ones (RunError where they cannot be), otherwise they may differ
     by one image.
     """
@@ -58,22 +62,25 @@ class Loader:
     augment: Augment = NO_AUGMENTATION
     place: Share = HERE
     strata: Tensor | None = None  # (N,) int64 of all images: an epoch has as many of each; None: every image once
+    drop_last: bool = True  # of training
+    at_once: int = 0  # batches that are cropped and flipped together; 0: on a GPU as many as fit there, else one
 
     def __post_init__(self) -> None:
         if len(self.rows) == 0:
             raise RunError(f"there are no images for {self.purpose}")
-        batch, size = min(self.batch_size, len(self.rows)), self.place.world_size
-        if self.training and batch % size:
+        size = self.place.world_size
+        uneven = [count for count in (self._size(0), self._size(len(self) - 1)) if count % size]
+        if self.training and uneven:
             raise RunError(
-                f"{self.purpose}: a batch of {batch} images cannot be shared evenly by {size} processes; "
+                f"{self.purpose}: a batch of {uneven[0]} images cannot be shared evenly by {size} processes; "
                 f"make batch_size a multiple of {size} (there are {len(self.rows)} images)"
             )
 
     def __len__(self) -> int:
         """Batches per epoch."""
-        if self.training:
-            return max(1, len(self.rows) // self.batch_size)
-        return -(-len(self.rows) // self.batch_size)
+        whole, rest = divmod(len(self.rows), self.batch_size)
+        is_dropped = rest == 1 or self.drop_last if self.training else rest == 0
+        return max(1, whole) if is_dropped else whole + (rest > 0)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches number `start` and on of this epoch, both counted from 0.
@@ -84,12 +91,23 @@ class Loader:
         order = self._order(epoch)
         mine = ((batch, *self._slice(batch)) for batch in range(start, len(self)))
         plan = [(batch, first, end) for batch, first, end in mine if first < end]
-        requests = (self._request(order, epoch, *step) for step in plan)
-        for step, fetched in zip(plan, self.images.fetch(requests, self.place.device), strict=True):
+        together = self.at_once or self.fitting()
+        chunks = [plan[n : n + together] for n in range(0, len(plan), together)]
+        requests = (self._request(order, epoch, chunk) for chunk in chunks)
+        for chunk, fetched in zip(chunks, self.images.fetch(requests, self.place.device), strict=True):
             if len(fetched.rows):
-                yield self._finish(fetched, order, epoch, *step)
+                yield from self._finished(fetched, order, epoch, chunk)
             elif self.training:
                 raise RunError("every image of a batch is unreadable: mend or remove the files, or use a larger batch")
+
+    def fitting(self) -> int:
+        """Batches to crop and flip together: on a GPU as many as take a quarter of its free memory, else one."""
+        images, device = self.images, self.place.device
+        if device.type == "cpu" or not self.training or not isinstance(images, MemoryImages):
+            return 1
+        one, free = images.images[0], available_memory(device)
+        needed = 16 * one[0].numel() + 4 * one.nbytes  # of an image: where its pixels come from, and copies of them
+        return max(1, (free or 0) // (4 * needed * self.batch_size)) if images.lie_on(device) else 1
 
     def _order(self, epoch: int) -> Tensor:
         if not self.training:
@@ -101,43 +119,58 @@ class Loader:
 
     def _slice(self, batch: int) -> tuple[int, int]:
         """First and end of this process's images among all of the epoch."""
-        first = batch * self.batch_size
-        size, place = min(self.batch_size, len(self.rows) - first), self.place
+        first, size, place = batch * self.batch_size, self._size(batch), self.place
         return first + size * place.rank // place.world_size, first + size * (place.rank + 1) // place.world_size
 
-    def _request(self, order: Tensor, epoch: int, batch: int, first: int, end: int) -> Request:
-        if not (self.training and self.images.random_parts):
-            return Request(order[first:end])
-        keys = (mix(self.seed, f"{self.purpose} image", epoch, place) for place in range(first, end))
-        return Request(order[first:end], tuple(keys))
+    def _size(self, batch: int) -> int:
+        """Images of a global batch."""
+        return min(self.batch_size, len(self.rows) - batch * self.batch_size)
 
-    def _finish(
-        self, fetched: Fetched, order: Tensor, epoch: int, batch: int, first: int, end: int
-    ) -> tuple[Tensor, Tensor]:
-        rows = order[first:end]
-        augment = self.augment if self.training else NO_AUGMENTATION
-        # Drawn for the global batch, so that each image's draws do not depend on the number of processes.
-        size = min(self.batch_size, len(order) - batch * self.batch_size)
-        random = generator(self.seed, f"{self.purpose} augmentation", epoch, batch)
-        height, width = (1, *self.images.size)[-2:]
-        draws = draw(augment, size, height, width, random)
-        offset = batch * self.batch_size
-        draws = draws.take(slice(first - offset, end - offset))
-        places = torch.arange(first - offset, end - offset)
+    def _request(self, order: Tensor, epoch: int, chunk: Sequence[_Part]) -> Request:
+        rows = torch.cat([order[first:end] for _, first, end in chunk])
+        if not (self.training and self.images.random_parts):
+            return Request(rows)
+        places = (place for _, first, end in chunk for place in range(first, end))
+        return Request(rows, tuple(mix(self.seed, f"{self.purpose} image", epoch, place) for place in places))
+
+    def _finished(
+        self, fetched: Fetched, order: Tensor, epoch: int, chunk: Sequence[_Part]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of a chunk, cropped and flipped together; of images that are decoded anew it is a single one."""
+        device, padding = self.place.device, self.augment.crop_padding if self.training else 0
+        rows = torch.cat([order[first:end] for _, first, end in chunk])
+        draws = joined([self._draws(epoch, *part) for part in chunk])
+        places = torch.cat([torch.arange(first, end) - batch * self.batch_size for batch, first, end in chunk])
+        ends = [*accumulate(end - first for _, first, end in chunk)]
         if fetched.kept is not None:
             rows, draws, places = rows[fetched.kept], draws.take(fetched.kept), places[fetched.kept]
-        draws = draws.to(self.place.device)
-        pixels = crop_and_flip(fetched.pixels, fetched.rows, augment.crop_padding, draws)
-        targets = self.images.targets[rows].to(self.place.device, non_blocking=True)
+            ends = [len(rows)]
+        draws = draws.to(device)
+        pixels = crop_and_flip(fetched.pixels, fetched.rows, padding, draws)
+        targets = pushed(self.images.targets[rows], device)
+        for (batch, *_), first, end in zip(chunk, [0, *ends], ends, strict=False):
+            own = slice(first, end)
+            yield self._changed(pixels[own], draws.take(own), places[own], epoch, batch), targets[own]
+
+    def _draws(self, epoch: int, batch: int, first: int, end: int) -> Draws:
+        """Drawn for the global batch, so that each image's draws do not depend on the number of processes."""
+        random = generator(self.seed, f"{self.purpose} augmentation", epoch, batch)
+        height, width = (1, *self.images.size)[-2:]
+        augment, offset = self.augment if self.training else NO_AUGMENTATION, batch * self.batch_size
+        return draw(augment, self._size(batch), height, width, random).take(slice(first - offset, end - offset))
+
+    def _changed(self, pixels: Tensor, draws: Draws, places: Tensor, epoch: int, batch: int) -> Tensor:
+        """Pixels of a batch as what a network reads, after the changes that are not made for many batches together."""
+        augment = self.augment if self.training else NO_AUGMENTATION
         if not augment.transforms:
-            return to_float(pixels, self.normalise, draws, augment.cutout), targets
+            return to_float(pixels, self.normalise, draws, augment.cutout)
         groups = (places // GROUP).tolist()
         keys, more = (
             [mix(self.seed, f"{self.purpose} {what}", epoch, batch, group) for group in groups]
             for what in ("transforms", "erasing")
         )
         x = to_float(transformed(pixels, keys, augment), self.normalise, draws, augment.cutout)
-        return erased(x, more, augment.erasing), targets
+        return erased(x, more, augment.erasing)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -151,6 +184,7 @@ class Dataset(Opened):
     validation_share: float
     balanced: bool = False  # whether training has as many images of every class
     white: float = 0.0  # the largest value of images of more than 8 bits; 0: none is
+    drop_last: bool = True  # images that fill no batch of training
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -178,6 +212,7 @@ class Dataset(Opened):
             augment=replace(self.augment, cutout=cutout),
             place=place,
             strata=self.task.strata(self.train.targets) if self.balanced else None,
+            drop_last=self.drop_last,
         )
 
     def evaluation_loader(self, rows: Tensor | None, batch_size: int, place: Share = HERE) -> Loader:
@@ -211,6 +246,7 @@ def load_dataset(config: DataConfig, input_shape: Shape, task: Task, *, seed: in
         validation_share=config.validation,
         balanced=config.sampling == "balanced",
         white=(opened.train.found + opened.test.found).white,
+        drop_last=config.drop_last,
     )
 
 

@@ -21,6 +21,7 @@ from compiler.errors import RunError, one_line
 from runtime.data.decode import decode
 from runtime.data.pixels import Found, Reading, UnreadableError
 from runtime.data.workers import answers, processors
+from runtime.training.free_memory import available_memory
 
 _SHOWN = 10  # paths of unreadable images named in an error
 _CHUNK = 64  # images a worker decodes at a time when a whole set is read into memory
@@ -46,7 +47,7 @@ class Fetched:
 
 
 class MemoryImages:
-    """Decoded images, copied to a device when first asked for there."""
+    """Decoded images, copied to a device when first asked for there if they take at most half of its free memory."""
 
     streams: ClassVar[bool] = False  # whether images are decoded anew for every request
     random_parts: ClassVar[bool] = False  # whether training takes a random part of each
@@ -80,12 +81,24 @@ class MemoryImages:
         """Height and width of images, length of signals."""
         return tuple(self.images.shape[2:])
 
+    def lie_on(self, device: torch.device) -> bool:
+        """Whether they are there, or have been copied there now; those that do not fit stay where they are."""
+        pixels, free = self._pixels[torch.device("cpu")], available_memory(device)
+        if device not in self._pixels and (free is None or 2 * pixels.nbytes <= free):
+            self._pixels[device] = pixels.to(device)
+        return device in self._pixels
+
     def fetch(self, requests: Iterable[Request], device: torch.device) -> Iterator[Fetched]:
-        """An answer a request; they share one tensor of pixels, so nothing is copied before a batch is cropped out."""
-        if device not in self._pixels:
-            self._pixels[device] = self._pixels[torch.device("cpu")].to(device)
+        """An answer a request; where all images are on the device the answers share one tensor of pixels, so nothing is
+        copied before a batch is cropped out.
+        """
+        lie_there = self.lie_on(device)
         for request in requests:
-            yield Fetched(self._pixels[device], request.rows.to(device, non_blocking=True))
+            if lie_there:
+                yield Fetched(self._pixels[device], pushed(request.rows, device))
+            else:
+                picked = self._pixels[torch.device("cpu")].index_select(0, request.rows)
+                yield Fetched(pushed(picked, device), torch.arange(len(picked), device=device))
 
 
 @dataclass(frozen=True)
@@ -168,6 +181,11 @@ class FileImages:
                     f"every image of a class is unreadable, as {one_line(self.paths[row])}: {reason}\n"
                     "  try: mend the files, or remove the class from training and test images"
                 )
+
+
+def pushed(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device, without waiting for what that is doing."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 Images = MemoryImages | FileImages  # a set of images of one shape with their targets

@@ -20,7 +20,7 @@ from runtime.seeds import mix
 from runtime.tasks.table import task_of
 from runtime.training.retrain_job import RetrainJob
 from runtime.training.stages import Position
-from runtime.training.step import choose_device, require_statistics
+from runtime.training.step import choose_device, require_statistics, set_rate
 
 STEPS = 120
 RANGES = {"sgd": (1e-4, 10.0), "adamw": (1e-6, 1.0)}  # by optimizer: the first and the last rate
@@ -81,8 +81,7 @@ def _swept(job: RetrainJob, seed: int) -> tuple[list[float], list[float]]:
     rates, losses, mean = list[float](), list[float](), 0.0
     for step in range(STEPS):
         rate = first * (last / first) ** (step / (STEPS - 1))
-        for group in job.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(job.optimizer, rate)
         torch.manual_seed(mix(seed, "lr", step))
         loss = float(job.weight_step(job.batch(Position(0, 0, step))))
         mean = MEMORY * mean + (1 - MEMORY) * loss

@@ -23,6 +23,7 @@ from runtime.rundir.start import start_weights
 from runtime.rundir.trials import compared as compared_with_plain
 from runtime.tasks.base import Metric, Task
 from runtime.tasks.results import Measured, as_record
+from runtime.training.captured import Capture
 from runtime.training.memory import Trial, require_memory
 from runtime.training.retrain_job import RetrainJob
 from runtime.training.step import Scores, require_statistics
@@ -132,7 +133,8 @@ def run_retrain(opened: Opened, options: JobOptions | None = None) -> RetrainRes
         if opened.spec.config.retrain.all_images:
             place.console.line("retrain.all_images: the validation images are trained on too; there is no validation")
         graph, weights, config = found.model.graph, found.model.weights or None, opened.spec.config
-        job = RetrainJob(graph, config, place.dataset, place.device, weights, place.world, teacher)
+        capture = Capture.on(place.device, config.retrain, place.world.size, place.console.line)
+        job = RetrainJob(graph, config, place.dataset, place.device, weights, place.world, teacher, capture)
         require_statistics(job.trained, "retrain", job.config, place.world.size)
         require_memory(Trial(job.task, job.config, job.module, (job.optimizer,), job.weight_step), place)
         return job

@@ -117,7 +117,7 @@ class StudyJob(Generic[R]):
             if seed not in redone:
                 folder, config = self._folder(seed), self.opened.spec.config
                 more = EXTENDS if added_epochs(self.name, folder, config) else ()
-                check_config(self.name, folder, config, ("seed", "search.random_params", *more))
+                check_config(self.name, folder, config, self.options.device, ("seed", "search.random_params", *more))
 
     def _check_found(self) -> None:
         """RunError if a network to train is missing, or the study's own was found anew since its seeds began."""

@@ -39,7 +39,7 @@ from runtime.rundir.given import read_settings
 from runtime.rundir.records import Environment, Result
 from runtime.tasks.table import task_of
 from runtime.training.heap import freed_memory_kept
-from runtime.training.loop import Job, Loop
+from runtime.training.loop import READS_EVERY, Job, Loop
 from runtime.training.step import choose_device
 from runtime.training.threads import fitting_threads
 
@@ -60,6 +60,8 @@ REPORT_SECONDS = 30.0
 MOST_THREADS = 1025  # more than any processor has
 FULL = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")  # in errors of a full memory
 HARMLESS = ("data.workers", "data.download", "data.root")  # with checkpoint.*: settings that no result depends on
+
+SAME_ON_CPU = dict.fromkeys(("auto", "fp32", "tf32"), "fp32")  # precisions
 
 EXTENDS = ("retrain.epochs", "retrain.patience")  # settings that may change where epochs are added
 
@@ -177,7 +179,8 @@ class _Attempt:
                 f"{folder.path}: holds an unfinished {name}\n"
                 f"  try: {resume_command(name, opened, options)}   to go on, or --overwrite to start anew"
             )
-        check_config(name, folder, opened.spec.config, EXTENDS if self._added_epochs() else ())
+        more = EXTENDS if self._added_epochs() else ()
+        check_config(name, folder, opened.spec.config, options.device, more)
         return None
 
     def _added_epochs(self) -> int:
@@ -209,7 +212,7 @@ class _Attempt:
                 f"{self.folder.path}: the {self.name} of this run is finished\n"
                 f"  try: the next command, --overwrite to do it again, or graphspec compile SPEC for a new run"
             )
-        check_config(self.name, self.folder, self.opened.spec.config)
+        check_config(self.name, self.folder, self.opened.spec.config, self.options.device)
         self.console.line(f"the {self.name} of {self.opened.run.path} is complete already")
         return read_json(self.folder.result, Result)
 
@@ -245,6 +248,7 @@ class _Attempt:
         report = LiveReport(opened.run, console, is_kept=main)
         with StopFlag(speaks=main) as stop, freed_memory_kept():
             loop = Loop(job, world, store, log, console, stop, config.seed, checkpoint, command, report.refresh)
+            loop.reads_every = READS_EVERY if device.type == "cuda" else 1
             if options.resume and not loop.resume():
                 console.line("no checkpoint yet: starting from the beginning")
             loop.run()
@@ -279,11 +283,14 @@ def resume_command(name: str, opened: Opened, options: JobOptions, more: Sequenc
     return shlex.join(command)
 
 
-def check_config(name: str, folder: JobDir, config: Configuration, may_differ: Sequence[str] = ()) -> None:
+def check_config(name: str, folder: JobDir, config: Configuration, device: str, may_differ: Sequence[str] = ()) -> None:
     """RunError naming the keys of the job that differ from those an earlier part of it ran with."""
     if not folder.config.is_file():
         return
-    changed = changes(read_settings(folder.config), config.model_dump(mode="json"))
+    before, now = read_settings(folder.config), config.model_dump(mode="json")
+    for settings in (before, now) if choose_device(device).type == "cpu" else ():
+        settings[name]["precision"] = SAME_ON_CPU.get(settings[name]["precision"], "bf16")
+    changed = changes(before, now)
     keys = [each.key for each in changed if each.path[0] in ("seed", "task", "data", "budget", name)]
     harmless = (*HARMLESS, *may_differ)
     relevant = [key for key in keys if key not in harmless and not key.startswith(f"{name}.checkpoint.")]

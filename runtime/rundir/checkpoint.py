@@ -149,6 +149,11 @@ def optimizer_state(optimizer: Optimizer, parameters: Iterable[tuple[str, Parame
     return tensors
 
 
+def is_captured(optimizer: Optimizer) -> bool:
+    """Whether the optimizer counts its steps beside its parameters; torch counts on the CPU otherwise."""
+    return bool(optimizer.defaults.get("capturable"))
+
+
 @torch.no_grad()
 def restore_optimizer_state(
     optimizer: Optimizer, parameters: Iterable[tuple[str, Parameter]], tensors: Mapping[str, Tensor]
@@ -172,7 +177,7 @@ def restore_optimizer_state(
         if tensor.shape == parameter.shape:
             value = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
         elif tensor.dim() == 0:
-            value = tensor.clone()  # a step count: torch keeps it on the CPU
+            value = tensor.to(parameter.device if is_captured(optimizer) else "cpu", copy=True)  # a step count
         else:
             raise RunError(f"{full_name} has shape {tuple(tensor.shape)}, its parameter {tuple(parameter.shape)}")
         optimizer.state[parameter][key] = value

@@ -31,12 +31,14 @@ from compiler.passes.prune_zero_edges import prune, pruned_tensors
 from runtime.processes.world import ALONE, World
 from runtime.rundir.checkpoint import optimizer_state, restore_optimizer_state
 from runtime.tasks.base import Task
+from runtime.training.captured import CALLED, Capture, Step
 from runtime.training.step import (
     Batch,
     Network,
     backward,
     clip_gradients,
     network_of,
+    set_rate,
     training_loss,
     training_only,
     weight_optimizer,
@@ -56,6 +58,7 @@ class Supernet:
     device: torch.device
     module: fx.GraphModule
     world: World = ALONE
+    capture: Capture = CALLED
     weight_network: Network = field(init=False)  # what weight steps call: the module, maybe compiled or replicated
     gate_network: Network = field(init=False)  # and gate steps
     weight_params: dict[str, nn.Parameter] = field(init=False)  # by name
@@ -73,6 +76,7 @@ class Supernet:
         gate_init: float,
         world: World = ALONE,
         weights: Mapping[str, Any] | None = None,
+        capture: Capture = CALLED,
     ) -> Supernet:
         """A fresh supernet, all gates at `gate_init`; the scales of batch norm stay as they are.
 
@@ -82,7 +86,7 @@ class Supernet:
         initialise(module, seed)
         if weights is not None:
             load_weights(module, weights)
-        return cls(graph, task, config, device, module, world)
+        return cls(graph, task, config, device, module, world, capture)
 
     def __post_init__(self) -> None:
         freeze_norm_scales(self.module)
@@ -95,12 +99,15 @@ class Supernet:
             self.weight_network = self.world.replicated(network)
         with training_only(gates, weights):
             self.gate_network = self.world.replicated(network)
-        self.weights = weight_optimizer(self.module, self.config)
+        self.weights = weight_optimizer(self.module, self.config, captured=self.capture.wanted)
+        self._weight_step = Step(self._weight_update, self.capture)
 
     def weight_step(self, batch: Batch, rate: float) -> Tensor:
         """One step of the weights at this learning rate; the batch's mean loss as a scalar tensor."""
-        for group in self.weights.param_groups:
-            group["lr"] = rate
+        set_rate(self.weights, rate)
+        return self._weight_step(batch)
+
+    def _weight_update(self, batch: Batch) -> Tensor:
         loss = self.weight_gradients(batch)
         clip_gradients(self.weight_params.values(), self.config.clip, self.config.clip_norm)
         self.weights.step()
@@ -149,6 +156,7 @@ class Supernet:
         """Take over what `tensors` of a supernet of the same graph gave; names of other kinds are left aside."""
         self.module.load_state_dict({p: tensors[f"{MODEL}/{tensor_name(p)}"] for p in self.module.state_dict()})
         restore_optimizer_state(self.weights, self.weight_params.items(), below(tensors, MOMENTUM))
+        self._weight_step = Step(self._weight_update, self.capture)  # momenta lie elsewhere now
 
     @classmethod
     def restore(
@@ -159,9 +167,10 @@ class Supernet:
         device: torch.device,
         tensors: Mapping[str, Tensor],
         world: World = ALONE,
+        capture: Capture = CALLED,
     ) -> Supernet:
         """The supernet whose `tensors` these are."""
-        supernet = cls(graph, task, config, device, _lowered(graph, config), world)
+        supernet = cls(graph, task, config, device, _lowered(graph, config), world, capture)
         supernet.load_tensors(tensors)
         return supernet
 
@@ -174,7 +183,7 @@ class Supernet:
             for name, tensor in ours.items()
             if weight_of(name) in plan
         }
-        return Supernet.restore(graph, self.task, self.config, self.device, kept, self.world)
+        return Supernet.restore(graph, self.task, self.config, self.device, kept, self.world, self.capture)
 
     @torch.no_grad()
     def absorb(self, sample: Supernet) -> None:

@@ -25,6 +25,7 @@ from runtime.jobs.logs import Console
 from runtime.processes.world import ALONE, World
 from runtime.search.supernet import Supernet
 from runtime.seeds import mix
+from runtime.training.captured import Capture
 from runtime.training.stages import Position, Stage
 from runtime.training.step import Feed, Scores, evaluate, rate_now, recalibrate, set_precision
 
@@ -63,7 +64,7 @@ class Context(Space):
         search, place = config.search, Share(device, world.rank, world.size)
         set_precision(search, device)
         self.search, self.device, self.gate_init, self.folder, self.world = search, device, gate_init, folder, world
-        self.task = dataset.task
+        self.task, self.capture = dataset.task, Capture.on(device, search, world.size, console.line)
         self.split = dataset.split(search.weight_part)
         self.weights = Feed(dataset.training_loader(self.split.weights, search.batch_size, "weights", place))
         self.gates = Feed(dataset.training_loader(self.split.gates, search.batch_size, "gates", place))
@@ -74,13 +75,12 @@ class Context(Space):
         wanted, start, seed = graph or self.graph, self._start, self.config.seed
         if start is not None and graph is not None:
             start = {name: take(start[name], cut) for name, cut in pruned_tensors(self.graph, graph).items()}
-        return Supernet.start(
-            wanted, self.task, self.search, self.device, seed, self.gate_init, self.world, weights=start
-        )
+        gate_init, world = self.gate_init, self.world
+        return Supernet.start(wanted, self.task, self.search, self.device, seed, gate_init, world, start, self.capture)
 
     def restored(self, graph: Graph, tensors: Mapping[str, Tensor]) -> Supernet:
         """The network of this graph whose `tensors` these are."""
-        return Supernet.restore(graph, self.task, self.search, self.device, tensors, self.world)
+        return Supernet.restore(graph, self.task, self.search, self.device, tensors, self.world, self.capture)
 
     def scores(self, net: Supernet) -> Scores:
         """Validation scores of a network, batch norm's statistics re-estimated on the weight part first."""

@@ -28,10 +28,11 @@ from runtime.strategies.apgnag import APGNAG
 from runtime.strategies.base import Context, Found, ReportSection, TrainingStrategy
 from runtime.strategies.latency import OpTimes, measured_latencies, network_latency
 from runtime.strategies.limits import RETRIES, Pace, strengths, within_budget
-from runtime.strategies.penalties import OpCall, Penalty, set_gammas
+from runtime.strategies.penalties import OpCall, Penalty, set_gammas, zero_gates
+from runtime.training.captured import Early, Step
 from runtime.training.heap import give_back
 from runtime.training.stages import Position, Stage
-from runtime.training.step import rate_now
+from runtime.training.step import Batch, rate_now, set_rate, with_tensor_rates
 
 PRETRAIN, SEARCH = "pretrain", "search"
 LATENCIES = "latencies.json"  # in the search's part of the run
@@ -48,7 +49,7 @@ class Dso(TrainingStrategy):
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self.net = context.supernet()
-        self.gates = gate_optimizer(self.net)
+        self._take_gates(gate_optimizer(self.net))
         self.zero_looks: dict[str, int] = {}  # how many looks in a row found a gate at zero
         self.full_score: float | None = None  # the deciding metric at the end of pretraining
         self.unpruned_seconds: float | None = None  # of a step before an epoch that began with a pruning, until it ends
@@ -93,19 +94,25 @@ class Dso(TrainingStrategy):
         """A weight step (pretrain), or the weight steps and the gate step of one cycle (search)."""
         if stage.name == PRETRAIN:
             return {"train_loss": self.weight_step(stage, at, at.step)}
-        steps = self.context.search.weight_steps
+        steps, zero = self.context.search.weight_steps, zero_gates(self.gates, self.net.gate_vectors)
         losses = [self.weight_step(stage, at, at.step * steps + i) for i in range(steps)]
-        found = {"train_loss": torch.stack(losses).mean(), "gate_loss": self._gate_step(stage, at)}
+        found = {"train_loss": torch.stack(losses).mean(), "gate_loss": self._gate_step(stage, at, zero)}
         if at.step + 1 < stage.steps_per_epoch and self._looks_after(stage, at.epoch, at.step + 1):
             steps = at.epoch * stage.steps_per_epoch + at.step + 1
             self._look(steps / (stage.epochs * stage.steps_per_epoch))
         return found
 
-    def _gate_step(self, stage: Stage, at: Position) -> Tensor:
-        for group in self.gates.param_groups:
-            group["lr"] = self._gate_rate(stage, at)
-        set_gammas(self.penalty, self.gates, self.net.gate_vectors, self.pace.gamma if self.pace else 1.0)
-        loss = self.net.gate_gradients(self.context.gates.batch(self.data_epoch(at), at.step))
+    def _gate_step(self, stage: Stage, at: Position, zero: Early) -> Tensor:
+        set_rate(self.gates, self._gate_rate(stage, at))
+        set_gammas(self.penalty, self.gates, self.net.gate_vectors, self.pace.gamma if self.pace else 1.0, zero)
+        return self._train_gates(self.context.gates.batch(self.data_epoch(at), at.step))
+
+    def _take_gates(self, optimizer: APGNAG) -> None:
+        """Train the gates of `net` with this optimizer of theirs."""
+        self.gates, self._train_gates = optimizer, Step(self._gate_update, self.net.capture)
+
+    def _gate_update(self, batch: Batch) -> Tensor:
+        loss = self.net.gate_gradients(batch)
         self.gates.step()
         return loss
 
@@ -210,7 +217,7 @@ class Dso(TrainingStrategy):
     def _prune(self, closed: set[str], seconds: float | None) -> None:
         before, state = self.net, self.tensors()
         self.net = before.pruned(closed)
-        self.gates = restored_gates(self.net, state, before.graph)
+        self._take_gates(restored_gates(self.net, state, before.graph))
         give_back()  # what the smaller network will not need
         after = self.net.graph
         self.zero_looks = {g: n for g, n in self.zero_looks.items() if g in set(after.gates())}
@@ -257,7 +264,7 @@ class Dso(TrainingStrategy):
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Go on with the gates of the restored net."""
-        self.gates = restored_gates(self.net, tensors, self.net.graph)
+        self._take_gates(restored_gates(self.net, tensors, self.net.graph))
         self.zero_looks = {gate: int(looks) for gate, looks in state["zero_looks"].items()}
         self.full_score = None if state[self.full_key] is None else float(state[self.full_key])
         self.penalty = self._new_penalty()
@@ -304,7 +311,10 @@ def _lost(before: Graph, after: Graph) -> str:
 def gate_optimizer(net: Supernet) -> APGNAG:
     """APG-NAG over the gates of a network, with the settings of its search."""
     settings = net.config.gates.model_dump(include={"lr", "momentum", "clip", "nonnegative"})
-    return APGNAG(net.gate_vectors.values(), **settings, gamma=net.config.gates.written_gamma)
+    optimizer = APGNAG(net.gate_vectors.values(), **settings, gamma=net.config.gates.written_gamma)
+    if net.capture.wanted:
+        with_tensor_rates(optimizer)
+    return optimizer
 
 
 def gate_tensors(net: Supernet, optimizer: APGNAG) -> dict[str, Tensor]:

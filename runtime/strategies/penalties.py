@@ -20,6 +20,7 @@ from compiler.language.config import GateConfig
 from compiler.ops import Scale
 from compiler.passes.prune_zero_edges import prune, surviving_edges
 from runtime.strategies.apgnag import APGNAG
+from runtime.training.captured import Early
 
 MIN_FACTOR = 0.04  # of gamma in the modes flops and memory_access: the least that the method's settings lead to
 LATENCY_FACTORS = (0.5, 1.0)  # of gamma for the fastest and for the slowest op
@@ -239,17 +240,29 @@ def call_of(graph: Graph, node: Node) -> OpCall:
     return OpCall(node.op, node.attrs, ops.input_shapes(graph, node))
 
 
-def set_gammas(penalty: Penalty, optimizer: APGNAG, vectors: Mapping[str, Parameter], times: float = 1.0) -> None:
-    """Penalise the gates (`vectors` as in `Graph.gate_scopes`) as their values ask for, so many times as hard: before
-    every gate step.
+def zero_gates(optimizer: APGNAG, vectors: Mapping[str, Parameter]) -> Early:
+    """Which gates (`vectors` as in `Graph.gate_scopes`) are zero now, for `set_gammas`."""
+    found = [optimizer.is_zero(vector) for vector in vectors.values()]
+    return Early(torch.cat(found) if found else torch.empty(0))
 
-    It waits for the values, so it is best called where the device has little to do.
+
+def set_gammas(
+    penalty: Penalty,
+    optimizer: APGNAG,
+    vectors: Mapping[str, Parameter],
+    times: float = 1.0,
+    zero: Early | None = None,
+) -> None:
+    """Penalise the gates as their values ask for, so many times as hard: before every gate step.
+
+    `zero`: what `zero_gates` has given since they changed. Asked for before the weight steps, it is there by now, and
+    the device has those to do meanwhile.
     """
     if not penalty.scopes:
         return
-    zero = torch.cat([optimizer.is_zero(vectors[scope]) for scope in penalty.scopes]).tolist()
+    found = (zero or zero_gates(optimizer, vectors)).read()
     gates = [gate for scope in penalty.scopes.values() for gate in scope]
-    gammas = penalty.gammas(list(compress(gates, zero)))
+    gammas = penalty.gammas(list(compress(gates, found)))
     for scope, members in penalty.scopes.items():
         vector = vectors[scope]
         optimizer.set_gamma(vector, times * torch.tensor([gammas[g] for g in members], dtype=vector.dtype))

@@ -92,7 +92,7 @@ class Classification(Task):
         smoothing = training.label_smoothing if training else 0.0
         if training is None or self.weights is None:
             return cross_entropy(output.flatten(1), targets, label_smoothing=smoothing, reduction=reduction)
-        weights = self.weights.to(output.device)
+        self.weights = weights = self.weights.to(output.device)  # kept there: a copy to a GPU waits for it
         if targets.is_floating_point():
             targets = targets * weights
             weighs = targets.sum(1)

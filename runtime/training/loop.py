@@ -28,6 +28,8 @@ from runtime.seeds import mix
 from runtime.tasks.base import Task
 from runtime.training.stages import Position, Stage
 
+READS_EVERY = 50  # steps on a GPU after which losses are read: so many later at most a job stops that has diverged
+
 
 class Job(Protocol):
     """What the loop runs."""
@@ -37,7 +39,7 @@ class Job(Protocol):
     stages: tuple[Stage, ...]
 
     def step(self, stage: Stage, at: Position) -> Mapping[str, Tensor]:
-        """One step; scalars to average over the epoch. The loop stops the job if one of them is not finite."""
+        """One step; scalars to average over the epoch, still to be read. The job is stopped if one is not finite."""
 
     def rates(self, stage: Stage, at: Position) -> Mapping[str, float]:
         """The learning rates of a step, each by the key of its setting."""
@@ -97,6 +99,8 @@ class Loop:
     written: int = 0  # checkpoints so far: their running number
     saved_at: float = field(default_factory=time.monotonic)  # when the last one was written
     cpu: float = field(default_factory=_cpu_seconds)  # used by the process at the last epoch
+    reads_every: int = 1  # steps; to read a loss is to wait for the device
+    unread: list[tuple[Position, Mapping[str, Tensor]]] = field(default_factory=list)  # losses of the steps since
 
     def resume(self) -> bool:
         """Continue from the newest whole checkpoint; False if there is none."""
@@ -160,8 +164,11 @@ class Loop:
         started, first = time.perf_counter(), self.position.step
         name = f"{stage.name} {self.position.epoch + 1}/{stage.epochs}"
         while self.position.step < stage.steps_per_epoch:
-            signum = self._step(stage)
+            self._step(stage)
             advance(stage.images_per_step, f"{name}, step {self.position.step}/{stage.steps_per_epoch}")
+            if not self._reads_now(stage):
+                continue
+            signum = self._read(stage)
             waited = time.monotonic() - self.saved_at
             if signum or (self.config.minutes and waited > 60 * self.config.minutes):
                 self._save(stage)
@@ -177,18 +184,28 @@ class Loop:
             stop.told = not self.world.is_main
             raise stop
 
-    def _step(self, stage: Stage) -> int:
-        """Take a step; the signal that a process got in the meantime, 0 if none did."""
+    def _step(self, stage: Stage) -> None:
         at = self.position
         torch.manual_seed(mix(self.seed, f"{self.job.name}.step", at.stage, at.epoch, at.step))
-        losses = self.job.step(stage, at)
-        table = self.world.tables([*map(float, losses.values()), self.stop.signum or 0])
+        self.unread.append((at, self.job.step(stage, at)))
+        self.position = Position(at.stage, at.epoch, at.step + 1)
+
+    def _reads_now(self, stage: Stage) -> bool:
+        """Of several processes all read after the same steps."""
+        is_due = len(self.unread) >= self.reads_every or self.position.step == stage.steps_per_epoch
+        return is_due or bool(self.world.size == 1 and self.stop.signum)
+
+    def _read(self, stage: Stage) -> int:
+        """Read the losses; the signal that a process got in the meantime, 0 if none did."""
+        keys = [(at, key) for at, losses in self.unread for key in losses]
+        own = [float(loss) for _, losses in self.unread for loss in losses.values()]
+        self.unread.clear()
+        table = self.world.tables([*own, self.stop.signum or 0])
         *means, _ = table.mean(0).tolist()
-        for key, number in zip(losses, means, strict=True):
+        for (at, key), number in zip(keys, means, strict=True):
             if not math.isfinite(number):
                 raise self._diverged(stage, at, f"{key} became {number}")
             self.sums[key] = self.sums.get(key, 0.0) + number
-        self.position = Position(at.stage, at.epoch, at.step + 1)
         return int(table[:, -1].max())
 
     def _checked_tensors(self, stage: Stage) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from compiler.language.config import RetrainConfig
+from runtime.data.sources import pushed
 from runtime.processes.world import World
 from runtime.seeds import mix
 from runtime.tasks.base import Task
@@ -39,7 +40,8 @@ class Mixing:
         own = np.where(cuts, _drawn(random, config.cutmix, whole), _drawn(random, config.mixup, whole))
         centres = random.random((whole, 2))
         mine = slice(self.world.rank * count, (self.world.rank + 1) * count)
-        kept = _kept(own[mine], centres[mine], cuts[mine], (1, *x.shape[2:])[-2:]).to(device)
+        kept = _kept(own[mine], centres[mine], cuts[mine], (1, *x.shape[2:])[-2:])
+        kept = pushed(kept, device)
         partner = torch.arange(count, device=device) ^ 1
         partner.clamp_(max=count - 1)  # the last of an odd number is its own
         pixels, shares = x.movedim(1, -1), self.task.shares(y)  # in the order they have in memory

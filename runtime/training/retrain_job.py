@@ -23,7 +23,8 @@ from compiler.passes.training_parts import with_training_parts
 from runtime.data.dataset import Dataset, Share
 from runtime.processes.world import ALONE, World
 from runtime.rundir.checkpoint import optimizer_state, restore_optimizer_state
-from runtime.training.average import averaged
+from runtime.training.average import Average
+from runtime.training.captured import CALLED, Capture, Step
 from runtime.training.loop import Job
 from runtime.training.mixing import Mixing
 from runtime.training.stages import Position, Stage
@@ -37,6 +38,7 @@ from runtime.training.step import (
     network_of,
     rate_now,
     set_precision,
+    set_rate,
     training_loss,
     weight_optimizer,
     weight_parameters,
@@ -70,10 +72,11 @@ class RetrainJob(Job):
         weights: Mapping[str, Any] | None = None,
         world: World = ALONE,
         teacher: Model | None = None,
+        capture: Capture = CALLED,
     ) -> None:
         """`weights` (arrays by `<node>.<param>`, all of `graph`) to start from; None: from scratch.
 
-        `teacher`: what `retrain.distil` learns from.
+        `teacher`: what `retrain.distil` learns from. `capture`: how its steps run.
         """
         self.graph, self.config, self.device = graph, config.retrain, device
         self.task, self.world = dataset.task, world
@@ -87,7 +90,7 @@ class RetrainJob(Job):
         self.network = world.replicated(network_of(self.module, self.config))
         taught = Teacher(teacher, self.task, self.config.distil, device) if teacher else None
         self.loss = training_loss(self.task, trained, self.network, self.config, device, taught)
-        self.optimizer = weight_optimizer(self.module, self.config)
+        self.optimizer = weight_optimizer(self.module, self.config, captured=capture.wanted)
         split, batch = dataset.split(config.search.weight_part), self.config.batch_size
         place = Share(device, world.rank, world.size)
         rows = torch.arange(len(dataset.train.targets)) if self.config.all_images else split.training
@@ -95,7 +98,8 @@ class RetrainJob(Job):
         self.feed, self.mixing = Feed(loader), Mixing(self.task, self.config, config.seed, world)
         held = None if self.config.all_images else split.validation
         self.validation = None if held is None else dataset.evaluation_loader(held, self.config.evaluation_batch, place)
-        self.average = averaged(self.module, self.config.ema) if self.config.ema else None
+        self.average = Average(self.module, self.config.ema) if self.config.ema else None
+        self.capture, self._train = capture, Step(self._update, capture)
         self.best: Best | None = None
         self.test = dataset.evaluation_loader(None, self.config.evaluation_batch, place)
         self.stages = (Stage(RETRAIN, self.config.epochs, len(loader), batch),)
@@ -116,12 +120,14 @@ class RetrainJob(Job):
         for part in self.module.modules():
             if isinstance(part, DropPath):
                 part.progress = done
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate_now(self.config.schedule, self.config.lr, stage, at)
-        loss = self.weight_step(self.batch(at))
+        set_rate(self.optimizer, rate_now(self.config.schedule, self.config.lr, stage, at))
+        return {"train_loss": self._train(self.batch(at))}
+
+    def _update(self, batch: Batch) -> Tensor:
+        loss = self.weight_step(batch)
         if self.average is not None:
             self.average.update_parameters(self.module)
-        return {"train_loss": loss}
+        return loss
 
     def batch(self, at: Position) -> Batch:
         """What a step trains on."""
@@ -222,6 +228,7 @@ class RetrainJob(Job):
             )
         self.module.load_state_dict({p: tensors[f"model/{tensor_name(p)}"] for p in self.module.state_dict()})
         restore_optimizer_state(self.optimizer, weight_parameters(self.module).items(), _below(tensors, "optimizer"))
+        self._train = Step(self._update, self.capture)  # momenta lie elsewhere now
         if self.average is not None:
             self.average.load_state_dict(_below(tensors, "average"))
         if best := state.get("best"):  # none in checkpoints of earlier versions

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import Parameter
+from torch.optim import Optimizer
 
 from compiler.errors import RunError
 from compiler.ir.graph import OUTPUT, Graph
@@ -85,16 +86,41 @@ def weight_parameters(module: nn.Module) -> dict[str, Parameter]:
     return {tensor_name(n): p for n, p in module.named_parameters() if p.requires_grad and not n.endswith(".gates")}
 
 
-def weight_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """NAG over the weights (torch's SGD with Nesterov momentum), or AdamW; no decay of norms and biases (1-d)."""
+def weight_optimizer(module: nn.Module, config: TrainingConfig, *, captured: bool = False) -> Optimizer:
+    """NAG over the weights (torch's SGD with Nesterov momentum), or AdamW; no decay of norms and biases (1-d).
+
+    `captured`: one whose steps can be captured; its rates are tensors.
+    """
     params = list(weight_parameters(module).values())
     groups = [
         {"params": [p for p in params if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    fused, momentum = True if captured else None, config.momentum
+    made: Optimizer
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999))
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+        made = torch.optim.AdamW(groups, config.lr, (momentum, 0.999), fused=fused, capturable=captured)
+    else:
+        made = torch.optim.SGD(groups, config.lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
+    if captured:
+        with_tensor_rates(made)
+    return made
+
+
+def set_rate(optimizer: Optimizer, rate: float) -> None:
+    """Set the learning rate; where it is a tensor, in its place, without waiting."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def with_tensor_rates(optimizer: Optimizer) -> None:
+    """Let the learning rates be float32 tensors beside the parameters."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"][:1]:
+            group["lr"] = torch.full((), group["lr"], dtype=torch.float32, device=parameter.device)
 
 
 @contextmanager
@@ -110,10 +136,20 @@ def training_only(params: Iterable[Parameter], frozen: Iterable[Parameter]) -> I
             p.requires_grad_(True)
 
 
+def uses_bf16(config: TrainingConfig, device: torch.device) -> bool:
+    """Whether networks run under autocast: with `auto` on a GPU that computes in bf16."""
+    if config.precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return config.precision == "bf16"
+
+
 def set_precision(config: TrainingConfig, device: torch.device) -> None:
-    """On CUDA, let float32 products and convolutions of this process round their factors to tf32, with `fp32` not."""
+    """On CUDA, let float32 products and convolutions of this process round their factors to tf32, with `fp32` not;
+    batches have one size, so cuDNN looks for the fastest algorithms.
+    """
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.precision != "fp32"
+        torch.backends.cudnn.benchmark = True
 
 
 LossFn = Callable[[Tensor, Tensor], Tensor]  # x, y -> mean loss
@@ -133,8 +169,10 @@ def training_loss(
     A `teacher` has its part in the loss of the main output.
     """
 
+    bf16 = uses_bf16(config, device)
+
     def loss(x: Tensor, y: Tensor) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             outputs = outputs_by_name(network(x))
         found = {n: output.to(torch.promote_types(output.dtype, torch.float32)) for n, output in outputs.items()}
         main = found.pop(OUTPUT)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from compiler.errors import RunError
 from compiler.language.config import DataConfig
+from runtime.data import dataset, sources
 from runtime.data.augment import Augment, Normalise
 from runtime.data.dataset import Dataset, Loader, Share, channel_statistics, load_dataset
 from runtime.data.sources import MemoryImages
@@ -213,6 +214,56 @@ def test_the_slices_of_all_ranks_make_the_global_batch(world_size: int, training
         assert torch.equal(torch.cat([part for _, part in slices]), y)
         if training:
             assert {len(part) for _, part in slices} == {12 // world_size}
+
+
+@settings(max_examples=40)
+@given(
+    at_once=st.integers(2, 9),
+    start=st.integers(0, 3),
+    world_size=st.integers(1, 3),
+    augment=st.sampled_from([Augment(), Augment(flip=True), Augment(crop_padding=2, cutout=2), RICH]),
+    drop_last=st.booleans(),
+    fits=st.booleans(),
+)
+def test_batches_that_are_cropped_together_are_those_that_are_cropped_one_by_one(
+    at_once: int, start: int, world_size: int, augment: Augment, drop_last: bool, fits: bool
+) -> None:
+    drop_last = drop_last or world_size == 2  # the last batch has 3 images
+    elsewhere = torch.device("cpu:0")  # for the sources another device than the CPU, with memory of its own
+    for rank in range(world_size):
+        found = []
+        for device, together in ((torch.device("cpu"), 1), (elsewhere, at_once)):
+            images, place = noise(57), Share(device, rank, world_size)
+            with pytest.MonkeyPatch.context() as patch:
+                free = 2 * images.images.nbytes - (not fits)
+                patch.setattr(sources, "available_memory", lambda _, free=free: free)
+                train = loader(images, 57, 6, augment=augment, place=place, drop_last=drop_last, at_once=together)
+                found.append(list(train.batches(1, start)))
+                assert images.lie_on(elsewhere) is fits
+        assert same(*found)
+        assert [x.stride() for x, _ in found[0]] == [x.stride() for x, _ in found[1]]
+        assert len(found[0]) == (9 if drop_last else 10) - start
+
+
+@pytest.mark.parametrize(("free", "together"), [(0, 1), (4 * 6 * (16 * 36 + 4 * 36), 1), (10**9, 10**9 // 17280)])
+def test_as_many_batches_are_cropped_together_as_fit_on_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, free: int, together: int
+) -> None:
+    images = noise(57)
+    monkeypatch.setattr(dataset, "available_memory", lambda _: free)
+    monkeypatch.setattr(MemoryImages, "lie_on", lambda *_: True)
+    assert loader(images, 57, 6, place=Share(torch.device("cuda"))).fitting() == together
+    assert loader(images, 57, 6).fitting() == 1
+    assert loader(images, 57, 6, training=False, place=Share(torch.device("cuda"))).fitting() == 1
+
+
+@pytest.mark.parametrize(("images", "sizes"), [(24, [10, 10, 4]), (21, [10, 10]), (20, [10, 10]), (4, [4]), (1, [1])])
+def test_the_last_images_of_an_epoch_may_be_a_smaller_batch(images: int, sizes: list[int]) -> None:
+    train = loader(noise(30), images, 10, augment=RICH, drop_last=False)
+    assert [len(x) for x, _ in train.batches(2)] == sizes
+    assert len(train) == len(sizes)
+    with pytest.raises(RunError, match="batch of 3 images cannot be shared evenly by 2"):
+        loader(noise(30), 23, 10, drop_last=False, place=Share(world_size=2))
 
 
 def test_a_batch_that_cannot_be_shared_evenly_is_an_error() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.supernet import thinned
@@ -19,28 +19,39 @@ from graphspec import api
 from runtime.processes.world import ALONE
 from runtime.search.supernet import Supernet
 from runtime.strategies.dso import gate_optimizer
-from runtime.training.step import backward, set_precision, training_loss, training_only
+from runtime.training.captured import CALLED, Capture
+from runtime.training.step import backward, set_precision, set_rate, training_loss, training_only
 from tests.fake_cuda import CUDA, fake_cuda, to_cuda
 from tests.tasks import class_task
 from tests.tiny import write_spec
 
 
-def supernet(graph: Graph, module: fx.GraphModule, mode: FakeTensorMode, patch: pytest.MonkeyPatch) -> Supernet:
+def supernet(
+    graph: Graph, module: fx.GraphModule, mode: FakeTensorMode, patch: pytest.MonkeyPatch, capture: Capture = CALLED
+) -> Supernet:
     to_cuda(module, mode)
     with patch.context() as inner:
         inner.setattr(nn.Module, "to", lambda self, *_, **__: self)
-        return Supernet(graph, class_task(), SearchConfig(), CUDA, module, ALONE)
+        return Supernet(graph, class_task(), SearchConfig(), CUDA, module, ALONE, capture)
 
 
-@pytest.mark.parametrize("pruned", [0.0, 0.5])
+def lies_on_cuda(*lists: list[Tensor], lr: Tensor, **_: object) -> None:
+    """Stands for the optimizer's kernel, of which there is no fake."""
+    assert {tensor.device for tensors in (*lists, [lr]) for tensor in tensors} == {CUDA}
+
+
+@pytest.mark.parametrize(("pruned", "captured"), [(0.0, False), (0.5, False), (0.5, True)])
 def test_steps_on_cuda_mix_no_devices(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lowering: Lowering, pruned: float
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lowering: Lowering, pruned: float, captured: bool
 ) -> None:
+    capture = Capture()
+    capture.wanted = captured
+    monkeypatch.setattr(torch, "_fused_sgd_", lies_on_cuda)
     graph = thinned(api.load(write_spec(tmp_path), ())[1], pruned)
     monkeypatch.setattr(fx_kernels, "_kept_index", fx_kernels._new_index)  # no fake tensor is to be kept
     module = lower(graph, lowering=lowering)
     with fake_cuda(monkeypatch) as mode:
-        net = supernet(graph, module, mode, monkeypatch)
+        net = supernet(graph, module, mode, monkeypatch, capture)
         x = torch.empty(8, 1, 8, 8, device=CUDA).to(memory_format=torch.channels_last)
         y = torch.zeros(8, dtype=torch.int64, device=CUDA)
         gates = gate_optimizer(net)
@@ -54,7 +65,10 @@ def test_steps_on_cuda_mix_no_devices(
                 (CUDA, torch.float32)
             }
             assert all(p.grad is not None for p in chosen.values())
+            set_rate(optimizer, 0.05)
             optimizer.step()
+        rates = [group["lr"] for optimizer in (net.weights, gates) for group in optimizer.param_groups]
+        assert all(isinstance(rate, torch.Tensor) and rate.device == CUDA for rate in rates) is captured
         states = [t for optimizer in (net.weights, gates) for s in optimizer.state.values() for t in s.values()]
         assert {state.device for state in states} == {CUDA}
 

@@ -20,7 +20,7 @@ from runtime.jobs.logs import Console, MetricsLog
 from runtime.jobs.signals import Interrupted, StopFlag
 from runtime.processes.world import ALONE, World
 from runtime.rundir.checkpoint import CheckpointStore
-from runtime.training.loop import Loop
+from runtime.training.loop import READS_EVERY, Loop
 from runtime.training.stages import Position, Stage
 
 Hook = Callable[["Walk", Stage, Position], None]
@@ -74,7 +74,7 @@ class Walk:
         self.place = tensors["place"]
 
 
-def run(folder: Path, job: Walk, minutes: float = 0.0, console: Console | None = None) -> Loop:
+def run(folder: Path, job: Walk, minutes: float = 0.0, console: Console | None = None, reads_every: int = 1) -> Loop:
     warn = Console(quiet=True).warn
     with StopFlag() as stop:
         loop = Loop(
@@ -88,6 +88,7 @@ def run(folder: Path, job: Walk, minutes: float = 0.0, console: Console | None =
             config=CheckpointConfig(minutes=minutes),
             resume_command="again",
             after_epoch=lambda: None,
+            reads_every=reads_every,
         )
         loop.resume()
         loop.run()
@@ -185,6 +186,42 @@ def test_a_loss_that_is_not_finite_stops_the_job(tmp_path: Path, loss: float) ->
         run(tmp_path, Walk(in_step=hook))
     for part in (f"train_loss became {loss}", "step 2 of epoch 1 (second)", "search.lr 0.25", "00000001.json"):
         assert part in str(stopped.value)
+
+
+def test_a_loss_that_is_not_finite_stops_the_job_within_fifty_steps(tmp_path: Path) -> None:
+    steps: list[int] = []
+
+    def hook(job: Walk, stage: Stage, at: Position) -> None:
+        steps.append(at.step)
+        job.loss = math.nan if at.step == 7 else 1.0
+
+    job = Walk(in_step=hook)
+    job.stages = (Stage("long", 2, 200, 8),)
+    with pytest.raises(RunError, match=r"train_loss became nan at step 8 of epoch 1 \(long\).*none yet"):
+        run(tmp_path, job, minutes=1e-12, reads_every=READS_EVERY)
+    assert steps == [*range(READS_EVERY)]
+    assert READS_EVERY <= 50
+
+
+@pytest.mark.parametrize("reads_every", [2, 50])
+def test_means_and_checkpoints_do_not_depend_on_when_losses_are_read(tmp_path: Path, reads_every: int) -> None:
+    def hook(job: Walk, stage: Stage, at: Position) -> None:
+        job.loss = 1 / (3 + at.epoch + at.step)
+
+    for name, every in (("each", 1), ("late", reads_every)):
+        run(tmp_path / name, Walk(in_step=hook), reads_every=every)
+    files = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("each", "late")]
+    assert files[0] == files[1]
+    assert "train_loss" in files[0]
+    with pytest.raises(Interrupted):  # at once, with the losses that were not read yet
+        run(
+            tmp_path / "stopped",
+            Walk(lambda *now: (hook(*now), once("first", 1, signal.SIGTERM)(*now))),
+            reads_every=50,
+        )
+    resumed = Walk(in_step=hook)
+    run(tmp_path / "stopped", resumed, reads_every=50)
+    assert (tmp_path / "stopped" / "metrics.jsonl").read_text() == files[0]
 
 
 @pytest.mark.parametrize("step", [0, 1])  # before a checkpoint by the clock, and before that of the epoch
