@@ -25,6 +25,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from compiler.ir.graph import Graph
+    from compiler.language.spec import Spec
+
 ROOT = Path(__file__).resolve().parent.parent
 Step = Callable[[], object]
 
@@ -65,6 +68,16 @@ def _measure(step: Step) -> tuple[float, float, int]:
     step()
     seconds = time.perf_counter() - start
     return seconds, time.process_time() - cpu, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+
+
+def shipped(name: str) -> tuple[Spec, Graph]:
+    """A spec that ships, and its graph; of those that leave the number of classes to their data, with three."""
+    from compiler.elaborate.builder import load
+    from compiler.language.overrides import overrides_of
+
+    path = ROOT / "specs" / f"{name}.yaml"
+    counted = name not in ("own_images", "photos")
+    return load(path, () if counted else overrides_of(["classes=3"]))
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ import onnx
 import onnxruntime
 import torch
 
-from benchmarks.common import Bar, parser, show, table
+from benchmarks.common import Bar, parser, shipped, show, table
 from compiler.analysis.costs import total_cost
 from compiler.elaborate.builder import load
 from compiler.errors import PassError
@@ -52,15 +52,14 @@ from compiler.passes.split_projections import SplitProjections
 from compiler.passes.stack_chains import StackChains
 from compiler.passes.ungroup import Ungroup
 
-SPECS = Path(__file__).parents[1] / "specs"
 NETWORKS = {  # name -> spec and parameters to prune to; then as wide as the spec's budget allows
-    "digits": ("digits.yaml", 34_000),
-    "own_images": ("own_images.yaml", 21_000),
-    "channels": ("channels.yaml", 102_000),
-    "hand_wired": ("hand_wired.yaml", 7_000),
-    "darts_cell": ("darts_cell.yaml", 750_000),
-    "cifar10_small": ("cifar10_small.yaml", 190_000),
-    "dso_nas_24_blocks": ("dso_nas_cifar10_full.yaml", 3_000_000),
+    "digits": ("digits", 34_000),
+    "own_images": ("own_images", 21_000),
+    "channels": ("channels", 102_000),
+    "hand_wired": ("hand_wired", 7_000),
+    "darts_cell": ("darts_cell", 750_000),
+    "cifar10_small": ("cifar10_small", 190_000),
+    "dso_nas_24_blocks": ("dso_nas_cifar10_full", 3_000_000),
 }
 PLAIN = {  # networks that no starter has: what they are made of
     "three_branches": {
@@ -87,12 +86,12 @@ Row = dict[str, Any]
 # -- the networks ---------------------------------------------------------------------------------------------------
 
 
-def randomly_pruned(spec: Path, params: int, seed: int = 0) -> Model:
+def randomly_pruned(spec: str, params: int, seed: int = 0) -> Model:
     """The compact model left when random gates go until at most `params` parameters stay; reductions keep theirs.
 
     Then it is made as wide as the spec's budget allows.
     """
-    read, graph = load(spec)
+    read, graph = shipped(spec)
     rng = random.Random(seed)
     rank = {gate: 2.0 if "reduce" in gate else rng.random() for gate in graph.gates()}
     order = sorted(graph.gates(), key=rank.__getitem__)
@@ -266,7 +265,7 @@ def latencies(files: dict[str, bytes], module: torch.nn.Module, image: Any, pair
 
 def measure(name: str, pairs: int) -> Row:
     """Everything about one network."""
-    model = plain(PLAIN[name]) if name in PLAIN else randomly_pruned(SPECS / NETWORKS[name][0], NETWORKS[name][1])
+    model = plain(PLAIN[name]) if name in PLAIN else randomly_pruned(*NETWORKS[name])
     module = lower(model.graph).eval()
     load_weights(module, model.weights)
     shape = model.graph.node(INPUT).shape

@@ -18,11 +18,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import ROOT, Bar, Timing, account, interleave, parser, show, table
+from benchmarks.common import ROOT, Bar, Timing, account, interleave, parser, shipped, show, table
 from compiler.analysis.costs import total_cost, weight_step_bytes
-from compiler.elaborate.builder import load
 from compiler.ir.graph import INPUT
-from compiler.language.overrides import overrides_of
 from runtime.search.supernet import Supernet
 from runtime.tasks.table import task_of
 from runtime.training.heap import freed_memory_kept
@@ -34,7 +32,6 @@ SPECS = tuple(path.stem for path in sorted((ROOT / "specs").glob("*.yaml")))
 FAST = ("digits", "cifar10_small")  # whose full batch is measured
 WAYS = {"plain": (False, True), "recompute": (True, True), "freed memory not kept": (False, False)}
 CPU, MIB, TURNS, SMALL = torch.device("cpu"), 2**20, 3, (2, 4)
-LEFT_OUT = {"own_images": overrides_of(["classes=3"])}  # what the data says of specs
 SIZES = ("spec", "batch", "said_mib", "allocated_mib", "ratio")
 COLUMNS = {
     "estimates": SIZES,
@@ -45,7 +42,7 @@ COLUMNS = {
 
 def supernet(name: str, **settings: Any) -> Supernet:
     """Of a spec that ships."""
-    spec, graph = load(ROOT / "specs" / f"{name}.yaml", LEFT_OUT.get(name, ()))
+    spec, graph = shipped(name)
     config = spec.config.search.model_copy(update=settings)
     return Supernet.start(graph, task_of(spec, graph), config, CPU, spec.config.seed, spec.gate_init)
 
