@@ -30,6 +30,7 @@ from benchmarks import (
     search,
     supernet,
 )
+from benchmarks.common import shipped
 from benchmarks.turns import Worker
 from compiler.analysis.costs import total_cost, weight_step_bytes
 from compiler.lowering.torch.fx import lower
@@ -243,6 +244,12 @@ def test_peak_memory_of_a_step(spec: Path, monkeypatch: pytest.MonkeyPatch, caps
     step = supernet.make_step(supernet.Variant("fused"), "gate", graph, parsed.config.search)
     step()
     assert 2**20 * float(capsys.readouterr().out) == pytest.approx(OnCpu().peak(step), rel=0.05)
+
+
+@pytest.mark.parametrize("name", memory.SPECS)
+def test_benchmarks_read_every_spec_that_ships(name: str) -> None:
+    spec, graph = shipped(name)
+    assert graph.node("output").shape == (spec.classes,)
 
 
 @pytest.mark.parametrize("name", ["digits", "hand_wired", "own_images"])
