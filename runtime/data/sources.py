@@ -83,9 +83,10 @@ class MemoryImages:
 
     def lie_on(self, device: torch.device) -> bool:
         """Whether they are there, or have been copied there now; those that do not fit stay where they are."""
-        pixels, free = self._pixels[torch.device("cpu")], available_memory(device)
-        if device not in self._pixels and (free is None or 2 * pixels.nbytes <= free):
-            self._pixels[device] = pixels.to(device)
+        if device not in self._pixels:  # to ask for the free memory reads files of the system
+            pixels, free = self._pixels[torch.device("cpu")], available_memory(device)
+            if free is None or 2 * pixels.nbytes <= free:
+                self._pixels[device] = pixels.to(device)
         return device in self._pixels
 
     def fetch(self, requests: Iterable[Request], device: torch.device) -> Iterator[Fetched]:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.common import shipped
 from compiler.analysis.costs import node_costs, total_cost
 from compiler.analysis.guards import kept_by_strength
-from compiler.elaborate.builder import load
 from compiler.ir.graph import Graph
 from compiler.language.config import GateConfig
-from compiler.language.overrides import overrides_of
 from compiler.passes.prune_zero_edges import prune
 from runtime.strategies.limits import ARRIVES, BEGINS, Pace, savings, strengths
 from tests.graphs import random_graph
 
-SPECS = Path(__file__).parents[3] / "specs"
 PACE = Pace.start(whole=8.0, gates=GateConfig(), init=1.0, steps=1000)
 
 
@@ -50,7 +46,7 @@ def flops(graph: Graph) -> dict[str, float]:
 
 @pytest.mark.parametrize("name", ["own_images", "channels", "digits"])
 def test_savings_are_what_the_network_loses_with_the_gate(name: str) -> None:
-    _, graph = load(SPECS / f"{name}.yaml", overrides_of(["classes=3"] if name == "own_images" else []))
+    _, graph = shipped(name)
     saved = savings(graph, flops(graph))
     assert saved.keys() == set(graph.gates())
     for gate in graph.gates()[::5]:
@@ -70,7 +66,7 @@ def test_savings_of_single_edges_are_never_below_nothing_nor_above_the_network(s
 
 
 def test_strength_is_use_over_the_share_of_the_cost() -> None:
-    _, graph = load(SPECS / "channels.yaml")
+    _, graph = shipped("channels")
     gates = graph.gates()
     strength = strengths(graph, dict.fromkeys(gates, 2.0), "flops")
     whole = total_cost(graph).flops
