@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -125,9 +126,10 @@ def timed(variant: Variant, spec: Spec, graph: Graph, device: torch.device, size
     for kind, take in whole_steps(net, gate_optimizer(net)).items():
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        seconds_for(lambda take=take: take(batch), device, WARM_UP + 2)  # type: ignore[misc]
-        count = 2 if tiny else max(5, min(50, round(1 / seconds_for(lambda take=take: take(batch), device))))  # type: ignore[misc]
-        seconds = tuple(seconds_for(lambda take=take: take(batch), device) for _ in range(count))  # type: ignore[misc]
+        step = partial(take, batch)
+        seconds_for(step, device, WARM_UP + 2)
+        count = 2 if tiny else max(5, min(50, round(1 / seconds_for(step, device))))
+        seconds = tuple(seconds_for(step, device) for _ in range(count))
         if said:
             raise RuntimeError(said[0])
         peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
