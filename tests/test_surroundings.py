@@ -95,16 +95,16 @@ def test_too_few_files_for_worker_processes(tmp_path: Path) -> None:
         assert_one_message(done, *wanted)
 
 
-@pytest.mark.parametrize("mebibytes", [800, 2900])
+@pytest.mark.parametrize("mebibytes", [200, 800, 1600, 2400, 2830, 2900, 3020, 3200, 3400, 3600])
 def test_little_memory(tmp_path: Path, mebibytes: int) -> None:
-    """A library may end the process itself; it is numpy and torch that must not print pages of their own."""
+    """Some of these end torch or its threads from inside; which of them is a matter of its build."""
     spec, most = write_spec(tmp_path), mebibytes * 2**20
-    done = run(tmp_path, "search", str(spec), preexec_fn=limited(resource.RLIMIT_AS, most))
-    if done.returncode == 1:
+    done = run(tmp_path, "search", str(spec), "--smoke", preexec_fn=limited(resource.RLIMIT_AS, most))
+    if done.returncode:
         assert_one_message(done, "the system refuses", f"`ulimit -v` allows {most:,} bytes of memory")
         assert len(done.stderr.splitlines()) < 10
-    else:
-        assert done.returncode in ((0, -signal.SIGABRT) if mebibytes > 800 else ()), done.stderr
+    else:  # a build of torch that is small
+        assert mebibytes > 800
 
 
 def test_small_files(tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ import typer
 import graphspec
 from compiler.errors import GraphspecError, SpecError, advice_on, one_line
 from graphspec.cli import data, exporting, importing, inference, inspection, runs, specs, training, trials
+from graphspec.cli.little_memory import try_before_torch
 from graphspec.cli.options import say
 
+NO_MEMORY = ("allocate memory", "could not create a primitive")  # as torch says it
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "From a spec to a model": (
         specs.init, data.data, importing.import_, specs.compile_, trials.probe, training.search, training.lr,
@@ -63,6 +65,7 @@ def run() -> None:
     try:
         _refuse_lost_folder()
         _refuse_unprintable(sys.argv[1:])
+        try_before_torch()
         try:
             app()
         finally:
@@ -76,7 +79,7 @@ def run() -> None:
     except BrokenPipeError:
         raise SystemExit(130) from None
     except (OSError, MemoryError, ImportError, RuntimeError) as error:
-        if debug or (isinstance(error, RuntimeError) and "allocate memory" not in str(error)):  # as torch says it
+        if debug or (isinstance(error, RuntimeError) and not any(words in str(error) for words in NO_MEMORY)):
             raise
         _give_up(error)
 

@@ -1,8 +1,9 @@
-"""How much memory a process can still get: of a GPU, or of the machine, its swap and its control groups."""
+"""How much memory a process can still get: of a GPU, or of the machine, its swap, control groups and `ulimit -v`."""
 
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,11 +25,11 @@ def available_memory(device: torch.device) -> int | None:
 
 
 def host_memory(root: Path) -> int | None:
-    """Bytes that a process of this machine can still get, swap and control groups taken into account."""
+    """Bytes that this process can still get: swap, control groups and `ulimit -v` are taken into account."""
     sizes = _fields(root / "proc/meminfo")
     if "MemAvailable" in sizes:
         limits = [1024 * (sizes["MemAvailable"] + sizes.get("SwapFree", 0)), *_group_limits(root)]
-        return max(0, min(limits))
+        return max(0, min(*limits, *_own_limit(root)))
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # no more than the machine has
     except (AttributeError, OSError, ValueError):
@@ -45,6 +46,13 @@ def _group_limits(root: Path) -> Iterator[int]:
                 most, used = _text(folder / limit).strip(), _text(folder / usage).strip()
                 if most.isdigit() and used.isdigit():
                     yield int(most) - int(used) + _fields(folder / "memory.stat").get(cache, 0)
+
+
+def _own_limit(root: Path) -> Iterator[int]:
+    """What `ulimit -v` leaves of the addresses that this process may use."""
+    most, used = resource.getrlimit(resource.RLIMIT_AS)[0], _fields(root / "proc/self/status").get("VmSize")
+    if most != resource.RLIM_INFINITY and used is not None:
+        yield most - 1024 * used
 
 
 def _text(path: Path) -> str:

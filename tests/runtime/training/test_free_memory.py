@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,9 @@ def test_without_proc_it_is_what_the_machine_has(tmp_path: Path, monkeypatch: py
 def test_this_machine_has_some() -> None:
     found = available_memory(torch.device("cpu"))
     assert found is None or found > 2**20
+
+
+def test_a_limit_on_the_addresses_of_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"proc/meminfo": MEMINFO, "proc/self/status": "Name:\tpython\nVmSize:\t 3000 kB\n"}
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (5000 * 1024, resource.RLIM_INFINITY))
+    assert host_memory(system(tmp_path, files)) == 2000 * 1024
