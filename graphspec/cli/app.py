@@ -14,8 +14,8 @@ import typer
 import graphspec
 from compiler.errors import GraphspecError, SpecError, advice_on, one_line
 from graphspec.cli import data, exporting, importing, inference, inspection, runs, specs, training, trials
-from graphspec.cli.little_memory import try_before_torch
 from graphspec.cli.options import say
+from runtime.processes.little_memory import try_before_torch
 
 NO_MEMORY = ("allocate memory", "could not create a primitive")  # as torch says it
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {

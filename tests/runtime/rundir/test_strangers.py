@@ -48,7 +48,7 @@ READERS = {
     "runtime/inference/images.py": "names of image files",
     "runtime/inference/model.py": "an ONNX model, which may be anyone's",
     "runtime/processes/world.py": "messages of other processes",
-    "graphspec/cli/little_memory.py": "/dev/null",
+    "runtime/processes/little_memory.py": "/dev/null",
     "runtime/training/free_memory.py": "/proc",
     "runtime/training/threads.py": "/sys",
     "runtime/strategies/latency.py": "/proc",
