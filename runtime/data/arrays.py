@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from compiler.errors import RunError
 from runtime.data.layouts import TEST, TRAIN, VALIDATION, refuse_unknown
-from runtime.data.pixels import Found, scaled
+from runtime.data.pixels import Found, Reading, in_range
 from runtime.rundir.files import checked, guarded
 
 KINDS = ("uint8", "uint16", "float32")
@@ -84,8 +84,7 @@ def over_range(images: NDArray[Any], white: float | None) -> tuple[NDArray[Any],
     """
     if images.dtype == np.uint8:
         return images, [Found()] * len(images)
-    white = white or (1.0 if images.dtype.kind == "f" else float(np.iinfo(images.dtype).max))
-    parts = [scaled(image, white) for image in images]
+    parts = [in_range(image, Reading(range=white)) for image in images]
     return np.stack([pixels for pixels, _ in parts]), [found for _, found in parts]
 
 

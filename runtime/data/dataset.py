@@ -177,14 +177,11 @@ class Loader:
 class Dataset(Opened):
     """A data set that fits the spec, with what is needed to make loaders of it."""
 
-    name: str
+    config: DataConfig
     task: Task  # what its targets are for
     normalise: Normalise
     seed: int
-    validation_share: float
-    balanced: bool = False  # whether training has as many images of every class
     white: float = 0.0  # the largest value of images of more than 8 bits; 0: none is
-    drop_last: bool = True  # images that fill no batch of training
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -194,7 +191,7 @@ class Dataset(Opened):
     def split(self, weight_part: float) -> Split:
         """The training images divided for search; `.training` of it for retraining."""
         targets = self.train.targets
-        strata, share = self.task.strata(targets), self.validation_share
+        strata, share = self.task.strata(targets), self.config.validation
         return split_images(targets, strata, weight_part, share, self.seed, self.held)
 
     def training_loader(
@@ -211,8 +208,8 @@ class Dataset(Opened):
             seed=self.seed,
             augment=replace(self.augment, cutout=cutout),
             place=place,
-            strata=self.task.strata(self.train.targets) if self.balanced else None,
-            drop_last=self.drop_last,
+            strata=self.task.strata(self.train.targets) if self.config.sampling == "balanced" else None,
+            drop_last=self.config.drop_last,
         )
 
     def evaluation_loader(self, rows: Tensor | None, batch_size: int, place: Share = HERE) -> Loader:
@@ -239,14 +236,11 @@ def load_dataset(config: DataConfig, input_shape: Shape, task: Task, *, seed: in
         mean, std = mean or own_mean, std or own_std
     return Dataset(
         **vars(opened) | {"augment": augment_of(config, opened.augment)},
-        name=config.name,
+        config=config,
         task=task.fitted(opened.train.targets, opened.labels),
         normalise=Normalise(mean, std),
         seed=seed,
-        validation_share=config.validation,
-        balanced=config.sampling == "balanced",
         white=(opened.train.found + opened.test.found).white,
-        drop_last=config.drop_last,
     )
 
 

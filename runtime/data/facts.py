@@ -55,7 +55,7 @@ def facts_of(dataset: Dataset, config: DataConfig) -> DataFacts:
 def _part(dataset: Dataset, images: Images, root: Path) -> PartFacts:
     strata = dataset.task.strata(images.targets)
     counts = () if strata is None else tuple(torch.unique(strata, return_counts=True)[1].tolist())
-    digest = "" if dataset.name == "fake" else _digest(images, root)
+    digest = "" if dataset.config.name == "fake" else _digest(images, root)
     return PartFacts(images=len(images.targets), counts=counts, digest=digest)
 
 
@@ -149,10 +149,9 @@ def recorded_dataset(facts: DataFacts, folder: JobDir, task: Task, shape: Shape,
         images,
         images,
         facts.labels,
-        name=facts.name,
+        config=DataConfig(name=facts.name, validation=share),
         task=task,
         normalise=Normalise(facts.mean, facts.std),
         seed=seed,
-        validation_share=share,
         white=facts.white or (65535.0 if found.deep else 0.0),
     )

@@ -6,6 +6,7 @@ What can be known without decoding images is checked first: that the set is ther
 from __future__ import annotations
 
 import fcntl
+import math
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -173,11 +174,11 @@ def _others_wait(root: Path) -> Iterator[None]:
 
 
 def _open_files(expected: _Expected, _: int) -> Opened:
-    """Image files in one of the layouts, brought to the spec's input."""
-    opened = _find_files(expected, random_parts=False)
-    channels, height, width = expected.shape
-    needed = (len(opened.train.targets) + len(opened.test.targets)) * channels * height * width
-    hold = expected.config.in_memory
+    """Image files in one of the layouts, brought to the spec's input; of `imagenet` streamed, as in fb.resnet.torch."""
+    opened, hold = _find_files(expected), expected.config.in_memory
+    if expected.config.name == "imagenet":
+        return replace(opened, augment=replace(IMAGENET, lighting=expected.shape[0] == 3))
+    needed = (len(opened.train.targets) + len(opened.test.targets)) * math.prod(expected.shape)
     if needed < _IN_MEMORY_BYTES if hold is None else hold:
         train, held = opened.train.in_memory(), opened.held
         if held is not None:
@@ -186,17 +187,11 @@ def _open_files(expected: _Expected, _: int) -> Opened:
     return opened
 
 
-def _open_imagenet(expected: _Expected, _: int) -> Opened:
-    """The same layout with val/ (or test/), streamed, augmented as fb.resnet.torch does."""
-    opened = _find_files(expected, random_parts=True)
-    return replace(opened, augment=replace(IMAGENET, lighting=expected.shape[0] == 3))
-
-
-def _find_files(expected: _Expected, *, random_parts: bool) -> Opened:
+def _find_files(expected: _Expected) -> Opened:
     config = expected.config
     check_files_fit(config.name, expected.shape)
     parts, division = find_parts(config), None
-    check_files_fit(config.name, expected.shape, parts.train.first)
+    check_files_fit(config.name, expected.shape, parts.train.paths[:1])
     if parts.test is None:
         parts, division = _divided(parts.train, config)
     names = tuple(parts.train.images)
@@ -205,12 +200,13 @@ def _find_files(expected: _Expected, *, random_parts: bool) -> Opened:
         numbered = [(path, at) for at, name in enumerate(names) for one in listings for path in one.images[name]]
         paths, numbers = [path for path, _ in numbered], torch.tensor([number for _, number in numbered])
         targets, skip, reading = expected.task.targets(numbers), config.skip_corrupt, reading_of(config)
-        return FileImages(paths, targets, expected.shape, random_parts, config.workers, skip, reading=reading)
+        streamed = config.name == "imagenet"
+        return FileImages(paths, targets, expected.shape, streamed, config.workers, skip, reading=reading)
 
     *first, last = parts.listings
     train, test, held = images(*first), images(last), None
     if parts.validation is not None:
-        kept = {path for paths in parts.validation.images.values() for path in paths}
+        kept = set(parts.validation.paths)
         held = torch.tensor([path in kept for path in train.paths])
     labels, note = expected.labels(train, test, names), parts.note
     return Opened(train, test, labels, NO_AUGMENTATION, parts.listings, (note,) * bool(note), held, division)
@@ -218,7 +214,7 @@ def _find_files(expected: _Expected, *, random_parts: bool) -> Opened:
 
 def _divided(whole: Listing, config: DataConfig) -> tuple[Parts, Division]:
     """A set without parts, divided; files that cannot be read are near-duplicates of none."""
-    paths = [path for paths in whole.images.values() for path in paths]
+    paths = whole.paths
     labels = np.repeat(np.arange(len(whole.images)), [len(paths) for paths in whole.images.values()])
     looks = [Look()] * len(paths) if config.near_duplicates is None else look_at_all(paths, reading_of(config))
     same = near_duplicates(looks, config.near_duplicates)
@@ -319,6 +315,6 @@ SETS: dict[str, Callable[[_Expected, int], Opened]] = {
     "folder": _open_files,
     "table": _open_files,
     "arrays": _open_arrays,
-    "imagenet": _open_imagenet,
+    "imagenet": _open_files,
     "fake": _open_fake,
 }
