@@ -34,10 +34,6 @@ class ArrayPart(NamedTuple):
         """(C, H, W) or (C, T)."""
         return (self.images.shape[-1], *self.images.shape[1:-1])
 
-    def taken(self, rows: NDArray[np.int64]) -> ArrayPart:
-        """Some of them."""
-        return ArrayPart(self.images[rows], self.labels[rows])
-
 
 class ArraySet(NamedTuple):
     """All parts, TRAIN and perhaps VALIDATION and TEST, or one called "" that has none; and the classes by number."""

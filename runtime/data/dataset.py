@@ -246,15 +246,8 @@ def load_dataset(config: DataConfig, input_shape: Shape, task: Task, *, seed: in
 
 def augment_of(config: DataConfig, own: Augment) -> Augment:
     """What training images get by the section `data`, besides what the set always gets."""
-    return replace(
-        own,
-        crop_padding=config.crop_padding,
-        flip=config.flip or own.flip,
-        resized_crop=config.resized_crop,
-        policy=config.augment,
-        colour_jitter=config.colour_jitter,
-        erasing=config.erasing,
-    )
+    same = config.model_dump(include={"crop_padding", "resized_crop", "colour_jitter", "erasing"})
+    return replace(own, flip=config.flip or own.flip, policy=config.augment, **same)
 
 
 def channel_statistics(images: Images, rows: Tensor, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -136,7 +136,11 @@ def _open_torchvision(expected: _Expected, _: int) -> Opened:
     halves = [{"split": "train"}, {"split": "test"}] if kind == "SVHN" else [{"train": True}, {"train": False}]
     train, test = (_half(expected, kind, half) for half in halves)
     names = getattr(train, "classes", [str(digit) for digit in range(10)])
-    return _opened(expected, _images(expected, kind, train), _images(expected, kind, test), names)
+    if kind == "SVHN":  # the only one that keeps (N, C, H, W)
+        first, last = (expected.images(np.moveaxis(half.data, 1, -1), half.labels) for half in (train, test))
+    else:
+        first, last = (expected.images(half.data, half.targets) for half in (train, test))
+    return _opened(expected, first, last, names)
 
 
 def _half(expected: _Expected, kind: str, half: dict[str, Any]) -> Any:
@@ -155,12 +159,6 @@ def _half(expected: _Expected, kind: str, half: dict[str, Any]) -> Any:
             f"data set {name!r} is missing or damaged in {looked}: "
             "set data.download: true to fetch it, or data.root (or GRAPHSPEC_DATA) to the folder it lies in"
         ) from error
-
-
-def _images(expected: _Expected, kind: str, half: Any) -> MemoryImages:
-    if kind == "SVHN":  # the only one that keeps (N, C, H, W)
-        return expected.images(np.moveaxis(half.data, 1, -1), half.labels)
-    return expected.images(half.data, half.targets)
 
 
 @contextmanager
@@ -224,7 +222,7 @@ def _divided(whole: Listing, config: DataConfig) -> tuple[Parts, Division]:
         passed = whole.passed if part == TRAIN else Passed()
         images: dict[str, list[str]] = {name: [] for name in whole.images}
         names = list(images)
-        for row in division.rows(part).tolist():
+        for row in division.rows[part].tolist():
             images[names[labels[row]]].append(paths[row])
         return Listing(whole.folder, images, passed, part=part)
 
@@ -244,7 +242,8 @@ def _open_arrays(expected: _Expected, _: int) -> Opened:
         if "" in parts:
             division = _division_of(parts[""], expected)
             notes.append(division.says([f"image {number}" for number in range(len(parts[""].labels))]))
-            parts = {part: parts[""].taken(division.rows(part)) for part in (TRAIN, VALIDATION, TEST)}
+            whole = parts[""]
+            parts = {part: ArrayPart(whole.images[rows], whole.labels[rows]) for part, rows in division.rows.items()}
         first, last = parts[TRAIN], parts.get(VALIDATION)
         if last is not None:
             held = torch.arange(len(first.labels) + len(last.labels)) >= len(first.labels)
