@@ -17,7 +17,7 @@ from compiler.errors import RunError
 from compiler.language.config import DataConfig
 from runtime.data.augment import NO_AUGMENTATION, Augment, Draws, Normalise, crop_and_flip, draw, joined, to_float
 from runtime.data.named_sets import Opened, Shape, open_dataset
-from runtime.data.sources import Fetched, Images, MemoryImages, Request, pushed
+from runtime.data.sources import Fetched, FileImages, Images, MemoryImages, Request, pushed
 from runtime.data.split import Split, balanced_order, split_images
 from runtime.data.transforms import GROUP, erased, transformed
 from runtime.seeds import generator, mix
@@ -256,7 +256,7 @@ def channel_statistics(images: Images, rows: Tensor, seed: int) -> tuple[tuple[f
 
     A channel that never changes gets a deviation of 1, because there is nothing to scale.
     """
-    if images.streams:
+    if isinstance(images, FileImages):
         sample = torch.randperm(len(rows), generator=generator(seed, "statistics sample"))
         rows = rows[sample[:_STATISTICS_SAMPLE]]
     requests = (Request(chunk) for chunk in torch.split(rows, _STATISTICS_CHUNK))

@@ -168,7 +168,7 @@ def _bands(page: Image.Image, reading: Reading) -> tuple[Sequence[Image.Image], 
     deep, cut = _deep_colours(page), _is_cut(page)
     if deep is None:
         return _upright(page).split(), Found(cut=int(cut))
-    values, found = scaled(deep, reading.range or 65535.0)
+    values, found = in_range(deep, reading)
     return [Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(values, -1, 0)], found
 
 

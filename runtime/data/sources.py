@@ -49,7 +49,6 @@ class Fetched:
 class MemoryImages:
     """Decoded images, copied to a device when first asked for there if they take at most half of its free memory."""
 
-    streams: ClassVar[bool] = False  # whether images are decoded anew for every request
     random_parts: ClassVar[bool] = False  # whether training takes a random part of each
 
     def __init__(
@@ -106,7 +105,6 @@ class MemoryImages:
 class FileImages:
     """Image files, decoded anew for every request by worker processes."""
 
-    streams: ClassVar[bool] = True
     paths: Sequence[str]
     targets: Tensor
     shape: tuple[int, ...]  # (C, H, W) of what comes out
