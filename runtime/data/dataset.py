@@ -59,7 +59,7 @@ class Loader:
     training: bool
     purpose: str = "evaluation"  # loaders of one seed with different purposes shuffle and augment differently
     seed: int = 0
-    augment: Augment = NO_AUGMENTATION
+    augment: Augment = NO_AUGMENTATION  # of training
     place: Share = HERE
     strata: Tensor | None = None  # (N,) int64 of all images: an epoch has as many of each; None: every image once
     drop_last: bool = True  # of training
@@ -137,7 +137,7 @@ class Loader:
         self, fetched: Fetched, order: Tensor, epoch: int, chunk: Sequence[_Part]
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of a chunk, cropped and flipped together; of images that are decoded anew it is a single one."""
-        device, padding = self.place.device, self.augment.crop_padding if self.training else 0
+        device, padding = self.place.device, self.augment.crop_padding
         rows = torch.cat([order[first:end] for _, first, end in chunk])
         draws = joined([self._draws(epoch, *part) for part in chunk])
         places = torch.cat([torch.arange(first, end) - batch * self.batch_size for batch, first, end in chunk])
@@ -156,12 +156,12 @@ class Loader:
         """Drawn for the global batch, so that each image's draws do not depend on the number of processes."""
         random = generator(self.seed, f"{self.purpose} augmentation", epoch, batch)
         height, width = (1, *self.images.size)[-2:]
-        augment, offset = self.augment if self.training else NO_AUGMENTATION, batch * self.batch_size
-        return draw(augment, self._size(batch), height, width, random).take(slice(first - offset, end - offset))
+        offset = batch * self.batch_size
+        return draw(self.augment, self._size(batch), height, width, random).take(slice(first - offset, end - offset))
 
     def _changed(self, pixels: Tensor, draws: Draws, places: Tensor, epoch: int, batch: int) -> Tensor:
         """Pixels of a batch as what a network reads, after the changes that are not made for many batches together."""
-        augment = self.augment if self.training else NO_AUGMENTATION
+        augment = self.augment
         if not augment.transforms:
             return to_float(pixels, self.normalise, draws, augment.cutout)
         groups = (places // GROUP).tolist()
@@ -181,6 +181,7 @@ class Dataset(Opened):
     task: Task  # what its targets are for
     normalise: Normalise
     seed: int
+    augment: Augment = NO_AUGMENTATION  # of training batches
     white: float = 0.0  # the largest value of images of more than 8 bits; 0: none is
 
     @property
@@ -235,8 +236,9 @@ def load_dataset(config: DataConfig, input_shape: Shape, task: Task, *, seed: in
         own_mean, own_std = channel_statistics(opened.train, training, seed)
         mean, std = mean or own_mean, std or own_std
     return Dataset(
-        **vars(opened) | {"augment": augment_of(config, opened.augment)},
+        **vars(opened),
         config=config,
+        augment=augment_of(config, input_shape[0]),
         task=task.fitted(opened.train.targets, opened.labels),
         normalise=Normalise(mean, std),
         seed=seed,
@@ -244,10 +246,11 @@ def load_dataset(config: DataConfig, input_shape: Shape, task: Task, *, seed: in
     )
 
 
-def augment_of(config: DataConfig, own: Augment) -> Augment:
-    """What training images get by the section `data`, besides what the set always gets."""
+def augment_of(config: DataConfig, channels: int) -> Augment:
+    """What training images get by the section `data`; those of ImageNet always flips and noise, as fb.resnet.torch."""
+    streamed = config.name == "imagenet"
     same = config.model_dump(include={"crop_padding", "resized_crop", "colour_jitter", "erasing"})
-    return replace(own, flip=config.flip or own.flip, policy=config.augment, **same)
+    return Augment(flip=config.flip or streamed, lighting=streamed and channels == 3, policy=config.augment, **same)
 
 
 def channel_statistics(images: Images, rows: Tensor, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -22,7 +22,6 @@ from torch import Tensor
 from compiler.errors import RunError, did_you_mean, one_line
 from compiler.language.config import DataConfig
 from runtime.data.arrays import ArrayPart, over_range, read_arrays
-from runtime.data.augment import NO_AUGMENTATION, Augment
 from runtime.data.decode import TEST_MARGIN
 from runtime.data.divide import Division, divide
 from runtime.data.folders import Listing, Passed
@@ -37,7 +36,6 @@ from runtime.tasks.base import Task
 
 Shape = tuple[int, ...]  # (C, H, W), or (C, T) of signals
 
-IMAGENET = Augment(flip=True, lighting=True)  # what its training images always get, as in fb.resnet.torch
 _IN_MEMORY_BYTES = 2 * 10**9
 _DIGITS_TEST = 360  # of 1797
 
@@ -49,7 +47,6 @@ class Opened:
     train: Images
     test: Images  # for the final figures only; nothing is chosen by it
     labels: tuple[str, ...]  # names of the outputs, as far as they have any
-    augment: Augment = NO_AUGMENTATION  # of training batches: what the set always gets, until the spec adds its own
     listings: tuple[Listing, ...] = ()  # of the parts, where they are files
     notes: tuple[str, ...] = ()  # what is used for what, where it does not say so itself
     held: Tensor | None = None  # (N,) bool of the training images: the validation part, where the set has one
@@ -172,12 +169,12 @@ def _others_wait(root: Path) -> Iterator[None]:
 
 
 def _open_files(expected: _Expected, _: int) -> Opened:
-    """Image files in one of the layouts, brought to the spec's input; of `imagenet` streamed, as in fb.resnet.torch."""
+    """Image files in one of the layouts, brought to the spec's input."""
     opened, hold = _find_files(expected), expected.config.in_memory
-    if expected.config.name == "imagenet":
-        return replace(opened, augment=replace(IMAGENET, lighting=expected.shape[0] == 3))
     needed = (len(opened.train.targets) + len(opened.test.targets)) * math.prod(expected.shape)
-    if needed < _IN_MEMORY_BYTES if hold is None else hold:
+    if hold is None:
+        hold = needed < _IN_MEMORY_BYTES and expected.config.name != "imagenet"
+    if hold:
         train, held = opened.train.in_memory(), opened.held
         if held is not None:
             held = held[torch.tensor([path not in train.skipped for path in train.paths])]
@@ -207,7 +204,7 @@ def _find_files(expected: _Expected) -> Opened:
         kept = set(parts.validation.paths)
         held = torch.tensor([path in kept for path in train.paths])
     labels, note = expected.labels(train, test, names), parts.note
-    return Opened(train, test, labels, NO_AUGMENTATION, parts.listings, (note,) * bool(note), held, division)
+    return Opened(train, test, labels, parts.listings, (note,) * bool(note), held, division)
 
 
 def _divided(whole: Listing, config: DataConfig) -> tuple[Parts, Division]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -46,24 +46,18 @@ class Fetched:
     kept: Tensor | None = None  # (N,) int64 on the CPU; None: all of them, in order
 
 
+@dataclass(eq=False)
 class MemoryImages:
     """Decoded images, copied to a device when first asked for there if they take at most half of its free memory."""
 
     random_parts: ClassVar[bool] = False  # whether training takes a random part of each
+    pixels: InitVar[Tensor]  # (N, H, W, C) or (N, T, C), uint8 or float32, on the CPU
+    targets: Tensor  # (N, ...) of the task, on the CPU
+    skipped: dict[str, str] = field(default_factory=dict)  # unreadable images left out so far: path -> reason
+    found: Found = NOTHING
+    paths: Sequence[str] = ()  # of all files they were read from, also of those left out
 
-    def __init__(
-        self,
-        pixels: Tensor,
-        targets: Tensor,
-        skipped: dict[str, str] | None = None,
-        *,
-        found: Found = NOTHING,
-        paths: Sequence[str] = (),
-    ) -> None:
-        """`pixels`: (N, H, W, C) or (N, T, C), uint8 or float32, `targets`: (N, ...) of the task; both on the CPU."""
-        self.targets, self.found = targets, found
-        self.paths = paths  # of all files they were read from, also of those left out
-        self.skipped = skipped or {}  # unreadable images left out so far: path -> reason
+    def __post_init__(self, pixels: Tensor) -> None:
         self._pixels = {torch.device("cpu"): pixels.contiguous()}
 
     def in_memory(self) -> MemoryImages:
@@ -153,7 +147,7 @@ class FileImages:
         targets = self.targets
         if failures:  # choosing rows copies them all
             pixels, targets = pixels[read], targets[read]
-        return MemoryImages(pixels, targets, self.skipped, found=self.found, paths=self.paths)
+        return MemoryImages(pixels, targets, self.skipped, self.found, self.paths)
 
     def _decoded(self, requests: Iterable[Request], workers: int, pin: bool) -> Iterator[_Decoded]:
         first = next(iter(requests := iter(requests)), None)
