@@ -20,7 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 Pixels = NDArray[Any]  # uint8, or float32 in 0..255 where a file has more than 8 bits
 MODES = {1: "L", 3: "RGB"}  # channel count -> Pillow's name
-_ARRAY_KINDS = ("uint8", "uint16", "float32")
+ARRAY_KINDS = ("uint8", "uint16", "float32")
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 _BITS, _PLANAR, _SAMPLE_FORMAT = 258, 284, 339  # TIFF's tags; a sample format of 2 is a signed integer
 _EXCHANGED = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}  # of Pillow's names for byte orders
@@ -139,8 +139,8 @@ def _learn_heif() -> None:
 
 
 def _array(values: NDArray[Any]) -> NDArray[Any]:
-    if values.dtype.name not in _ARRAY_KINDS or values.ndim not in (2, 3) or not values.size:
-        kinds = ", ".join(_ARRAY_KINDS)
+    if values.dtype.name not in ARRAY_KINDS or values.ndim not in (2, 3) or not values.size:
+        kinds = ", ".join(ARRAY_KINDS)
         raise UnreadableError(f"is {values.shape} {values.dtype}, not (H, W), (H, W, C) or (C, H, W) of {kinds}")
     return values[..., None] if values.ndim == 2 else values
 

@@ -132,7 +132,6 @@ class FileImages:
         """Decode every file once. All unreadable files are found before any is complained about."""
         count, (channels, height, width) = len(self.paths), self.shape
         pixels = torch.empty((count, height, width, channels), dtype=torch.uint8)
-        read = torch.zeros(count, dtype=torch.bool)
         failures: dict[int, str] = {}
         chunks = torch.split(torch.arange(count), _CHUNK)
         workers = processors() if self.workers and count >= _FEW else 0
@@ -140,12 +139,12 @@ class FileImages:
         for rows, (decoded, kept, failed, noted) in zip(chunks, answers, strict=True):
             pixels = pixels.to(torch.promote_types(pixels.dtype, decoded.dtype))
             pixels[rows[kept]] = decoded.to(pixels.dtype)
-            read[rows[kept]] = True
             failures |= failed
             self.noted.update(noted)
         self._leave_out(failures)
         targets = self.targets
         if failures:  # choosing rows copies them all
+            read = torch.tensor([row not in failures for row in range(count)])
             pixels, targets = pixels[read], targets[read]
         return MemoryImages(pixels, targets, self.skipped, self.found, self.paths)
 
