@@ -11,7 +11,6 @@ from runtime.rundir.directory import RunDir
 
 if TYPE_CHECKING:
     from runtime.export.bench import BenchResult
-    from runtime.export.op_times import OpTimes
     from runtime.inference.figures import Evaluation
     from runtime.inference.predict import Prediction
 
@@ -24,17 +23,6 @@ def bench(target: Target = None, **options: Any) -> BenchResult:
 
     path = target.path if isinstance(target, RunDir) else target
     return run_bench(None if path is None else Path(path), **options)
-
-
-def op_times(target: Target = None, **options: Any) -> OpTimes:
-    """Where the time of an exported run (None: the latest) or ONNX file goes, by node and by block of the graph.
-
-    `options`: see `runtime.export.op_times.run_op_times`.
-    """
-    from runtime.export.op_times import run_op_times
-
-    path = target.path if isinstance(target, RunDir) else target
-    return run_op_times(None if path is None else Path(path), **options)
 
 
 def predict(target: Target, images: Iterable[str | os.PathLike[str]], **options: Any) -> list[Prediction]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from graphspec.cli.options import JsonOpt, SetOpt, overrides_of, print_json, say, tell
+from graphspec.cli.options import JsonOpt, SetOpt, deliver, overrides_of, print_json, say, tell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +37,6 @@ def data(
     from runtime.data.health import examine
     from runtime.jobs.logs import Console
     from runtime.reporting.data_page import render
-    from runtime.rundir.files import write_text
 
     config, sizes = _settings(target, overrides_of(settings))
     with Console().progress("images", 1) as advance:
@@ -52,9 +51,7 @@ def data(
         for name, counts in health.counts().items():
             tell(f"  {one_line(name):<14} {', '.join(f'{part} {count:,}'.strip() for part, count in counts.items())}")
     if output or not as_json:
-        page = output or Path("data.html")
-        write_text(page, render(health, _augmented(health, config, sizes)))
-        say(f"wrote {page}")
+        deliver(render(health, _augmented(health, config, sizes)), output or Path("data.html"))
 
 
 def _augmented(health: Health, config: Configuration, sizes: Sequence[int]) -> list[tuple[str, list[Image]]]:

@@ -69,14 +69,15 @@ def bench(
     as_json: JsonOpt = False,
 ) -> None:
     """Measure latency, size and peak memory of an ONNX model, and for a run the same network in torch."""
-    from graphspec import models
+    from runtime.export.bench import run_bench
+    from runtime.export.op_times import run_op_times
 
     batches, counts = _counts(batch, "--batch"), _counts(threads, "--threads")
     result: BenchResult | OpTimes
     if ops:
-        result = models.op_times(target, batch=batches[0], threads=counts[0], seconds=seconds)
+        result = run_op_times(target, batch=batches[0], threads=counts[0], seconds=seconds)
     else:
-        result = models.bench(target, batches=batches, threads=counts, seconds=seconds, quiet=quiet)
+        result = run_bench(target, batches=batches, threads=counts, seconds=seconds, quiet=quiet)
     if as_json:
         print_json(result.as_json())
     else:

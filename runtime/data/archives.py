@@ -36,27 +36,23 @@ _LOCK = threading.Lock()
 class Member(str):
     """The path of a file in an archive, as if that were a folder, and where its bytes lie."""
 
-    archive: str
     name: str
     start: int  # in a tar file; -1 in a zip file
     size: int
     place: str  # the file that its bytes are in
 
-    def __new__(cls, archive: str, name: str, start: int, size: int, place: str) -> Member:
-        """As pickle needs it."""
-        self = super().__new__(cls, f"{archive}/{name}")
-        self.archive, self.name, self.start, self.size, self.place = archive, name, start, size, place
+    @classmethod
+    def of(cls, archive: Path, name: str, start: int, size: int, place: str) -> Member:
+        """The file of this name."""
+        self = cls(f"{archive}/{name}")
+        self.name, self.start, self.size, self.place = name, start, size, place
         return self
-
-    def __getnewargs__(self) -> tuple[Any, ...]:
-        """What it is made of."""
-        return self.archive, self.name, self.start, self.size, self.place
 
     def read(self) -> bytes:
         """Its bytes; OSError or ValueError if they cannot be read."""
         if self.start < 0:
             with _LOCK:
-                return _zip(self.archive).read(self.name)
+                return _zip(self.place).read(self.name)
         with open(self.place, "rb") as file:
             file.seek(self.start)
             return file.read(self.size)
@@ -115,7 +111,7 @@ def _in_zip(archive: Path, passed: Passed) -> Iterator[Member]:
         if info.flag_bits & 1:
             passed.add("file that is encrypted")
         elif not info.is_dir():
-            yield Member(str(archive), info.filename, -1, info.file_size, str(archive))
+            yield Member.of(archive, info.filename, -1, info.file_size, str(archive))
 
 
 def _in_tar(archive: Path, passed: Passed) -> Iterator[Member]:
@@ -125,7 +121,7 @@ def _in_tar(archive: Path, passed: Passed) -> Iterator[Member]:
     with tarfile.open(place, "r:") as file:
         for info in file:
             if info.isreg() and not info.issparse():
-                yield Member(str(archive), info.name, info.offset_data, info.size, place)
+                yield Member.of(archive, info.name, info.offset_data, info.size, place)
             elif not info.isdir():
                 passed.add("link or device")
 

@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from compiler.errors import RunError
 from runtime.data.layouts import TEST, TRAIN, VALIDATION, refuse_unknown
-from runtime.data.pixels import Found, scaled
+from runtime.data.pixels import ARRAY_KINDS, Found, Reading, in_range
 from runtime.rundir.files import checked, guarded
 
-KINDS = ("uint8", "uint16", "float32")
 MOST = 10**6  # the highest number of a class: those below it have names too
 _SUFFIXES = {TRAIN: "_train", VALIDATION: "_val", TEST: "_test", "": ""}
 
@@ -33,10 +32,6 @@ class ArrayPart(NamedTuple):
     def shape(self) -> tuple[int, ...]:
         """(C, H, W) or (C, T)."""
         return (self.images.shape[-1], *self.images.shape[1:-1])
-
-    def taken(self, rows: NDArray[np.int64]) -> ArrayPart:
-        """Some of them."""
-        return ArrayPart(self.images[rows], self.labels[rows])
 
 
 class ArraySet(NamedTuple):
@@ -84,8 +79,7 @@ def over_range(images: NDArray[Any], white: float | None) -> tuple[NDArray[Any],
     """
     if images.dtype == np.uint8:
         return images, [Found()] * len(images)
-    white = white or (1.0 if images.dtype.kind == "f" else float(np.iinfo(images.dtype).max))
-    parts = [scaled(image, white) for image in images]
+    parts = [in_range(image, Reading(range=white)) for image in images]
     return np.stack([pixels for pixels, _ in parts]), [found for _, found in parts]
 
 
@@ -169,10 +163,10 @@ def _images(files: _Files, name: str, shape: Sequence[int] | None, *, look: bool
     """An array with channels last."""
     images = _array(files, name, look=look)
     signals = shape is not None and len(shape) == 2
-    if images.dtype.name not in KINDS or images.ndim not in ((2, 3) if signals else (3, 4)):
+    if images.dtype.name not in ARRAY_KINDS or images.ndim not in ((2, 3) if signals else (3, 4)):
         wanted = "(N, T) or (N, C, T)" if signals else "(N, H, W), (N, H, W, C) or (N, C, H, W)"
         found = f"{name} is {images.shape} {images.dtype}"
-        raise RunError(f"{files[name][0]}: {found}, not {wanted} of {', '.join(KINDS)}")
+        raise RunError(f"{files[name][0]}: {found}, not {wanted} of {', '.join(ARRAY_KINDS)}")
     if images.ndim == (2 if signals else 3):
         return images[..., None]
     given = tuple(shape or ())

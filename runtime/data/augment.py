@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,8 +54,7 @@ class Normalise:
     std: tuple[float, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Draws:
+class Draws(NamedTuple):
     """The random choices of one batch of N images; None where the augmentation does not ask for them."""
 
     offset: Tensor | None = None  # (N, 2) int64: top and left of the crop in the padded image
@@ -64,18 +64,16 @@ class Draws:
 
     def take(self, rows: slice | Tensor) -> Draws:
         """The choices of these images only."""
-        return Draws(*(None if x is None else x[rows] for x in (self.offset, self.flip, self.centre, self.shift)))
+        return Draws(*(None if x is None else x[rows] for x in self))
 
     def to(self, device: torch.device) -> Draws:
         """The same choices on another device, without waiting for what it is doing."""
-        fields = (self.offset, self.flip, self.centre, self.shift)
-        return Draws(*(None if x is None else pushed(x, device) for x in fields))
+        return Draws(*(None if x is None else pushed(x, device) for x in self))
 
 
 def joined(draws: Sequence[Draws]) -> Draws:
     """The choices of several batches, one after the other."""
-    fields = ((d.offset, d.flip, d.centre, d.shift) for d in draws)
-    each = ([x for x in field if x is not None] for field in zip(*fields, strict=True))
+    each = ([x for x in field if x is not None] for field in zip(*draws, strict=True))
     return Draws(*(torch.cat(found) if found else None for found in each))
 
 

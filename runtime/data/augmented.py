@@ -13,7 +13,7 @@ from compiler.language.config import Configuration
 from runtime.data.augment import Augment, Normalise
 from runtime.data.dataset import Loader, augment_of
 from runtime.data.health import Health, Item
-from runtime.data.named_sets import IMAGENET, reading_of
+from runtime.data.named_sets import reading_of
 from runtime.data.pixels import fit
 from runtime.data.sources import FileImages, Images, MemoryImages
 
@@ -27,8 +27,7 @@ def augmented(health: Health, config: Configuration, sizes: Sequence[int]) -> It
 
     `sizes` are height and width of the network's input; empty: unknown.
     """
-    streamed = config.data.name == "imagenet"
-    augment = replace(augment_of(config.data, IMAGENET if streamed else Augment()), cutout=config.retrain.cutout)
+    augment = replace(augment_of(config.data, 3), cutout=config.retrain.cutout)
     items = [item for item in health.readable if item.part == health.parts[0]]
     chosen = items[:: max(1, len(items) // IMAGES)][:IMAGES]
     if not chosen or augment == Augment():

@@ -17,7 +17,7 @@ from compiler.errors import RunError
 from compiler.language.config import DataConfig
 from runtime.data.augment import NO_AUGMENTATION, Augment, Draws, Normalise, crop_and_flip, draw, joined, to_float
 from runtime.data.named_sets import Opened, Shape, open_dataset
-from runtime.data.sources import Fetched, Images, MemoryImages, Request, pushed
+from runtime.data.sources import Fetched, FileImages, Images, MemoryImages, Request, pushed
 from runtime.data.split import Split, balanced_order, split_images
 from runtime.data.transforms import GROUP, erased, transformed
 from runtime.seeds import generator, mix
@@ -59,7 +59,7 @@ class Loader:
     training: bool
     purpose: str = "evaluation"  # loaders of one seed with different purposes shuffle and augment differently
     seed: int = 0
-    augment: Augment = NO_AUGMENTATION
+    augment: Augment = NO_AUGMENTATION  # of training
     place: Share = HERE
     strata: Tensor | None = None  # (N,) int64 of all images: an epoch has as many of each; None: every image once
     drop_last: bool = True  # of training
@@ -137,7 +137,7 @@ class Loader:
         self, fetched: Fetched, order: Tensor, epoch: int, chunk: Sequence[_Part]
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of a chunk, cropped and flipped together; of images that are decoded anew it is a single one."""
-        device, padding = self.place.device, self.augment.crop_padding if self.training else 0
+        device, padding = self.place.device, self.augment.crop_padding
         rows = torch.cat([order[first:end] for _, first, end in chunk])
         draws = joined([self._draws(epoch, *part) for part in chunk])
         places = torch.cat([torch.arange(first, end) - batch * self.batch_size for batch, first, end in chunk])
@@ -156,12 +156,12 @@ class Loader:
         """Drawn for the global batch, so that each image's draws do not depend on the number of processes."""
         random = generator(self.seed, f"{self.purpose} augmentation", epoch, batch)
         height, width = (1, *self.images.size)[-2:]
-        augment, offset = self.augment if self.training else NO_AUGMENTATION, batch * self.batch_size
-        return draw(augment, self._size(batch), height, width, random).take(slice(first - offset, end - offset))
+        offset = batch * self.batch_size
+        return draw(self.augment, self._size(batch), height, width, random).take(slice(first - offset, end - offset))
 
     def _changed(self, pixels: Tensor, draws: Draws, places: Tensor, epoch: int, batch: int) -> Tensor:
         """Pixels of a batch as what a network reads, after the changes that are not made for many batches together."""
-        augment = self.augment if self.training else NO_AUGMENTATION
+        augment = self.augment
         if not augment.transforms:
             return to_float(pixels, self.normalise, draws, augment.cutout)
         groups = (places // GROUP).tolist()
@@ -177,14 +177,12 @@ class Loader:
 class Dataset(Opened):
     """A data set that fits the spec, with what is needed to make loaders of it."""
 
-    name: str
+    config: DataConfig
     task: Task  # what its targets are for
     normalise: Normalise
     seed: int
-    validation_share: float
-    balanced: bool = False  # whether training has as many images of every class
+    augment: Augment = NO_AUGMENTATION  # of training batches
     white: float = 0.0  # the largest value of images of more than 8 bits; 0: none is
-    drop_last: bool = True  # images that fill no batch of training
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -194,7 +192,7 @@ class Dataset(Opened):
     def split(self, weight_part: float) -> Split:
         """The training images divided for search; `.training` of it for retraining."""
         targets = self.train.targets
-        strata, share = self.task.strata(targets), self.validation_share
+        strata, share = self.task.strata(targets), self.config.validation
         return split_images(targets, strata, weight_part, share, self.seed, self.held)
 
     def training_loader(
@@ -211,8 +209,8 @@ class Dataset(Opened):
             seed=self.seed,
             augment=replace(self.augment, cutout=cutout),
             place=place,
-            strata=self.task.strata(self.train.targets) if self.balanced else None,
-            drop_last=self.drop_last,
+            strata=self.task.strata(self.train.targets) if self.config.sampling == "balanced" else None,
+            drop_last=self.config.drop_last,
         )
 
     def evaluation_loader(self, rows: Tensor | None, batch_size: int, place: Share = HERE) -> Loader:
@@ -238,29 +236,21 @@ def load_dataset(config: DataConfig, input_shape: Shape, task: Task, *, seed: in
         own_mean, own_std = channel_statistics(opened.train, training, seed)
         mean, std = mean or own_mean, std or own_std
     return Dataset(
-        **vars(opened) | {"augment": augment_of(config, opened.augment)},
-        name=config.name,
+        **vars(opened),
+        config=config,
+        augment=augment_of(config, input_shape[0]),
         task=task.fitted(opened.train.targets, opened.labels),
         normalise=Normalise(mean, std),
         seed=seed,
-        validation_share=config.validation,
-        balanced=config.sampling == "balanced",
         white=(opened.train.found + opened.test.found).white,
-        drop_last=config.drop_last,
     )
 
 
-def augment_of(config: DataConfig, own: Augment) -> Augment:
-    """What training images get by the section `data`, besides what the set always gets."""
-    return replace(
-        own,
-        crop_padding=config.crop_padding,
-        flip=config.flip or own.flip,
-        resized_crop=config.resized_crop,
-        policy=config.augment,
-        colour_jitter=config.colour_jitter,
-        erasing=config.erasing,
-    )
+def augment_of(config: DataConfig, channels: int) -> Augment:
+    """What training images get by the section `data`; those of ImageNet always flips and noise, as fb.resnet.torch."""
+    streamed = config.name == "imagenet"
+    same = config.model_dump(include={"crop_padding", "resized_crop", "colour_jitter", "erasing"})
+    return Augment(flip=config.flip or streamed, lighting=streamed and channels == 3, policy=config.augment, **same)
 
 
 def channel_statistics(images: Images, rows: Tensor, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -269,7 +259,7 @@ def channel_statistics(images: Images, rows: Tensor, seed: int) -> tuple[tuple[f
 
     A channel that never changes gets a deviation of 1, because there is nothing to scale.
     """
-    if images.streams:
+    if isinstance(images, FileImages):
         sample = torch.randperm(len(rows), generator=generator(seed, "statistics sample"))
         rows = rows[sample[:_STATISTICS_SAMPLE]]
     requests = (Request(chunk) for chunk in torch.split(rows, _STATISTICS_CHUNK))

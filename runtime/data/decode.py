@@ -33,9 +33,12 @@ def decode(path: str, shape: tuple[int, ...], reading: Reading, key: int | None)
     if key is None:
         return read_pixels(source(path), shape, reading)
     planes, found = read_planes(source(path), shape[0], reading)
-    choices = torch.Generator().manual_seed(key)
-    part = _random_part(planes[0].size, shape, choices)
-    return _jitter([_cut_out(plane, shape, part) for plane in planes], shape[0], choices), found
+    choices, size = torch.Generator().manual_seed(key), (shape[2], shape[1])
+    if part := _random_part(planes[0].size, shape, choices):
+        cut = [plane.resize(size, Image.Resampling.BICUBIC, box=part) for plane in planes]
+    else:
+        cut = [fit(plane, shape) for plane in planes]
+    return _jitter(cut, shape[0], choices), found
 
 
 def _random_part(size: tuple[int, int], shape: tuple[int, ...], choices: torch.Generator) -> _Box | None:
@@ -51,12 +54,6 @@ def _random_part(size: tuple[int, int], shape: tuple[int, ...], choices: torch.G
             top = int(down * (full_height - height + 1))
             return left, top, left + width, top + height
     return None
-
-
-def _cut_out(plane: Image.Image, shape: tuple[int, ...], part: _Box | None) -> Image.Image:
-    """A part of an image, or the central one, scaled to HxW."""
-    _, height, width = shape
-    return plane.resize((width, height), Image.Resampling.BICUBIC, box=part) if part else fit(plane, shape)
 
 
 def _jitter(planes: Sequence[Image.Image], channels: int, choices: torch.Generator) -> Pixels:

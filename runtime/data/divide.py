@@ -24,17 +24,13 @@ _SHOWN = 3  # groups of near-duplicates that are named
 class Division:
     """Which part each image is in."""
 
-    parts: NDArray[np.int64]  # (N,) places in PARTS
+    rows: dict[str, NDArray[np.int64]]  # by part, of PARTS: numbers of its images, in order
     facts: DivisionFacts
     alike: tuple[tuple[int, ...], ...] = ()  # numbers of images that are near-duplicates of each other
 
-    def rows(self, part: str) -> NDArray[np.int64]:
-        """Numbers of the images of a part, in order."""
-        return np.flatnonzero(self.parts == PARTS.index(part))
-
     def says(self, names: Sequence[str]) -> str:
         """For people; `names` are those of all images."""
-        counts = ", ".join(f"{part} {len(self.rows(part)):,}" for part in PARTS)
+        counts = ", ".join(f"{part} {len(rows):,}" for part, rows in self.rows.items())
         said = f"divided here (data.split_seed {self.facts.seed}): {counts}"
         if self.alike:
             near = f"{self.facts.near_duplicates:,} images are near-duplicates of others, in {len(self.alike):,} groups"
@@ -62,15 +58,16 @@ def divide(labels: NDArray[np.int64], same: NDArray[np.int64], config: DataConfi
     drawn = random.permutation(len(sizes))
     turn = np.lexsort((drawn, -sizes))
     members = np.split(np.argsort(group, kind="stable"), np.cumsum(sizes)[:-1])
-    parts = np.zeros(len(labels), np.int64)
+    places = np.zeros(len(labels), np.int64)
     for number in turn.tolist():
         rows = members[number]
         needs = owed[labels[rows]].sum(0)
         part = int(needs.argmax())
-        parts[rows] = part
+        places[rows] = part
         np.subtract.at(owed, (labels[rows], part), 1)
-    for place, name in enumerate(PARTS):
-        if not (parts == place).any():
+    parts = {name: np.flatnonzero(places == place) for place, name in enumerate(PARTS)}
+    for name, rows in parts.items():
+        if not len(rows):
             raise RunError(
                 f"of {len(labels):,} images none is left for {name}, with data.test: {config.test:g}, data.validation: "
                 f"{config.validation:g} and {len(sizes):,} images that are no near-duplicates of others\n"

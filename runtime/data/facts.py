@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from compiler.language.config import DataConfig
 from runtime.data.archives import beginning, size_of
 from runtime.data.augment import Normalise
 from runtime.data.dataset import HERE, Dataset
-from runtime.data.divide import PARTS, Division
+from runtime.data.divide import Division
 from runtime.data.layouts import data_root
 from runtime.data.named_sets import Shape
 from runtime.data.pixels import Found
@@ -55,7 +54,7 @@ def facts_of(dataset: Dataset, config: DataConfig) -> DataFacts:
 def _part(dataset: Dataset, images: Images, root: Path) -> PartFacts:
     strata = dataset.task.strata(images.targets)
     counts = () if strata is None else tuple(torch.unique(strata, return_counts=True)[1].tolist())
-    digest = "" if dataset.name == "fake" else _digest(images, root)
+    digest = "" if dataset.config.name == "fake" else _digest(images, root)
     return PartFacts(images=len(images.targets), counts=counts, digest=digest)
 
 
@@ -121,10 +120,9 @@ def _split_table(dataset: Dataset, division: Division, root: str) -> str:
         for path in paths
     ]
     if not dataset.listings:
-        rows = np.concatenate([division.rows(part) for part in PARTS])
+        rows = [(str(row), part) for part, rows in division.rows.items() for row in rows]
         targets = torch.cat((dataset.train.targets, dataset.test.targets))
-        named = zip(rows, targets, strict=True)
-        lines = [(str(row), dataset.labels[target], PARTS[division.parts[row]]) for row, target in named]
+        lines = [(row, dataset.labels[target], part) for (row, part), target in zip(rows, targets, strict=True)]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("path", "label", "part"), *lines])
     return text.getvalue()
@@ -149,10 +147,9 @@ def recorded_dataset(facts: DataFacts, folder: JobDir, task: Task, shape: Shape,
         images,
         images,
         facts.labels,
-        name=facts.name,
+        config=DataConfig(name=facts.name, validation=share),
         task=task,
         normalise=Normalise(facts.mean, facts.std),
         seed=seed,
-        validation_share=share,
         white=facts.white or (65535.0 if found.deep else 0.0),
     )

@@ -88,7 +88,7 @@ def _looked_up(config: DataConfig, sizes: bool) -> tuple[int, tuple[int, ...]] |
     from runtime.data.looks import look_at_all
 
     train = find_parts(config, COUNTED).train
-    paths = [path for paths in train.images.values() for path in paths]
+    paths = train.paths
     looks = look_at_all(paths[:: -(-len(paths) // _LOOKED_AT)]) if sizes else []
     return len(train.images), _input_for([look for look in looks if not look.error])
 

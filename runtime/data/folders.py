@@ -67,14 +67,9 @@ class Listing:
     part: str = ""  # what it is called; empty: as the folder
 
     @property
-    def total(self) -> int:
-        """How many images were found."""
-        return sum(map(len, self.images.values()))
-
-    @property
-    def first(self) -> str:
-        """An image."""
-        return next((paths[0] for paths in self.images.values() if paths), "")
+    def paths(self) -> list[str]:
+        """All images, class by class."""
+        return [path for paths in self.images.values() for path in paths]
 
     def line(self) -> str:
         """The images per class, for people."""
@@ -82,7 +77,7 @@ class Listing:
         each = ", ".join(f"{name} {count:,}" for name, count in counts.items())
         if len(counts) > _SHOWN:
             each = f"{min(counts.values()):,} to {max(counts.values()):,} each"
-        return f"{self.part or self.folder.name}: {self.total:,} images of {len(counts):,} classes ({each})"
+        return f"{self.part or self.folder.name}: {len(self.paths):,} images of {len(counts):,} classes ({each})"
 
 
 def list_images(folder: Path, *, nested: bool = False, most: int | None = None, ignore: Sequence[str] = ()) -> Listing:
@@ -92,10 +87,6 @@ def list_images(folder: Path, *, nested: bool = False, most: int | None = None, 
     only. RunError if something cannot be read; see `refuse_empty`.
     """
     passed, images, found = Passed(), dict[str, list[str]](), 0
-    with guarded(folder, "read"):
-        for entry in os.scandir(folder):
-            if os.path.isfile(entry.path) and not kind_of(entry.name):
-                passed.add("image beside the class folders")
     walk = _Walk(folder, passed)
     for path in walk.classes():
         within = nested or most is None or found <= most
@@ -133,63 +124,64 @@ class _Walk:
 
     def __init__(self, folder: Path, passed: Passed) -> None:
         self._folder, self._passed = folder, passed
-        self._homes = {os.path.realpath(folder), os.path.realpath(folder.parent)}  # the part may lie elsewhere
+        self._homes = {_real(folder), _real(folder.parent)}  # the part may lie elsewhere
         self._seen: set[tuple[int, int]] = set()
 
     def classes(self) -> list[str]:
         """Paths of the class folders, which from now on count as there; RunError if they cannot be read."""
         with guarded(self._folder, "read"):
-            found = self._below(sorted(os.scandir(self._folder), key=lambda entry: entry.name))
-        self._homes |= {os.path.realpath(path) for path in found}
+            entries = list(os.scandir(self._folder))
+        for entry in entries:
+            if os.path.isfile(entry.path) and not kind_of(entry.name):
+                self._passed.add("image beside the class folders")
+        names = self._entered(self._folder, [entry.name for entry in entries if os.path.isdir(entry.path)])
+        found = [os.path.join(self._folder, name) for name in names]
+        self._homes |= {_real(path) for path in found}
         return found
 
     def images_in(self, folder: str) -> list[str]:
         """The paths of the images in a class folder; everything else is counted."""
         found: list[str] = []
-        left = [folder]
-        while left:
-            place = left.pop()
-            try:
-                info, entries = os.stat(place), sorted(os.scandir(place), key=lambda entry: entry.name)
-            except OSError:
-                self._pass("folder that cannot be read", place)
-                continue
+        for place, folders, files in os.walk(folder, onerror=self._unreadable, followlinks=True):
+            info = os.stat(place)
             if (info.st_dev, info.st_ino) in self._seen:
                 self._pass(THERE, place)
+                folders.clear()
                 continue
             self._seen.add((info.st_dev, info.st_ino))
-            left += reversed(self._below(entries))
-            for entry in entries:
-                if os.path.isdir(entry.path):
-                    continue
-                if kind := kind_of(entry.name):
+            folders[:] = self._entered(place, folders)
+            for name in sorted(files):
+                path = os.path.join(place, name)
+                if kind := kind_of(name):
                     self._passed.add(kind)
-                elif kind := _special(entry.path):
-                    self._pass(kind, entry.path)
+                elif kind := _special(path):
+                    self._pass(kind, path)
                 else:
-                    found.append(entry.path)
+                    found.append(path)
         return sorted(found, key=os.path.split)
 
-    def _below(self, entries: Sequence[os.DirEntry[str]]) -> list[str]:
-        """Paths of the folders among these that are gone into."""
+    def _unreadable(self, error: OSError) -> None:
+        self._pass("folder that cannot be read", error.filename)
+
+    def _entered(self, place: str | Path, folders: Sequence[str]) -> list[str]:
+        """Those of the folders in a place that are gone into, in order."""
         found = []
-        for entry in entries:
-            if not os.path.isdir(entry.path):
-                continue
-            if is_hidden(entry.name):
-                self._passed.add(f"folder {one_line(entry.name)}")
-            elif entry.is_symlink() and not self._homes.isdisjoint(_with_parents(os.path.realpath(entry.path))):
-                self._pass(THERE, entry.path)
+        for name in sorted(folders):
+            path = os.path.join(place, name)
+            if is_hidden(name):
+                self._passed.add(f"folder {one_line(name)}")
+            elif os.path.islink(path) and self._homes & {real := _real(path), *real.parents}:
+                self._pass(THERE, path)
             else:
-                found.append(entry.path)
+                found.append(name)
         return found
 
     def _pass(self, kind: str, path: str) -> None:
         self._passed.add(kind, one_line(os.path.relpath(path, self._folder)))
 
 
-def _with_parents(path: str) -> tuple[str, ...]:
-    return (path, *map(str, Path(path).parents))
+def _real(path: str | Path) -> Path:
+    return Path(os.path.realpath(path))
 
 
 def _special(path: str) -> str:

@@ -91,7 +91,7 @@ def _in_folder(config: DataConfig, most: int | None) -> Parts:
         parts[TEST] = parts.pop(VALIDATION)  # the test images of ImageNet have no labels
     whole = config.name == "folder" and not parts
     train = list_images(root, nested=config.nested, most=most, ignore=config.ignore) if whole and names else None
-    if train is not None and train.total:
+    if train is not None and train.paths:
         return Parts(refuse_empty(train))
     if not {TRAIN, TEST} <= set(parts):
         other = f"; passed over: {train.passed}" if train is not None and train.passed.counts else ""

@@ -21,7 +21,7 @@ from PIL import ExifTags, Image
 from runtime.data.archives import source
 from runtime.data.arrays import over_range
 from runtime.data.pictures import first_channels, picture
-from runtime.data.pixels import DARK, READING, Found, Reading, channels_last, load, mode_of, opened, pages_of
+from runtime.data.pixels import DARK, GREY, READING, Found, Reading, channels_last, load, mode_of, opened, pages_of
 
 NEAR = 8.0
 _BRIGHTER = 2.0  # of 255: what compression leaves of a plain ground is less
@@ -138,7 +138,7 @@ def _pairs(small: NDArray[np.uint8], bits: int) -> Iterator[tuple[_Rows, _Rows]]
 
     Of bits + 1 parts of two hashes one at least is equal, so that only images with an equal part are compared.
     """
-    grey = small.reshape(-1, _SMALL[1], _SMALL[0], 3) @ np.array([0.299, 0.587, 0.114])
+    grey = small.reshape(-1, _SMALL[1], _SMALL[0], 3) @ np.array(GREY)
     brighter = (grey[:, :, 1:] > grey[:, :, :-1] + _BRIGHTER).reshape(len(small), 64)
     hashes = np.packbits(brighter, axis=1).view(np.uint64).ravel()
     for columns in np.array_split(np.arange(64), bits + 1):

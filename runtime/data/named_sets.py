@@ -6,6 +6,7 @@ What can be known without decoding images is checked first: that the set is ther
 from __future__ import annotations
 
 import fcntl
+import math
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -21,7 +22,6 @@ from torch import Tensor
 from compiler.errors import RunError, did_you_mean, one_line
 from compiler.language.config import DataConfig
 from runtime.data.arrays import ArrayPart, over_range, read_arrays
-from runtime.data.augment import NO_AUGMENTATION, Augment
 from runtime.data.decode import TEST_MARGIN
 from runtime.data.divide import Division, divide
 from runtime.data.folders import Listing, Passed
@@ -36,7 +36,6 @@ from runtime.tasks.base import Task
 
 Shape = tuple[int, ...]  # (C, H, W), or (C, T) of signals
 
-IMAGENET = Augment(flip=True, lighting=True)  # what its training images always get, as in fb.resnet.torch
 _IN_MEMORY_BYTES = 2 * 10**9
 _DIGITS_TEST = 360  # of 1797
 
@@ -48,7 +47,6 @@ class Opened:
     train: Images
     test: Images  # for the final figures only; nothing is chosen by it
     labels: tuple[str, ...]  # names of the outputs, as far as they have any
-    augment: Augment = NO_AUGMENTATION  # of training batches: what the set always gets, until the spec adds its own
     listings: tuple[Listing, ...] = ()  # of the parts, where they are files
     notes: tuple[str, ...] = ()  # what is used for what, where it does not say so itself
     held: Tensor | None = None  # (N,) bool of the training images: the validation part, where the set has one
@@ -135,7 +133,11 @@ def _open_torchvision(expected: _Expected, _: int) -> Opened:
     halves = [{"split": "train"}, {"split": "test"}] if kind == "SVHN" else [{"train": True}, {"train": False}]
     train, test = (_half(expected, kind, half) for half in halves)
     names = getattr(train, "classes", [str(digit) for digit in range(10)])
-    return _opened(expected, _images(expected, kind, train), _images(expected, kind, test), names)
+    if kind == "SVHN":  # the only one that keeps (N, C, H, W)
+        first, last = (expected.images(np.moveaxis(half.data, 1, -1), half.labels) for half in (train, test))
+    else:
+        first, last = (expected.images(half.data, half.targets) for half in (train, test))
+    return _opened(expected, first, last, names)
 
 
 def _half(expected: _Expected, kind: str, half: dict[str, Any]) -> Any:
@@ -156,12 +158,6 @@ def _half(expected: _Expected, kind: str, half: dict[str, Any]) -> Any:
         ) from error
 
 
-def _images(expected: _Expected, kind: str, half: Any) -> MemoryImages:
-    if kind == "SVHN":  # the only one that keeps (N, C, H, W)
-        return expected.images(np.moveaxis(half.data, 1, -1), half.labels)
-    return expected.images(half.data, half.targets)
-
-
 @contextmanager
 def _others_wait(root: Path) -> Iterator[None]:
     """One process at a time fetches to a folder: those that start together would write over each other's files."""
@@ -174,11 +170,11 @@ def _others_wait(root: Path) -> Iterator[None]:
 
 def _open_files(expected: _Expected, _: int) -> Opened:
     """Image files in one of the layouts, brought to the spec's input."""
-    opened = _find_files(expected, random_parts=False)
-    channels, height, width = expected.shape
-    needed = (len(opened.train.targets) + len(opened.test.targets)) * channels * height * width
-    hold = expected.config.in_memory
-    if needed < _IN_MEMORY_BYTES if hold is None else hold:
+    opened, hold = _find_files(expected), expected.config.in_memory
+    needed = (len(opened.train.targets) + len(opened.test.targets)) * math.prod(expected.shape)
+    if hold is None:
+        hold = needed < _IN_MEMORY_BYTES and expected.config.name != "imagenet"
+    if hold:
         train, held = opened.train.in_memory(), opened.held
         if held is not None:
             held = held[torch.tensor([path not in train.skipped for path in train.paths])]
@@ -186,17 +182,11 @@ def _open_files(expected: _Expected, _: int) -> Opened:
     return opened
 
 
-def _open_imagenet(expected: _Expected, _: int) -> Opened:
-    """The same layout with val/ (or test/), streamed, augmented as fb.resnet.torch does."""
-    opened = _find_files(expected, random_parts=True)
-    return replace(opened, augment=replace(IMAGENET, lighting=expected.shape[0] == 3))
-
-
-def _find_files(expected: _Expected, *, random_parts: bool) -> Opened:
+def _find_files(expected: _Expected) -> Opened:
     config = expected.config
     check_files_fit(config.name, expected.shape)
     parts, division = find_parts(config), None
-    check_files_fit(config.name, expected.shape, parts.train.first)
+    check_files_fit(config.name, expected.shape, parts.train.paths[:1])
     if parts.test is None:
         parts, division = _divided(parts.train, config)
     names = tuple(parts.train.images)
@@ -205,20 +195,21 @@ def _find_files(expected: _Expected, *, random_parts: bool) -> Opened:
         numbered = [(path, at) for at, name in enumerate(names) for one in listings for path in one.images[name]]
         paths, numbers = [path for path, _ in numbered], torch.tensor([number for _, number in numbered])
         targets, skip, reading = expected.task.targets(numbers), config.skip_corrupt, reading_of(config)
-        return FileImages(paths, targets, expected.shape, random_parts, config.workers, skip, reading=reading)
+        streamed = config.name == "imagenet"
+        return FileImages(paths, targets, expected.shape, streamed, config.workers, skip, reading=reading)
 
     *first, last = parts.listings
     train, test, held = images(*first), images(last), None
     if parts.validation is not None:
-        kept = {path for paths in parts.validation.images.values() for path in paths}
+        kept = set(parts.validation.paths)
         held = torch.tensor([path in kept for path in train.paths])
     labels, note = expected.labels(train, test, names), parts.note
-    return Opened(train, test, labels, NO_AUGMENTATION, parts.listings, (note,) * bool(note), held, division)
+    return Opened(train, test, labels, parts.listings, (note,) * bool(note), held, division)
 
 
 def _divided(whole: Listing, config: DataConfig) -> tuple[Parts, Division]:
     """A set without parts, divided; files that cannot be read are near-duplicates of none."""
-    paths = [path for paths in whole.images.values() for path in paths]
+    paths = whole.paths
     labels = np.repeat(np.arange(len(whole.images)), [len(paths) for paths in whole.images.values()])
     looks = [Look()] * len(paths) if config.near_duplicates is None else look_at_all(paths, reading_of(config))
     same = near_duplicates(looks, config.near_duplicates)
@@ -228,7 +219,7 @@ def _divided(whole: Listing, config: DataConfig) -> tuple[Parts, Division]:
         passed = whole.passed if part == TRAIN else Passed()
         images: dict[str, list[str]] = {name: [] for name in whole.images}
         names = list(images)
-        for row in division.rows(part).tolist():
+        for row in division.rows[part].tolist():
             images[names[labels[row]]].append(paths[row])
         return Listing(whole.folder, images, passed, part=part)
 
@@ -248,7 +239,8 @@ def _open_arrays(expected: _Expected, _: int) -> Opened:
         if "" in parts:
             division = _division_of(parts[""], expected)
             notes.append(division.says([f"image {number}" for number in range(len(parts[""].labels))]))
-            parts = {part: parts[""].taken(division.rows(part)) for part in (TRAIN, VALIDATION, TEST)}
+            whole = parts[""]
+            parts = {part: ArrayPart(whole.images[rows], whole.labels[rows]) for part, rows in division.rows.items()}
         first, last = parts[TRAIN], parts.get(VALIDATION)
         if last is not None:
             held = torch.arange(len(first.labels) + len(last.labels)) >= len(first.labels)
@@ -319,6 +311,6 @@ SETS: dict[str, Callable[[_Expected, int], Opened]] = {
     "folder": _open_files,
     "table": _open_files,
     "arrays": _open_arrays,
-    "imagenet": _open_imagenet,
+    "imagenet": _open_files,
     "fake": _open_fake,
 }

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 Pixels = NDArray[Any]  # uint8, or float32 in 0..255 where a file has more than 8 bits
 MODES = {1: "L", 3: "RGB"}  # channel count -> Pillow's name
-_ARRAY_KINDS = ("uint8", "uint16", "float32")
+ARRAY_KINDS = ("uint8", "uint16", "float32")
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 _BITS, _PLANAR, _SAMPLE_FORMAT = 258, 284, 339  # TIFF's tags; a sample format of 2 is a signed integer
 _EXCHANGED = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}  # of Pillow's names for byte orders
@@ -73,14 +73,9 @@ class Found:
 def read_pixels(path: Any, shape: tuple[int, ...], reading: Reading) -> tuple[Pixels, Found]:
     """The image file as (H, W, C), for a network input `shape` (C, H, W); see `read_planes` and `fit`."""
     planes, found = read_planes(path, shape[0], reading)
-    return fit_all(planes, shape, reading), found
-
-
-def fit_all(planes: Sequence[Image.Image], shape: tuple[int, ...], reading: Reading) -> Pixels:
-    """Planes of an image as (H, W, C), each brought to HxW; three of them are the colours of the background, too."""
-    tones = reading.background if len(planes) == 3 else ()
+    tones = reading.background if len(planes) == 3 else ()  # three planes are the colours of the background, too
     grounds = [replace(reading, background=(tone,) * 3) for tone in tones] or [reading] * len(planes)
-    return _together([fit(plane, shape, own) for plane, own in zip(planes, grounds, strict=True)], shape[0])
+    return _together([fit(plane, shape, own) for plane, own in zip(planes, grounds, strict=True)], shape[0]), found
 
 
 def read_whole(path: Any, channels: int, reading: Reading) -> Pixels:
@@ -99,7 +94,7 @@ def read_planes(path: Any, channels: int, reading: Reading) -> tuple[list[Image.
     colours, a grey image for each channel. UnreadableError when the file is damaged or has other channels.
     """
     with unreadable(), opened(path) as file:
-        if isinstance(file, Image.Image) and channels in MODES and not _is_stack(file, channels):
+        if isinstance(file, Image.Image) and channels in MODES and (channels == 1 or pages_of(file) != channels):
             return load(file, channels, reading)
         return _planes(file, channels, reading)
 
@@ -144,8 +139,8 @@ def _learn_heif() -> None:
 
 
 def _array(values: NDArray[Any]) -> NDArray[Any]:
-    if values.dtype.name not in _ARRAY_KINDS or values.ndim not in (2, 3) or not values.size:
-        kinds = ", ".join(_ARRAY_KINDS)
+    if values.dtype.name not in ARRAY_KINDS or values.ndim not in (2, 3) or not values.size:
+        kinds = ", ".join(ARRAY_KINDS)
         raise UnreadableError(f"is {values.shape} {values.dtype}, not (H, W), (H, W, C) or (C, H, W) of {kinds}")
     return values[..., None] if values.ndim == 2 else values
 
@@ -167,32 +162,23 @@ def pages_of(file: Image.Image) -> int:
     return int(getattr(file, "n_frames", 1)) if file.format == "TIFF" else 1
 
 
-def _is_stack(file: Image.Image, channels: int) -> bool:
-    """Whether the pages of a TIFF file are the channels."""
-    return channels > 1 and pages_of(file) == channels
-
-
-def _pages(file: Image.Image) -> Iterator[Image.Image]:
-    """The pages of a TIFF file, one after the other the same object; of others the first image."""
-    for page in range(pages_of(file)):
-        file.seek(page)
-        yield file
-
-
 def _bands(page: Image.Image, reading: Reading) -> tuple[Sequence[Image.Image], Found]:
     if len(page.getbands()) == 1:
         return load(page, 1, reading)
     deep, cut = _deep_colours(page), _is_cut(page)
     if deep is None:
         return _upright(page).split(), Found(cut=int(cut))
-    values, found = scaled(deep, reading.range or 65535.0)
+    values, found = in_range(deep, reading)
     return [Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(values, -1, 0)], found
 
 
 def _planes(file: Image.Image | NDArray[Any], channels: int, reading: Reading) -> tuple[list[Image.Image], Found]:
     """A grey image for each channel."""
     if isinstance(file, Image.Image):
-        loaded = [_bands(page, reading) for page in _pages(file)]
+        loaded = []
+        for page in range(pages_of(file)):
+            file.seek(page)
+            loaded.append(_bands(file, reading))
         planes, found = [image for images, _ in loaded for image in images], sum((each for _, each in loaded), Found())
         says = f"{len(planes)} channels"
     else:

@@ -31,8 +31,8 @@ def remarks(dataset: Dataset) -> dict[str, str]:
     found, texts = {"train": dataset.train.found, "test": dataset.test.found}, {}
     if passed := [f"{one.folder.name}/ ({one.passed})" for one in dataset.listings if one.passed.counts]:
         texts["passed"] = f"passed over in {', '.join(passed)}"
-    targets, task = dataset.train.targets, dataset.task
-    if task.outputs_are_classes and task.strata(targets) is targets and dataset.name != "fake":  # a class an image
+    targets, task, name = dataset.train.targets, dataset.task, dataset.config.name
+    if task.outputs_are_classes and task.strata(targets) is targets and name != "fake":  # a class an image
         counts = targets.bincount(minlength=len(dataset.labels)).tolist()
         if uneven := class_doubt(dict(zip(dataset.labels, counts, strict=True))):
             texts["classes"] = uneven

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -46,25 +46,18 @@ class Fetched:
     kept: Tensor | None = None  # (N,) int64 on the CPU; None: all of them, in order
 
 
+@dataclass(eq=False)
 class MemoryImages:
     """Decoded images, copied to a device when first asked for there if they take at most half of its free memory."""
 
-    streams: ClassVar[bool] = False  # whether images are decoded anew for every request
     random_parts: ClassVar[bool] = False  # whether training takes a random part of each
+    pixels: InitVar[Tensor]  # (N, H, W, C) or (N, T, C), uint8 or float32, on the CPU
+    targets: Tensor  # (N, ...) of the task, on the CPU
+    skipped: dict[str, str] = field(default_factory=dict)  # unreadable images left out so far: path -> reason
+    found: Found = NOTHING
+    paths: Sequence[str] = ()  # of all files they were read from, also of those left out
 
-    def __init__(
-        self,
-        pixels: Tensor,
-        targets: Tensor,
-        skipped: dict[str, str] | None = None,
-        *,
-        found: Found = NOTHING,
-        paths: Sequence[str] = (),
-    ) -> None:
-        """`pixels`: (N, H, W, C) or (N, T, C), uint8 or float32, `targets`: (N, ...) of the task; both on the CPU."""
-        self.targets, self.found = targets, found
-        self.paths = paths  # of all files they were read from, also of those left out
-        self.skipped = skipped or {}  # unreadable images left out so far: path -> reason
+    def __post_init__(self, pixels: Tensor) -> None:
         self._pixels = {torch.device("cpu"): pixels.contiguous()}
 
     def in_memory(self) -> MemoryImages:
@@ -106,7 +99,6 @@ class MemoryImages:
 class FileImages:
     """Image files, decoded anew for every request by worker processes."""
 
-    streams: ClassVar[bool] = True
     paths: Sequence[str]
     targets: Tensor
     shape: tuple[int, ...]  # (C, H, W) of what comes out
@@ -140,7 +132,6 @@ class FileImages:
         """Decode every file once. All unreadable files are found before any is complained about."""
         count, (channels, height, width) = len(self.paths), self.shape
         pixels = torch.empty((count, height, width, channels), dtype=torch.uint8)
-        read = torch.zeros(count, dtype=torch.bool)
         failures: dict[int, str] = {}
         chunks = torch.split(torch.arange(count), _CHUNK)
         workers = processors() if self.workers and count >= _FEW else 0
@@ -148,14 +139,14 @@ class FileImages:
         for rows, (decoded, kept, failed, noted) in zip(chunks, answers, strict=True):
             pixels = pixels.to(torch.promote_types(pixels.dtype, decoded.dtype))
             pixels[rows[kept]] = decoded.to(pixels.dtype)
-            read[rows[kept]] = True
             failures |= failed
             self.noted.update(noted)
         self._leave_out(failures)
         targets = self.targets
         if failures:  # choosing rows copies them all
+            read = torch.tensor([row not in failures for row in range(count)])
             pixels, targets = pixels[read], targets[read]
-        return MemoryImages(pixels, targets, self.skipped, found=self.found, paths=self.paths)
+        return MemoryImages(pixels, targets, self.skipped, self.found, self.paths)
 
     def _decoded(self, requests: Iterable[Request], workers: int, pin: bool) -> Iterator[_Decoded]:
         first = next(iter(requests := iter(requests)), None)

@@ -104,8 +104,8 @@ def check_shape(name: str, found: Sequence[int], wanted: Sequence[int]) -> None:
         )
 
 
-def check_files_fit(name: str, shape: Sequence[int], first: str = "") -> None:
-    """RunError if image files, such as the `first` one, cannot be what the spec's network reads."""
+def check_files_fit(name: str, shape: Sequence[int], first: Sequence[str] = ()) -> None:
+    """RunError if image files, such as the `first` of them, cannot be what the spec's network reads."""
     found, usual = TensorType(tuple(shape)), shape[0] in (1, 3)
     if len(shape) != 3 or (name == "imagenet" and not usual):
         raise RunError(f"image files have 1 or 3 channels, the spec's input is {found}\n  try: another `input`")
@@ -116,23 +116,23 @@ def check_files_fit(name: str, shape: Sequence[int], first: str = "") -> None:
 
     with suppress(UnreadableError):  # damaged ones are told of where all are read
         try:
-            read_planes(source(first), shape[0], READING)
+            read_planes(source(first[0]), shape[0], READING)
         except ChannelsError as error:
-            raise RunError(f"{first} {error}; the spec's input is {found}\n  try: another `input`") from error
+            raise RunError(f"{first[0]} {error}; the spec's input is {found}\n  try: another `input`") from error
 
 
 def _in_files(config: DataConfig, shape: tuple[int, ...], task: Task) -> Survey:
     """Classes of all parts, and the training images of each where there are not too many."""
     parts, root = find_parts(config, COUNTED), one_line(data_root(config))
+    paths = parts.train.paths
     as_utf8("\n".join((str(data_root(config)), *parts.train.images)))  # a run has to record them
-    check_files_fit(config.name, shape, parts.train.first)
+    check_files_fit(config.name, shape, paths[:1])
     counts = {name: len(paths) for name, paths in parts.train.images.items()}
     refuse_classes(config.name, len(counts), task)
     if not parts.train.counted:
         return Survey(f"{len(counts)} classes in {root}; their images were neither counted nor read")
-    held = parts.validation.total if parts.validation is not None else 0
+    held = len(parts.validation.paths) if parts.validation is not None else 0
     found = _found(config, counts, held, divided=parts.test is None, note=parts.note)
-    paths = [path for paths in parts.train.images.values() for path in paths]
     doubt = _size_doubt(paths[:: -(-len(paths) // LOOKED_AT)], shape)
     return found._replace(warnings=(*found.warnings, *[doubt] * bool(doubt)))
 

@@ -44,7 +44,11 @@ def transformed(pixels: Tensor, keys: Sequence[int], augment: Augment) -> Tensor
 
 def erased(x: Tensor, keys: Sequence[int], chance: float) -> Tensor:
     """Normalised images (N, C, H, W), with this chance a rectangle of them at zero, the mean colour."""
-    return in_groups(x, keys, _erasing(chance)) if chance else x
+    if not chance:
+        return x
+    from torchvision.transforms import v2
+
+    return in_groups(x, keys, v2.RandomErasing(chance))
 
 
 @functools.lru_cache(maxsize=8)
@@ -61,11 +65,3 @@ def _of_pixels(augment: Augment, size: tuple[int, int]) -> Change | None:
     if share := augment.colour_jitter:
         steps.append(v2.ColorJitter(share, share, share))
     return v2.Compose(steps) if steps else None
-
-
-@functools.lru_cache(maxsize=8)
-def _erasing(chance: float) -> Change:
-    from torchvision.transforms import v2
-
-    erase: Change = v2.RandomErasing(chance)
-    return erase

@@ -16,13 +16,12 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, default_convert
 
 from compiler.errors import RunError, advice_on
 
@@ -37,18 +36,6 @@ UNHEARD = {signal.SIGINT, signal.SIGHUP} | ({signal.SIGTERM} if HAVE_SENDERS els
 DIED = "died, perhaps for its memory"
 
 
-@dataclass(frozen=True)
-class _Source(Dataset[Any]):
-    """Answers as the source gives them, `(pixels, ...)`, the pixels in shared memory or not."""
-
-    source: Any
-    shared: bool
-
-    def __getitem__(self, request: Any) -> Any:
-        pixels, *rest = self.source[request]
-        return (torch.from_numpy(pixels) if self.shared else pixels, *rest)
-
-
 def answers(source: Any, requests: Iterable[Any], workers: int, most: int, *, pin: bool) -> Iterator[Any]:
     """`source[request]` for each, in order: the first item a numpy array of at most `most` bytes, given as a tensor.
 
@@ -60,13 +47,13 @@ def answers(source: Any, requests: Iterable[Any], workers: int, most: int, *, pi
         raise RunError(f"{SHARED} has {free:,} bytes left, too few for worker processes\n  try: --set data.workers=0")
     fits = free > (AHEAD + 1) * max(1, workers) * most
     loader: DataLoader[Any] = DataLoader(
-        _Source(source, fits),
+        source,
         batch_size=None,
         sampler=requests,
         num_workers=workers,
         timeout=LOOK if workers else 0,
         prefetch_factor=AHEAD if workers else None,
-        collate_fn=_as_it_is,
+        collate_fn=default_convert if fits else _as_it_is,  # tensors travel through shared memory, arrays do not
         pin_memory=pin,
         generator=torch.Generator(),  # a seed for the workers is drawn from it, not from the run's random state
         worker_init_fn=_live_and_die_with_the_parent,

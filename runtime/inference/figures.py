@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,7 +86,11 @@ def figures_of(truths: Numbers, answers: Numbers, confidences: NDArray[np.float6
     size, count = len(labels), len(truths)
     confusion = np.bincount(truths * size + answers, minlength=size * size).reshape(size, size)
     right = int(np.trace(confusion))
-    classes = tuple(_of_class(label, confusion, number) for number, label in enumerate(labels))
+    counts = np.stack((confusion.sum(1), confusion.sum(0), confusion.diagonal()), axis=1).tolist()
+    classes = tuple(
+        ClassFigures(label, images, answers, found / answers if answers else None, found / images if images else None)
+        for label, (images, answers, found) in zip(labels, counts, strict=True)
+    )
     recalls = [each.recall for each in classes if each.recall is not None]
     bins = _bins(truths == answers, confidences)
     return Figures(
@@ -108,15 +112,6 @@ def wilson(right: int, count: int) -> tuple[float, float]:
     centre = (share + squared / (2 * count)) / (1 + squared / count)
     half = SCORE_OF_95 * math.sqrt(share * (1 - share) / count + squared / (4 * count**2)) / (1 + squared / count)
     return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def _of_class(label: str, confusion: NDArray[Any], number: int) -> ClassFigures:
-    images, answers, right = (
-        int(n) for n in (confusion[number].sum(), confusion[:, number].sum(), confusion[number, number])
-    )
-    return ClassFigures(
-        label, images, answers, right / answers if answers else None, right / images if images else None
-    )
 
 
 def _bins(right: NDArray[np.bool_], confidences: NDArray[np.float64]) -> tuple[Bin, ...]:

@@ -5,7 +5,6 @@ Pixels become what the file reads by the arithmetic of training, so that outputs
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, Json, TypeAdapter, ValidationError
 
 from compiler.errors import RunError
 from compiler.language.findings import first_of
@@ -33,17 +32,17 @@ KINDS = {"tensor(uint8)": "uint8", "tensor(uint16)": "uint16"}  # of raw images,
 class Metadata(BaseModel):
     """What an exported file says of itself, as far as it is needed to use it."""
 
-    labels: list[str]
-    mean: list[float]
-    std: list[float]
+    labels: Json[list[str]]
+    mean: Json[list[float]]
+    std: Json[list[float]]
     layout: Literal["nchw", "nhwc"]
     outputs: str  # name of the output that answers
-    reading: dict[str, Any]
+    reading: Json[dict[str, Any]]
     preprocessing: str = ""
-    input_range: list[float] = [0, 255]
-    size: list[int] = []  # of the network's input, where the model takes images of any size
+    input_range: Json[list[float]] = [0, 255]
+    size: Json[list[int]] = []  # of the network's input, where the model takes images of any size
     source: Literal["retrain", "search"]  # the job whose network it is
-    ignored: list[str] = []  # classes that were left out of the training
+    ignored: Json[list[str]] = []  # classes that were left out of the training
     task: str = TASK
 
 
@@ -173,7 +172,7 @@ def _metadata(path: Path, said: Mapping[str, str]) -> Metadata:
     if missing:
         raise _foreign(path, f"its metadata lacks {', '.join(missing)}")
     try:
-        metadata = Metadata.model_validate({name: _value(text) for name, text in said.items()})
+        metadata = Metadata.model_validate(said)
     except ValidationError as error:
         raise _foreign(path, f"its metadata is damaged: {first_of(error)}") from error
     if metadata.task != TASK:
@@ -182,14 +181,6 @@ def _metadata(path: Path, said: Mapping[str, str]) -> Metadata:
             f"  try: onnxruntime, as examples/use_onnx.py does"
         )
     return metadata
-
-
-def _value(text: str) -> Any:
-    """Lists and maps are written as JSON, words as they are."""
-    try:
-        return json.loads(text) if text[:1] in ("[", "{") else text
-    except ValueError:
-        return text
 
 
 def _foreign(path: Path, reason: str) -> RunError:

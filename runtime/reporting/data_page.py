@@ -14,10 +14,7 @@ _EACH, _CLASSES, _GROUPS = 12, 100, 20  # images of a class or a group; classes 
 _SIDE = 96  # pixels of the longer side of an image
 
 
-Augmented = Sequence[tuple[str, Sequence[Image.Image]]]
-
-
-def render(health: Health, augmented: Augmented = ()) -> str:
+def render(health: Health, augmented: Sequence[tuple[str, Sequence[Image.Image]]] = ()) -> str:
     """The page; `augmented`: paths of images with what augmentation makes of each."""
     sheets = [
         (title, [(one.path, address(health.picture(one.path), _SIDE)) for one in shown])

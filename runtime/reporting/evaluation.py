@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from runtime.reporting.record import Record
-from runtime.reporting.tables import PERCENT, Grid
+from runtime.reporting.tables import PERCENT, Grid, cell, formatted
 from runtime.reporting.templates import template
 from runtime.rundir.study import rendered
 
@@ -26,8 +27,9 @@ def lead(record: Record) -> str:
 
 def tables(record: Record) -> list[Grid]:
     """Classes, those that are found least first; mistakes by frequency; calibration."""
+    share = partial(formatted, form=PERCENT)
     found = sorted(record["classes"], key=lambda each: (each["recall"] is None, each["recall"]))
-    classes = [(c["label"], c["images"], c["answers"], _share(c["precision"]), _share(c["recall"])) for c in found]
+    classes = [(c["label"], c["images"], c["answers"], share(c["precision"]), share(c["recall"])) for c in found]
     labels = [each["label"] for each in record["classes"]]
     pairs = [
         (count, truth, answer)
@@ -36,7 +38,7 @@ def tables(record: Record) -> list[Grid]:
         if count and truth != answer
     ]
     bins = [
-        (f"{b['low']:.0%} to {b['high']:.0%}", b["images"], _share(b["confidence"]), _share(b["accuracy"]))
+        (f"{b['low']:.0%} to {b['high']:.0%}", b["images"], share(b["confidence"]), share(b["accuracy"]))
         for b in record["calibration"]
     ]
     calibration = (
@@ -75,12 +77,4 @@ def page(record: Record) -> str:
 
 
 def _grid(title: str, heads: str, rows: list[tuple[Any, ...]]) -> Grid:
-    return Grid(title, tuple(heads.split(", ")), tuple(tuple(_text(cell) for cell in row) for row in rows))
-
-
-def _text(cell: str | int) -> str:
-    return cell if isinstance(cell, str) else f"{cell:,}"
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else PERCENT.format(value)
+    return Grid(title, tuple(heads.split(", ")), tuple(tuple(map(cell, row)) for row in rows))

@@ -258,9 +258,10 @@ def _exported(record: RunRecord, title: str, rows: Any) -> list[Grid]:
     forms = {"agreement": PERCENT, **{m.name: m.form for m in metrics}}
     known = (*FILE, *(m.name for m in metrics), *COMPARED, *TIMES)
     keys = [key for key in known if all(key in row for row in rows)]
-    body = tuple(tuple(_shown(row[key], forms.get(key)) for key in keys) for row in rows)
+    body = tuple(tuple(formatted(row[key], forms.get(key)) for key in keys) for row in rows)
     return [Grid(title, tuple(heads.get(key, key) for key in keys), body)]
 
 
-def _shown(value: Any, form: str | None) -> str:
+def formatted(value: Any, form: str | None) -> str:
+    """A number in this form; whatever else as `cell` shows it."""
     return form.format(value) if form and isinstance(value, int | float) else cell(value)

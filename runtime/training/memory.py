@@ -74,7 +74,7 @@ def require_memory(trial: Trial, place: Workplace) -> None:
         return
     free = free // Launch.here().local_size if place.device.type == "cpu" else free - _copied(config, place)
     images = len(place.dataset.train.targets)
-    validated = min(config.evaluation_batch, max(1, round(images * place.dataset.validation_share)))
+    validated = min(config.evaluation_batch, max(1, round(images * place.dataset.config.validation)))
     batch = -(-min(config.batch_size, images) // world)
     step, evaluation = measured(trial, place.device, place.opened.spec.input, batch)
     validation = evaluation.at(-(-validated // world))

@@ -174,7 +174,7 @@ def test_a_tar_file_that_is_compressed_is_read_as_the_folder_is(name: str, tmp_p
     whole, packed = (DataConfig(name="folder", root=str(path)) for path in (root, tmp_path / name))
     wanted, found = (load_dataset(config, (3, 12, 16), class_task(2), seed=0) for config in (whole, packed))
     assert (wanted.train.in_memory().images == found.train.in_memory().images).all()
-    member = find_parts(packed).train.first
+    member = find_parts(packed).train.paths[0]
     assert isinstance(member, Member)
     assert pickle.loads(pickle.dumps(member)).read() == (root / "cat" / "0.png").read_bytes()  # noqa: S301
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-900])

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import nn
 
 from compiler.errors import RunError
+from compiler.language.config import DataConfig
 from runtime.data.augment import Draws, Normalise, to_float
 from runtime.data.dataset import Dataset
 from runtime.data.sources import FileImages, MemoryImages
@@ -41,8 +42,8 @@ def dataset(images: int = 20) -> Dataset:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (images, 3, 4, 2), generator=generator, dtype=torch.uint8)
     held = MemoryImages(pixels, torch.arange(images) % 4)
-    labels, share = ("a", "b", "c", "d"), 0.1
-    return Dataset(held, held, labels, name="made", task=TASK, normalise=NORMALISE, seed=0, validation_share=share)
+    labels, config = ("a", "b", "c", "d"), DataConfig(name="made", validation=0.1)
+    return Dataset(held, held, labels, config=config, task=TASK, normalise=NORMALISE, seed=0)
 
 
 def outputs(*rows: tuple[float, ...]) -> Any:

@@ -59,7 +59,7 @@ def with_metadata(path: Path, **changes: str | None) -> Path:
     ({"mean": "[0.5]"}, "its metadata does not fit its input"),
     ({"std": "[0.5]"}, "its metadata does not fit its input"),
     ({"outputs": "logit"}, "its metadata does not fit its input"),
-    ({"mean": "[0.5, "}, "its metadata is damaged: mean: expected a list"),
+    ({"mean": "[0.5, "}, "its metadata is damaged: mean: invalid JSON"),
     ({"layout": "chw"}, "its metadata is damaged: layout"),
     ({"reading": '{"colour": 3}'}, "the metadata `reading` is of another version"),
     ({"task": "regression"}, "is a network for the task regression, and only classes can be read here\n  try: "),

@@ -210,7 +210,8 @@ def require(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
 
     def check(free: int | None, config: Any, images: int = MANY, validation: float = 1e-6, processes: int = 1) -> None:
         monkeypatch.setattr(runtime.training.memory, "available_memory", lambda device: free)
-        dataset = SimpleNamespace(train=SimpleNamespace(targets=range(images)), validation_share=validation)
+        config_of_data = SimpleNamespace(validation=validation)
+        dataset = SimpleNamespace(train=SimpleNamespace(targets=range(images)), config=config_of_data)
         place: Any = SimpleNamespace(
             device=CPU,
             world=SimpleNamespace(size=processes),
