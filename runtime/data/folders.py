@@ -6,10 +6,11 @@ import os
 import stat
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from compiler.errors import RunError, one_line
 from runtime.rundir.files import SPECIAL, guarded
@@ -142,7 +143,7 @@ class _Walk:
     def images_in(self, folder: str) -> list[str]:
         """The paths of the images in a class folder; everything else is counted."""
         found: list[str] = []
-        for place, folders, files in os.walk(folder, onerror=self._unreadable, followlinks=True):
+        for place, folders, files in walked(folder, onerror=self._unreadable, followlinks=True):
             info = os.stat(place)
             if (info.st_dev, info.st_ino) in self._seen:
                 self._pass(THERE, place)
@@ -178,6 +179,14 @@ class _Walk:
 
     def _pass(self, kind: str, path: str) -> None:
         self._passed.add(kind, one_line(os.path.relpath(path, self._folder)))
+
+
+def walked(folder: str, **options: Any) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk`; RunError where folders lie deeper in each other than Python 3.11 can follow."""
+    try:
+        yield from os.walk(folder, **options)
+    except RecursionError as error:
+        raise RunError(f"{one_line(folder)}: too many folders in each other\n  try: the images in fewer") from error
 
 
 def _real(path: str | Path) -> Path:

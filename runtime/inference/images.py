@@ -14,7 +14,7 @@ import numpy as np
 
 from compiler.errors import RunError, one_line
 from runtime.data.archives import source
-from runtime.data.folders import ENDINGS, WITH_PACKAGES
+from runtime.data.folders import ENDINGS, WITH_PACKAGES, walked
 from runtime.data.pixels import Pixels, Reading, UnreadableError, read_pixels
 from runtime.rundir.files import refuse_pipe
 
@@ -53,7 +53,7 @@ def _named(name: str) -> list[str]:
 def _inside(folder: str) -> list[str]:
     """The images in a folder, at whatever depth; what is hidden, and links to folders, are passed over."""
     found: list[str] = []
-    for place, folders, files in os.walk(folder):
+    for place, folders, files in walked(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         images = (name for name in files if name.lower().endswith(WITH_PACKAGES) and not name.startswith("."))
         found += filter(os.path.isfile, (os.path.join(place, name) for name in images))

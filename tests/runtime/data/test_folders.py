@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from runtime.data.remarks import remarks, tell
 from runtime.data.sources import FileImages, MemoryImages
 from runtime.data.survey import survey
 from runtime.data.tables import read_table
+from runtime.inference.images import find_images
 from runtime.rundir.directory import JobDir
 from tests.runtime.data.awkward import FINE, RAMP, write_images, write_pgm
 from tests.tasks import class_task
@@ -85,6 +88,24 @@ def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
         "1 folder .ipynb_checkpoints", "1 folder .cache", "1 folder __MACOSX", "1 image beside the class folders",
     }  # fmt: skip
     assert test == "test/ (1 folder .x)"
+
+
+@pytest.mark.parametrize("look", [list_images, lambda folder: find_images([str(folder)])])
+def test_folders_in_each_other_beyond_what_python_follows(tmp_path: Path, look: Callable[[Path], object]) -> None:
+    places = [tmp_path / Path(*["a"] * depth) for depth in range(1, 1100)]
+    for place in places:
+        place.mkdir()
+    SMALL.save(places[-1] / "0.png")
+    try:
+        if sys.version_info >= (3, 12):
+            look(tmp_path)
+        else:
+            with pytest.raises(RunError, match="too many folders in each other"):
+                look(tmp_path)
+    finally:  # whoever cleans up does not follow either
+        (places[-1] / "0.png").unlink()
+        for place in reversed(places):
+            place.rmdir()
 
 
 def test_the_order_is_that_of_torchvision(tmp_path: Path) -> None:
