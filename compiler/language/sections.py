@@ -50,7 +50,7 @@ def _explain(loc: Path, items: list[ErrorDetails], given: Mapping[str, At], root
         hint = did_you_mean(str(loc[-1]), known) or f"; it takes {', '.join(known)}"
         return Diagnostic(root.key_place(loc), f"unknown key {loc[-1]!r} in {'.'.join(map(str, loc[:-1]))}{hint}")
     if item["type"] == "value_error":
-        message = str(item["ctx"]["error"])
+        message = describe(item)
         message = f"{where}: {message}" if loc else message
         return Diagnostic(root.place_at(loc or _first_path_in(message, given)), message)
     others = [describe(each).partition(", found")[0].removeprefix("expected ") for each in items[1:]]

@@ -6,7 +6,7 @@ import os
 import stat
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -83,6 +83,12 @@ class Listing:
         if len(counts) > _SHOWN:
             each = f"{min(counts.values()):,} to {max(counts.values()):,} each"
         return f"{self.part or self.folder.name}: {self.total:,} images of {len(counts):,} classes ({each})"
+
+
+def passed_over(listings: Iterable[Listing]) -> str:
+    """What was passed over in these parts, for people; empty if there is nothing."""
+    each = [f"{one.folder.name}/ ({one.passed})" for one in listings if one.passed.counts]
+    return f"passed over in {', '.join(each)}" if each else ""
 
 
 def list_images(folder: Path, *, nested: bool = False, most: int | None = None, ignore: Sequence[str] = ()) -> Listing:

@@ -92,6 +92,7 @@ def test_mistakes_end_in_a_message(tmp_path: Path) -> None:
     for words, says in (
         ([tmp_path / "nowhere"], "must hold the folders"),
         ([tmp_path, "--set", "data.nested=3"], "data.nested: expected true or false, found 3"),
+        ([tmp_path, "--set", "data.label=[]"], "data.label: classification takes one label column, found 0"),
         ([tmp_path, "--set", "data.name=digits"], "data set 'digits' is not one of files or arrays"),
     ):
         done = SHELL.invoke(app, ["data", *map(str, words)])
