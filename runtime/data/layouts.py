@@ -65,9 +65,9 @@ def refuse_unknown(ignore: Iterable[str], found: Iterable[str], classes: Iterabl
 
 def settings_for(path: Path) -> dict[str, Any]:
     """The section `data` of a spec that reads what lies at a path."""
-    if path.suffix in TABLES:
+    if path.suffix.lower() in TABLES:
         return {"name": "table", "file": str(path)}
-    is_arrays = path.suffix == ".npz" or (path.is_dir() and any(path.glob("*.np[yz]")))
+    is_arrays = path.suffix.lower() == ".npz" or (path.is_dir() and any(path.glob("*.np[yz]")))
     return {"name": "arrays" if is_arrays else "folder", "root": str(path)}
 
 
@@ -173,6 +173,8 @@ def _in_table(config: DataConfig, _: int | None) -> Parts:
     names = {**PART_NAMES, "training": TRAIN, "dev": VALIDATION} if config.part else {}
     columns, unlabelled = (config.image, config.label, config.part), "" in config.ignore
     rows = list(read_table(file, data_root(config), *columns, names, unlabelled=unlabelled))
+    if not rows:
+        raise RunError(f"{file}: holds no image\n  try: a line with the names of the columns, and one for each image")
     if missing := [row.path for row in rows if not os.path.exists(row.path)]:
         raise RunError(
             f"{file}: {len(missing):,} of {len(rows):,} images are not there, such as {one_line(missing[0])}\n"
