@@ -31,7 +31,10 @@ def read_sections(reader: Reader, keys: Mapping[str, At], root: Tree) -> Configu
             return Configuration.model_validate_json(json.dumps(plain), strict=True)
         except ValidationError as error:
             found = error.errors()
+        places = {_setting(item["loc"]) for item in found}
         for loc, items in groupby(found, lambda item: _setting(item["loc"])):
+            if any(place[: len(loc)] == loc != place for place in places):
+                continue  # it is of another kind than what was given; what lies deeper is of the kind that was meant
             reader.problems.append(_explain(loc, list(items), given, root))
         wrong |= {str(item["loc"][0]) for item in found if item["loc"]} or set(given)
         reader.broken |= {(name,) for name in wrong}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from compiler.errors import RunError, did_you_mean, one_line
+from compiler.errors import RunError, one_line
 from compiler.language.config import DataConfig
 from runtime.data.archives import Member, files_in
 from runtime.data.folders import (
@@ -25,6 +25,7 @@ from runtime.data.folders import (
 )
 from runtime.data.tables import TABLES, Row, read_table
 from runtime.rundir.files import guarded, refuse_pipe
+from runtime.tasks.base import refuse_unknown
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 PART_NAMES = {"train": TRAIN, "val": VALIDATION, "valid": VALIDATION, "validation": VALIDATION, "test": TEST}
@@ -50,17 +51,9 @@ def find_parts(config: DataConfig, most: int | None = None) -> Parts:
     RunError if the set is not there, has no images or its parts do not hold the same classes.
     """
     parts = LAYOUTS[config.name](config, most)
-    refuse_unknown(
-        config.ignore, [name for one in parts.listings for name in one.passed.names[IGNORED]], parts.train.images
-    )
+    found = {name for one in parts.listings for name in one.passed.names[IGNORED]}
+    refuse_unknown("data.ignore", set(map(one_line, config.ignore)) - found, list(parts.train.images))
     return parts
-
-
-def refuse_unknown(ignore: Iterable[str], found: Iterable[str], classes: Iterable[str]) -> None:
-    """RunError if a class of `data.ignore` was not found."""
-    for name in set(map(one_line, ignore)) - set(found):
-        hint = did_you_mean(name, list(classes)) or f"; there are {', '.join(map(one_line, classes))}"
-        raise RunError(f"data.ignore: there is no class {name!r}{hint}")
 
 
 def settings_for(path: Path) -> dict[str, Any]:
