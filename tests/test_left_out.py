@@ -13,6 +13,7 @@ from PIL import ExifTags, Image
 
 from compiler.errors import RunError, SpecError
 from graphspec import api
+from tests.runtime.data.deep import as_deep_file
 from tests.tiny import TINY, environment, write_spec
 
 SHORT = TINY.replace("gamma: 0.05", "gamma: 0")  # the sets here are too small to search
@@ -67,6 +68,23 @@ def test_arrays_and_built_in_sets_say_them_too(tmp_path: Path) -> None:
     assert (digits.spec.classes, digits.spec.input) == (10, (1, 8, 8))
     assert digits.data.endswith("it says classes: 10, input: [1, 8, 8]")
     assert "it says" not in compiled(tmp_path, TINY).data
+
+
+def test_channels_are_never_guessed(tmp_path: Path) -> None:
+    """Neither where Pillow gives fewer than there are, nor of files that cannot be read."""
+    files = [tmp_path / "images" / name / "0.tif" for name in ("cat", "dog")]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.write_bytes(as_deep_file(np.zeros((8, 8, 4), int), "tiff <", extra=0).read())
+    text = WITHOUT.replace('"[1, H, W]', '"[C, H, W]')
+    with pytest.raises(RunError, match=r"0\.tif has 4 channels in one page.* the spec's input is 4x8x8\n  try: "):
+        compiled(tmp_path, text, name="folder", root=str(tmp_path / "images"))
+    for file in files:
+        file.write_text("no image")
+    with pytest.raises(
+        RunError, match=r"none of 2 images that were looked at can be read: .*cat/0\.tif: cannot identify"
+    ):
+        compiled(tmp_path, text, name="folder", root=str(tmp_path / "images"))
 
 
 def test_a_run_keeps_what_the_data_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,8 @@ def first_of(error: ValidationError) -> str:
 def describe(item: ErrorDetails) -> str:
     """What was expected and what was found, e.g. `expected at least 1, found 0`."""
     found = item["input"]
+    if item["type"] == "value_error":
+        return str(item["ctx"]["error"])
     expected = _EXPECTED.get(item["type"], "").format_map(item.get("ctx", {}))
     if not expected:
         return f"{item['msg'][:1].lower()}{item['msg'][1:]}, found {show(found)}"

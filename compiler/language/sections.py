@@ -31,7 +31,10 @@ def read_sections(reader: Reader, keys: Mapping[str, At], root: Tree) -> Configu
             return Configuration.model_validate_json(json.dumps(plain), strict=True)
         except ValidationError as error:
             found = error.errors()
+        places = {_setting(item["loc"]) for item in found}
         for loc, items in groupby(found, lambda item: _setting(item["loc"])):
+            if any(place[: len(loc)] == loc != place for place in places):
+                continue  # it is of another kind than what was given; what lies deeper is of the kind that was meant
             reader.problems.append(_explain(loc, list(items), given, root))
         wrong |= {str(item["loc"][0]) for item in found if item["loc"]} or set(given)
         reader.broken |= {(name,) for name in wrong}
@@ -50,7 +53,7 @@ def _explain(loc: Path, items: list[ErrorDetails], given: Mapping[str, At], root
         hint = did_you_mean(str(loc[-1]), known) or f"; it takes {', '.join(known)}"
         return Diagnostic(root.key_place(loc), f"unknown key {loc[-1]!r} in {'.'.join(map(str, loc[:-1]))}{hint}")
     if item["type"] == "value_error":
-        message = str(item["ctx"]["error"])
+        message = describe(item)
         message = f"{where}: {message}" if loc else message
         return Diagnostic(root.place_at(loc or _first_path_in(message, given)), message)
     others = [describe(each).partition(", found")[0].removeprefix("expected ") for each in items[1:]]

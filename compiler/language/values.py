@@ -53,8 +53,11 @@ Adaptive = Annotated[Literal["none", "flops", "memory_access", "latency"], _now(
 
 
 def _alone(value: Any) -> Any:
-    """`["class"]` -> `"class"`."""
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
+    """`["class"]` -> `"class"`; ValueError of a list of none or several."""
+    if isinstance(value, list) and len(value) != 1:
+        other = "".join(f"; try {each!r} alone, and a spec for each of the others" for each in value[:1])
+        raise ValueError(f"classification takes one label column, found {len(value)}{other}")
+    return value[0] if isinstance(value, list) else value
 
 
 _ONE_COLUMN = Annotated[list[str], Field(min_length=1, max_length=1)]

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.errors import RunError
-from runtime.data.layouts import TEST, TRAIN, VALIDATION, refuse_unknown
+from runtime.data.layouts import TEST, TRAIN, VALIDATION
 from runtime.data.pixels import ARRAY_KINDS, Found, Reading, in_range
 from runtime.rundir.files import checked, guarded
+from runtime.tasks.base import refuse_unknown
 
 MOST = 10**6  # the highest number of a class: those below it have names too
 _SUFFIXES = {TRAIN: "_train", VALIDATION: "_val", TEST: "_test", "": ""}
@@ -151,7 +152,7 @@ def _numbered(
             raise RunError(f"{says}\n  try: numbers from 0 to {MOST:,}, names, or data.ignore")
         everything = np.union1d(everything.astype(np.int64), np.arange(int(known.max(initial=0)) + 1))  # without gaps
     names = everything.astype(str)
-    refuse_unknown(ignore if all_there else (), names.tolist(), names.tolist())
+    refuse_unknown("data.ignore", ignore if all_there else (), names.tolist())
     known = ~np.isin(names, list(ignore))
     places = np.where(known, np.cumsum(known) - 1, -1)
     return tuple(map(str, names[known])), {

@@ -90,7 +90,10 @@ def _looked_up(config: DataConfig, sizes: bool) -> tuple[int, tuple[int, ...]] |
     train = find_parts(config, COUNTED).train
     paths = train.paths
     looks = look_at_all(paths[:: -(-len(paths) // _LOOKED_AT)]) if sizes else []
-    return len(train.images), _input_for([look for look in looks if not look.error])
+    readable = [look for look in looks if not look.error]
+    if looks and not readable:
+        raise RunError(f"none of {len(looks)} images that were looked at can be read: {paths[0]}: {looks[0].error}")
+    return len(train.images), _input_for(readable)
 
 
 def _input_for(looks: list[Look]) -> tuple[int, ...]:

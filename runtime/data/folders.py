@@ -6,7 +6,7 @@ import os
 import stat
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -79,6 +79,12 @@ class Listing:
         if len(counts) > _SHOWN:
             each = f"{min(counts.values()):,} to {max(counts.values()):,} each"
         return f"{self.part or self.folder.name}: {len(self.paths):,} images of {len(counts):,} classes ({each})"
+
+
+def passed_over(listings: Iterable[Listing]) -> str:
+    """What was passed over in these parts, for people; empty if there is nothing."""
+    each = [f"{one.folder.name}/ ({one.passed})" for one in listings if one.passed.counts]
+    return f"passed over in {', '.join(each)}" if each else ""
 
 
 def list_images(folder: Path, *, nested: bool = False, most: int | None = None, ignore: Sequence[str] = ()) -> Listing:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from compiler.errors import RunError, did_you_mean, one_line
+from compiler.errors import RunError, one_line
 from compiler.language.config import DataConfig
 from runtime.data.archives import Member, files_in
 from runtime.data.folders import (
@@ -25,6 +25,7 @@ from runtime.data.folders import (
 )
 from runtime.data.tables import TABLES, Row, read_table
 from runtime.rundir.files import guarded, refuse_pipe
+from runtime.tasks.base import refuse_unknown
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 PART_NAMES = {"train": TRAIN, "val": VALIDATION, "valid": VALIDATION, "validation": VALIDATION, "test": TEST}
@@ -50,24 +51,16 @@ def find_parts(config: DataConfig, most: int | None = None) -> Parts:
     RunError if the set is not there, has no images or its parts do not hold the same classes.
     """
     parts = LAYOUTS[config.name](config, most)
-    refuse_unknown(
-        config.ignore, [name for one in parts.listings for name in one.passed.names[IGNORED]], parts.train.images
-    )
+    found = {name for one in parts.listings for name in one.passed.names[IGNORED]}
+    refuse_unknown("data.ignore", set(map(one_line, config.ignore)) - found, list(parts.train.images))
     return parts
-
-
-def refuse_unknown(ignore: Iterable[str], found: Iterable[str], classes: Iterable[str]) -> None:
-    """RunError if a class of `data.ignore` was not found."""
-    for name in set(map(one_line, ignore)) - set(found):
-        hint = did_you_mean(name, list(classes)) or f"; there are {', '.join(map(one_line, classes))}"
-        raise RunError(f"data.ignore: there is no class {name!r}{hint}")
 
 
 def settings_for(path: Path) -> dict[str, Any]:
     """The section `data` of a spec that reads what lies at a path."""
-    if path.suffix in TABLES:
+    if path.suffix.lower() in TABLES:
         return {"name": "table", "file": str(path)}
-    is_arrays = path.suffix == ".npz" or (path.is_dir() and any(path.glob("*.np[yz]")))
+    is_arrays = path.suffix.lower() == ".npz" or (path.is_dir() and any(path.glob("*.np[yz]")))
     return {"name": "arrays" if is_arrays else "folder", "root": str(path)}
 
 
@@ -173,6 +166,8 @@ def _in_table(config: DataConfig, _: int | None) -> Parts:
     names = {**PART_NAMES, "training": TRAIN, "dev": VALIDATION} if config.part else {}
     columns, unlabelled = (config.image, config.label, config.part), "" in config.ignore
     rows = list(read_table(file, data_root(config), *columns, names, unlabelled=unlabelled))
+    if not rows:
+        raise RunError(f"{file}: holds no image\n  try: a line with the names of the columns, and one for each image")
     if missing := [row.path for row in rows if not os.path.exists(row.path)]:
         raise RunError(
             f"{file}: {len(missing):,} of {len(rows):,} images are not there, such as {one_line(missing[0])}\n"

@@ -20,8 +20,8 @@ from PIL import ExifTags, Image
 
 from runtime.data.archives import source
 from runtime.data.arrays import over_range
-from runtime.data.pictures import first_channels, picture
-from runtime.data.pixels import DARK, GREY, READING, Found, Reading, channels_last, load, mode_of, opened, pages_of
+from runtime.data.pictures import channels_last, first_channels, picture
+from runtime.data.pixels import DARK, GREY, READING, Found, Reading, load, mode_of, opened, pages_of, samples_of
 
 NEAR = 8.0
 _BRIGHTER = 2.0  # of 255: what compression leaves of a plain ground is less
@@ -59,6 +59,8 @@ def _look(path: str, reading: Reading) -> Look:
         if isinstance(file, Image.Image):
             size, mode, pages = _size(file), mode_of(file), pages_of(file)
             channels, mode = (pages * len(file.getbands()), f"{mode} x {pages} pages") if pages > 1 else (0, mode)
+            if samples := samples_of(file):
+                channels, mode = pages * samples, f"{mode} of {samples} channels"
             file.draft("RGB", _ENOUGH)
             planes, found = load(file, 3, reading)
             return Look(size, mode, found, thumbnail(picture(planes)), channels=channels)

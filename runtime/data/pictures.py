@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from runtime.data.pixels import Found, Reading, channels_last, in_range, load, opened, unreadable
+from runtime.data.pixels import Found, Reading, in_range, load, opened, unreadable
 
 
 def read_picture(path: Any, reading: Reading) -> Image.Image:
@@ -26,6 +26,11 @@ def picture(planes: Sequence[Image.Image]) -> Image.Image:
     """A picture of 8 bits of the planes of an image."""
     small = [plane.convert("L") if plane.mode == "F" else plane for plane in planes]
     return Image.merge("RGB", small) if len(small) == 3 else small[0]
+
+
+def channels_last(values: NDArray[Any]) -> NDArray[Any]:
+    """An array as `opened` gives it, (H, W, C): there are fewer channels than lines."""
+    return values if values.shape[-1] <= values.shape[0] else np.moveaxis(values, 0, -1)
 
 
 def first_channels(values: NDArray[Any], reading: Reading) -> tuple[Image.Image, Found]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import logging
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,14 +23,16 @@ Pixels = NDArray[Any]  # uint8, or float32 in 0..255 where a file has more than 
 MODES = {1: "L", 3: "RGB"}  # channel count -> Pillow's name
 ARRAY_KINDS = ("uint8", "uint16", "float32")
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
-_BITS, _PLANAR, _SAMPLE_FORMAT = 258, 284, 339  # TIFF's tags; a sample format of 2 is a signed integer
+_BITS, _SAMPLES, _PLANAR, _SAMPLE_FORMAT = 258, 277, 284, 339  # TIFF's tags; a sample format of 2 is a signed integer
 _EXCHANGED = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}  # of Pillow's names for byte orders
 _DEPTHS = {"JPEG2000": (b"\xff\x4f\xff\x51", 42, 8), "AVIF": (b"pixi", 9, 9)}  # a mark, how far behind it, more than 8
 _HEADER = 2**14  # bytes at the beginning of a file that hold its depth
 _DEEP = ("RGB;16", "RGBA;16", "RGBX;16", "LA;16")  # of Pillow's names for how bytes lie, without their order
 DARK = 0.25  # of a range: images that use no more of it are likely to have another
 GREY = (0.299, 0.587, 0.114)  # how much of it each colour makes
+_OTHERWISE = "save its channels as pages of their own, or as an .npy file"
 warnings.filterwarnings("ignore", "(Possibly )?[Cc]orrupt EXIF data", UserWarning)  # turning images is all it is for
+logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)  # what it says of a file it refuses is said here
 
 
 class UnreadableError(Exception):
@@ -73,7 +76,7 @@ class Found:
 def read_pixels(path: Any, shape: tuple[int, ...], reading: Reading) -> tuple[Pixels, Found]:
     """The image file as (H, W, C), for a network input `shape` (C, H, W); see `read_planes` and `fit`."""
     planes, found = read_planes(path, shape[0], reading)
-    tones = reading.background if len(planes) == 3 else ()  # three planes are the colours of the background, too
+    tones = reading.background if len(planes) == 3 else ()  # three are the colours of the background, too
     grounds = [replace(reading, background=(tone,) * 3) for tone in tones] or [reading] * len(planes)
     return _together([fit(plane, shape, own) for plane, own in zip(planes, grounds, strict=True)], shape[0]), found
 
@@ -123,6 +126,9 @@ def opened(path: Any) -> Iterator[Image.Image | NDArray[Any]]:
             if start.startswith(b"\x93NUMPY"):
                 yield _array(np.load(source, allow_pickle=False))
                 return
+        if start.startswith((b"II*\0", b"MM\0*")):
+            unknown = "is damaged or of a kind that Pillow does not read (colours of floats, more than 4 of 16 bits)"
+            raise UnreadableError(f"{unknown}: {_OTHERWISE}") from None
         if start[4:8] != b"ftyp" or start[8:] not in _HEIF_BRANDS:
             raise
         _learn_heif()
@@ -145,11 +151,6 @@ def _array(values: NDArray[Any]) -> NDArray[Any]:
     return values[..., None] if values.ndim == 2 else values
 
 
-def channels_last(values: NDArray[Any]) -> NDArray[Any]:
-    """An array as `opened` gives it, (H, W, C): there are fewer channels than lines."""
-    return values if values.shape[-1] <= values.shape[0] else np.moveaxis(values, 0, -1)
-
-
 def in_range(values: NDArray[Any], reading: Reading) -> tuple[NDArray[Any], Found]:
     """An array as `opened` gives it, of uint8, or float32 in 0..255."""
     if values.dtype == np.uint8:
@@ -162,7 +163,15 @@ def pages_of(file: Image.Image) -> int:
     return int(getattr(file, "n_frames", 1)) if file.format == "TIFF" else 1
 
 
+def samples_of(file: Image.Image) -> int:
+    """How many channels a page of a TIFF file has where Pillow gives fewer, as of satellite images; 0 of any other."""
+    samples = int(getattr(file, "tag_v2", {}).get(_SAMPLES, 0))
+    return samples if samples > len(file.getbands()) else 0
+
+
 def _bands(page: Image.Image, reading: Reading) -> tuple[Sequence[Image.Image], Found]:
+    if samples := samples_of(page):
+        raise ChannelsError(f"has {samples} channels in one page, of which Pillow reads fewer: {_OTHERWISE}")
     if len(page.getbands()) == 1:
         return load(page, 1, reading)
     deep, cut = _deep_colours(page), _is_cut(page)

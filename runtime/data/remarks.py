@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
+from runtime.data.folders import passed_over
 from runtime.data.pixels import DARK, Found
 from runtime.data.survey import class_doubt
 
@@ -29,8 +30,8 @@ def tell(dataset: Dataset, warn: Callable[[str], None], told: Collection[str] = 
 def remarks(dataset: Dataset) -> dict[str, str]:
     """Warnings by kind about the images read so far, of which a stream reads more later."""
     found, texts = {"train": dataset.train.found, "test": dataset.test.found}, {}
-    if passed := [f"{one.folder.name}/ ({one.passed})" for one in dataset.listings if one.passed.counts]:
-        texts["passed"] = f"passed over in {', '.join(passed)}"
+    if passed := passed_over(dataset.listings):
+        texts["passed"] = passed
     targets, task, name = dataset.train.targets, dataset.task, dataset.config.name
     if task.outputs_are_classes and task.strata(targets) is targets and name != "fake":  # a class an image
         counts = targets.bincount(minlength=len(dataset.labels)).tolist()

@@ -15,7 +15,7 @@ from compiler.ir.graph import TensorType
 from compiler.language.config import DataConfig
 from runtime.data.layouts import LAYOUTS, TRAIN, VALIDATION, data_root, find_parts
 from runtime.rundir.files import as_utf8
-from runtime.tasks.base import Task, refuse_classes
+from runtime.tasks.base import Task, refuse_classes, refuse_unknown
 
 COUNTED = 100_000
 """So many files are counted; of a larger set only the classes are looked at."""
@@ -168,6 +168,8 @@ def _in_arrays(config: DataConfig, shape: tuple[int, ...], task: Task) -> Survey
 
 def _found(config: DataConfig, counts: Mapping[str, int], held: int, *, divided: bool, note: str) -> Survey:
     """What is said of these images by class, besides which `held` are for validation."""
+    weights = config.class_weights if isinstance(config.class_weights, dict) else {}
+    refuse_unknown("data.class_weights", weights, list(counts))
     total, root, images = sum(counts.values()), one_line(data_root(config)), "images" if divided else "training images"
     says = f"{total:,} {images} of {len(counts)} classes in {root}; none was read"
     if divided:

@@ -90,7 +90,8 @@ def _text(file: Path, number: int, record: Mapping[str, Any], column: str) -> st
         hint = did_you_mean(column, names) or f"; there are {', '.join(names[:10])}"
         missing = f"there is no column {column!r}{hint}" if column not in record else f"{column} is empty or no text"
         other = "; data.ignore: [''] leaves out what has no label" * (column in record)
-        raise RunError(f"{file}:{number}: {missing}\n  try: data.image, data.label, data.part name the columns{other}")
+        names_them = "data.image, data.label, data.part name the columns, otherwise path and label"
+        raise RunError(f"{file}:{number}: {missing}\n  try: {names_them}{other}")
     return text
 
 

@@ -95,6 +95,8 @@ def run_evaluate(
         found = evaluate(model, images, batch=batch, advance=advance)
         if own:
             write_json(own.export / EVALUATION, asdict(found))
+    if images.passed:
+        warn(images.passed)
     left_out, count = len(found.unreadable), len(images.names)
     if left_out:
         warn(f"{left_out} of {count} images cannot be read and are left out: {listed(found.unreadable)}")

@@ -14,7 +14,7 @@ import numpy as np
 from compiler.errors import RunError, one_line
 from compiler.language.config import Configuration, DataConfig
 from runtime.data.arrays import over_range, read_arrays
-from runtime.data.folders import Listing, list_images, refuse_empty
+from runtime.data.folders import Listing, list_images, passed_over, refuse_empty
 from runtime.data.layouts import LAYOUTS, PART_NAMES, TEST, TRAIN, data_root, find_parts, settings_for
 from runtime.data.pixels import Pixels
 from runtime.data.survey import check_shape
@@ -40,6 +40,7 @@ class Labelled:
     truths: Numbers  # (N,)
     pixels: Pixels | None = None  # (N, H, W, C) or (N, T, C); None: they are files
     expected: int | None = None  # images of it that the run has recorded
+    passed: str = ""  # what was passed over, for people
 
     def batches(self, model: ExportedModel, batch: int) -> Iterator[Batch]:
         """All of them, as the model's training read them."""
@@ -67,7 +68,7 @@ def given_images(path: Path, model: ExportedModel, run: RunDir | None) -> Labell
     parts = LAYOUTS[config.name](config.model_copy(update=columns | more), None)
     listing = parts.test or parts.train
     _refuse_unknown(path, listing.images, model.labels)
-    return _listed(str(path), listing, model.labels)
+    return replace(_listed(str(path), listing, model.labels), passed=passed_over(parts.listings))
 
 
 def _in_arrays(path: Path, model: ExportedModel) -> Labelled:
@@ -154,7 +155,8 @@ def _test_files(data: DataConfig, labels: Sequence[str], job: JobDir) -> Listing
 
 def _listed(says: str, listing: Listing, labels: Sequence[str], expected: int | None = None) -> Labelled:
     pairs = [(path, number) for number, name in enumerate(labels) for path in listing.images.get(name, ())]
-    return Labelled(says, [path for path, _ in pairs], np.array([truth for _, truth in pairs]), expected=expected)
+    names, truths = [path for path, _ in pairs], np.array([truth for _, truth in pairs])
+    return Labelled(says, names, truths, expected=expected, passed=passed_over([listing]))
 
 
 def _opened(

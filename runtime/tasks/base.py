@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from compiler.errors import RunError
+from compiler.errors import RunError, did_you_mean, one_line
 from compiler.language.config import Configuration, TrainingConfig
 
 if TYPE_CHECKING:
@@ -188,3 +188,10 @@ def refuse_classes(name: str, classes: int, task: Task) -> None:
             f"data set {name!r} has {classes} classes, the spec says {task.outputs}\n"
             f"  try: `classes: {classes}` in the spec, or other data with data.name"
         )
+
+
+def refuse_unknown(setting: str, names: Iterable[str], classes: Sequence[str]) -> None:
+    """RunError if a setting names a class that there is not."""
+    for name in sorted(set(names) - set(classes)):
+        hint = did_you_mean(name, classes) or f"; there are {', '.join(map(one_line, classes[:10]))}"
+        raise RunError(f"{setting}: there is no class {name!r}{hint}")

@@ -6,9 +6,9 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from compiler.errors import RunError, did_you_mean
+from compiler.errors import RunError
 from compiler.language.config import TrainingConfig
-from runtime.tasks.base import Metric, Task, refuse_classes
+from runtime.tasks.base import Metric, Task, refuse_classes, refuse_unknown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,9 +64,7 @@ class Classification(Task):
         if wanted == "balanced":
             weights = len(targets) / (counts.count_nonzero() * counts.clamp(min=1)).float()
         for name, weight in wanted.items() if isinstance(wanted, dict) else ():
-            if name not in labels:
-                hint = did_you_mean(name, labels) or f"; there are {', '.join(labels[:10])}"
-                raise RunError(f"data.class_weights: there is no class {name!r}{hint}")
+            refuse_unknown("data.class_weights", [name], labels)
             weights[labels.index(name)] = weight
         task = copy.copy(self)
         task.weights = weights

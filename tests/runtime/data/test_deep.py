@@ -96,6 +96,21 @@ def test_planes_that_pillow_would_mix_up_are_refused() -> None:
         read_pixels(as_deep_file(values, "tiff <", planar=True), (3, 8, 8), READING)
 
 
+@pytest.mark.parametrize(
+    ("channels", "says"),
+    [(4, "has 4 channels in one page, of which Pillow reads fewer"), (5, "is damaged or of a kind")],
+)
+def test_channels_of_a_page_that_pillow_does_not_give_are_never_dropped(
+    channels: int, says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = as_deep_file(np.random.default_rng(0).integers(0, 65536, (4, 4, channels)), "tiff <", extra=0)
+    with pytest.raises(
+        UnreadableError, match=rf"^{says}.*: save its channels as pages of their own, or as an \.npy file"
+    ):
+        read_pixels(file, (channels, 4, 4), READING)
+    assert not caplog.records, "Pillow logs a line a file"
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_damaged_files_are_unreadable(form: str) -> None:
     file = as_deep_file(np.random.default_rng(0).integers(0, 65536, (8, 8, 3), np.uint16), form)

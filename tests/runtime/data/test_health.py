@@ -78,6 +78,9 @@ def test_it_looks_at_what_a_spec_reads_and_at_arrays(tmp_path: Path) -> None:
     root = make_parts(tmp_path / "set", {"": 12})
     (tmp_path / "a.yaml").write_text(f"graphspec: 1\nname: a\ndata: {{name: folder, root: {root}, nested: true}}\n")
     assert found(tmp_path / "a.yaml")["counts"] == found(root)["counts"] == {"cat": {"": 12}, "dog": {"": 12}}
+    rows = [f"{path},{path.parent.name}" for path in root.rglob("*.png")]
+    (tmp_path / "T.CSV").write_text("\n".join(["path,label", *rows]))
+    assert found(tmp_path / "T.CSV")["counts"] == found(root)["counts"]
     x = np.random.default_rng(0).integers(0, 4096, (20, 9, 12, 1)).astype(np.uint16)
     x[7] = x[3]
     np.savez(tmp_path / "a.npz", x_train=x[:15], y_train=np.arange(15) % 2, x_test=x[15:], y_test=np.arange(5) % 2)
@@ -92,6 +95,7 @@ def test_mistakes_end_in_a_message(tmp_path: Path) -> None:
     for words, says in (
         ([tmp_path / "nowhere"], "must hold the folders"),
         ([tmp_path, "--set", "data.nested=3"], "data.nested: expected true or false, found 3"),
+        ([tmp_path, "--set", "data.label=[]"], "data.label: classification takes one label column, found 0"),
         ([tmp_path, "--set", "data.name=digits"], "data set 'digits' is not one of files or arrays"),
     ):
         done = SHELL.invoke(app, ["data", *map(str, words)])

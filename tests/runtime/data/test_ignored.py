@@ -67,6 +67,8 @@ def test_ignored_classes_are_nowhere(layout: str, tmp_path: Path) -> None:
     assert "2 classes" in survey(config, SHAPE, class_task(2)).says
     with pytest.raises(RunError, match=r"no class 'dgo'; did you mean 'dog'"):
         load_dataset(DataConfig(**given, ignore=("dgo",)), SHAPE, class_task(3), seed=0)
+    with pytest.raises(RunError, match=r"data.class_weights: there is no class 'dog'; there are cat, owl"):
+        survey(config.model_copy(update={"class_weights": {"dog": 2.0, "cat": 1.0}}), SHAPE, class_task(2))
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])

@@ -194,6 +194,20 @@ def test_unreadable_images_are_left_out_and_told(exported: RunDir, made: Path, t
         run_evaluate(exported, tmp_path / "test")
 
 
+@pytest.mark.parametrize("form", ["", "zip", "own"])
+def test_what_is_passed_over_is_told(exported: RunDir, made: Path, tmp_path: Path, form: str) -> None:
+    images = made / "images" if form == "own" else Path(shutil.copytree(made / "images", tmp_path / "images"))
+    (images / "test" / "beside.txt").write_text("no image beside the class folders")
+    notes = images / "test" / "cat" / "notes.txt"
+    notes.write_text("no image")
+    data = Path(shutil.make_archive("all", form, images)) if form == "zip" else images
+    told: list[str] = []
+    run_evaluate(exported, None if form == "own" else data, warn=told.append)
+    notes.unlink()
+    where = {"": "test/ (1 .txt)", "zip": "all.zip/ (2 .txt)", "own": "test/ (1 .txt)"}[form]
+    assert told == [f"passed over in {where}"]
+
+
 @pytest.mark.skipif(sys.platform == "darwin", reason="its disks have no such names")
 def test_names_that_are_no_text(exported: RunDir, tmp_path: Path) -> None:
     """Such as `\\xff.png`, or with a line end, are read, written down and shown."""
