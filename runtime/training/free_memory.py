@@ -29,7 +29,7 @@ def host_memory(root: Path) -> int | None:
     sizes = _fields(root / "proc/meminfo")
     if "MemAvailable" in sizes:
         limits = [1024 * (sizes["MemAvailable"] + sizes.get("SwapFree", 0)), *_group_limits(root)]
-        return max(0, min(*limits, *_own_limit(root)))
+        return max(0, min([*limits, *_own_limit(root)]))
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # no more than the machine has
     except (AttributeError, OSError, ValueError):
