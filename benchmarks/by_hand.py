@@ -1,4 +1,4 @@
-"""A compact network and its training as an expert would write them in torch, module by module: what ours has to match."""
+"""A compact network and its training as an expert would write them in torch, module by module: what to match."""
 
 from __future__ import annotations
 

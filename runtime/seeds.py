@@ -25,7 +25,7 @@ def mix(seed: int, purpose: str, *counters: int) -> int:
 def reseed(seed: int) -> None:
     """Seed torch's own generators, of a GPU where one is used: `torch.manual_seed` takes 0.1 ms where none is."""
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch leaves it unannotated
         torch.cuda.manual_seed_all(seed)
 
 
