@@ -22,6 +22,13 @@ def mix(seed: int, purpose: str, *counters: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+def reseed(seed: int) -> None:
+    """Seed torch's own generators, of a GPU where one is used: `torch.manual_seed` takes 0.1 ms where none is."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        torch.cuda.manual_seed_all(seed)
+
+
 def generator(seed: int, purpose: str, *counters: int) -> torch.Generator:
     """A CPU generator seeded with `mix` of the same arguments."""
     return torch.Generator().manual_seed(mix(seed, purpose, *counters))

@@ -24,7 +24,7 @@ from runtime.jobs.signals import Interrupted, StopFlag
 from runtime.processes.world import World
 from runtime.rundir.checkpoint import CheckpointStore
 from runtime.rundir.records import State
-from runtime.seeds import mix
+from runtime.seeds import mix, reseed
 from runtime.tasks.base import Task
 from runtime.training.stages import Position, Stage
 
@@ -186,7 +186,7 @@ class Loop:
 
     def _step(self, stage: Stage) -> None:
         at = self.position
-        torch.manual_seed(mix(self.seed, f"{self.job.name}.step", at.stage, at.epoch, at.step))
+        reseed(mix(self.seed, f"{self.job.name}.step", at.stage, at.epoch, at.step))
         self.unread.append((at, self.job.step(stage, at)))
         self.position = Position(at.stage, at.epoch, at.step + 1)
 

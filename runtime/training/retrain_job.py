@@ -87,6 +87,8 @@ class RetrainJob(Job):
         )
         self.own = frozenset(weight_shapes(graph))  # tensors of `graph`; all others are of training-only parts
         self.module = self._network(trained, config.seed, weights)
+        self.params = weight_parameters(self.module)
+        self.paths = [part for part in self.module.modules() if isinstance(part, DropPath)]
         self.network = world.replicated(network_of(self.module, self.config))
         taught = Teacher(teacher, self.task, self.config.distil, device) if teacher else None
         self.loss = training_loss(self.task, trained, self.network, self.config, device, taught)
@@ -105,7 +107,8 @@ class RetrainJob(Job):
         self.stages = (Stage(RETRAIN, self.config.epochs, len(loader), batch),)
 
     def _network(self, trained: Graph, seed: int, weights: Mapping[str, Any] | None) -> fx.GraphModule:
-        module = lower(trained, recompute=self.config.recompute, apart=self.config.compile)
+        # torch's own pools are faster than lean ones, and without gates there are no sums to fuse
+        module = lower(trained, lowering="reference", recompute=self.config.recompute, apart=self.config.compile)
         initialise(module, seed)
         if weights is not None:
             fresh = {name: array for name, array in weights_of(module).items() if name not in self.own}
@@ -117,9 +120,8 @@ class RetrainJob(Job):
     def step(self, stage: Stage, at: Position) -> Mapping[str, Tensor]:
         """One weight step."""
         done = (at.epoch * stage.steps_per_epoch + at.step) / (stage.epochs * stage.steps_per_epoch)
-        for part in self.module.modules():
-            if isinstance(part, DropPath):
-                part.progress = done
+        for part in self.paths:
+            part.progress = done
         set_rate(self.optimizer, rate_now(self.config.schedule, self.config.lr, stage, at))
         return {"train_loss": self._train(self.batch(at))}
 
@@ -135,7 +137,7 @@ class RetrainJob(Job):
 
     def weight_step(self, batch: Batch) -> Tensor:
         """Train on a batch; its mean loss."""
-        params = list(weight_parameters(self.module).values())
+        params = list(self.params.values())
         loss = backward(self.loss, batch, params, self.config)
         clip_gradients(params, self.config.clip, self.config.clip_norm)
         self.optimizer.step()
@@ -203,12 +205,12 @@ class RetrainJob(Job):
 
     def parameters(self) -> Iterable[Tensor]:
         """All weights."""
-        return weight_parameters(self.module).values()
+        return self.params.values()
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, statistics and momenta by name."""
         found = {f"model/{tensor_name(path)}": tensor for path, tensor in self.module.state_dict().items()}
-        momenta = optimizer_state(self.optimizer, weight_parameters(self.module).items())
+        momenta = optimizer_state(self.optimizer, self.params.items())
         found |= {f"optimizer/{name}": tensor for name, tensor in momenta.items()}
         average = self.average.state_dict() if self.average is not None else {}
         best = self.best.weights if self.best else {}
@@ -227,7 +229,7 @@ class RetrainJob(Job):
                 "again since\n  try: --overwrite to start anew"
             )
         self.module.load_state_dict({p: tensors[f"model/{tensor_name(p)}"] for p in self.module.state_dict()})
-        restore_optimizer_state(self.optimizer, weight_parameters(self.module).items(), _below(tensors, "optimizer"))
+        restore_optimizer_state(self.optimizer, self.params.items(), _below(tensors, "optimizer"))
         self._train = Step(self._update, self.capture)  # momenta lie elsewhere now
         if self.average is not None:
             self.average.load_state_dict(_below(tensors, "average"))

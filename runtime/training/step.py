@@ -96,12 +96,12 @@ def weight_optimizer(module: nn.Module, config: TrainingConfig, *, captured: boo
         {"params": [p for p in params if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    fused, momentum = True if captured else None, config.momentum
+    fast, momentum = {"fused": True} if captured else {"foreach": True}, config.momentum
     made: Optimizer
     if config.optimizer == "adamw":
-        made = torch.optim.AdamW(groups, config.lr, (momentum, 0.999), fused=fused, capturable=captured)
+        made = torch.optim.AdamW(groups, config.lr, (momentum, 0.999), capturable=captured, **fast)
     else:
-        made = torch.optim.SGD(groups, config.lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
+        made = torch.optim.SGD(groups, config.lr, momentum=momentum, nesterov=momentum > 0, **fast)
     if captured:
         with_tensor_rates(made)
     return made

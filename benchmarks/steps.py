@@ -1,0 +1,141 @@
+"""Training steps of the starters against what they must cost: `python -m benchmarks.steps`.
+
+Retraining: CPU seconds an image against the same network written by hand in torch (`benchmarks.by_hand`), of whose two
+memory layouts the faster counts; data and optimizer included. Searching: a weight step of the whole supernet against
+the sum of its convolutions, each run alone, forward and backward. All take turns in one process; trust the ratios.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.by_hand import Recipe
+from benchmarks.common import Bar, Timing, interleave, parser, shipped, show, table
+from compiler.ir.graph import Model
+from compiler.language.config import Configuration
+from compiler.passes.pipeline import compacted
+from compiler.passes.prune_zero_edges import prune
+from runtime.data.dataset import load_dataset
+from runtime.search.supernet import Supernet
+from runtime.strategies.random import closed_at_random, random_levels
+from runtime.tasks.table import task_of
+from runtime.training.heap import freed_memory_kept
+from runtime.training.retrain_job import RetrainJob
+from runtime.training.stages import Position
+
+STARTERS = ("own_images", "photos", "cifar10_small", "digits")
+IMAGES = 320  # of an epoch
+OURS, CHANNELS_LAST, CONTIGUOUS = "graphspec", "by hand, channels last", "by hand, contiguous"
+CPU = torch.device("cpu")
+
+
+# -- retraining -------------------------------------------------------------------------------------------------------
+
+
+def retrainings(name: str, batch: int) -> dict[str, Callable[[], None]]:
+    """An epoch of a network of the space within its budget: ours, and by hand in two layouts."""
+    spec, graph = shipped(name)
+    config = _config(spec.config, batch)
+    closed = closed_at_random(graph, config.budget, random_levels(graph, 0))
+    model, _ = compacted(Model(prune(graph, closed)), config.budget)
+    dataset = load_dataset(config.data, spec.input, task_of(spec, model.graph), seed=0)
+    job = RetrainJob(model.graph, config, dataset, CPU)
+    images, labels = dataset.train.images, dataset.train.targets
+    by_hand = {
+        each: Recipe(model.graph, job.config, layout, images[:IMAGES], labels[:IMAGES])
+        for each, layout in ((CHANNELS_LAST, torch.channels_last), (CONTIGUOUS, torch.contiguous_format))
+    }
+    epochs = iter(range(10**6))
+
+    def ours() -> None:
+        (stage,), epoch = job.stages, next(epochs)
+        for step in range(IMAGES // batch):
+            job.step(stage, Position(0, epoch, step))
+
+    return {OURS: ours, **{each: recipe.epoch for each, recipe in by_hand.items()}}
+
+
+def _config(config: Configuration, batch: int) -> Configuration:
+    """On images that are made up, all of which are trained on, without what the recipe adds to a step."""
+    data = config.data.model_copy(update={"name": "fake", "fake_size": IMAGES, "crop_padding": 4, "flip": True})
+    added = {"batch_size": batch, "mixup": 0.0, "clip": None, "all_images": True, "drop_path": 0.0, "start": "scratch"}
+    return config.model_copy(update={"data": data, "retrain": config.retrain.model_copy(update=added)})
+
+
+# -- searching --------------------------------------------------------------------------------------------------------
+
+
+class Recorded(TorchDispatchMode):
+    """Notes every convolution, forward and backward, with what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "convolution" in str(func):
+            self.calls.append((func, args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def searching(name: str, batch: int) -> dict[str, Callable[[], object]]:
+    """A weight step of the supernet, and its convolutions."""
+    spec, graph = shipped(name)
+    config = spec.config.search.model_copy(update={"batch_size": batch})
+    net = Supernet.start(graph, task_of(spec, graph), config, CPU, seed=0, gate_init=1.0)
+    x = torch.randn(batch, *spec.input).to(memory_format=torch.channels_last)
+    given = x, torch.randint(0, spec.classes, (batch,))
+    recorded = Recorded()
+    with recorded:
+        net.weight_gradients(given)
+
+    def convolutions() -> None:
+        with torch.no_grad():
+            for function, args, kwargs in recorded.calls:
+                function(*args, **kwargs)
+
+    return {"step": lambda: net.weight_step(given, config.lr), "convolutions": convolutions}
+
+
+# -- the report -------------------------------------------------------------------------------------------------------
+
+
+def cpu_ratio(one: Timing, others: list[Timing]) -> float:
+    """Of CPU seconds, to the fastest of the others by median."""
+    least = min(others, key=lambda timing: sorted(timing.cpu_seconds)[len(timing.cpu_seconds) // 2])
+    ratios = sorted(a / b for a, b in zip(one.cpu_seconds, least.cpu_seconds, strict=True))
+    return ratios[len(ratios) // 2]
+
+
+@freed_memory_kept()  # as in every job
+def main() -> None:
+    """Measure and print."""
+    options = parser(__doc__)
+    options.add_argument("--specs", nargs="+", default=STARTERS)
+    options.add_argument("--batches", type=int, nargs="+", default=[16, 64])
+    options.add_argument("--rounds", type=int, default=7)
+    args = options.parse_args()
+    torch.set_num_threads(1)
+    rows, bars = [], []
+    for name in args.specs:
+        for batch in args.batches:
+            trained, searched = (
+                interleave(make(name, batch), args.rounds, warmup=1) for make in (retrainings, searching)
+            )
+            hands = [trained[CHANNELS_LAST], trained[CONTIGUOUS]]
+            retrain, search = cpu_ratio(trained[OURS], hands), cpu_ratio(searched["step"], [searched["convolutions"]])
+            each = [1e6 * min(timing.cpu_seconds) / IMAGES for timing in (trained[OURS], *hands)]
+            both = [1e3 * min(timing.cpu_seconds) for timing in searched.values()]
+            rows.append([name, batch, *each, retrain, *both, search])
+            bars.append(Bar(f"{name}, batch {batch}: retraining against by hand", retrain, 1.0))
+            bars.append(Bar(f"{name}, batch {batch}: supernet's step against its convolutions", search, 1.3))
+    header = ["starter", "batch", "retrain, us an image", "by hand, channels last", "contiguous", "ratio"]
+    show(args.json, {"rows": rows}, [table([*header, "search step, ms", "convolutions, ms", "ratio"], rows)], bars)
+
+
+if __name__ == "__main__":
+    main()
