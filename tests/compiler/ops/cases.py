@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compiler.ir.graph import Attrs, TensorType, attrs_of
+from compiler.ir.graph import INPUT, Attrs, Graph, TensorType, attrs_of
 from compiler.ops import (
     IDENTITY,
     Affine,
@@ -28,11 +28,13 @@ from compiler.ops import (
     Values,
     infer,
     known_ops,
+    op,
     read_attrs,
     tensors,
 )
 from compiler.ops.attributes import step
 from tests import interpreter
+from tests.graphs import graph_of
 
 IMAGE, OTHER, VECTOR, DOT, SIGNAL = (4, 6, 5), (2, 6, 5), (8,), (4, 1, 1), (4, 9)
 ACTIVATIONS = (
@@ -336,3 +338,30 @@ IN_NETWORKS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("conv_then", {"then": "absolute"}),
     ("conv_then", {"then": "batch_norm"}),
 )
+
+
+def network(name: str, attrs: dict[str, Any]) -> Graph:
+    """The op between gates, behind a join that may lose an input, before a batch norm and a layer without padding."""
+    nodes: dict[str, tuple[str, dict[str, Any], list[Any]]] = {
+        f"stem{i}": ("conv", {"kernel": 3, "channels": channels, "norm": "none", "act": "none"}, [INPUT])
+        for i, channels in enumerate((2, 4, 2, 4))
+    }
+    nodes["normed"] = ("batch_norm", {}, ["stem1"])
+    nodes["joined"] = ("concat", {}, [("stem0", "g/joined<0"), ("stem2", "g/joined<2")])
+    nodes["summed"] = ("add", {}, [("normed", "g/summed<n"), ("stem3", "g/summed<3"), ("joined", "g/summed<j")])
+    if name == "linear":
+        nodes["pooled"] = ("global_avg_pool", {}, ["summed"])
+        nodes["it"] = (name, attrs, [("pooled", "g/it<b")])
+    else:
+        gated = op(name).reads is not Reads.TOGETHER
+        sources, gates = ("summed", "joined"), ("g/it<b", "g/it<j")
+        nodes["it"] = (name, attrs, [(s, g) if gated else s for s, g in zip(sources, gates, strict=True)])
+    if len(graph_of(nodes).node("it").shape) == 3:
+        nodes["after"] = ("batch_norm", {}, [("it", "g/after<it")])
+        nodes["valid"] = ("conv", {"kernel": 1, "padding": 0, "channels": 4, "norm": "none"}, ["after"])
+        nodes["pool"] = ("global_avg_pool", {}, ["valid"])
+    else:
+        nodes["flat"] = ("flatten", {}, [("it", "g/flat<it")])
+        nodes["pool"] = ("batch_norm", {}, ["flat"])
+    nodes["logits"] = ("linear", {"channels": 3}, ["pool"])
+    return graph_of(nodes)
