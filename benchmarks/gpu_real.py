@@ -101,10 +101,14 @@ class Chain:
             self.rows.append([self.seed, self.part.name, seconds, *figures])
             print(line(self.rows[-1]), flush=True)
 
-    def stop(self) -> None:
-        """Stop what runs; it leaves a checkpoint."""
+    def ask(self) -> None:
+        """Ask what runs to stop; it leaves a checkpoint."""
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
+
+    def stop(self) -> None:
+        """Wait until it has stopped."""
+        if self.process is not None and self.process.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(GRACE)
             self.process.kill()
@@ -153,6 +157,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             going = [chain for chain in going if chain.go_on()]
             time.sleep(0.2)
     finally:
+        for chain in chains:  # all at once: one has a grace, not each after the others
+            chain.ask()
         for chain in chains:
             chain.stop()
     for chain in going:

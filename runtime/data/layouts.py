@@ -78,7 +78,7 @@ def _in_folder(config: DataConfig, most: int | None) -> Parts:
         if root.is_file():
             return _of_rows(root, *_rows_of(root, nested=config.nested), config.ignore)
         refuse_pipe(root)
-        names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir()) if root.is_dir() else []
+        names = sorted(entry.name for entry in os.scandir(root) if os.path.isdir(entry.path)) if root.is_dir() else []
     parts = _named_parts(root, names)
     if set(parts) == {TRAIN, VALIDATION} or (config.name == "imagenet" and VALIDATION in parts):
         parts[TEST] = parts.pop(VALIDATION)  # the test images of ImageNet have no labels

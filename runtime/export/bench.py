@@ -156,7 +156,7 @@ class OnnxFile:
         try:
             return onnx.load_from_string(content)
         except Exception as error:  # protobuf's exceptions have no base class that is not private
-            raise RunError(f"{self.path}: is no ONNX model: {error}\n  try: a file that ends in .onnx") from error
+            raise RunError(f"{self.path}: is no ONNX model, or a damaged one: {error}\n  try: write it anew") from error
 
     def bytes(self) -> int:
         """Size of the file and of the weights that it keeps beside it; RunError if they are not there."""

@@ -61,7 +61,7 @@ class CheckpointStore:
         """Write a checkpoint, then remove all but the newest.
 
         `number` is at least 0 and grows from one checkpoint to the next. A checkpoint with a higher number is removed:
-        whoever writes this one did not find it whole. `state` is JSON with finite numbers. RunError if the disk
+        whoever writes this one did not find it whole. All numbers are finite; `state` is JSON. RunError if the disk
         refuses; the earlier checkpoints are then as they were.
         """
         copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
@@ -115,6 +115,9 @@ class CheckpointStore:
         tensors, content = read_tensors(tensors_file, safetensors.torch.load)
         if document["tensors"] != hashlib.sha256(content).hexdigest():
             raise damaged(tensors_file, "it was altered")
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise damaged(tensors_file, f"{name} holds numbers that are not finite")
         return Checkpoint(number, tensors, document["state"])
 
     def remove_others(self, newest: int) -> None:

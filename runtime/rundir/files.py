@@ -348,5 +348,12 @@ def as_utf8(text: str) -> bytes:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_bytes` of `value` as indented JSON, keys in the order given; ValueError if a number is not finite."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """`write_bytes` of `value` as indented JSON, keys in the order given; RunError if a number is not finite."""
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise RunError(
+            f"{path}: is not written, because a figure is not finite: the network gives no numbers\n"
+            f"  try: a lower learning rate, and start anew with --overwrite"
+        ) from error
+    write_text(path, text + "\n")

@@ -53,6 +53,8 @@ def _read_weights(path: Path) -> tuple[Tensors, str]:
     for name, array in tensors.items():
         if not np.isfinite(array).all():
             raise damaged(path, f"{name} holds numbers that are not finite")
+        if name.endswith(".running_var") and (array < 0).any():
+            raise damaged(path, f"{name} holds variances below 0")
     return tensors, hashlib.sha256(content).hexdigest()
 
 

@@ -197,6 +197,9 @@ class Supernet:
             if name not in ours:  # a momentum that had not begun
                 ours[name] = torch.zeros_like(self.weight_params[weight])
             ours[name][_places(plan[weight], ours[name].shape)] = tensor
+        if isinstance(self.weights, torch.optim.SGD):  # fused steps need momenta of all weights; one of 0 has not begun
+            for weight, parameter in self.weight_params.items():
+                ours.setdefault(f"{MOMENTUM}/{weight}/momentum_buffer", torch.zeros_like(parameter))
         self.load_tensors(ours)
 
 

@@ -8,6 +8,7 @@ steps of its own. On the CPU, and where capturing fails, a step is called.
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -73,6 +74,7 @@ class Capture:
     def __init__(self, graphs: Graphs | None = None, say: Callable[[str], None] = print) -> None:
         self.graphs, self.say = graphs, say
         self.wanted = graphs is not None  # then rates are tensors
+        self.steps: weakref.WeakSet[Step] = weakref.WeakSet()
 
     @classmethod
     def on(cls, device: torch.device, config: TrainingConfig, processes: int, say: Callable[[str], None]) -> Capture:
@@ -87,8 +89,10 @@ class Capture:
         return found
 
     def refuse(self, why: str) -> None:
-        """From now on call steps."""
+        """From now on call steps, which need the memory of graphs."""
         self.graphs = None
+        for step in self.steps:
+            step.forget()
         self.say(f"steps are started kernel by kernel, not as CUDA graphs: {why}")
 
 
@@ -102,6 +106,11 @@ class Step:
         self.run, self.capture = run, capture
         self.shapes: list[torch.Size] = []  # of the batches that it is or will be captured for
         self.warmed = 0
+        self.forget()
+        capture.steps.add(self)
+
+    def forget(self) -> None:
+        """Drop the graph."""
         self.inputs: Batch | None = None
         self.replay: Run | None = None
 
@@ -128,7 +137,7 @@ class Step:
         try:
             self.replay = graphs.captured(lambda: self.run(inputs))
         except RuntimeError as error:  # of memory, too
-            self.inputs, cause = None, error.__context__ or error  # the end of a capture fails after what went wrong
+            cause = error.__context__ or error  # the end of a capture fails after what went wrong
             self.capture.refuse(str(cause).strip().partition("\n")[0])
         return self.replay
 

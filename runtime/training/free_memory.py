@@ -6,6 +6,7 @@ import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +21,11 @@ def available_memory(device: torch.device) -> int | None:
     """Bytes that can still be had on a device; None where the system does not say."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        held: Any = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        own = torch.cuda.current_device() if device.index is None else device.index
+        mine = (s for s in held if s["device"] == own and tuple(s["segment_pool_id"]) == (0, 0))
+        idle = (s["total_size"] - s["allocated_size"] for s in mine)
+        return free + int(sum(idle))  # what the pools of captured graphs do not use stays theirs
     return host_memory(ROOT)
 
 

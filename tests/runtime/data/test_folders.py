@@ -90,6 +90,15 @@ def test_what_is_passed_over_is_counted(tmp_path: Path) -> None:
     assert test == "test/ (1 folder .x)"
 
 
+def test_links_that_lead_to_themselves_are_passed_over(tmp_path: Path) -> None:
+    root = make_set(tmp_path)
+    for place in (root, root / "train", root / "train" / "cat"):
+        (place / "loop").symlink_to("loop")
+    assert [listing.line().partition(" of")[0] for listing in find_parts(DataConfig(name="folder", root=str(root))).listings] == [
+        "train: 24 images", "test: 8 images",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("look", [list_images, lambda folder: find_images([str(folder)])])
 def test_folders_in_each_other_beyond_what_python_follows(tmp_path: Path, look: Callable[[Path], object]) -> None:
     places = [tmp_path / Path(*["a"] * depth) for depth in range(1, 1100)]

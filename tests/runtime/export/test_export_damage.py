@@ -48,8 +48,15 @@ def test_weights_that_are_not_finite_are_refused(run: RunDir) -> None:
     assert not run.export.exists()
 
 
-def test_outputs_that_are_not_finite_are_refused(run: RunDir) -> None:
+def test_variances_below_0_are_refused(run: RunDir) -> None:
     change_weights(run, lambda name, array: -np.ones_like(array) if name.endswith("running_var") else array)
+    with pytest.raises(RunError, match="running_var holds variances below 0"):
+        export(run)
+    assert not run.export.exists()
+
+
+def test_outputs_that_are_not_finite_are_refused(run: RunDir) -> None:
+    change_weights(run, lambda name, array: np.full_like(array, 1e38) if name.endswith("weight") else array)
     with pytest.raises(RunError, match="random and test images is not finite\n  nothing was written"):
         export(run)
     assert not run.export.exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import resource
 import subprocess
@@ -39,6 +40,13 @@ def test_text_is_written_as_it_is(tmp_path: Path) -> None:
 def test_json_keeps_the_order_of_keys(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"b": 1, "a": [0.1]})
     assert (tmp_path / "a.json").read_text() == '{\n  "b": 1,\n  "a": [\n    0.1\n  ]\n}\n'
+
+
+def test_figures_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"loss": 0.5})
+    with pytest.raises(RunError, match=r"a\.json: is not written, because a figure is not finite: .*\n  try: "):
+        write_json(tmp_path / "a.json", {"loss": math.nan})
+    assert files_of(tmp_path) == {"a.json": b'{\n  "loss": 0.5\n}\n'}
 
 
 def test_an_interrupted_write_leaves_the_former_content_and_no_other_file(

@@ -21,7 +21,9 @@ from runtime.search.supernet import Supernet
 from runtime.strategies.apgnag import APGNAG
 from runtime.strategies.dso import gate_optimizer, gate_tensors, restored_gates
 from runtime.strategies.penalties import Penalty, set_gammas
+from runtime.training.captured import Capture
 from runtime.training.step import backward, training_loss
+from tests.recorded import Recorder
 from tests.tasks import class_task
 from tests.tiny import TINY, write_spec
 
@@ -195,6 +197,18 @@ def test_a_sample_is_the_pruned_network_and_gives_its_numbers_back(tmp_path: Pat
     changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
     assert changed
     assert {name for name in changed if name not in again} == set(), "what the sample lacks stays"
+
+
+def test_samples_take_turns_with_fused_steps(tmp_path: Path) -> None:
+    """As captured ones are: torch has those of SGD only where all weights have momenta, or none."""
+    capture = Capture(Recorder())
+    net = Supernet.start(tiny_graph(tmp_path), TASK, SearchConfig(), CPU, seed=4, gate_init=1.0, capture=capture)
+    gates = [gate for gate in net.graph.gates() if not gate.startswith("reduce")]
+    for closed in (gates[::3], gates[1::3]):
+        sample = net.pruned(closed)
+        assert all(group["fused"] for group in sample.weights.param_groups)
+        sample.weight_step(batch(0), 0.1)
+        net.absorb(sample)
 
 
 CHOICES = """

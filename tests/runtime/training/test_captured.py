@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -118,6 +120,23 @@ def test_batches_of_another_size_are_called_and_the_graph_stays() -> None:
     assert found == [size * 2 * n * (n + 2) for n, size in enumerate(sizes)]
     assert (graphs.captures, graphs.warmed, graphs.replays) == (1, WARM_UP + 1, 4)
     assert line.calls == len(sizes) - 3, "the last of four replays are not called"
+
+
+def test_a_capture_that_fails_gives_back_what_others_hold() -> None:
+    """The steps that are called from then on need the memory."""
+    graphs, said = Recorder(), list[str]()
+    capture = Capture(graphs, said.append)
+    first, second = Step(Line().step, capture), Step(Line().step, capture)
+    for _ in range(WARM_UP + 1):
+        first(batch(2))
+    assert first.replay is not None
+    held = weakref.ref(first.replay)
+    graphs.fails = "CUDA error: out of memory"
+    for _ in range(WARM_UP + 1):
+        second(batch(2))
+    gc.collect()
+    assert (held(), first.inputs, second.inputs, len(said)) == (None, None, None, 1)
+    assert float(first(batch(2))) == 4 * (WARM_UP + 3), "it is called"
 
 
 def test_losses_stay_what_they_were() -> None:
