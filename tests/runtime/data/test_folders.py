@@ -94,9 +94,8 @@ def test_links_that_lead_to_themselves_are_passed_over(tmp_path: Path) -> None:
     root = make_set(tmp_path)
     for place in (root, root / "train", root / "train" / "cat"):
         (place / "loop").symlink_to("loop")
-    assert [listing.line().partition(" of")[0] for listing in find_parts(DataConfig(name="folder", root=str(root))).listings] == [
-        "train: 24 images", "test: 8 images",
-    ]  # fmt: skip
+    parts = find_parts(DataConfig(name="folder", root=str(root)))
+    assert [len(listing.paths) for listing in parts.listings] == [24, 8]
 
 
 @pytest.mark.parametrize("look", [list_images, lambda folder: find_images([str(folder)])])
