@@ -18,13 +18,16 @@ from torch import Tensor
 from benchmarks.common import reason
 from benchmarks.jobs import TASK, halves, whole_steps
 from benchmarks.supernet import Variant, start, thinned
-from compiler.ir.graph import Graph
-from compiler.language.config import DataConfig, SearchConfig
+from compiler.ir.graph import Graph, Model
+from compiler.language.config import Configuration, DataConfig, RetrainConfig, SearchConfig
+from compiler.passes.pipeline import TO_COMPACT
 from runtime.data.dataset import Share, load_dataset
 from runtime.search.supernet import Supernet
 from runtime.strategies.apgnag import APGNAG
 from runtime.strategies.dso import gate_optimizer, gate_tensors, restored_gates
 from runtime.training.captured import WARM_UP, Capture, CudaGraphs, Graphs
+from runtime.training.retrain_job import RetrainJob
+from runtime.training.stages import Position
 from runtime.training.step import Batch, set_rate
 
 CPU = torch.device("cpu")
@@ -57,6 +60,7 @@ def all_checks(graph: Graph, config: SearchConfig, device: torch.device, batch: 
                 yield from _finished(words, _passes(words, right, lowering, precision, device))
     yield from _finished("8 steps with a pruning", _trajectory(graph, config, device, batch))
     yield from _finished("captured steps", captured_checks(graph, config, device, batch))
+    yield from _finished("captured steps of retraining", retraining_checks(graph, device, batch))
     yield from _finished("a training batch", _data(device))
 
 
@@ -227,6 +231,24 @@ def captured_checks(graph: Graph, config: SearchConfig, device: torch.device, si
         ends.append(torch.cat([t.flatten().double() for t in {**net.tensors(), **gate_tensors(net, gates)}.values()]))
     yield Check(f"captured steps with a pruning, float64{''.join(f': {why}' for why in said)}", relative(*ends), 1e-7)
     yield Check("captured steps: none was called instead", float(len(said)), 0.0)
+
+
+def retraining_checks(graph: Graph, device: torch.device, size: int) -> Iterator[Check]:
+    """The same of a retraining that uses what its steps may have; float32, the same kernels."""
+    data = DataConfig(name="fake", fake_size=size * (WARM_UP + 3))
+    settings = {"drop_path": 0.2, "ema": 0.9, "clip_norm": 1.0, "optimizer": "adamw", "lr": 0.001, "all_images": True}
+    config = Configuration(data=data, retrain=RetrainConfig(batch_size=size, precision="fp32", **settings))
+    compact, ends = TO_COMPACT.run(Model(graph)).graph, []
+    for graphs in (None, graphs_of(device)):
+        capture = Capture(graphs)
+        capture.wanted = True
+        dataset = load_dataset(data, graph.node("input").shape, TASK, seed=0)
+        job = RetrainJob(compact, config, dataset, device, capture=capture)
+        for step in range(WARM_UP + 3):
+            torch.manual_seed(step)
+            job.step(job.stages[0], Position(0, 0, step))
+        ends.append(torch.cat([t.flatten().double() for t in job.tensors().values()]))
+    yield Check("captured steps of retraining", relative(*ends), 1e-4)
 
 
 def _data(device: torch.device) -> Iterator[Check]:

@@ -88,9 +88,11 @@ def test_captured_steps_are_checked_and_timed(monkeypatch: pytest.MonkeyPatch) -
     found = [*gpu_checks.captured_checks(graph, spec.config.search, cpu, 4)]
     assert [one.error for one in found] == [0.0, 0.0]
     assert graphs.captures == 4
+    assert [one.error for one in gpu_checks.retraining_checks(graph, cpu, 4)] == [0.0]
+    assert graphs.captures == 5
     rows = list(gpu.timed(gpu.GRAPH, spec, graph, cpu, 8, tiny=True))
     assert [row.step for row in rows] == list(KINDS)
-    assert graphs.captures == 6
+    assert graphs.captures == 7
     graphs.fails = "no memory"
     with pytest.raises(RuntimeError, match="not as CUDA graphs: no memory"):
         list(gpu.timed(gpu.GRAPH, spec, graph, cpu, 8, tiny=True))
