@@ -153,7 +153,9 @@ def test_depth_decides_the_largest_probability(searched: RunDir) -> None:
     assert largest[0] < 0.5
 
 
-def test_the_loss_is_smoothed_and_the_auxiliary_head_is_weighted(searched: RunDir) -> None:
+def test_the_loss_is_smoothed_and_the_auxiliary_head_is_weighted(
+    searched: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = ["retrain.auxiliary_weight=0.4", "retrain.label_smoothing=0.1"]
     job, _ = job_of(searched, settings)
     x, y = job.feed.batch(0, 0)
@@ -164,6 +166,7 @@ def test_the_loss_is_smoothed_and_the_auxiliary_head_is_weighted(searched: RunDi
     main, second = (F.cross_entropy(head, y, label_smoothing=0.1) for head in joined.split(10, dim=1))
     expected = main + 0.4 * second
     gradients = torch.autograd.grad(expected, parameters)
+    monkeypatch.setattr(job.optimizer, "step", lambda: None)  # it computes in the place of the gradients
     assert torch.equal(job.step(job.stages[0], Position())["train_loss"], expected.detach())
     for name, parameter, gradient in zip(names, parameters, gradients, strict=True):
         assert torch.equal(parameter.grad, gradient), name
