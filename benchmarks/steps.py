@@ -7,6 +7,7 @@ the sum of its convolutions, each run alone, forward and backward. All take turn
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.by_hand import Recipe
 from benchmarks.common import Bar, Timing, interleave, parser, shipped, show, table
-from compiler.ir.graph import Model
-from compiler.language.config import Configuration
+from compiler.ir.graph import Graph, Model
+from compiler.language.config import BudgetConfig, Configuration
 from compiler.passes.pipeline import compacted
 from compiler.passes.prune_zero_edges import prune
 from runtime.data.dataset import load_dataset
@@ -36,12 +37,17 @@ CPU = torch.device("cpu")
 # -- retraining -------------------------------------------------------------------------------------------------------
 
 
+def drawn(graph: Graph, budget: BudgetConfig) -> Model:
+    """A network of a space within its budget, drawn at random."""
+    closed = closed_at_random(graph, budget, random_levels(graph, 0))
+    return compacted(Model(prune(graph, closed)), budget)[0]
+
+
 def retrainings(name: str, batch: int) -> dict[str, Callable[[], None]]:
     """An epoch of a network of the space within its budget: ours, and by hand in two layouts."""
     spec, graph = shipped(name)
     config = _config(spec.config, batch)
-    closed = closed_at_random(graph, config.budget, random_levels(graph, 0))
-    model, _ = compacted(Model(prune(graph, closed)), config.budget)
+    model = drawn(graph, config.budget)
     dataset = load_dataset(config.data, spec.input, task_of(spec, model.graph), seed=0)
     job = RetrainJob(model.graph, config, dataset, CPU)
     images, labels = dataset.train.images, dataset.train.targets
@@ -106,9 +112,8 @@ def searching(name: str, batch: int) -> dict[str, Callable[[], object]]:
 
 def cpu_ratio(one: Timing, others: list[Timing]) -> float:
     """Of CPU seconds, to the fastest of the others by median."""
-    least = min(others, key=lambda timing: sorted(timing.cpu_seconds)[len(timing.cpu_seconds) // 2])
-    ratios = sorted(a / b for a, b in zip(one.cpu_seconds, least.cpu_seconds, strict=True))
-    return ratios[len(ratios) // 2]
+    least = min(others, key=lambda timing: statistics.median(timing.cpu_seconds))
+    return statistics.median(a / b for a, b in zip(one.cpu_seconds, least.cpu_seconds, strict=True))
 
 
 @freed_memory_kept()  # as in every job

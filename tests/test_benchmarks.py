@@ -35,14 +35,10 @@ from benchmarks.by_hand import ByHand
 from benchmarks.common import shipped
 from benchmarks.turns import Worker
 from compiler.analysis.costs import total_cost, weight_step_bytes
-from compiler.ir.graph import Model
 from compiler.lowering.torch.emit import tensor_name
 from compiler.lowering.torch.fx import lower
 from compiler.lowering.torch.modules import Conv
-from compiler.passes.pipeline import compacted
-from compiler.passes.prune_zero_edges import prune
 from graphspec.api import load
-from runtime.strategies.random import closed_at_random, random_levels
 from runtime.training.allocated import OnCpu
 from tests.test_compile_checks import write_images
 from tests.tiny import environment, write_spec
@@ -286,15 +282,14 @@ def test_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
 def test_a_network_by_hand_is_the_same(name: str) -> None:
     """With the tensors of ours it gives the same outputs while it trains."""
     spec, graph = shipped(name)
-    closed = closed_at_random(graph, spec.config.budget, random_levels(graph, 0))
-    model, _ = compacted(Model(prune(graph, closed)), spec.config.budget)
+    model = steps.drawn(graph, spec.config.budget)
     ours, by_hand = lower(model.graph), ByHand(model.graph)
     given = {tensor_name(path): tensor for path, tensor in ours.state_dict().items()}
     for node in model.graph.nodes()[1:]:
         tensors = [tensor for tensor_id, tensor in given.items() if tensor_id.startswith(f"{node.id}.")]
-        part = by_hand.parts[node.id.replace(".", "-")].state_dict()
-        names = [path for path in part if not path.endswith("num_batches_tracked")]
-        by_hand.parts[node.id.replace(".", "-")].load_state_dict(dict(zip(names, tensors, strict=True)), strict=False)
+        part = by_hand.parts[node.id.replace(".", "-")]
+        names = [path for path in part.state_dict() if not path.endswith("num_batches_tracked")]
+        part.load_state_dict(dict(zip(names, tensors, strict=True)), strict=False)
     x = torch.randn(4, *spec.input, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(by_hand.train()(x), ours.train()(x), rtol=1e-5, atol=1e-5)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -30,13 +29,7 @@ from compiler.ops import (
 )
 from tests.compiler.ops.cases import IN_NETWORKS, PRIMITIVE, Case, custom_ops, network
 
-
-@pytest.fixture(autouse=True)
-def _custom() -> Iterator[None]:
-    with custom_ops():
-        yield
-
-
+pytestmark = pytest.mark.usefixtures("with_custom_ops")
 every_case = pytest.mark.parametrize("case", PRIMITIVE, ids=str)
 with custom_ops():
     ONE_SHAPE = [case for case in PRIMITIVE if case.shapes == (case.out,)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -29,17 +28,11 @@ from compiler.passes.pipeline import TO_EXPORT, TO_INHERIT
 from compiler.passes.prune_zero_edges import surviving_edges
 from compiler.passes.widen import widen
 from runtime.strategies.penalties import Penalty
-from tests.compiler.ops.cases import BARE, IN_NETWORKS, custom_ops, network
+from tests.compiler.ops.cases import BARE, IN_NETWORKS, network
 from tests.graphs import graph_of
 from tests.interpreter import evaluate, random_input, random_weights
 
-
-@pytest.fixture(autouse=True)
-def _custom() -> Iterator[None]:
-    with custom_ops():
-        yield
-
-
+pytestmark = pytest.mark.usefixtures("with_custom_ops")
 LOWERINGS: tuple[Lowering, ...] = ("fused", "reference")
 every_network = pytest.mark.parametrize(("name", "attrs"), IN_NETWORKS, ids=str)
 
