@@ -127,9 +127,16 @@ def _live_and_die_with_the_parent(_: int) -> None:
     looks at the process that forked the worker, which here is the fork server.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, UNHEARD)  # for a fork server that others started, with interrupts
+    sys.excepthook = _unsaid
     if parent := multiprocessing.parent_process():
         for end in (parent.join, lambda: _told_by(parent.pid))[: 1 + HAVE_SENDERS]:
             threading.Thread(target=_exit_after, args=[end], daemon=True).start()
+
+
+def _unsaid(*_: object) -> None:
+    """What fails in a worker is told by the parent. Only multiprocessing's thread that hands memory over comes here,
+    with a traceback that whoever was taking it has gone.
+    """
 
 
 def _told_by(process: int | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -35,6 +36,14 @@ class Dies:
         return np.zeros(1), request
 
 
+class LosesItsReader:
+    """Does what multiprocessing's thread does where whoever was taking a tensor has gone."""
+
+    def __getitem__(self, request: int) -> tuple[Any, int]:
+        sys.excepthook(ConnectionResetError, ConnectionResetError("reset by peer"), None)
+        return np.zeros(1), request
+
+
 class Waits:
     def __getitem__(self, request: int) -> tuple[Any, int]:
         while True:  # whatever signals come
@@ -55,6 +64,11 @@ def test_answers_are_the_same_with_and_without_shared_memory(workers: int, free:
 def test_a_process_that_dies_is_named() -> None:
     with pytest.raises(RunError, match=r"loads images died, perhaps for its memory(.|\n)*try: a lower data.workers"):
         list(answers(Dies(), range(4), 1, 8, pin=False))
+
+
+def test_a_process_prints_no_page_where_its_reader_has_gone(capfd: pytest.CaptureFixture[str]) -> None:
+    assert len(list(answers(LosesItsReader(), range(4), 1, 8, pin=False))) == 4
+    assert "reset by peer" not in capfd.readouterr().err
 
 
 def test_a_process_that_says_nothing_is_given_up() -> None:
