@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from compiler.docstrings import describe
 from compiler.language.values import (
     MOST,
     Adaptive,
@@ -33,7 +34,7 @@ class Section(BaseModel):
     """Base of all sections: unknown keys are errors, values are immutable."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, serialize_by_alias=True
+        extra="forbid", frozen=True, json_schema_extra=describe, allow_inf_nan=False, serialize_by_alias=True
     )
 
 

@@ -97,22 +97,16 @@ def _rows(section: Section, prefix: str) -> Iterator[list[str]]:
         written = type(section).model_fields[name].alias or name
         key = f"{prefix}{written}"
         if isinstance(value, Schedule):
-            meaning = f"{_description(section, name)} Its keys: `{key}.kind` and so on, see [schedules](#schedules)."
-            yield [f"`{key}`", "schedule", f"`{{kind: {value.kind}}}`", meaning]
+            keys = f"Its keys: `{key}.kind` and so on, see [schedules](#schedules)."
+            yield [f"`{key}`", "schedule", f"`{{kind: {value.kind}}}`", f"{schemas[written]['description']} {keys}"]
         elif isinstance(value, Section):
             yield from _rows(value, f"{key}.")
         else:
-            yield _row(key, schemas[written] | {"description": _description(section, name)}, value)
+            yield _row(key, schemas[written], value)
 
 
 def _row(key: str, schema: Mapping[str, Any], default: Any) -> list[str]:
     return [f"`{key}`", _kind(schema), _value(default), schema["description"]]
-
-
-def _description(section: Section, name: str) -> str:
-    """What a setting means; a section that only changes a default leaves it to the section it extends."""
-    fields = (base.model_fields.get(name) for base in type(section).__mro__ if issubclass(base, Section))
-    return next(field.description for field in fields if field is not None and field.description)
 
 
 def ops() -> str:

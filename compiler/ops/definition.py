@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from compiler.docstrings import describe
 from compiler.errors import GraphspecError
 from compiler.ir.graph import Attrs
 from compiler.ops.traits import NOTHING, Traits
@@ -23,9 +24,7 @@ from compiler.ops.traits import NOTHING, Traits
 class OpAttrs(BaseModel):
     """Base of all attribute models: unknown attributes are errors."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, json_schema_extra=describe, allow_inf_nan=False)
 
 
 class Reads(enum.Enum):

@@ -5,18 +5,19 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
+from compiler.docstrings import attribute_docstrings
 from compiler.ir.verify import rule_records
 from compiler.ops import Op, Reads, known_ops
 
 
 def _attrs(row: Op) -> list[dict[str, Any]]:
-    fields = row.attrs.model_fields
+    fields, docs = row.attrs.model_fields, attribute_docstrings(row.attrs)
     return [
         {
             "name": name,
             "required": f.is_required(),
             "default": None if f.is_required() else f.default,
-            "help": f.description,
+            "help": docs.get(name),
         }
         for name, f in fields.items()
     ]
