@@ -37,6 +37,7 @@ class Share:
 HERE = Share()
 
 _Part = tuple[int, int, int]  # number of a batch, first and end of this process's images among all of the epoch
+SMALL = 2**18  # bytes of pixels: calling torch for fewer takes longer than what it computes
 _STATISTICS_SAMPLE = 4096  # images of a streamed set that mean and standard deviation are computed on
 _STATISTICS_CHUNK = 512
 
@@ -63,7 +64,7 @@ class Loader:
     place: Share = HERE
     strata: Tensor | None = None  # (N,) int64 of all images: an epoch has as many of each; None: every image once
     drop_last: bool = True  # of training
-    at_once: int = 0  # batches that are cropped and flipped together; 0: on a GPU as many as fit there, else one
+    at_once: int = 0  # batches that are cropped and flipped together; 0: see `fitting`
 
     def __post_init__(self) -> None:
         if len(self.rows) == 0:
@@ -101,11 +102,14 @@ class Loader:
                 raise RunError("every image of a batch is unreadable: mend or remove the files, or use a larger batch")
 
     def fitting(self) -> int:
-        """Batches to crop and flip together: on a GPU as many as take a quarter of its free memory, else one."""
+        """Batches to crop and flip together: on a GPU as many as take a quarter of its free memory, else `SMALL`."""
         images, device = self.images, self.place.device
-        if device.type == "cpu" or not self.training or not isinstance(images, MemoryImages):
+        if not self.training or not isinstance(images, MemoryImages):
             return 1
-        one, free = images.images[0], available_memory(device)
+        one = images.images[0]
+        if device.type == "cpu":
+            return max(1, SMALL // (one.nbytes * self.batch_size))
+        free = available_memory(device)
         needed = 16 * one[0].numel() + 4 * one.nbytes  # of an image: where its pixels come from, and copies of them
         return max(1, (free or 0) // (4 * needed * self.batch_size)) if images.lie_on(device) else 1
 
