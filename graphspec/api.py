@@ -299,6 +299,7 @@ SMOKE: dict[str, Any] = {
     "data.name": "fake", "data.mean": None, "data.std": None, "data.in_memory": None,
     "search.batch_size": 4, "search.accumulate": 1, "retrain.accumulate": 1,
     "search.pretrain_epochs": 1, "search.epochs": 1, "search.prune.every": 1,
+    "search.steps_per_epoch": None, "retrain.steps_per_epoch": None,
     "search.recalibrate_batches": 1, "search.schedule.warmup": 0, "search.gates.schedule.warmup": 0,
     "retrain.batch_size": 8, "retrain.epochs": 1, "retrain.schedule.warmup": 0,
 }  # fmt: skip

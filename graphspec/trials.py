@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import shlex
 import statistics
 import tempfile
@@ -255,10 +256,15 @@ def _limit(opened: Opened, found: Sequence[Graph]) -> dict[str, int]:
 
 
 def total_epochs(opened: Opened) -> int:
-    """Epochs of search and retraining together."""
+    """Epochs of retraining for as many steps as search and retraining together, where epochs are of so many steps."""
     from runtime.strategies.base import TrainingStrategy
     from runtime.strategies.table import STRATEGIES
 
-    search, epochs = opened.spec.config.search, opened.spec.config.retrain.epochs
-    searches = opened.graph.gates() and issubclass(STRATEGIES.load(search.strategy), TrainingStrategy)
-    return epochs + (search.pretrain_epochs + search.epochs if searches else 0)
+    search, retrain = opened.spec.config.search, opened.spec.config.retrain
+    if not (opened.graph.gates() and issubclass(STRATEGIES.load(search.strategy), TrainingStrategy)):
+        return retrain.epochs
+    epochs = search.pretrain_epochs + search.epochs
+    if search.steps_per_epoch and search.cycles_per_epoch and retrain.steps_per_epoch:
+        steps = epochs * search.steps_per_epoch + search.epochs * search.cycles_per_epoch
+        epochs = math.ceil(steps / retrain.steps_per_epoch)
+    return retrain.epochs + epochs

@@ -193,6 +193,9 @@ class TrainingConfig(Section):
 
     batch_size: Positive = 64
     """Images per step."""
+    steps_per_epoch: Positive | None = None
+    """Steps of an epoch, weight steps in a search, however many images there are: one begins where the last one has
+    stopped. Default: each image once."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """Of the weights: `sgd`, with Nesterov momentum, or `adamw`, which wants a rate of about 0.001 to 0.005."""
     lr: Rate = 0.1
@@ -259,6 +262,17 @@ class SearchConfig(TrainingConfig):
     """`reference`: multiply each edge by its gate; slower, for comparison."""
     recalibrate_batches: Positive = 8
     """Batches used to re-estimate batch-norm statistics before validation."""
+
+    @property
+    def cycles_per_epoch(self) -> int | None:
+        """Gate steps of an epoch, each with its weight steps; None: as many as the images last for."""
+        return None if self.steps_per_epoch is None else self.steps_per_epoch // self.weight_steps
+
+    @model_validator(mode="after")
+    def _gates_train_in_every_epoch(self) -> SearchConfig:
+        if self.cycles_per_epoch == 0:
+            raise ValueError("search.steps_per_epoch is less than search.weight_steps: an epoch has no gate step")
+        return self
 
 
 class DistilConfig(Section):

@@ -43,6 +43,8 @@ def gate_steps_per_epoch(search: SearchConfig, images: int) -> int:
 
     `weight_steps` weight steps, then a gate step, until the weight part or the gate part runs out; at least one.
     """
+    if search.cycles_per_epoch:
+        return search.cycles_per_epoch
     weight_images = round(images * search.weight_part)
     weight_batches = weight_images // search.batch_size
     gate_batches = (images - weight_images) // search.batch_size

@@ -66,8 +66,11 @@ class Context(Space):
         self.search, self.device, self.gate_init, self.folder, self.world = search, device, gate_init, folder, world
         self.task, self.capture = dataset.task, Capture.on(device, search, world.size, console.line)
         self.split = dataset.split(search.weight_part)
-        self.weights = Feed(dataset.training_loader(self.split.weights, search.batch_size, "weights", place))
-        self.gates = Feed(dataset.training_loader(self.split.gates, search.batch_size, "gates", place))
+        weights, gates = (
+            dataset.training_loader(rows, search.batch_size, purpose, place)
+            for rows, purpose in ((self.split.weights, "weights"), (self.split.gates, "gates"))
+        )
+        self.weights, self.gates = Feed(weights, search.steps_per_epoch), Feed(gates, search.cycles_per_epoch)
         self.validation = dataset.evaluation_loader(self.split.validation, search.evaluation_batch, place)
 
     def supernet(self, graph: Graph | None = None) -> Supernet:

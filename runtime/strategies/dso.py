@@ -73,10 +73,10 @@ class Dso(TrainingStrategy):
     @property
     def stages(self) -> tuple[Stage, Stage]:
         """Pretraining with all gates fixed, then the search."""
-        config, weight_batches = self.context.search, len(self.context.weights.loader)
-        cycles = min(weight_batches // config.weight_steps, len(self.context.gates.loader))
+        config, weights, gates = self.context.search, self.context.weights, self.context.gates
+        cycles = config.cycles_per_epoch or min(len(weights.loader) // config.weight_steps, len(gates.loader))
         return (
-            Stage(PRETRAIN, config.pretrain_epochs, weight_batches, config.batch_size),
+            Stage(PRETRAIN, config.pretrain_epochs, weights.per_epoch, config.batch_size),
             Stage(SEARCH, config.epochs, max(1, cycles), (config.weight_steps + 1) * config.batch_size),
         )
 

@@ -97,14 +97,15 @@ class RetrainJob(Job):
         place = Share(device, world.rank, world.size)
         rows = torch.arange(len(dataset.train.targets)) if self.config.all_images else split.training
         loader = dataset.training_loader(rows, batch, RETRAIN, place, cutout=self.config.cutout)
-        self.feed, self.mixing = Feed(loader), Mixing(self.task, self.config, config.seed, world)
+        self.feed = Feed(loader, self.config.steps_per_epoch)
+        self.mixing = Mixing(self.task, self.config, config.seed, world)
         held = None if self.config.all_images else split.validation
         self.validation = None if held is None else dataset.evaluation_loader(held, self.config.evaluation_batch, place)
         self.average = Average(self.module, self.config.ema) if self.config.ema else None
         self.capture, self._train = capture, Step(self._update, capture)
         self.best: Best | None = None
         self.test = dataset.evaluation_loader(None, self.config.evaluation_batch, place)
-        self.stages = (Stage(RETRAIN, self.config.epochs, len(loader), batch),)
+        self.stages = (Stage(RETRAIN, self.config.epochs, self.feed.per_epoch, batch),)
 
     def _network(self, trained: Graph, seed: int, weights: Mapping[str, Any] | None) -> fx.GraphModule:
         # torch's own pools are faster than lean ones, and without gates there are no sums to fuse

@@ -274,16 +274,19 @@ def rate_now(schedule: Schedule, base: float, stage: Stage, at: Position) -> flo
 
 
 class Feed:
-    """Batches of a loader by position; asked in order, it reads ahead as the loader does."""
+    """Batches of a loader by position; asked in order, it reads ahead as the loader does.
 
-    def __init__(self, loader: Loader) -> None:
-        self.loader = loader
+    `per_epoch`: batches of an epoch, which then may be a part of a pass over the images or several; None: a pass.
+    """
+
+    def __init__(self, loader: Loader, per_epoch: int | None = None) -> None:
+        self.loader, self.per_epoch = loader, per_epoch or len(loader)
         self._next: tuple[int, int] | None = None
         self._batches: Iterator[Batch] = iter(())
 
     def batch(self, epoch: int, index: int) -> Batch:
         """Batch number `index` of the epoch; indices past its end go on in the epochs that follow."""
-        epoch, index = epoch + index // len(self.loader), index % len(self.loader)
+        epoch, index = divmod(epoch * self.per_epoch + index, len(self.loader))
         if self._next != (epoch, index):
             self._batches = self.loader.batches(epoch, index)
         self._next = (epoch, index + 1)

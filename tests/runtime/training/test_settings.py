@@ -30,7 +30,8 @@ STEPS = [(stage, epoch, step) for stage in (0, 1) for epoch in (0, 1) for step i
 
 SCHEDULES = ("{kind: step, milestones: [0.3]}", "{kind: warm_restarts, first_period: 1}", "{kind: KIND, warmup: 1}")
 WEIGHTS = (
-    "batch_size=8", "lr=0.05", "schedule={kind: constant}", "schedule={kind: cosine, minimum: 0.05}",
+    "batch_size=8", "steps_per_epoch=3", "lr=0.05", "schedule={kind: constant}",
+    "schedule={kind: cosine, minimum: 0.05}",
     *(f"schedule={schedule.replace('KIND', 'cosine')}" for schedule in SCHEDULES),
     "momentum=0.5", "weight_decay=0.1", "clip=0.001", "label_smoothing=0.1", "accumulate=2", "precision=bf16",
     "weight_part=0.7", "lowering=reference", "optimizer=adamw", "clip_norm=0.01",
