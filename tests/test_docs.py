@@ -294,8 +294,8 @@ SMALLER = """\
 graphspec: 1
 extends: whole.yaml
 symbols: {width: 8}
-search: {pretrain_epochs: 1, epochs: 2, batch_size: 8, weight_steps: 1}
-retrain: {epochs: 1, batch_size: 8}
+search: {pretrain_epochs: 1, epochs: 2, batch_size: 8, steps_per_epoch: null, weight_steps: 1}
+retrain: {epochs: 1, batch_size: 8, steps_per_epoch: null}
 budget: {flops: 300k}
 """
 
