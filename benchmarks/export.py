@@ -58,7 +58,7 @@ NETWORKS = {  # name -> spec and parameters to prune to; then as wide as the spe
     "channels": ("channels", 102_000),
     "hand_wired": ("hand_wired", 7_000),
     "darts_cell": ("darts_cell", 750_000),
-    "cifar10_small": ("cifar10_small", 190_000),
+    "dso_nas_cifar10_small": ("dso_nas_cifar10_small", 190_000),
     "dso_nas_24_blocks": ("dso_nas_cifar10_full", 3_000_000),
 }
 PLAIN = {  # networks that no starter has: what they are made of

@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu_real --data FOLDER [--out FOLDER] [--seconds N] [--device cpu --tiny]
 
-Each seed searches `cifar10_small` on the images in FOLDER (`train/<class>/`, `test/<class>/`; or an archive of it), at
+Each seed searches `dso_nas_cifar10_small` on the images in FOLDER (`train/<class>/`, `test/<class>/`; or an archive of it), at
 batch 512, and trains what was found; then a random network of the space, inverted bottlenecks and a ResNet-20 of the
 same size, of 0.3 M parameters at most, for as many epochs. Lines are printed as they come. When the time is over what
 runs is stopped and keeps its checkpoint: another call with the same --out goes on. Bar: a search under 60 seconds.
@@ -25,7 +25,7 @@ from typing import Any
 from benchmarks.common import ROOT, Bar, Clock, bar_table, machine_line, table
 from benchmarks.gpu import line, parsed
 
-SPEC, SEEDS = "specs/cifar10_small.yaml", (0, 1, 2)
+SPEC, SEEDS = "specs/dso_nas_cifar10_small.yaml", (0, 1, 2)
 SETTINGS = (
     "budget.params=300k", "search.batch_size=512",
     "retrain.batch_size=512", "retrain.epochs=60", "retrain.lr=0.2", "retrain.schedule.warmup=2",
@@ -165,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\nthe time is over: seed {chain.seed} goes on with {chain.part.name if chain.part else 'the rest'}")
     rows = [row for chain in chains for row in chain.rows]
     seconds = [row[2] for row in rows if row[1] == SEARCH and row[2]]
-    bars = [Bar("a search of cifar10_small, seconds, the longest", max(seconds), 60.0)] if seconds else []
+    bars = [Bar("a search of dso_nas_cifar10_small, seconds, the longest", max(seconds), 60.0)] if seconds else []
     print(f"\n{bar_table(bars)}\n\n{machine_line()}")
     return int(any(chain.failed for chain in chains))
 

@@ -190,7 +190,7 @@ def report(timings: dict[str, Timing], found: list[Pipeline]) -> list[str]:
 def main() -> None:
     """Measure and print."""
     options = parser(__doc__)
-    options.add_argument("--spec", default=str(ROOT / "specs" / "cifar10_small.yaml"))
+    options.add_argument("--spec", default=str(ROOT / "specs" / "dso_nas_cifar10_small.yaml"))
     options.add_argument("--data", type=Path, help="image files to stream; default: some are drawn")
     options.add_argument("--rounds", type=int, default=15)
     options.add_argument("--epochs", type=int, default=3, help="epochs of every data pipeline")

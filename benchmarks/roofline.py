@@ -159,7 +159,7 @@ def report(found: dict[str, Any]) -> list[str]:
 def main() -> None:
     """Measure and print."""
     options = parser(__doc__)
-    options.add_argument("--spec", default=str(ROOT / "specs" / "cifar10_small.yaml"))
+    options.add_argument("--spec", default=str(ROOT / "specs" / "dso_nas_cifar10_small.yaml"))
     options.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
     options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options.add_argument("--precision", choices=PRECISIONS, nargs="+", default=["fp32"])

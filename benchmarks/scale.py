@@ -78,7 +78,7 @@ def measured(graph: Graph, config: SearchConfig, world: World, rounds: int) -> l
 def main() -> None:
     """Measure and print."""
     options = parser(__doc__)
-    options.add_argument("--spec", default="specs/cifar10_small.yaml")
+    options.add_argument("--spec", default="specs/dso_nas_cifar10_small.yaml")
     options.add_argument("--rounds", type=int, default=7)
     args = options.parse_args()
     if Launch.here().size == 1:

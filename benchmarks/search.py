@@ -159,13 +159,13 @@ def report(outcomes: list[Outcome]) -> list[str]:
 def main() -> None:
     """Measure and print."""
     options = parser(__doc__)
-    options.add_argument("--spec", help="default: specs/cifar10_small.yaml with --data, else specs/digits.yaml")
+    options.add_argument("--spec", help="default: specs/dso_nas_cifar10_small.yaml with --data, else specs/digits.yaml")
     options.add_argument("--data", type=Path, help="folder with train/ and test/")
     options.add_argument("--seeds", default="0", help="seeds, separated by commas")
     options.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
     options.add_argument("--device", default="cpu")
     args = options.parse_args()
-    args.spec = args.spec or str(ROOT / "specs" / ("cifar10_small.yaml" if args.data else "digits.yaml"))
+    args.spec = args.spec or str(ROOT / "specs" / ("dso_nas_cifar10_small.yaml" if args.data else "digits.yaml"))
     data = ["data.name=folder", f"data.root={args.data.resolve()}"] if args.data else []
     with tempfile.TemporaryDirectory(prefix="graphspec-bench-") as folder:
         seeds = [int(seed) for seed in args.seeds.split(",")]

@@ -28,7 +28,7 @@ from runtime.training.heap import freed_memory_kept
 from runtime.training.retrain_job import RetrainJob
 from runtime.training.stages import Position
 
-STARTERS = ("own_images", "photos", "cifar10_small", "digits")
+STARTERS = ("own_images", "photos", "dso_nas_cifar10_small", "digits")
 IMAGES = 320  # of an epoch
 OURS, CHANNELS_LAST, CONTIGUOUS = "graphspec", "by hand, channels last", "by hand, contiguous"
 CPU = torch.device("cpu")

@@ -226,7 +226,7 @@ def report(rows: Sequence[Row]) -> list[str]:
 def main() -> None:
     """Measure and print."""
     options = parser(__doc__)
-    options.add_argument("--spec", default="specs/cifar10_small.yaml")
+    options.add_argument("--spec", default="specs/dso_nas_cifar10_small.yaml")
     options.add_argument("--rounds", type=int, default=9)
     options.add_argument("--all", action="store_true", help="also bf16 and torch.compile (minutes of compiling)")
     options.add_argument("--peak", help=argparse.SUPPRESS)  # child: print the peak memory of this variant

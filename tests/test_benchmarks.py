@@ -278,7 +278,7 @@ def test_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
 # -- steps ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["own_images", "digits", "cifar10_small"])
+@pytest.mark.parametrize("name", ["own_images", "digits", "dso_nas_cifar10_small"])
 def test_a_network_by_hand_is_the_same(name: str) -> None:
     """With the tensors of ours it gives the same outputs while it trains."""
     spec, graph = shipped(name)

@@ -28,7 +28,14 @@ def example(name: str) -> object:
 
 def test_own_images_and_the_onnx_file(in_process: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = example("own_images")
-    settings = ["search.steps_per_epoch=20", "retrain.steps_per_epoch=20", "search.pretrain_epochs=6", "search.epochs=4", "budget.flops=1M", "retrain.epochs=10"]
+    settings = [
+        "search.steps_per_epoch=20",
+        "retrain.steps_per_epoch=20",
+        "search.pretrain_epochs=6",
+        "search.epochs=4",
+        "budget.flops=1M",
+        "retrain.epochs=10",
+    ]
     own.main(in_process / "images", [*settings, "symbols.width=8"])  # type: ignore[attr-defined]
     out, err = capsys.readouterr()
     assert "within the noise of chance" not in err

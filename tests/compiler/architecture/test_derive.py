@@ -86,7 +86,7 @@ def test_reductions_that_were_found_alike_are_carried_over() -> None:
 
 @pytest.mark.parametrize("share", ["none", "stage", "block"])
 def test_one_block_of_a_full_space_goes_into_every_kind_of_sharing(share: str) -> None:
-    searched = graph("cifar10_small")
+    searched = graph("dso_nas_cifar10_small")
     target = graph("dso_nas_imagenet", f"gates.share={share}", "blocks.reduce.share=none")
     found = found_in(searched)
     derived = derive(found, target, "stage1.block0")
@@ -99,7 +99,7 @@ def test_one_block_of_a_full_space_goes_into_every_kind_of_sharing(share: str) -
 
 
 def test_the_choice_among_blocks_must_be_made() -> None:
-    found, target = found_in(graph("cifar10_small")), graph("dso_nas_imagenet")
+    found, target = found_in(graph("dso_nas_cifar10_small")), graph("dso_nas_imagenet")
     with pytest.raises(ArchitectureError, match="6 different blocks of kind 'normal'") as caught:
         derive(found, target)
     assert "--block: stage0.block0, stage0.block1" in str(caught.value)

@@ -104,7 +104,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "cases"),
-    [("digits", 990), ("hand_wired", 600), ("darts_cell", 150), ("dso_nas_cifar10_share", 60), ("cifar10_small", 200)],
+    [
+        ("digits", 990),
+        ("hand_wired", 600),
+        ("darts_cell", 150),
+        ("dso_nas_cifar10_share", 60),
+        ("dso_nas_cifar10_small", 200),
+    ],
 )
 def test_mutated_specs_give_messages(folder: Path, name: str, cases: int) -> None:
     original = (SPECS / f"{name}.yaml").read_bytes()

@@ -68,7 +68,7 @@ def images(graph: Graph, count: int, seed: int = 0) -> Tensor:
 # -- the whole --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["digits", "cifar10_small", "darts_cell", "hand_wired"])
+@pytest.mark.parametrize("name", ["digits", "dso_nas_cifar10_small", "darts_cell", "hand_wired"])
 def test_the_trained_graph_is_legal_and_keeps_every_node(name: str) -> None:
     graph = compact(name)
     full = trained(graph, 0.5, 0.4, auxiliary=0.4)
@@ -202,11 +202,11 @@ def test_drop_path_never_takes_the_whole_image_away() -> None:
     }
     blocks = (Block("r", "r", "r", (INPUT,), "r.out"), Block("p", "p", "p", ("r.out",), "p.out"))
     assert dropped_edges(trained(graph_of(parts, phase=Phase.COMPACT, blocks=blocks), 0.5)) == {}
-    module = lower(trained(compact("cifar10_small"), 0.99)).train()
+    module = lower(trained(compact("dso_nas_cifar10_small"), 0.99)).train()
     heads: list[Tensor] = []
     module.get_submodule("head.pool").register_forward_hook(lambda _, __, out: heads.append(out))
     torch.manual_seed(0)
-    module(images(compact("cifar10_small"), 16))
+    module(images(compact("dso_nas_cifar10_small"), 16))
     assert (heads[0].abs().amax(1) > 0).all()
 
 
@@ -278,7 +278,7 @@ def test_dropout_goes_before_the_last_convolution_where_nothing_is_linear() -> N
 
 
 def test_the_auxiliary_head_reads_the_last_reduction() -> None:
-    full = trained(compact("cifar10_small"), auxiliary=0.4)
+    full = trained(compact("dso_nas_cifar10_small"), auxiliary=0.4)
     chain = {name: full.node(f"auxiliary.{name}") for name in ("norm", "pool", "narrow", "wide", "mean", "logits")}
     assert [e.src for e in full.inputs("auxiliary.norm")] == ["reduce1.out"]
     shapes = {name: node.shape for name, node in chain.items()}
@@ -287,7 +287,7 @@ def test_the_auxiliary_head_reads_the_last_reduction() -> None:
     assert (shapes["mean"], shapes["logits"]) == ((768,), (10,))
     assert full.node("auxiliary.output").attrs == (("name", "auxiliary"), ("weight", 0.4))
     assert [e.src for e in full.inputs("auxiliary.output")] == ["auxiliary.logits"]
-    assert full.inputs(OUTPUT) == compact("cifar10_small").inputs(OUTPUT)
+    assert full.inputs(OUTPUT) == compact("dso_nas_cifar10_small").inputs(OUTPUT)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from compiler.passes.widen import PER_UNIT, Widen, describe_width, solve_width, 
 from tests.graphs import graph_of, random_gates, random_graph, with_output
 
 SPECS = Path(__file__).parents[3] / "specs"
-SMALL = ("digits", "hand_wired", "cifar10_small", "darts_cell")
+SMALL = ("digits", "hand_wired", "dso_nas_cifar10_small", "darts_cell")
 Parts = dict[str, tuple[str, dict[str, Any], list[str | tuple[str, str]]]]
 
 
@@ -340,9 +340,9 @@ def test_costs_never_fall_when_the_multiplier_grows(seed: int, multiplier: float
 @pytest.mark.parametrize(
     ("name", "budget"),
     [
-        ("cifar10_small", BudgetConfig(params=300_000)),
-        ("cifar10_small", BudgetConfig(flops=30_000_000)),
-        ("cifar10_small", BudgetConfig(params=1_000_000, flops=50_000_000)),
+        ("dso_nas_cifar10_small", BudgetConfig(params=300_000)),
+        ("dso_nas_cifar10_small", BudgetConfig(flops=30_000_000)),
+        ("dso_nas_cifar10_small", BudgetConfig(params=1_000_000, flops=50_000_000)),
         ("dso_nas_cifar10_full", BudgetConfig(params=3_000_000)),
     ],
 )

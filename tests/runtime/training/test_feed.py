@@ -62,4 +62,6 @@ def test_as_many_steps_as_search_and_retraining_take_are_counted_in_epochs_of_re
     with chdir(tmp_path):
         opened = api.open_run(api.compile(write_spec(tmp_path)).run, {**lengths, "search.epochs": 3})
     assert opened.spec.config.search.pretrain_epochs == 2
-    assert total_epochs(opened) == opened.spec.config.retrain.epochs + 4  # (2 + 3) * 12 steps of weights and 3 * 3 of gates
+    assert (
+        total_epochs(opened) == opened.spec.config.retrain.epochs + 4
+    )  # (2 + 3) * 12 steps of weights and 3 * 3 of gates

@@ -37,7 +37,7 @@ def work(name: str, images: int) -> float:
 
 
 @pytest.mark.parametrize(
-    ("name", "images", "expected"), [("digits", 32, 1), ("digits", 512, 8), ("cifar10_small", 64, 8)]
+    ("name", "images", "expected"), [("digits", 32, 1), ("digits", 512, 8), ("dso_nas_cifar10_small", 64, 8)]
 )
 def test_large_steps_may_get_all_threads(name: str, images: int, expected: int) -> None:
     assert threads_for(work(name, images), 8) == expected
@@ -49,7 +49,7 @@ def test_a_container_has_the_threads_of_its_share(
 ) -> None:
     (tmp_path / "cpu.max").write_text(quota)
     monkeypatch.setattr(threads, "QUOTA", tmp_path / "cpu.max")
-    assert threads_for(work("cifar10_small", 64), 8) == expected
+    assert threads_for(work("dso_nas_cifar10_small", 64), 8) == expected
 
 
 @pytest.mark.parametrize("slow", [1, 2])
