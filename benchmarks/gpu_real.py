@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu_real --data FOLDER [--out FOLDER] [--seconds N] [--device cpu --tiny]
 
-Each seed searches `dso_nas_cifar10_small` on the images in FOLDER (`train/<class>/`, `test/<class>/`; or an archive of it), at
+Each seed searches `cifar10_small` on the images in FOLDER (`train/<class>/`, `test/<class>/`; or an archive of it), at
 batch 512, and trains what was found; then a random network of the space, inverted bottlenecks and a ResNet-20 of the
 same size, of 0.3 M parameters at most, for as many epochs. Lines are printed as they come. When the time is over what
 runs is stopped and keeps its checkpoint: another call with the same --out goes on. Bar: a search under 60 seconds.
@@ -24,15 +24,17 @@ from typing import Any
 
 from benchmarks.common import ROOT, Bar, Clock, bar_table, machine_line, table
 from benchmarks.gpu import line, parsed
+from graphspec import api
+from graphspec.trials import total_epochs
 
-SPEC, SEEDS = "specs/dso_nas_cifar10_small.yaml", (0, 1, 2)
+SPEC, SEEDS = "specs/cifar10_small.yaml", (0, 1, 2)
 SETTINGS = (
-    "budget.params=300k", "search.batch_size=512",
-    "retrain.batch_size=512", "retrain.epochs=60", "retrain.lr=0.2", "retrain.schedule.warmup=2",
+    "symbols.width=64", "budget.params=300k", "budget.flops=null", "search.batch_size=512", "search.pretrain_epochs=5",
+    "search.epochs=15", "retrain.batch_size=512", "retrain.epochs=60", "retrain.lr=0.2", "retrain.schedule.warmup=2",
     "data.crop_padding=4", "data.flip=true", "data.workers=8",
 )  # fmt: skip
 TINY = (
-    "input=[3, 8, 8]", "symbols.width=8", "network=[stem, {normal: 1}, reduce, {normal: 1}, head]",
+    "input=[3, 8, 8]", "symbols.width=8", "network=[stem, near, down, {keep: 1}, head]",
     "data={name: fake, fake_size: 64}", "search.batch_size=8", "search.pretrain_epochs=1", "search.epochs=1",
     "retrain.epochs=1", "retrain.batch_size=8", "budget.params=20k",
 )  # fmt: skip
@@ -125,15 +127,11 @@ def parts_of(seed: int, data: Sequence[str], folder: Path, device: str) -> Itera
     yield Part(SEARCH, ("search", str(found), again, *on), found / "search")
     yield Part("found", ("retrain", str(found), again, *on), found / "retrain")
     for name, title in PLAIN.items():
-        limits = ("--plain", name, "--seeds", str(seed), "--epochs", epochs_of(data))
-        yield Part(title, ("baseline", str(found), *limits, *on), found / "baseline" / f"{name}-s{seed}" / "retrain")
+        chosen = ("--plain", name, "--seeds", str(seed))
+        yield Part(title, ("baseline", str(found), *chosen, *on), found / "baseline" / f"{name}-s{seed}" / "retrain")
     yield Part("draw", ("search", str(drawn), "--strategy", "random", "--match", str(found), again, *on))
-    yield Part("random", ("retrain", str(drawn), again, *on), drawn / "retrain")
-
-
-def epochs_of(settings: Sequence[str]) -> str:
-    """Of the training of what was found."""
-    return next(value for key, _, value in (each.partition("=") for each in settings) if key == "retrain.epochs")
+    longer = ("--from", "scratch", "--set", f"retrain.epochs={total_epochs(api.open_run(found))}")
+    yield Part("random", ("retrain", str(drawn), again, *longer, *on), drawn / "retrain")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -165,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\nthe time is over: seed {chain.seed} goes on with {chain.part.name if chain.part else 'the rest'}")
     rows = [row for chain in chains for row in chain.rows]
     seconds = [row[2] for row in rows if row[1] == SEARCH and row[2]]
-    bars = [Bar("a search of dso_nas_cifar10_small, seconds, the longest", max(seconds), 60.0)] if seconds else []
+    bars = [Bar("a search of cifar10_small, seconds, the longest", max(seconds), 60.0)] if seconds else []
     print(f"\n{bar_table(bars)}\n\n{machine_line()}")
     return int(any(chain.failed for chain in chains))
 
