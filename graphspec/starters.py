@@ -21,12 +21,17 @@ from compiler.language.values import parse_count
 from runtime.rundir.files import write_text
 
 SCHEMA = "graphspec.schema.json"  # what the shipped specs name for editors
-MADE = ("own_images", "photos")  # starters whose stages follow from the size and whose widths from the limit
+MADE = ("own_images", "photos", "cifar10_small")  # starters whose stages and widths follow from size and limit
 SIZES = (16, 512)  # pixels for which networks are written
 WIDTHS = range(8, 513, 8)  # of the stem
 STAND_INS = {"classes": 10, "input": [3, 32, 32]}  # for what a spec leaves to its data
 OVER = 3.25  # how many limits the network takes that the search begins with, at most
 LAST_MAP = 7  # pixels of the last map, about
+SHALLOW, DEEP, DEEP_FROM = (
+    "{keep: 3}, head]",
+    "{keep: 2}, down, keep, head]",
+    32,
+)  # of that width on, a smaller last map
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,9 @@ class Wishes:
     def check(self, name: str) -> None:
         """RunError if this starter cannot be made for them."""
         if name not in MADE:
-            raise RunError(f"{name} is as it is: networks of your size or limit are made of {' and '.join(MADE)}")
+            raise RunError(f"{name} is as it is: networks of your size or limit are made of {', '.join(MADE)}")
+        if self.size is not None and name == "cifar10_small":
+            raise RunError(f"--size {self.size}: the images of CIFAR-10 have 32 pixels; own_images takes any size")
         if self.size is not None and not SIZES[0] <= self.size <= SIZES[1]:
             raise RunError(f"--size {self.size}: networks are written for {SIZES[0]} to {SIZES[1]} pixels")
         if self.classes is not None and self.classes < 2:
@@ -93,7 +100,9 @@ def copy_starter(name: str, folder: Path, wishes: Wishes = Wishes()) -> list[Pat
         wishes.check(name)
         texts[files[0]] = _made_for(wishes, texts[files[0]])
         if wishes.size or wishes.limits:
-            texts[files[0]] = _with_width(texts, files[0])
+            texts[files[0]], width = _with_width(texts, files[0])
+            if width >= DEEP_FROM and SHALLOW in texts[files[0]]:
+                texts[files[0]], _ = _with_width(texts | {files[0]: texts[files[0]].replace(SHALLOW, DEEP)}, files[0])
     for file, text in texts.items():
         write_text(folder / file, text)
     return [folder / file for file in texts]
@@ -131,7 +140,7 @@ def _network(size: int) -> str:
     Large maps have no blocks that keep their size: these would take most of the multiply-adds.
     """
     halvings = max(1, round(math.log2(size / 2 / LAST_MAP)))
-    return f"[stem, {'down, ' * (halvings - 1)}near, down, {{keep: 3}}, head]"
+    return f"[stem, {'down, ' * (halvings - 1)}near, down, {SHALLOW}"
 
 
 def _usual_flops(size: int) -> float:
@@ -139,8 +148,11 @@ def _usual_flops(size: int) -> float:
     return 1.5e6 * math.pow(size / 32, 1.5)
 
 
-def _with_width(texts: Mapping[str, str], file: str) -> str:
-    """The spec with the largest width of which the whole network takes at most `OVER` limits; RunError if none does."""
+def _with_width(texts: Mapping[str, str], file: str) -> tuple[str, int]:
+    """The spec with the largest width of which the whole network takes at most `OVER` limits, and that width.
+
+    RunError if even the smallest takes more.
+    """
     given = {key for text in texts.values() for key in yaml.safe_load(text)}
     unknown = {key: value for key, value in STAND_INS.items() if key not in given}
     with tempfile.TemporaryDirectory() as folder:
@@ -157,4 +169,5 @@ def _with_width(texts: Mapping[str, str], file: str) -> str:
                 f"the smallest network of this size takes {share(WIDTHS[0]) / OVER:.1f} times what the search may "
                 f"begin with\n  try: a larger limit, or a smaller --size"
             )
-    return re.sub(r"(?m)^(symbols: {width: )\d+", rf"\g<1>{WIDTHS[fitting - 1]}", texts[file])
+    width = WIDTHS[fitting - 1]
+    return re.sub(r"(?m)^(symbols: {width: )\d+", rf"\g<1>{width}", texts[file]), width

@@ -96,6 +96,8 @@ def test_init_overwrites_nothing_and_knows_its_names(shell: Shell) -> None:
         ("own_images", ["--params", "50k", "--size", "96"], (96, 6), {"params": 50_000}),
         ("photos", ["--size", "224", "--classes", "12"], (224, 7), {"flops": 27_800_000}),
         ("photos", ["--params", "100k"], (128, 8), {"params": 100_000}),
+        ("own_images", ["--flops", "20M"], (32, 4), {"flops": 20_000_000}),
+        ("cifar10_small", ["--params", "270k"], (32, 4), {"params": 270_000}),
     ],
 )
 def test_init_makes_a_space_for_size_and_limit(
@@ -117,6 +119,7 @@ def test_init_refuses_what_it_cannot_make(shell: Shell) -> None:
         ("own_images", ["--flops", "many"], "--flops many"),
         ("own_images", ["--flops", "3k"], "larger limit"),
         ("own_images", ["--classes", "1"], "--classes 1"),
+        ("cifar10_small", ["--size", "64"], "32 pixels"),
     ):
         assert word in shell("init", name, *wishes, code=1)[1]
     assert not Path("own_images.yaml").exists()

@@ -28,7 +28,7 @@ def init(
 ) -> None:
     """Copy a starter spec and the files it extends; without a name, list the starters.
 
-    own_images and photos can be made for an image size, a number of classes and a limit.
+    own_images and photos can be made for an image size, a number of classes and a limit, cifar10_small for a limit.
     """
     from graphspec.starters import Wishes, copy_starter, starters
 
