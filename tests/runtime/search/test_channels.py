@@ -23,7 +23,8 @@ from graphspec import api
 from runtime.strategies.latency import network_latency
 from runtime.strategies.limits import within_budget
 from tests.runtime.processes.test_processes import torchrun
-from tests.runtime.search.test_search import final_files, killed_at_a_prune
+from tests.runtime.search.test_resume import killed_at_a_prune
+from tests.runtime.search.test_search import final_files
 from tests.tiny import TINY, environment, write_spec
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]

@@ -6,12 +6,6 @@ A process of its own is started only where a process is the point; elsewhere the
 from __future__ import annotations
 
 import json
-import random
-import resource
-import signal
-import subprocess
-import time
-from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
 
@@ -23,18 +17,16 @@ import yaml
 from compiler.errors import GraphspecError, RunError
 from compiler.ir.text import from_json
 from graphspec import api
-from runtime.jobs.run_search import SearchResult
 from runtime.strategies.dso import is_look
 from runtime.training.step import Feed
 from tests.runtime.data.test_data_sets import make_folder
-from tests.tiny import TINY, command, environment, graphspec, write_spec
+from tests.tiny import TINY, write_spec
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 FINAL = ("arch.yaml", "graph.json", "graph.txt", "weights.safetensors", "metrics.jsonl", "result.json", "split.json")
 SHORT = ("search.pretrain_epochs=1", "search.epochs=1")
 ONE_BLOCK = TINY[: TINY.index("  reduce:")] + TINY[TINY.index("  head:") :].replace("{normal: 2}, reduce, ", "")
-OFTEN = ("--set", "search.checkpoint.minutes=0.01")
 
 
 def search(folder: Path, *settings: str, text: str = TINY, quiet: bool = True) -> Path:
@@ -98,50 +90,6 @@ def test_another_seed_gives_other_weights_and_another_split(searched: Path, tmp_
     assert files["split.json"] != others["split.json"]
 
 
-Moment = Callable[["subprocess.Popen[str]", Path], None]
-
-
-def while_writing(process: subprocess.Popen[str], checkpoints: Path) -> None:
-    """Until a checkpoint is being written."""
-    while process.poll() is None and not list(checkpoints.glob(".*.tmp")):
-        time.sleep(0.0005)
-
-
-def at_a_prune(process: subprocess.Popen[str], checkpoints: Path) -> None:
-    """Until edges have been pruned and the checkpoint after it is still to come."""
-    assert process.stderr is not None
-    while not (line := process.stderr.readline()).startswith("pruned") and line:
-        pass
-
-
-def a_random_moment_later(process: subprocess.Popen[str], checkpoints: Path) -> None:
-    """Until a random moment after the next checkpoint."""
-    before = set(checkpoints.glob("*.json"))
-    while process.poll() is None and not set(checkpoints.glob("*.json")) - before:
-        time.sleep(0.005)
-    time.sleep(random.Random(20).random() * 0.3)
-
-
-def test_a_search_killed_at_bad_moments_ends_bit_identical(searched: Path, tmp_path: Path) -> None:
-    with chdir(tmp_path):
-        api.compile(write_spec(tmp_path))
-    checkpoints = tmp_path / "runs" / "latest" / "search" / "checkpoints"
-    moments: tuple[Moment, ...] = (while_writing, at_a_prune, a_random_moment_later)
-    kills = 0
-    for moment in moments:
-        process = subprocess.Popen(
-            command("search", "--resume", *OFTEN),
-            cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        moment(process, checkpoints)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        kills += process.returncode == -signal.SIGKILL
-    assert kills >= 2
-    graphspec(tmp_path, "search", "--resume", *OFTEN)
-    assert final_files(tmp_path) == final_files(searched)
-
-
 @pytest.mark.parametrize(
     ("every", "steps", "looks"),
     [
@@ -155,58 +103,6 @@ def test_a_search_killed_at_bad_moments_ends_bit_identical(searched: Path, tmp_p
 )
 def test_when_zero_gates_are_looked_for(every: float, steps: int, looks: list[int]) -> None:
     assert [done for done in range(1, 4 * steps + 1) if is_look(done, every * steps)] == looks
-
-
-def killed_at_a_prune(folder: Path) -> None:
-    """Kill the search of the run in `folder` after it has pruned, then go on with it."""
-    process = subprocess.Popen(
-        command("search", *OFTEN), cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True
-    )
-    at_a_prune(process, folder / "runs" / "latest" / "search" / "checkpoints")
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    graphspec(folder, "search", "--resume", *OFTEN)
-
-
-def test_pruning_within_an_epoch_survives_a_kill(tmp_path: Path) -> None:
-    """Of an epoch's 20 steps every 6th is followed by a look: none of the looks is at the end of the first epoch."""
-    settings = ("search.prune.every=0.3", "search.pretrain_epochs=1", "search.epochs=2", "search.gates.gamma=0.3")
-    alone, killed = tmp_path / "alone", tmp_path / "killed"
-    alone.mkdir()
-    killed.mkdir()
-    metrics = search(alone, *settings) / "metrics.jsonl"
-    records = [json.loads(line) for line in metrics.read_text().splitlines()]
-    assert records[1]["flops"] < records[0]["flops"], "pruned within the epoch"
-    with chdir(killed):
-        api.compile(write_spec(killed), overrides=settings)
-    killed_at_a_prune(killed)
-    assert final_files(killed) == final_files(alone)
-
-
-def test_a_search_goes_on_between_two_looks_within_an_epoch(tmp_path: Path) -> None:
-    """Of an epoch's 20 steps every 6th is followed by a look, the second one that finds a gate zero closes its edge."""
-    settings = ("search.prune.every=0.3", "search.prune.patience=2", "search.gates.gamma=0.3")
-    every_step = ("search.checkpoint.minutes=1e-9", "search.checkpoint.keep=1000")
-    part = search(tmp_path, "search.pretrain_epochs=1", "search.epochs=2", *settings, *every_step)
-    finished = final_files(tmp_path)
-    states = {path: json.loads(path.read_bytes())["state"] for path in sorted((part / "checkpoints").glob("*.json"))}
-    edges = {path: len(from_json(state["job"]["graph"]).edges()) for path, state in states.items()}
-    chosen = next(
-        path
-        for path, state in states.items()
-        if state["position"]["step"] and edges[path] < max(edges.values()) and any(state["job"]["zero_looks"].values())
-    )
-    assert edges[chosen] > min(edges.values()), "there is more to prune"
-    for path in states:
-        if path.name > chosen.name:
-            path.unlink()
-            path.with_suffix(".safetensors").unlink()
-    for name in ("arch.yaml", "graph.json", "graph.txt", "weights.safetensors", "result.json"):
-        (part / name).unlink()
-    with chdir(tmp_path):
-        api.search("runs/latest", overrides=every_step, resume=True, quiet=True)
-    assert final_files(tmp_path) == finished
 
 
 @pytest.mark.parametrize("adaptive", ["none", "flops", "memory_access", "latency"])
@@ -224,86 +120,6 @@ def test_a_search_that_closes_every_gate_ends_and_exports(tmp_path: Path, adapti
         assert final_files(tmp_path) == finished
         api.retrain(overrides=["retrain.epochs=1"], quiet=True)
         assert Path(api.export(quiet=True).path).is_file()
-
-
-@pytest.mark.parametrize("said", [None, "1"])
-def test_a_resumed_search_uses_as_many_threads_as_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], said: str | None
-) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    every_step = ("search.checkpoint.minutes=1e-9", "search.checkpoint.keep=1000")
-    torch.set_num_threads(2)
-    part = search(tmp_path, *SHORT, *every_step)
-    finished = final_files(tmp_path)
-    checkpoints = sorted((part / "checkpoints").iterdir())
-    for path in (
-        *checkpoints[len(checkpoints) // 4 * 2 :],
-        *(part / name for name in FINAL if name != "metrics.jsonl"),
-    ):
-        path.unlink(missing_ok=True)
-    torch.set_num_threads(1)
-    if said:
-        monkeypatch.setenv("OMP_NUM_THREADS", said)
-    with chdir(tmp_path):
-        api.search("runs/latest", overrides=[*SHORT, *every_step], resume=True)
-    assert torch.get_num_threads() == 1
-    record = json.loads((part / "environment.json").read_text())
-    assert record["threads"] == (1 if said else 2)
-    assert ("goes on with OMP_NUM_THREADS=1, not 2" in capsys.readouterr().err) == bool(said)
-    assert said or final_files(tmp_path) == finished
-
-
-def test_a_search_that_an_earlier_version_began_goes_on(tmp_path: Path) -> None:
-    """It called the strategy apg_nag, memory access mac, and knew no options."""
-    many = "search.checkpoint.keep=1000"
-    text = TINY.replace("search:\n", "search:\n  strategy: apg_nag\n").replace("lr: 0.1}", "lr: 0.1, adaptive: mac}")
-    part = search(tmp_path, many, text=text)
-    finished = final_files(tmp_path)
-    for file in (part / "config.json", part.parent / "config.json"):
-        config = json.loads(file.read_text())
-        assert (config["search"]["strategy"], config["search"]["gates"]["adaptive"]) == ("dso", "memory_access")
-        config["search"]["strategy"], config["search"]["gates"]["adaptive"] = "apg_nag", "mac"
-        del config["search"]["options"]
-        file.write_text(json.dumps(config))
-    for path in sorted((part / "checkpoints").iterdir())[-6:]:  # of the last three epochs
-        path.unlink()
-    for name in ("arch.yaml", "graph.json", "graph.txt", "weights.safetensors", "result.json"):
-        (part / name).unlink()
-    with chdir(tmp_path):
-        api.search("runs/latest", overrides=[many], resume=True, quiet=True)
-    assert final_files(tmp_path) == finished
-
-
-def limit_files() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, 16_384))
-
-
-def test_after_a_signal_and_a_full_disk_the_checkpoint_is_there(tmp_path: Path) -> None:
-    with chdir(tmp_path):
-        api.compile(write_spec(tmp_path))
-    checkpoints = tmp_path / "runs" / "latest" / "search" / "checkpoints"
-    settings = ("--set", "search.epochs=500")
-    process = subprocess.Popen(
-        command("search", *settings), cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
-    )
-    while process.poll() is None and not list(checkpoints.glob("*.json")):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate()
-    assert process.returncode == 143, errors
-    assert "graphspec search runs/tiny-001-s0 --resume\n" in errors
-    assert "Traceback" not in errors
-    before = {path.name: path.read_bytes() for path in checkpoints.iterdir()}
-    assert before
-    full = subprocess.run(
-        command("search", "--resume", "--quiet"), cwd=tmp_path, env=environment(), preexec_fn=limit_files,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert full.returncode == 1, full.stderr
-    assert "cannot write" in full.stderr
-    assert "`ulimit -f` allows" in full.stderr
-    assert "Traceback" not in full.stderr
-    assert {path.name: path.read_bytes() for path in checkpoints.iterdir()} == before
 
 
 def test_resuming_a_finished_search_says_so(searched: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -401,16 +217,6 @@ def test_no_two_epochs_see_the_images_in_one_order(tmp_path: Path, monkeypatch: 
     assert list(dict.fromkeys(epochs)) == [
         ("weights", 0), ("weights", 1), ("weights", 2), ("gates", 2), ("weights", 3), ("gates", 3),
     ]  # fmt: skip
-
-
-def test_resume_takes_settings_that_change_no_result(tmp_path: Path) -> None:
-    folder = search(tmp_path, *SHORT)
-    harmless = ["data.workers=5", "data.download=true", "search.checkpoint.keep=7", "search.checkpoint.minutes=3"]
-    with chdir(tmp_path):
-        again = api.search(overrides=[*SHORT, *harmless], resume=True, quiet=True)
-        assert again == SearchResult.of(json.loads((folder / "result.json").read_text()))
-        with pytest.raises(RunError, match=r"changed spec: search\.clip"):
-            api.search(overrides=[*SHORT, *harmless, "search.clip=3"], resume=True, quiet=True)
 
 
 def test_smoke_leaves_nothing_behind_and_needs_no_data(tmp_path: Path) -> None:
