@@ -6,23 +6,27 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from compiler.drawing.scene import number_of
-from compiler.ir.graph import INPUT, Graph, Model, Node
+from compiler.errors import GraphspecError
+from compiler.ir.graph import INPUT, OUTPUT, Graph, Model, Node, Phase, TensorType, attrs_of
 from compiler.ir.text import graph_hash
 from compiler.language.config import BudgetConfig
 from compiler.lowering.onnx.model import emit
 from compiler.lowering.torch.fx import initialise, lower, weights_of
 from compiler.lowering.torch.modules import torch_module
+from compiler.passes.infer_types import infer_types
 from compiler.passes.pipeline import compacted
 from runtime.rundir.files import read_json, write_json
 from runtime.rundir.records import Times
 from runtime.strategies.penalties import OpCall
 
-OP_WARM_UP, OP_REPEATS = 5, 30
+OP_WARM_UP, OP_REPEATS = 5, 30  # of an op in torch
+OP_SECONDS = 0.02  # of an op in onnxruntime
 WARM_UP, LEAST_RUNS = 10, 3  # of a whole network
 MEASUREMENTS, NETWORK_SECONDS = 3, 0.1  # where a search asks for its latency
 EXPORT_SECONDS = 0.3  # for each latency that an export measures
@@ -47,7 +51,13 @@ def _processor() -> str:
 
 
 def measure(call: OpCall, device: torch.device, batch: int = 1) -> float:
-    """Median seconds of one run of an op at inference on `batch` images, after warm-up."""
+    """Median seconds of one run of an op at inference on `batch` images, after warm-up.
+
+    On a CPU in onnxruntime on one thread, as the network will run; on a GPU, and of an op that ONNX has not, in torch.
+    """
+    if device.type == "cpu":
+        with suppress(GraphspecError):
+            return _seconds_in_onnxruntime(_alone(call), batch, OP_SECONDS)
     node = Node("probe", call.op, call.attrs)
     module = torch_module(node, call.inputs).to(device).eval()
     values = [torch.zeros(batch, *shape, device=device) for shape in call.inputs]
@@ -60,6 +70,24 @@ def measure(call: OpCall, device: torch.device, batch: int = 1) -> float:
             _wait_for(device)
             seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[OP_WARM_UP:])
+
+
+def _alone(call: OpCall) -> Graph:
+    """A network of this op. What it reads besides one value are channels cut out of the image, which costs little."""
+    graph = Graph(call.op, Phase.COMPACT)
+    channels, start = [shape[0] for shape in call.inputs], 0
+    graph.add(Node(INPUT, INPUT, type=TensorType((sum(channels), *call.inputs[0][1:]))))
+    graph.add(Node("op", call.op, call.attrs))
+    for number, count in enumerate(channels):
+        part = INPUT if len(channels) == 1 else f"part{number}"
+        if part != INPUT:
+            graph.add(Node(part, "slice", attrs_of({"start": start, "stop": start + count})))
+            graph.connect(INPUT, part)
+        graph.connect(part, "op")
+        start += count
+    graph.add(Node(OUTPUT, OUTPUT))
+    graph.connect("op", OUTPUT)
+    return infer_types(graph)
 
 
 def _wait_for(device: torch.device) -> None:
@@ -84,31 +112,41 @@ def measured_latencies(
     """Median seconds of every op: from `file` (by device and op) or measured and added to it; RunError if damaged."""
     wanted = {call: f"{call}, batch {batch}" for call in calls}
     by_key = {key: call for call, key in wanted.items()}
-    known = _kept(file, device_name(device), by_key, lambda key: measure(by_key[key], device, batch))
+    name = runtime_name() if device.type == "cpu" else device_name(device)
+    known = _kept(file, name, by_key, lambda key: measure(by_key[key], device, batch))
     return {call: known[key] for call, key in wanted.items()}
 
 
 def network_latency(graph: Graph, file: Path) -> float:
     """Seconds of one image in onnxruntime on one thread, the median of three measurements; kept in `file` as well."""
-    import onnxruntime  # which searches without such a limit do not need
-
-    name, key = f"{_processor()}, 1 thread, onnxruntime {onnxruntime.__version__}", f"network {graph_hash(graph)}"
-    return _kept(file, name, [key], lambda _: _measured_in_onnxruntime(graph))[key]
+    key = f"network {graph_hash(graph)}"
+    return _kept(file, runtime_name(), [key], lambda _: _as_exported(graph))[key]
 
 
-def _measured_in_onnxruntime(graph: Graph) -> float:
-    """As it will be exported; weights count for nothing, as long as they are ordinary numbers."""
+def _as_exported(graph: Graph) -> float:
+    compact, _ = compacted(Model(graph, dict.fromkeys(graph.gates(), 1.0)), BudgetConfig())
+    return _seconds_in_onnxruntime(compact.graph, 1, NETWORK_SECONDS, MEASUREMENTS)
+
+
+def runtime_name() -> str:
+    """What times in onnxruntime hold for."""
+    import onnxruntime  # which searches without latencies do not need
+
+    return f"{_processor()}, 1 thread, onnxruntime {onnxruntime.__version__}"
+
+
+def _seconds_in_onnxruntime(graph: Graph, batch: int, budget: float, measurements: int = 1) -> float:
+    """Of a compact network. Weights count for nothing, as long as they are ordinary numbers."""
     import numpy as np
 
     from runtime.inference.network import OnnxNetwork
 
-    compact, _ = compacted(Model(graph, dict.fromkeys(graph.gates(), 1.0)), BudgetConfig())
-    module = lower(compact.graph)
+    module = lower(graph)
     initialise(module, 0)
-    content = emit(Model(compact.graph, {}, weights_of(module))).SerializeToString()
-    network, image = OnnxNetwork(Path(graph.name), 1, content), np.ones((1, *graph.node(INPUT).shape), np.float32)
+    content = emit(Model(graph, {}, weights_of(module))).SerializeToString()
+    network, image = OnnxNetwork(Path(graph.name), 1, content), np.ones((batch, *graph.node(INPUT).shape), np.float32)
     return statistics.median(
-        statistics.median(seconds_of_runs(lambda: network(image), NETWORK_SECONDS)) for _ in range(MEASUREMENTS)
+        statistics.median(seconds_of_runs(lambda: network(image), budget)) for _ in range(measurements)
     )
 
 

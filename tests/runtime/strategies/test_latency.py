@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from compiler.errors import RunError
+from compiler.errors import GraphspecError, RunError
 from compiler.ir.graph import attrs_of
 from compiler.language.config import GateConfig
 from runtime.strategies import latency
-from runtime.strategies.latency import device_name, measure, measured_latencies
+from runtime.strategies.latency import device_name, measure, measured_latencies, runtime_name
 from runtime.strategies.penalties import LATENCY_FACTORS, OpCall, Penalty, priced_call
 from tests.graphs import random_graph
 
@@ -27,6 +27,18 @@ def test_every_kind_of_op_can_be_measured() -> None:
         assert 0 < measure(call, CPU) < 60
 
 
+def test_on_a_cpu_ops_run_in_onnxruntime_if_they_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise GraphspecError("no ONNX row")
+
+    monkeypatch.setattr(latency, "torch_module", lambda *_: 1 / 0)
+    for call in (SEP, POOL, JOINED):
+        measure(call, CPU, 2)
+    monkeypatch.setattr(latency, "emit", refused)
+    with pytest.raises(ZeroDivisionError):
+        measure(SEP, CPU)
+
+
 def test_each_op_is_measured_once_per_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "cache" / "latency.json"
     asked: list[OpCall] = []
@@ -39,20 +51,21 @@ def test_each_op_is_measured_once_per_device(tmp_path: Path, monkeypatch: pytest
     first = measured_latencies([SEP, POOL, SEP], CPU, file)
     assert asked == [SEP, POOL]
     kept = json.loads(file.read_text())
-    assert list(kept) == [device_name(CPU)]
+    assert list(kept) == [runtime_name()]
     assert measured_latencies([SEP, POOL], CPU, file) == first
     measured_latencies([SEP], CPU, file, batch=2)
     assert asked == [SEP, POOL, SEP]
-    monkeypatch.setattr(latency, "device_name", lambda device: "another device")
+    here = runtime_name()
+    monkeypatch.setattr(latency, "runtime_name", lambda: "another device")
     measured_latencies([SEP], CPU, file)
     assert asked == [SEP, POOL, SEP, SEP]
-    assert list(json.loads(file.read_text())) == [device_name(CPU), "another device"]
+    assert list(json.loads(file.read_text())) == [here, "another device"]
 
 
 def test_file_says_what_was_measured(tmp_path: Path) -> None:
     file = tmp_path / "latency.json"
     measured_latencies([SEP], CPU, file)
-    (key,) = json.loads(file.read_text())[device_name(CPU)]
+    (key,) = json.loads(file.read_text())[runtime_name()]
     assert key == "sep_conv kernel=3 on 4x6x6, batch 1"
 
 
