@@ -179,7 +179,8 @@ class Dso(TrainingStrategy):
         """The gates to close, and those to open again although they are zero."""
         graph, round_to = self.net.graph, self.context.config.budget.round_to
         if self.pace:
-            planned, retries = self.pace.planned(done), RETRIES if done == 1 else 0
+            planned = self.pace.planned(done)
+            retries = RETRIES if planned == 1 else 0  # before, the next look would close what is spared
             strength = strengths(graph, self._by_gate(self.gates.use), self._measure())
             closed = within_budget(graph, zero, strength, lambda g: self._budgets(g) / planned, round_to, retries)
             return [sorted(closed), sorted(zero - closed if done == 1 else ())]
