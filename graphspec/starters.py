@@ -27,11 +27,8 @@ WIDTHS = range(8, 513, 8)  # of the stem
 STAND_INS = {"classes": 10, "input": [3, 32, 32]}  # for what a spec leaves to its data
 OVER = 3.25  # how many limits the network takes that the search begins with, at most
 LAST_MAP = 7  # pixels of the last map, about
-SHALLOW, DEEP, DEEP_FROM = (
-    "{keep: 3}, head]",
-    "{keep: 2}, down, keep, head]",
-    32,
-)  # of that width on, a smaller last map
+SHALLOW, DEEP = "{keep: 3}, head]", "{keep: 2}, down, keep, head]"  # how a network ends
+DEEP_FROM = 32  # width of the stem from which on a further, smaller map pays
 
 
 @dataclass(frozen=True)
@@ -137,7 +134,8 @@ def _with_line(text: str, key: str, value: str) -> str:
 def _network(size: int) -> str:
     """The chain of blocks: the stem halves an image, and each `down` again until about `LAST_MAP` pixels are left.
 
-    Large maps have no blocks that keep their size: these would take most of the multiply-adds.
+    Large maps have no blocks that keep their size: these would take most of the multiply-adds. See `DEEP` for limits
+    that allow more.
     """
     halvings = max(1, round(math.log2(size / 2 / LAST_MAP)))
     return f"[stem, {'down, ' * (halvings - 1)}near, down, {SHALLOW}"
