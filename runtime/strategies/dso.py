@@ -98,13 +98,13 @@ class Dso(TrainingStrategy):
         losses = [self.weight_step(stage, at, at.step * steps + i) for i in range(steps)]
         found = {"train_loss": torch.stack(losses).mean(), "gate_loss": self._gate_step(stage, at, zero)}
         if at.step + 1 < stage.steps_per_epoch and self._looks_after(stage, at.epoch, at.step + 1):
-            steps = at.epoch * stage.steps_per_epoch + at.step + 1
-            self._look(steps / (stage.epochs * stage.steps_per_epoch))
+            self._look(stage.share(at.epoch, at.step + 1))
         return found
 
     def _gate_step(self, stage: Stage, at: Position, zero: Early) -> Tensor:
         set_rate(self.gates, self._gate_rate(stage, at))
-        set_gammas(self.penalty, self.gates, self.net.gate_vectors, self.pace.gamma if self.pace else 1.0, zero)
+        times = self.pace.gamma_at(stage.share(at.epoch, at.step)) if self.pace else 1.0
+        set_gammas(self.penalty, self.gates, self.net.gate_vectors, times, zero)
         return self._train_gates(self.context.gates.batch(self.data_epoch(at), at.step))
 
     def _take_gates(self, optimizer: APGNAG) -> None:
@@ -131,7 +131,7 @@ class Dso(TrainingStrategy):
         if stage.name == SEARCH:
             self._tell_gain(seconds)
             if last or self._looks_after(stage, at.epoch + 1, 0):
-                self._look((at.epoch + 1) / stage.epochs, seconds)
+                self._look(stage.share(at.epoch + 1), seconds)
 
     def scored(self, stage: Stage, at: Position, metrics: Mapping[str, float]) -> None:
         """Note what the whole supernet reached."""

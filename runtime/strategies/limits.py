@@ -45,6 +45,13 @@ class Pace:
         left = 1 - min(1.0, max(0.0, done - BEGINS) / (ARRIVES - BEGINS))
         return float(max(1.0, self.whole) ** left)
 
+    def gamma_at(self, done: float) -> float:
+        """The sparsity weight after this share of the search.
+
+        None once the plan has arrived: it would only push gates that stay to zero. A third of them ended below 0.05.
+        """
+        return self.gamma if self.planned(done) > 1 else 0.0
+
 
 def strengths(graph: Graph, use: Mapping[str, float], measure: str) -> dict[str, float]:
     """The strength of every gate: what the loss owes to it (`use`) over its share of the network's `measure`."""

@@ -120,9 +120,8 @@ class RetrainJob(Job):
 
     def step(self, stage: Stage, at: Position) -> Mapping[str, Tensor]:
         """One weight step."""
-        done = (at.epoch * stage.steps_per_epoch + at.step) / (stage.epochs * stage.steps_per_epoch)
         for part in self.paths:
-            part.progress = done
+            part.progress = stage.share(at.epoch, at.step)
         set_rate(self.optimizer, rate_now(self.config.schedule, self.config.lr, stage, at))
         return {"train_loss": self._train(self.batch(at))}
 

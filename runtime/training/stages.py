@@ -18,6 +18,10 @@ class Stage:
         """How many images are gone through in so many epochs and steps."""
         return (epochs * self.steps_per_epoch + steps) * self.images_per_step
 
+    def share(self, epochs: int, steps: int = 0) -> float:
+        """The share of the stage that is over after so many epochs and steps."""
+        return (epochs * self.steps_per_epoch + steps) / (self.epochs * self.steps_per_epoch)
+
 
 @dataclass(frozen=True)
 class Position:

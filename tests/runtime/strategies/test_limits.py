@@ -22,6 +22,7 @@ def test_the_plan_waits_and_falls_by_equal_factors_to_the_budget() -> None:
     middle = (BEGINS + ARRIVES) / 2
     assert [PACE.planned(done) for done in (0.0, BEGINS, middle, ARRIVES, 1.0)] == pytest.approx([8, 8, 8**0.5, 1, 1])
     assert PACE.planned(ARRIVES) == PACE.planned(1.0) == 1.0  # no rounding error may ask for more than the budget
+    assert [PACE.gamma_at(done) for done in (0.0, middle, ARRIVES, 1.0)] == [PACE.gamma, PACE.gamma, 0.0, 0.0]
 
 
 def test_a_network_within_its_budget_has_nothing_to_lose() -> None:
