@@ -55,6 +55,8 @@ from compiler.passes.ungroup import Ungroup
 NETWORKS = {  # name -> spec and parameters to prune to; then as wide as the spec's budget allows
     "digits": ("digits", 34_000),
     "own_images": ("own_images", 21_000),
+    "photos": ("photos", 54_000),
+    "cifar10_small": ("cifar10_small", 98_000),
     "channels": ("channels", 102_000),
     "hand_wired": ("hand_wired", 7_000),
     "darts_cell": ("darts_cell", 750_000),

@@ -68,7 +68,15 @@ def retrainings(name: str, batch: int) -> dict[str, Callable[[], None]]:
 def _config(config: Configuration, batch: int) -> Configuration:
     """On images that are made up, all of which are trained on, without what the recipe adds to a step."""
     data = config.data.model_copy(update={"name": "fake", "fake_size": IMAGES, "crop_padding": 4, "flip": True})
-    added = {"batch_size": batch, "mixup": 0.0, "clip": None, "all_images": True, "drop_path": 0.0, "start": "scratch"}
+    added = {
+        "batch_size": batch,
+        "mixup": 0.0,
+        "ema": 0.0,
+        "clip": None,
+        "all_images": True,
+        "drop_path": 0.0,
+        "start": "scratch",
+    }
     return config.model_copy(update={"data": data, "retrain": config.retrain.model_copy(update=added)})
 
 

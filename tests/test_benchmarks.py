@@ -124,6 +124,7 @@ def test_compression(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 def test_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     write_images(tmp_path / "images", {f"c{number}": 30 for number in range(3)}, size=32)
     short = ["search.pretrain_epochs=1", "search.epochs=2", "retrain.epochs=1", "budget.flops=1M", "classes=3"]
+    short += ["search.steps_per_epoch=null", "retrain.steps_per_epoch=null"]
     short += ["search.gates.gamma=0.5", "retrain.from=scratch"]  # two epochs cannot meet a budget by gates alone
     settings = [word for each in short for word in ("--set", each)]
     where = ["--data", tmp_path / "images", "--work", tmp_path / "work", "--seeds", 0, "--plain", "residual"]
