@@ -21,7 +21,8 @@ from compiler.language.values import parse_count
 from runtime.rundir.files import write_text
 
 SCHEMA = "graphspec.schema.json"  # what the shipped specs name for editors
-MADE = ("own_images", "photos", "cifar10_small")  # starters whose stages and widths follow from size and limit
+SIZED = ("own_images", "photos")  # starters whose stages follow from the size
+MADE = (*SIZED, "cifar10_small")  # and whose widths and depth follow from the limit
 SIZES = (16, 512)  # pixels for which networks are written
 WIDTHS = range(8, 513, 8)  # of the stem
 STAND_INS = {"classes": 10, "input": [3, 32, 32]}  # for what a spec leaves to its data
@@ -48,7 +49,7 @@ class Wishes:
         """RunError if this starter cannot be made for them."""
         if name not in MADE:
             raise RunError(f"{name} is as it is: networks of your size or limit are made of {', '.join(MADE)}")
-        if self.size is not None and name == "cifar10_small":
+        if self.size is not None and name not in SIZED:
             raise RunError(f"--size {self.size}: the images of CIFAR-10 have 32 pixels; own_images takes any size")
         if self.size is not None and not SIZES[0] <= self.size <= SIZES[1]:
             raise RunError(f"--size {self.size}: networks are written for {SIZES[0]} to {SIZES[1]} pixels")
@@ -97,9 +98,7 @@ def copy_starter(name: str, folder: Path, wishes: Wishes = Wishes()) -> list[Pat
         wishes.check(name)
         texts[files[0]] = _made_for(wishes, texts[files[0]])
         if wishes.size or wishes.limits:
-            texts[files[0]], width = _with_width(texts, files[0])
-            if width >= DEEP_FROM and SHALLOW in texts[files[0]]:
-                texts[files[0]], _ = _with_width(texts | {files[0]: texts[files[0]].replace(SHALLOW, DEEP)}, files[0])
+            texts[files[0]] = _fitted(texts, files[0])
     for file, text in texts.items():
         write_text(folder / file, text)
     return [folder / file for file in texts]
@@ -144,6 +143,14 @@ def _network(size: int) -> str:
 def _usual_flops(size: int) -> float:
     """The limit where none is given: 1.5 M of 32 pixels; it grows more slowly than the pixels."""
     return 1.5e6 * math.pow(size / 32, 1.5)
+
+
+def _fitted(texts: Mapping[str, str], file: str) -> str:
+    """The spec as wide as its limit allows, and deeper where that is wide enough; RunError if nothing fits."""
+    text, width = _with_width(texts, file)
+    if width >= DEEP_FROM and SHALLOW in text:
+        text, _ = _with_width({**texts, file: text.replace(SHALLOW, DEEP)}, file)
+    return text
 
 
 def _with_width(texts: Mapping[str, str], file: str) -> tuple[str, int]:

@@ -268,12 +268,6 @@ class SearchConfig(TrainingConfig):
         """Gate steps of an epoch, each with its weight steps; None: as many as the images last for."""
         return None if self.steps_per_epoch is None else self.steps_per_epoch // self.weight_steps
 
-    @model_validator(mode="after")
-    def _gates_train_in_every_epoch(self) -> SearchConfig:
-        if self.cycles_per_epoch == 0:
-            raise ValueError("search.steps_per_epoch is less than search.weight_steps: an epoch has no gate step")
-        return self
-
 
 class DistilConfig(Section):
     """Learning from the outputs of the network that the spec's `weights` are of, all gates open."""
@@ -392,6 +386,8 @@ class Configuration(Section):
     def _parts_are_not_empty(self) -> Configuration:
         if self.search.pretrain_epochs + self.search.epochs == 0:
             raise ValueError("search.pretrain_epochs and search.epochs are both 0: nothing to do")
+        if self.search.cycles_per_epoch == 0:
+            raise ValueError("search.steps_per_epoch is less than search.weight_steps: an epoch has no gate step")
         budget, is_auto = self.budget, self.search.gates.gamma == "auto"
         if is_auto and budget.params is None and budget.flops is None and budget.latency is None:
             raise ValueError(
