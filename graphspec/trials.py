@@ -15,7 +15,7 @@ from typing import Any
 
 from compiler.analysis.limits import MEASURES, limits_of, listed, measured
 from compiler.architecture.found import Architecture
-from compiler.architecture.plain import DEFAULT, plain_spec
+from compiler.architecture.plain import DEFAULT, PLAIN, plain_spec
 from compiler.errors import RunError
 from compiler.ir.graph import Graph
 from compiler.ir.text import to_json
@@ -47,6 +47,7 @@ NETWORKS, EPOCHS = 16, 5
 FIRST_ROUND = 4  # random networks; every further round doubles them
 SCRATCH = {"retrain.from": "scratch", "retrain.distil.weight": 0.0}
 VALIDATED = {"retrain.all_images": False}  # where networks are compared on the validation images
+BEST = "best"  # instead of the names of plain networks
 
 
 @dataclass
@@ -122,6 +123,11 @@ class Trainings:
                 raise Interrupted(stop.signum, self.again) from None
         self.trained.setdefault(network, {})[run.path.name] = (run, read_json(run.retrain.result, Result))
 
+    def scored(self, network: str) -> float:
+        """The metric of its one training on the validation images."""
+        ((_, result),) = self.trained[network].values()
+        return float(result[f"validation_{self.metric.name}"])
+
     def rows(self, prefix: str = "") -> list[Row]:
         """What was trained so far, a row a network; `prefix` of the metric's name."""
         from runtime.jobs.run_retrain import found_network
@@ -160,7 +166,8 @@ def baseline(
 ) -> Trials:
     """Train plain networks of the size that a run has found, or of its budget, and compare; kept in `RUN/baseline`.
 
-    `epochs`: default, those of search and retraining together. `networks`: families of `compiler.architecture.plain`.
+    `epochs`: default, those of search and retraining together. `networks`: families of
+    `compiler.architecture.plain`, or `best` for the one that wins short trainings of them all.
     `options` are those of `runtime.jobs.options.JobOptions`; what is trained already is not trained again.
     """
     refuse_processes("baseline", "it without torchrun")
@@ -172,6 +179,9 @@ def baseline(
         again = _command("baseline", opened, typed, epochs=epochs, seeds=join(chosen), plain=join(networks))
         trials = Trainings(opened, opened.run.baseline, _limit(opened, found), epochs, again, job)
         trials.start()
+        if tuple(networks) == (BEST,):
+            validated = open_run(opened.run, (*given, *overrides_of(VALIDATED)))
+            networks = (_winner(replace(trials, opened=validated), chosen[0]),)
         for seed, network in product(chosen, networks):
             trials.plain(network, seed)
         rows = trials.rows()
@@ -218,6 +228,23 @@ def probe(
             said, clear = outlook(trials.metric, drawn, others)
             made = trials.write(said, "validation", [drawn, *others], figures_of(trials.metric, drawn, others))
         return made
+
+
+def _winner(trials: Trainings, seed: int) -> str:
+    """The best family of plain networks by the validation images, after short trainings of all of them.
+
+    Successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943): the better half trains for twice as long.
+    """
+    left = list(PLAIN)
+    for halvings in range((len(left) - 1).bit_length(), 0, -1):
+        epochs = max(1, trials.epochs >> halvings)
+        short = replace(trials, folder=trials.folder / f"short-{epochs}", epochs=epochs, trained={})
+        short.start()
+        for network in left:
+            short.plain(network, seed)
+        scores = {network: short.scored(network) for network in left}
+        left = sorted(left, key=scores.__getitem__, reverse=trials.metric.higher_is_better)[: (len(left) + 1) // 2]
+    return left[0]
 
 
 def _command(name: str, opened: Opened, given: Sequence[Override], **options: Any) -> str:

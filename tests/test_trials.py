@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -109,3 +110,23 @@ def test_what_cannot_be_compared_leaves_no_run(settings: dict[str, None], says: 
     with pytest.raises(Exception, match=says):
         trials.probe("tiny.yaml", plain=("resdual",), overrides=settings, quiet=True)
     assert RunDir.latest() == before
+
+
+def test_all_families_compete_and_the_best_is_trained_in_full(tmp_path: Path) -> None:
+    """By the validation images: the better half goes on for twice as long."""
+    run = api.compile("tiny.yaml", out=tmp_path / "run").run
+    made = trials.baseline(run, seeds=(1,), networks=(trials.BEST,), epochs=8, quiet=True)
+    scores = [
+        {
+            name: json.loads(one.retrain.result.read_text())["validation_accuracy"]
+            for name, one in run.trials(run.baseline / f"short-{epochs}").items()
+        }
+        for epochs in (1, 2, 4)
+    ]
+    assert [len(some) for some in scores] == [5, 3, 2]
+    for before, after in pairwise(scores):
+        assert min(before[name] for name in after) >= max(before[name] for name in before.keys() - after.keys())
+    [row] = made.plain()
+    assert scores[-1][row.runs[0]] == max(scores[-1].values())
+    [trained] = run.trials(run.baseline).values()
+    assert json.loads(trained.config.read_text())["retrain"]["epochs"] == 8

@@ -18,12 +18,11 @@ from graphspec.cli.options import (
 )
 from graphspec.cli.training import DeviceOpt
 
-PlainOpt = Annotated[
-    str,
-    typer.Option(
-        "--plain", help="Plain networks; also inverted_deep, residual_deep, residual_fine.", metavar="LIST"
-    ),
-]  # fmt: skip
+FAMILIES = "Plain networks; also inverted_deep, residual_deep, residual_fine"
+PlainOpt = Annotated[str, typer.Option("--plain", help=f"{FAMILIES}.", metavar="LIST")]
+RivalsOpt = Annotated[
+    str, typer.Option("--plain", help=f"{FAMILIES}, or best: who wins short trainings.", metavar="LIST")
+]
 AnewOpt = Annotated[bool, typer.Option("--overwrite", help="Discard the trainings there are and start again.")]
 
 
@@ -33,7 +32,7 @@ def baseline(
         int | None, typer.Option("--epochs", min=1, help="Default: those of search and retraining together.")
     ] = None,
     seeds: Annotated[str, typer.Option("--seeds", help="Train once with each.", metavar="LIST")] = "0,1",
-    plain: PlainOpt = "inverted,residual",
+    plain: RivalsOpt = "inverted,residual",
     overwrite: AnewOpt = False,
     settings: SetOpt = None,
     device: DeviceOpt = "auto",
