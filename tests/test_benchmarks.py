@@ -302,6 +302,21 @@ def test_steps(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     assert all(cell > 0 for row in record["rows"] for cell in row[1:])
 
 
+def test_convolutions_as_one_call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    deep, deep_joined, wide, wide_joined = (torch.cat(run(), 1) for run in steps.parallel(2, 4, 6, 3, 3).values())
+    assert torch.allclose(deep, deep_joined, atol=1e-6)
+    assert torch.allclose(wide, wide_joined, atol=1e-6)
+    monkeypatch.setattr(steps, "PARALLEL", ((2, 4, 6, 3, 2),))
+    record = found(steps, monkeypatch, capsys, "--parallel", "--rounds", 1)
+    assert all(cell > 0 for row in record["rows"] for cell in row)
+
+
+def test_without_activations() -> None:
+    linear = steps.without_activations(shipped("own_images")[1])
+    assert not any(isinstance(part, torch.nn.ReLU) for part in lower(linear).modules())
+
+
 # -- exported models --------------------------------------------------------------------------------------------------
 
 

@@ -35,6 +35,7 @@ from runtime.training.step import (
     backward,
     clip_gradients,
     evaluate,
+    follow,
     network_of,
     rate_now,
     set_precision,
@@ -98,6 +99,7 @@ class RetrainJob(Job):
         rows = torch.arange(len(dataset.train.targets)) if self.config.all_images else split.training
         loader = dataset.training_loader(rows, batch, RETRAIN, place, cutout=self.config.cutout)
         self.feed = Feed(loader, self.config.steps_per_epoch)
+        follow(self.module, self.config.epochs * self.feed.per_epoch)
         self.mixing = Mixing(self.task, self.config, config.seed, world)
         held = None if self.config.all_images else split.validation
         self.validation = None if held is None else dataset.evaluation_loader(held, self.config.evaluation_batch, place)

@@ -9,8 +9,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -20,7 +22,7 @@ from torch import Tensor
 from compiler.errors import GraphspecError, RunError
 from compiler.ir.text import from_json
 from compiler.lowering.torch.batch_parts import DropPath
-from compiler.lowering.torch.fx import lower, lower_model, outputs_by_name
+from compiler.lowering.torch.fx import lower, lower_model, outputs_by_name, weights_of
 from graphspec import api
 from runtime.data.dataset import load_dataset
 from runtime.jobs.run_retrain import Found, found_network
@@ -28,12 +30,33 @@ from runtime.rundir.directory import RunDir
 from runtime.rundir.network import read_model
 from runtime.training.retrain_job import RetrainJob
 from runtime.training.stages import Position
+from runtime.training.step import recalibrate
 from tests.tasks import class_task
 from tests.tiny import TINY, command, environment, write_spec
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 SMALL = TINY.replace("{name: digits}", "{name: fake, fake_size: 96}") + "seed: 0\n"
+NORMED = """\
+graphspec: 1
+name: normed
+input: [1, 8, 8]
+classes: 10
+blocks:
+  stem:
+    type: "[1, H, W] -> [4, H, W]"
+    nodes:
+      out: {op: conv, kernel: 3, channels: 4, momentum: MOMENTUM, from: in}
+  head:
+    type: "[C, H, W] -> [classes]"
+    nodes:
+      pool: {op: global_avg_pool, from: in}
+      out: {op: linear, from: pool}
+network: [stem, head]
+data: {name: fake, fake_size: 96}
+retrain: {epochs: 15, batch_size: 16, lr: 1.0e-6}
+"""
+MEAN = "stem.out.norm.running_mean"
 SHORT = ["search.pretrain_epochs=1", "search.epochs=3", "search.batch_size=8", "retrain.batch_size=16"]
 PARTS = ["retrain.drop_path=0.5", "retrain.dropout=0.4", "retrain.auxiliary_weight=0.4"]
 RECIPE = [
@@ -105,6 +128,22 @@ def test_what_is_left_is_the_compact_network_and_its_figures(
     assert set(weights) == set(lower(graph).state_dict())
     assert sum(t.numel() for n, t in weights.items() if not n.endswith(("mean", "var"))) == result.found.params
     assert all(tensor.dtype == torch.float32 for tensor in weights.values())
+
+
+@pytest.mark.parametrize("momentum", [0.01, 0.3])
+def test_statistics_that_a_network_brings_are_forgotten(tmp_path: Path, momentum: float) -> None:
+    """Even in a training that is short for its batch norms."""
+    graph = api.load(write_spec(tmp_path, NORMED.replace("MOMENTUM", str(momentum))))[1]
+    config = api.load(tmp_path / "tiny.yaml")[0].config
+    brought = weights_of(lower(graph)) | {MEAN: np.full(4, 5.0, np.float32)}
+    dataset = load_dataset(config.data, (1, 8, 8), class_task(10), seed=0)
+    job = RetrainJob(graph, config, dataset, torch.device("cpu"), brought)
+    (stage,) = job.stages
+    for epoch, step in product(range(stage.epochs), range(stage.steps_per_epoch)):
+        job.step(stage, Position(0, epoch, step))
+    after = job.weights()[MEAN].clone()
+    recalibrate(job.module, job.feed.loader.batches(0))
+    assert torch.allclose(after, job.weights()[MEAN], atol=0.05)
 
 
 def test_a_network_that_learned_nothing_is_told_of(
