@@ -16,12 +16,12 @@ import typer
 from compiler.errors import GraphspecError
 from graphspec.cli import options
 from graphspec.cli.options import JsonOpt, QuietOpt, TrustOpt, print_json, say
-from runtime.inference import BATCH, TOP
+from runtime.inference import TOP
 
 if TYPE_CHECKING:
     from runtime.inference.predict import Prediction
 
-BatchOpt = Annotated[int, typer.Option("--batch", min=1, help="Images at a time.")]
+BatchOpt = Annotated[int | None, typer.Option("--batch", min=1, help="Images at a time: 256, fewer of large ones.")]
 MODEL = "MODEL|RUN"
 
 
@@ -35,7 +35,7 @@ def predict(
     ],
     top: Annotated[int, typer.Option("--top", min=1, help="Classes for each image.")] = TOP,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV to stdout.")] = False,
-    batch: BatchOpt = BATCH,
+    batch: BatchOpt = None,
     quiet: QuietOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
@@ -95,7 +95,7 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="HTML page to write, with pictures of the mistakes.")
     ] = None,
-    batch: BatchOpt = BATCH,
+    batch: BatchOpt = None,
     trust_code: TrustOpt = False,
     quiet: QuietOpt = False,
     as_json: JsonOpt = False,

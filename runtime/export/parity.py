@@ -16,7 +16,7 @@ from runtime.data.augment import Draws, Normalise, to_float
 from runtime.data.dataset import HERE, Dataset
 from runtime.data.pixels import as_raw
 from runtime.data.sources import Images, Request
-from runtime.inference import BATCH
+from runtime.inference import usual_batch
 from runtime.seeds import generator
 from runtime.tasks.base import Task
 from runtime.training.step import added
@@ -80,9 +80,11 @@ HEADS: Mapping[str, Callable[[Tensor], Tensor]] = {"softmax": lambda x: x.softma
 
 def reference(module: nn.Module, head: str | None) -> Reference:
     """The torch network as the ONNX file promises to compute it; the module is put into evaluation mode."""
-    module.eval()
+    module.eval().to(memory_format=torch.channels_last)
 
     def outputs(x: Tensor) -> Array:
+        if x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
         with torch.inference_mode():
             output: Tensor = module(x)
             return (HEADS[head](output) if head else output).numpy()
@@ -230,8 +232,8 @@ def score_all(
 ) -> dict[str, FileScore]:
     """Of `torch` and every network by name, in one pass over the test images; `advance` is told of so many more."""
     sums: dict[str, dict[str, float]] = {name: {} for name in ("torch", *networks)}
-    same, count = dict.fromkeys(sums, 0), 0
-    for pixels, targets in raw_batches(dataset.test, torch.arange(len(dataset.test.targets)), BATCH):
+    same, count, batch = dict.fromkeys(sums, 0), 0, usual_batch(dataset.test.size)
+    for pixels, targets in raw_batches(dataset.test, torch.arange(len(dataset.test.targets)), batch):
         x, image = form.both(pixels)
         answers = {"torch": judge.answers(torch_network(x))}
         answers |= {name: judge.answers(network(image)) for name, network in networks.items()}

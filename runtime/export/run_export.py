@@ -66,7 +66,7 @@ class ExportOptions:
     """What to export and where to; how the model looks is configured in the spec's section `export`."""
 
     source: Source = "retrain"
-    output: Path | None = None  # of the float32 model; default: export/model.onnx in the run
+    output: str | Path | None = None  # of the float32 model; default: export/model.onnx in the run
     fp16: bool = False
     int8: bool = False
     latency: bool = True  # measure it
@@ -116,7 +116,7 @@ def run_export(opened: Opened, options: ExportOptions) -> ExportResult:
     console = Console(options.quiet)
     check_opset(opened.spec.config.export.opset)
     job = finished_job(opened, options.source)
-    target = options.output or opened.run.export / MODEL
+    target = Path(options.output or opened.run.export / MODEL)
     with opened.run.locked(), _staging(target) as folder:
         needs = "--int8" if options.int8 else "--from search" if options.source == "search" else ""
         dataset, is_whole = training_data(opened, job, console.warn, needs=needs, trust_code=options.trust_code)

@@ -13,7 +13,7 @@ import numpy as np
 from compiler.errors import RunError, printable
 from runtime.data.archives import source
 from runtime.data.pictures import address, first_channels, read_picture
-from runtime.inference import BATCH
+from runtime.inference import usual_batch
 from runtime.inference.figures import EVALUATION, Evaluation, Mistake, figures_of
 from runtime.inference.images import listed
 from runtime.inference.labelled import Labelled, given_images, own_test_images
@@ -26,12 +26,16 @@ _PICTURE, _EXACT = 128, 64  # longest side, in pixels, of pictures; those that a
 
 
 def evaluate(
-    model: ExportedModel, data: Labelled, *, batch: int = BATCH, advance: Callable[[int], object] = lambda images: None
+    model: ExportedModel,
+    data: Labelled,
+    *,
+    batch: int | None = None,
+    advance: Callable[[int], object] = lambda images: None,
 ) -> Evaluation:
     """Run the model on all images; `advance` is told of so many more. RunError if none can be read."""
     found: list[tuple[int, int, float]] = []  # row, answer, confidence
     unreadable: dict[str, str] = {}
-    for part in data.batches(model, batch):
+    for part in data.batches(model, batch or usual_batch(model.shape[1:])):
         unreadable |= {printable(data.names[row]): printable(why) for row, why in part.failed.items()}
         outputs = model.outputs(part.pixels)
         answers, probabilities = outputs.argmax(axis=1), model.probabilities(outputs)
@@ -70,7 +74,7 @@ def run_evaluate(
     data: Path | None = None,
     *,
     trust_code: bool = False,
-    batch: int = BATCH,
+    batch: int | None = None,
     warn: Callable[[str], None] = lambda text: None,
     tell: Callable[[str], None] = lambda text: None,
     progress: Callable[[str, int], Any] = lambda name, total: nullcontext(lambda images: None),

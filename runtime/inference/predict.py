@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.inference import BATCH, TOP
+from runtime.inference import TOP, usual_batch
 from runtime.inference.images import read_batches
 from runtime.inference.model import ExportedModel
 
@@ -34,7 +34,7 @@ def predict(
     images: Sequence[str],
     *,
     top: int = TOP,
-    batch: int = BATCH,
+    batch: int | None = None,
     advance: Callable[[int], object] = lambda images: None,
 ) -> list[Prediction]:
     """Of every image in order, the `top` classes; `advance` is told of so many more images.
@@ -43,7 +43,7 @@ def predict(
     """
     model.check_reads_files()
     found: dict[int, Prediction] = {}
-    for part in read_batches(images, model.shape, model.reading, batch):
+    for part in read_batches(images, model.shape, model.reading, batch or usual_batch(model.shape[1:])):
         found |= {row: Prediction(images[row], (), why) for row, why in part.failed.items()}
         if part.rows:
             outputs = model.outputs(part.pixels)

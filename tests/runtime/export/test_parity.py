@@ -209,6 +209,22 @@ def test_the_reference_is_in_evaluation_mode() -> None:
     assert (reference(module, None)(x) == 1).all()
 
 
+@pytest.mark.parametrize(("side", "batches"), [(32, [256, 44]), (128, [16, 16, 2]), (1024, [1] * 5)])
+def test_large_images_are_scored_few_at_a_time(side: int, batches: list[int]) -> None:
+    """A batch of 256 of 224 x 224 pixels takes gigabytes."""
+    count = sum(batches)
+    pixels = torch.zeros(count, side, side, 2, dtype=torch.uint8)
+    made = replace(dataset(count), test=MemoryImages(pixels, torch.arange(count) % 4))
+    seen: list[int] = []
+
+    def network(images: Any) -> Any:
+        seen.append(len(images))
+        return np.eye(4, dtype=np.float32)[[0] * len(images)]
+
+    score_all({}, network, ImageForm("none", NORMALISE), made, Judge(TASK))
+    assert seen == batches
+
+
 def test_metrics_and_agreement_over_all_test_images() -> None:
     made = replace(dataset(600), test=MemoryImages(torch.zeros(600, 3, 4, 2, dtype=torch.uint8), torch.arange(600) % 4))
 
