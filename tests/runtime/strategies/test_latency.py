@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,12 @@ def test_on_a_cpu_ops_run_in_onnxruntime_if_they_can(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(latency, "emit", refused)
     with pytest.raises(ZeroDivisionError):
         measure(SEP, CPU)
+
+
+def test_what_else_runs_on_the_machine_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a network in onnxruntime the clock is that of its thread."""
+    monkeypatch.setattr(time, "thread_time", count().__next__)
+    assert measure(POOL, CPU) == 1
 
 
 def test_each_op_is_measured_once_per_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
