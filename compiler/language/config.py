@@ -152,8 +152,8 @@ class GateConfig(Section):
     momentum: Fraction = 0.9
     """Momentum of the gates: μ of equations 6 to 8."""
     gamma: NonNegative | Literal["auto"] = 0.001
-    """Sparsity weight: coefficient of the L1 norm of the gates. A larger value keeps fewer edges. `auto`: set
-    from the length of the search, which closes the weakest gates until the budget is met."""
+    """Sparsity weight: coefficient of the L1 norm of the gates. A larger value keeps fewer edges. `auto`: the search
+    closes the weakest gates until the budget is met; set from its length, or 0 where `weights` are given."""
     clip: Rate | None = 2.0
     """Clip gate gradients element by element to [-clip, clip]; null: off."""
     nonnegative: bool = True

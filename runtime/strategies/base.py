@@ -73,6 +73,11 @@ class Context(Space):
         self.weights, self.gates = Feed(weights, search.steps_per_epoch), Feed(gates, search.cycles_per_epoch)
         self.validation = dataset.evaluation_loader(self.split.validation, search.evaluation_batch, place)
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether networks start from weights that were trained."""
+        return self._start is not None
+
     def supernet(self, graph: Graph | None = None) -> Supernet:
         """A fresh network of the whole space, or of a graph that `prune` made of it: a sampled one."""
         wanted, start, seed = graph or self.graph, self._start, self.config.seed

@@ -62,7 +62,8 @@ class Dso(TrainingStrategy):
         if context.search.gates.gamma != "auto":
             return None
         whole = context.world.decided(lambda: self._budgets(context.graph))
-        return Pace.start(whole, context.search.gates, context.gate_init, search.epochs * search.steps_per_epoch)
+        gates, init, steps = context.search.gates, context.gate_init, search.epochs * search.steps_per_epoch
+        return Pace.start(whole, gates, init, steps, trained=context.is_trained)
 
     def _budgets(self, graph: Graph) -> float:
         """How much of its tightest limit a network takes: 1 is just allowed, more is not."""

@@ -36,9 +36,13 @@ class Pace:
     whole: float  # how many budgets the whole network takes
 
     @classmethod
-    def start(cls, whole: float, gates: GateConfig, init: float, steps: int) -> Pace:
-        """The pace of a search of so many gate steps, of a network that takes so many budgets."""
-        return cls(init * (1 - gates.momentum) / (gates.lr * max(1.0, ARRIVES / 2 * steps)), whole)
+    def start(cls, whole: float, gates: GateConfig, init: float, steps: int, *, trained: bool = False) -> Pace:
+        """The pace of a search of so many gate steps, of a network that takes so many budgets.
+
+        A `trained` network gets no penalty: all its gates would shrink alike, faster than its weights can follow.
+        """
+        gamma = 0.0 if trained else init * (1 - gates.momentum) / (gates.lr * max(1.0, ARRIVES / 2 * steps))
+        return cls(gamma, whole)
 
     def planned(self, done: float) -> float:
         """How many budgets the network may take after this share of the search."""

@@ -25,6 +25,12 @@ def test_the_plan_waits_and_falls_by_equal_factors_to_the_budget() -> None:
     assert [PACE.gamma_at(done) for done in (0.0, middle, ARRIVES, 1.0)] == [PACE.gamma, PACE.gamma, 0.0, 0.0]
 
 
+def test_a_trained_network_has_no_penalty() -> None:
+    trained = Pace.start(whole=8.0, gates=GateConfig(), init=1.0, steps=1000, trained=True)
+    assert {trained.gamma_at(done / 10) for done in range(11)} == {0.0}
+    assert [trained.planned(done / 10) for done in range(11)] == [PACE.planned(done / 10) for done in range(11)]
+
+
 def test_a_network_within_its_budget_has_nothing_to_lose() -> None:
     small = Pace.start(whole=0.7, gates=GateConfig(), init=1.0, steps=1000)
     assert {small.planned(done / 10) for done in range(11)} == {1.0}
