@@ -183,7 +183,7 @@ def test_raw_images_in_and_probabilities_out(run: RunDir, layout: Any) -> None:
 
 def test_a_path_of_ones_own(run: RunDir, tmp_path: Path) -> None:
     target = tmp_path / "new" / "folder" / "net.onnx"
-    result = export(run, output=target, fp16=True)
+    result = export(run, output=str(target), fp16=True)
     written = {path.name for path in target.parent.iterdir()}
     assert written == {"net.fp16.onnx", "net.onnx", "net.labels.txt", "net.README.md"}
     assert result.path == str(target)
