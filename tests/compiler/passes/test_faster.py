@@ -224,6 +224,8 @@ def test_channels_stay_where_many_would_be_added_or_values_are_large() -> None:
     quiet(PadChannels(), ends(32))
     quiet(PadChannels(), ends(10, shape=(4, 32, 32)))
     fired(PadChannels(), ends(8))
+    quiet(PadChannels(), ends(24))
+    fired(PadChannels(), ends(28))
     fired(PadChannels(), ends(14, shape=(4, 32, 32)))
 
 
