@@ -239,7 +239,6 @@ def _winner(trials: Trainings, seed: int) -> str:
     for halvings in range((len(left) - 1).bit_length(), 0, -1):
         epochs = max(1, trials.epochs >> halvings)
         short = replace(trials, folder=trials.folder / f"short-{epochs}", epochs=epochs, trained={})
-        short.start()
         for network in left:
             short.plain(network, seed)
         scores = {network: short.scored(network) for network in left}

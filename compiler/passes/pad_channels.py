@@ -79,20 +79,20 @@ def _well_filled(graph: Graph) -> set[str]:
     values, _ = _values(graph, set())
     found = {node.id for node in graph.nodes() if node.id in values[node.id].layers and node.shape[0] % 8 == 0}
     for node in graph.nodes():
-        traits = traits_alone(node.op, node.attrs)
-        if traits.channels is Channels.KEPT and _wants_all(node):
+        if _wants_all(node):
             found -= values[node.id].layers if len(node.shape) > 1 else set()
     return found
 
 
 def _wants_all(node: Node) -> bool:
-    """Whether its kernel is slow unless channels are a multiple of 16; 24, 40 ... are enough for most.
+    """Whether it works channel by channel with a kernel that wants a multiple of 16; 24, 40 ... are enough for most.
 
     With AVX-512 onnxruntime fills these up itself, which takes as long as ours; without, 8 at a time are faster.
     """
     traits = traits_alone(node.op, node.attrs)
     is_enough = node.op in ("depthwise_conv", "batch_norm") and node.shape[0] > MULTIPLE
-    return not is_enough and (not traits.is_elementwise or traits.affine is not Affine.NO)
+    has_kernel = not traits.is_elementwise or traits.affine is not Affine.NO
+    return traits.channels is Channels.KEPT and has_kernel and not is_enough
 
 
 def _values(graph: Graph, kept: set[str]) -> tuple[dict[str, Value], set[str]]:

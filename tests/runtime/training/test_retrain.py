@@ -20,9 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compiler.errors import GraphspecError, RunError
+from compiler.ir.graph import Model
 from compiler.ir.text import from_json
+from compiler.language.config import BudgetConfig
 from compiler.lowering.torch.batch_parts import DropPath
 from compiler.lowering.torch.fx import lower, lower_model, outputs_by_name, weights_of
+from compiler.passes.pipeline import compacted
 from graphspec import api
 from runtime.data.dataset import load_dataset
 from runtime.jobs.run_retrain import Found, found_network
@@ -37,25 +40,6 @@ from tests.tiny import TINY, command, environment, write_spec
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 SMALL = TINY.replace("{name: digits}", "{name: fake, fake_size: 96}") + "seed: 0\n"
-NORMED = """\
-graphspec: 1
-name: normed
-input: [1, 8, 8]
-classes: 10
-blocks:
-  stem:
-    type: "[1, H, W] -> [4, H, W]"
-    nodes:
-      out: {op: conv, kernel: 3, channels: 4, momentum: MOMENTUM, from: in}
-  head:
-    type: "[C, H, W] -> [classes]"
-    nodes:
-      pool: {op: global_avg_pool, from: in}
-      out: {op: linear, from: pool}
-network: [stem, head]
-data: {name: fake, fake_size: 96}
-retrain: {epochs: 15, batch_size: 16, lr: 1.0e-6}
-"""
 MEAN = "stem.out.norm.running_mean"
 SHORT = ["search.pretrain_epochs=1", "search.epochs=3", "search.batch_size=8", "retrain.batch_size=16"]
 PARTS = ["retrain.drop_path=0.5", "retrain.dropout=0.4", "retrain.auxiliary_weight=0.4"]
@@ -133,9 +117,11 @@ def test_what_is_left_is_the_compact_network_and_its_figures(
 @pytest.mark.parametrize("momentum", [0.01, 0.3])
 def test_statistics_that_a_network_brings_are_forgotten(tmp_path: Path, momentum: float) -> None:
     """Even in a training that is short for its batch norms."""
-    graph = api.load(write_spec(tmp_path, NORMED.replace("MOMENTUM", str(momentum))))[1]
-    config = api.load(tmp_path / "tiny.yaml")[0].config
-    brought = weights_of(lower(graph)) | {MEAN: np.full(4, 5.0, np.float32)}
+    text = SMALL.replace("stride: 2, from: in}\n  normal", f"stride: 2, momentum: {momentum}, from: in}}\n  normal")
+    settings = ["retrain.epochs=15", "retrain.batch_size=16", "retrain.lr=1e-6"]
+    spec, space = api.load(write_spec(tmp_path, text), settings)
+    config, graph = spec.config, compacted(Model(space, dict.fromkeys(space.gates(), 1.0)), BudgetConfig())[0].graph
+    brought = weights_of(lower(graph)) | {MEAN: np.full(8, 5.0, np.float32)}
     dataset = load_dataset(config.data, (1, 8, 8), class_task(10), seed=0)
     job = RetrainJob(graph, config, dataset, torch.device("cpu"), brought)
     (stage,) = job.stages
