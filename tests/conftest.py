@@ -12,6 +12,7 @@ from hypothesis import settings
 from compiler.lowering import groups
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # results are compared bit by bit, and only the CPU gives the same ones again
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of commands would compile all sources again
 settings.register_profile("graphspec", deadline=None, derandomize=True, database=None)  # no test depends on time
 settings.load_profile("graphspec")
 

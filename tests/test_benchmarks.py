@@ -110,7 +110,7 @@ def test_compile(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
 
 
 def test_compression(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    write_images(tmp_path / "images", {f"c{number}": 40 for number in range(10)}, size=32)
+    write_images(tmp_path / "images", {f"c{number}": 20 for number in range(10)}, size=32)
     where = ["--data", tmp_path / "images", "--work", tmp_path / "work"]
     monkeypatch.setattr(sys, "argv", ["", "base", *map(str, where), "--epochs", "1"])
     compression.main()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
 from tests.tiny import environment
 
 pytestmark = pytest.mark.slow
@@ -164,18 +165,12 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def python(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+def command(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
     environ = {**environment(), "PYTHONPATH": f"{ROOT}:{folder / 'site'}"}
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environ, capture_output=True, text=True, check=False
-    )
+    done = warm.run(arguments, folder, environ)
     assert done.returncode == code, done.stderr
     assert code == 0 or "Traceback" not in done.stderr, done.stderr
     return done
-
-
-def command(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    return python(folder, "-m", "graphspec", *arguments, code=code)
 
 
 def test_the_catalogue_lists_it(package: Path) -> None:
@@ -194,7 +189,9 @@ def test_a_spec_may_use_it_like_any_other(package: Path) -> None:
 
 
 def test_torch_and_onnx_give_the_same_with_it(package: Path) -> None:
-    assert python(package, "-c", PARITY).stdout == "same\n"
+    environ = {**environment(), "PYTHONPATH": f"{ROOT}:{package / 'site'}"}
+    done = subprocess.run([sys.executable, "-c", PARITY], cwd=package, env=environ, capture_output=True, check=False)
+    assert done.stdout == b"same\n", done.stderr
 
 
 def test_its_mistakes_have_a_place(package: Path) -> None:

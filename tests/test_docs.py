@@ -26,6 +26,7 @@ from compiler.language.overrides import overrides_of
 from compiler.language.reference import rewritten
 from compiler.language.source import MAX_BYTES, MAX_DEPTH, MAX_SIZE
 from graphspec.cli.app import app
+from tests import warm
 from tests.tiny import TINY, environment
 
 ROOT = Path(__file__).parent.parent
@@ -285,7 +286,9 @@ def run(folder: Path, *words: str) -> str:
 def graphspec_command(folder: Path, line: str) -> str:
     words = shlex.split(line, comments=True)
     assert words[0] == "graphspec", line
-    return run(folder, sys.executable, "-m", *words)
+    done = warm.run(words[1:], folder, environment())
+    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
 
 
 # -- whole documents --------------------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def test_searches_and_trainings_stop_by_the_clock_and_go_on(tmp_path: Path) -> N
 
 
 def test_a_part_that_fails_is_told_of_and_ends_its_seed(tmp_path: Path) -> None:
-    command = ("2", "--device", "cpu", "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path), "--seconds", "60")
+    command = ("2", "--device", "cpu", "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path), "--seconds", "500")
     done = script(*command)
     assert done.returncode == 1
     assert done.stdout.count("search: exit code 1: ") == 3

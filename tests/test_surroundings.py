@@ -16,6 +16,7 @@ from PIL import Image
 
 from compiler.errors import one_line, printable
 from runtime.rundir.study import rendered
+from tests import warm
 from tests.tiny import TINY, command, environment, graphspec, write_spec
 
 FULL = Path("/dev/full")
@@ -154,16 +155,16 @@ def test_names_forge_no_line(tmp_path: Path) -> None:
     settings = [word for option in options for word in ("--set", option)]
     assert one_line(LINES) == r"x\nwrote all of it\ty"
     for more in ((), ("--set", "data.skip_corrupt=true")):
-        done = run(tmp_path, "search", str(spec), *settings, *more, stdout=subprocess.PIPE)
+        done = warm.run(["search", str(spec), *settings, *more], tmp_path, environment())
         assert done.returncode == (0 if more else 1), done.stderr
         assert r"x\nwrote" in done.stderr
         assert "\nwrote all" not in done.stdout + done.stderr
-    done = run(tmp_path, "data", str(data), stdout=subprocess.PIPE)
+    done = warm.run(["data", str(data)], tmp_path, environment())
     assert f"  {one_line(LINES)} train " in done.stdout
     assert "\nwrote all" not in done.stdout + done.stderr
     (data / "test" / "b").rename(data / "test" / f"c{LINES}")
     for option in (options[2], f"data.root={data}{LINES}", f"data.name={LINES}"):
-        done = run(tmp_path, "compile", str(spec), "--set", option, stdout=subprocess.PIPE)
+        done = warm.run(["compile", str(spec), "--set", option], tmp_path, environment())
         assert "\nwrote all" not in done.stdout + done.stderr
     assert rendered([("class", "images"), (LINES, "3")]).splitlines()[1] == one_line(LINES) + "  3"
 
@@ -178,7 +179,7 @@ def started(folder: Path) -> subprocess.Popen[str]:
     """A search of many epochs that has left its first checkpoint."""
     spec = write_spec(folder, TINY.replace("epochs: 4", "epochs: 400"))
     graphspec(folder, "compile", str(spec), "--out", "run")
-    job = subprocess.Popen(command("search", "run"), cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True)
+    job = warm.Popen(["search", "run"], folder, environment(), stderr=subprocess.PIPE)
     checkpoints, deadline = folder / "run" / "search" / "checkpoints", time.monotonic() + 120
     while not any(checkpoints.glob("*.json")) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests import warm
+
 TINY = """\
 graphspec: 1
 name: tiny
@@ -67,7 +69,7 @@ def command(*arguments: str) -> list[str]:
 
 def graphspec(cwd: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
     """Run the command line; the exit code must be `code`, and there must be no traceback."""
-    done = subprocess.run(command(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True, check=False)
+    done = warm.run(arguments, cwd, environment())
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr, done.stderr
     return done

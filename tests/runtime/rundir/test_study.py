@@ -16,8 +16,9 @@ from compiler.errors import RunError
 from graphspec import api
 from runtime.rundir.directory import RunDir
 from runtime.rundir.study import Figure, checked_seeds, found_sizes, parse_seeds
+from tests import warm
 from tests.test_run_commands import Shell
-from tests.tiny import TINY, command, environment, write_spec
+from tests.tiny import TINY, environment, write_spec
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
@@ -141,10 +142,7 @@ def test_a_stopped_study_goes_on_and_ends_the_same(
 ) -> None:
     """A signal in the second seed; the command that is printed does the rest."""
     write_spec(tmp_path, FAST)
-    process = subprocess.Popen(
-        command("search", "tiny.yaml", "--seeds", "1,0"), cwd=tmp_path, env=environment(), stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
+    process = warm.Popen(["search", "tiny.yaml", "--seeds", "1,0"], tmp_path, environment(), stderr=subprocess.PIPE)
     assert process.stderr is not None
     lines = iter(process.stderr.readline, "")
     assert any(line.startswith("seed 0 (2 of 2)") for line in lines)

@@ -19,7 +19,8 @@ from compiler.errors import RunError
 from compiler.ir.text import from_json
 from graphspec import api
 from runtime.jobs.run_search import SearchResult
-from tests.runtime.search.test_search import FINAL, SHORT, final_files, search, searched
+from tests import warm
+from tests.runtime.search.test_search import FINAL, ONE_BLOCK, SHORT, final_files, search, searched
 from tests.tiny import TINY, command, environment, graphspec, write_spec
 
 __all__ = ["searched"]  # a fixture
@@ -59,10 +60,7 @@ def test_a_search_killed_at_bad_moments_ends_bit_identical(searched: Path, tmp_p
     moments: tuple[Moment, ...] = (while_writing, at_a_prune, a_random_moment_later)
     kills = 0
     for moment in moments:
-        process = subprocess.Popen(
-            command("search", "--resume", *OFTEN),
-            cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        process = warm.Popen(["search", "--resume", *OFTEN], tmp_path, environment(), stderr=subprocess.PIPE)
         moment(process, checkpoints)
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -74,9 +72,7 @@ def test_a_search_killed_at_bad_moments_ends_bit_identical(searched: Path, tmp_p
 
 def killed_at_a_prune(folder: Path) -> None:
     """Kill the search of the run in `folder` after it has pruned, then go on with it."""
-    process = subprocess.Popen(
-        command("search", *OFTEN), cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True
-    )
+    process = warm.Popen(["search", *OFTEN], folder, environment(), stderr=subprocess.PIPE)
     at_a_prune(process, folder / "runs" / "latest" / "search" / "checkpoints")
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -124,31 +120,30 @@ def test_a_search_goes_on_between_two_looks_within_an_epoch(tmp_path: Path) -> N
     assert final_files(tmp_path) == finished
 
 
-@pytest.mark.parametrize("said", [None, "1"])
 def test_a_resumed_search_uses_as_many_threads_as_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], said: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    every_step = ("search.checkpoint.minutes=1e-9", "search.checkpoint.keep=1000")
+    fake = ("data.name=fake", "data.fake_size=48")
+    settings = (*SHORT, *fake, "search.checkpoint.minutes=1e-9", "search.checkpoint.keep=1000")
     torch.set_num_threads(2)
-    part = search(tmp_path, *SHORT, *every_step)
+    part = search(tmp_path, *settings, text=ONE_BLOCK)
     finished = final_files(tmp_path)
-    checkpoints = sorted((part / "checkpoints").iterdir())
-    for path in (
-        *checkpoints[len(checkpoints) // 4 * 2 :],
-        *(part / name for name in FINAL if name != "metrics.jsonl"),
-    ):
-        path.unlink(missing_ok=True)
     torch.set_num_threads(1)
-    if said:
-        monkeypatch.setenv("OMP_NUM_THREADS", said)
-    with chdir(tmp_path):
-        api.search("runs/latest", overrides=[*SHORT, *every_step], resume=True)
-    assert torch.get_num_threads() == 1
-    record = json.loads((part / "environment.json").read_text())
-    assert record["threads"] == (1 if said else 2)
-    assert ("goes on with OMP_NUM_THREADS=1, not 2" in capsys.readouterr().err) == bool(said)
-    assert said or final_files(tmp_path) == finished
+    for said in (None, "1"):
+        checkpoints = sorted((part / "checkpoints").iterdir())
+        half = checkpoints[len(checkpoints) // 4 * 2 :]
+        for path in (*half, *(part / name for name in FINAL if name != "metrics.jsonl")):
+            path.unlink(missing_ok=True)
+        if said:
+            monkeypatch.setenv("OMP_NUM_THREADS", said)
+        with chdir(tmp_path):
+            api.search("runs/latest", overrides=settings, resume=True)
+        assert torch.get_num_threads() == 1
+        record = json.loads((part / "environment.json").read_text())
+        assert record["threads"] == (1 if said else 2)
+        assert ("goes on with OMP_NUM_THREADS=1, not 2" in capsys.readouterr().err) == bool(said)
+        assert said or final_files(tmp_path) == finished
 
 
 def test_a_search_that_an_earlier_version_began_goes_on(tmp_path: Path) -> None:
@@ -181,9 +176,7 @@ def test_after_a_signal_and_a_full_disk_the_checkpoint_is_there(tmp_path: Path) 
         api.compile(write_spec(tmp_path))
     checkpoints = tmp_path / "runs" / "latest" / "search" / "checkpoints"
     settings = ("--set", "search.epochs=500")
-    process = subprocess.Popen(
-        command("search", *settings), cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
-    )
+    process = warm.Popen(["search", *settings], tmp_path, environment(), stderr=subprocess.PIPE)
     while process.poll() is None and not list(checkpoints.glob("*.json")):
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)

@@ -19,7 +19,8 @@ from compiler.errors import SpecError
 from compiler.ir.text import from_json
 from graphspec import api
 from runtime.rundir.directory import RunDir
-from tests.tiny import TINY, command, environment, write_spec
+from tests import warm
+from tests.tiny import TINY, environment, graphspec, write_spec
 
 pytestmark = pytest.mark.slow
 
@@ -65,9 +66,7 @@ def environ(site: Path) -> dict[str, str]:
 
 def run(site: Path, folder: Path, *arguments: str, code: int = 0) -> str:
     """Run the command line where the strategies are installed; what it says to people."""
-    done = subprocess.run(
-        command(*arguments), cwd=folder, env=environ(site), capture_output=True, text=True, check=False
-    )
+    done = warm.run(arguments, folder, environ(site))
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     return done.stderr
@@ -79,9 +78,7 @@ def final_files(folder: Path) -> dict[str, bytes]:
 
 def kill_after(site: Path, folder: Path, checkpoints: int) -> None:
     """Start or go on with a search, and kill it when it has written so many checkpoints."""
-    process = subprocess.Popen(
-        command("search", "--resume", "--quiet", *EVERY_STEP), cwd=folder, env=environ(site), text=True
-    )
+    process = warm.Popen(["search", "--resume", "--quiet", *EVERY_STEP], folder, environ(site))
     written = folder / "runs" / "latest" / "search" / "checkpoints"
     newest = max((int(path.stem) for path in written.glob("*.json")), default=0)
     while process.poll() is None and not any(int(p.stem) >= newest + checkpoints for p in written.glob("*.json")):
@@ -153,10 +150,7 @@ def test_the_report_has_its_section_without_torch_and_without_the_package(search
 
 def test_what_it_found_is_retrained_without_the_package(searched: tuple[str, Path], tmp_path: Path) -> None:
     shutil.copytree(searched[1] / "runs", tmp_path / "runs", symlinks=True)
-    done = subprocess.run(
-        command("retrain", "--quiet", "--set", "retrain.epochs=1"), cwd=tmp_path, env=environment(), check=False
-    )
-    assert done.returncode == 0
+    graphspec(tmp_path, "retrain", "--quiet", "--set", "retrain.epochs=1")
 
 
 @pytest.mark.parametrize(

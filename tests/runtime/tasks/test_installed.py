@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,8 @@ import onnxruntime
 import pytest
 
 from runtime.rundir.directory import RunDir
-from tests.tiny import TINY, command, environment
+from tests import warm
+from tests.tiny import TINY, environment
 
 pytestmark = pytest.mark.slow
 
@@ -54,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def graphspec(folder: Path, *arguments: str, code: int = 0) -> str:
     """Run the command line where the task is installed; what it says."""
     env = {**environment(), "PYTHONPATH": f"{ROOT}:{folder / 'site'}"}
-    done = subprocess.run(command(*arguments), cwd=folder, env=env, capture_output=True, text=True, check=False)
+    done = warm.run(arguments, folder, env)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     return done.stdout + done.stderr
@@ -147,8 +147,6 @@ def test_a_study_sums_up_its_metrics_and_fake_targets_are_its_own(folder: Path, 
 
 
 def test_a_run_without_its_package_says_what_to_do(folder: Path) -> None:
-    done = subprocess.run(
-        command("report", "runs/latest"), cwd=folder, env=environment(), capture_output=True, text=True, check=False
-    )
+    done = warm.run(["report", "runs/latest"], folder, environment())
     assert done.returncode == 1
     assert "unknown task 'acme_regression'\n  try: install the package that offers it" in done.stderr

@@ -34,8 +34,9 @@ from runtime.rundir.network import read_model
 from runtime.training.retrain_job import RetrainJob
 from runtime.training.stages import Position
 from runtime.training.step import recalibrate
+from tests import warm
 from tests.tasks import class_task
-from tests.tiny import TINY, command, environment, write_spec
+from tests.tiny import TINY, environment, write_spec
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
@@ -310,10 +311,10 @@ def test_a_signal_and_a_kill_leave_no_trace_in_the_result(searched: RunDir, tmp_
     settings = [*RECIPE, "retrain.epochs=6", "retrain.precision=bf16", "retrain.checkpoint.minutes=0.0001"]
     whole, cut = copy_of(searched, tmp_path / "whole"), copy_of(searched, tmp_path / "cut")
     api.retrain(whole, overrides=settings, quiet=True)
-    line = command("retrain", str(cut.path), "--resume", *(part for s in settings for part in ("--set", s)))
+    line = ["retrain", str(cut.path), "--resume", *(part for s in settings for part in ("--set", s))]
     rng = random.Random(3)
     for wanted, signum in ((1, signal.SIGTERM), (3, signal.SIGKILL)):  # after so many checkpoints
-        process = subprocess.Popen(line, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
+        process = warm.Popen(line, tmp_path, environment(), stderr=subprocess.PIPE)
         while process.poll() is None and newest(cut) < wanted:
             time.sleep(0.005)
         time.sleep(rng.random() / 50)
