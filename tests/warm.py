@@ -19,13 +19,13 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 IMPORTS = ("networkx", "onnx", "pydantic", "rich", "safetensors.torch", "sklearn.datasets", "torch.fx",
            "torch.distributed", "torchvision.transforms.v2", "typer", "yaml")  # fmt: skip
+LONGEST = 1_000_000  # bytes of an order
 
 
 class Popen(subprocess.Popen[str]):
@@ -37,11 +37,10 @@ class Popen(subprocess.Popen[str]):
     def _execute_child(self, args: Any, _a: Any, _b: Any, _c: Any, _d: Any, cwd: Any, env: Any, *rest: Any) -> None:
         _, _, _, child_in, _, _, child_out, _, child_error, *_ = rest
         own = [file if file >= 0 else std for std, file in enumerate((child_in, child_out, child_error))]
-        self._life = socket.socket(socket.AF_UNIX)
-        self._life.connect(_source())
         order = json.dumps({"arguments": [*args], "cwd": str(cwd), "env": dict(env)}).encode()
-        socket.send_fds(self._life, [len(order).to_bytes(4)], own)
-        self._life.sendall(order)
+        self._life, other = socket.socketpair()
+        with other:
+            socket.send_fds(_source(), [order], [other.fileno(), *own])
         self.pid = int.from_bytes(self._life.recv(4))
         self._child_created = True
         for file in {child_in, child_out, child_error} - {-1}:
@@ -77,22 +76,23 @@ def run(arguments: Sequence[str], cwd: Path, env: Mapping[str, str], **pipes: An
 
 
 @functools.cache
-def _source() -> str:
-    """Where it listens; started by the first that asks."""
-    folder = tempfile.mkdtemp()
-    place = f"{folder}/source"
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(place)
-        listening.listen(100)
+def _source() -> socket.socket:
+    """Takes orders; started by the first that asks, and ends with this process."""
+    ours, orders = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with orders:
+        command = [sys.executable, __file__, str(orders.fileno())]
         environ = {**os.environ, "OMP_NUM_THREADS": "1"}
-        source = subprocess.Popen(
-            [sys.executable, __file__, str(listening.fileno())], pass_fds=[listening.fileno()], env=environ
-        )
-    atexit.register(source.kill)
-    return place
+        source = subprocess.Popen(command, pass_fds=[orders.fileno()], env=environ)
+
+    def end() -> None:
+        ours.close()
+        source.wait()
+
+    atexit.register(end)
+    return ours
 
 
-def _serve(listening: socket.socket) -> dict[str, Any]:
+def _serve(orders: socket.socket) -> dict[str, Any]:
     """Fork a process for each order, and tell its end; returns in the forked ones, with their order."""
     running: dict[int, socket.socket] = {}
     wakes, wake = socket.socketpair()
@@ -100,7 +100,7 @@ def _serve(listening: socket.socket) -> dict[str, Any]:
     signal.set_wakeup_fd(wake.fileno())
     signal.signal(signal.SIGCHLD, lambda *_: None)
     with selectors.DefaultSelector() as ready:
-        ready.register(listening, selectors.EVENT_READ)
+        ready.register(orders, selectors.EVENT_READ)
         ready.register(wakes, selectors.EVENT_READ)
         while True:
             for key, _ in ready.select():
@@ -108,22 +108,21 @@ def _serve(listening: socket.socket) -> dict[str, Any]:
                     wakes.recv(1000)
                     _tell_ends(running)
                     continue
-                life, _ = listening.accept()
-                head, files, _, _ = socket.recv_fds(life, 4, 3)
-                order = json.loads(life.recv(int.from_bytes(head), socket.MSG_WAITALL))
-                pid = os.fork()
+                order, files, _, _ = socket.recv_fds(orders, LONGEST, 4)
+                if not order:
+                    sys.exit()
+                life, pid = socket.socket(fileno=files.pop(0)), os.fork()
                 if not pid:
                     signal.set_wakeup_fd(-1)
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                     for std, file in enumerate(files):
                         os.dup2(file, std)
-                    for end in (listening, life, wakes, wake, *running.values()):
+                    for end in (orders, life, wakes, wake, *running.values()):
                         end.close()
-                    for file in files:
-                        os.close(file)
-                    return dict(order)
                 for file in files:
                     os.close(file)
+                if not pid:
+                    return dict(json.loads(order))
                 running[pid] = life
                 life.sendall(pid.to_bytes(4))
 
