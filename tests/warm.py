@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 IMPORTS = ("networkx", "onnx", "pydantic", "rich", "safetensors.torch", "sklearn.datasets", "torch.fx",
-           "torch.distributed", "torchvision.transforms.v2", "typer", "yaml")  # fmt: skip
+           "torch.distributed", "torch.utils.tensorboard", "torchvision.transforms.v2", "typer", "yaml")  # fmt: skip
 LONGEST = 1_000_000  # bytes of an order
 
 
