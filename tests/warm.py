@@ -81,7 +81,7 @@ def _source() -> socket.socket:
     ours, orders = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with orders:
         command = [sys.executable, __file__, str(orders.fileno())]
-        environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environ = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # a thread would not be forked
         source = subprocess.Popen(command, pass_fds=[orders.fileno()], env=environ)
 
     def end() -> None:
