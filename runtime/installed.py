@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, entry_points
 from pkgutil import resolve_name
 from typing import Generic, TypeVar
 
 from compiler.errors import Diagnostic, GraphspecError, SpecError, did_you_mean
 from compiler.language.spec import Spec
-from compiler.packages import offered
 
 T = TypeVar("T")
 
@@ -29,7 +28,7 @@ class Installed(Generic[T]):
 
     def known(self) -> dict[str, EntryPoint]:
         """Every class by name; none is imported. GraphspecError if a package takes a built-in name."""
-        installed = {entry.name: entry for entry in offered(self.group)}
+        installed = {entry.name: entry for entry in entry_points(group=self.group)}
         taken = next((entry for name, entry in installed.items() if name in self.built_in), None)
         if taken is not None:
             raise GraphspecError(

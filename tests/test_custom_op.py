@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import warm
-from tests.tiny import environment
+from tests.tiny import environment, graphspec
 
 pytestmark = pytest.mark.slow
 
@@ -166,11 +165,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    environ = {**environment(), "PYTHONPATH": f"{ROOT}:{folder / 'site'}"}
-    done = warm.run(arguments, folder, environ)
-    assert done.returncode == code, done.stderr
-    assert code == 0 or "Traceback" not in done.stderr, done.stderr
-    return done
+    return graphspec(folder, *arguments, code=code, site=folder / "site")
 
 
 def test_the_catalogue_lists_it(package: Path) -> None:
@@ -189,7 +184,7 @@ def test_a_spec_may_use_it_like_any_other(package: Path) -> None:
 
 
 def test_torch_and_onnx_give_the_same_with_it(package: Path) -> None:
-    environ = {**environment(), "PYTHONPATH": f"{ROOT}:{package / 'site'}"}
+    environ = environment(package / "site")
     done = subprocess.run([sys.executable, "-c", PARITY], cwd=package, env=environ, capture_output=True, check=False)
     assert done.stdout == b"same\n", done.stderr
 

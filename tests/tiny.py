@@ -58,18 +58,19 @@ def write_spec(folder: Path, text: str = TINY) -> Path:
     return path
 
 
-def environment() -> dict[str, str]:
-    root = str(Path(__file__).parent.parent)
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root, "GRAPHSPEC_TEST": "1"}
+def environment(site: Path | None = None) -> dict[str, str]:
+    """Of a command; packages in `site` are installed there."""
+    path = [str(Path(__file__).parent.parent), *([] if site is None else [str(site)])]
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path), "GRAPHSPEC_TEST": "1"}
 
 
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "graphspec", *arguments]
 
 
-def graphspec(cwd: Path, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+def graphspec(cwd: Path, *arguments: str, code: int = 0, site: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run the command line; the exit code must be `code`, and there must be no traceback."""
-    done = warm.run(arguments, cwd, environment())
+    done = warm.run(arguments, cwd, environment(site))
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr, done.stderr
     return done

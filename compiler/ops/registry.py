@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from importlib.metadata import entry_points
 from typing import Any
 
 from pydantic import ValidationError
@@ -18,7 +19,6 @@ from compiler.ops.reshapes import RESHAPES
 from compiler.ops.traits import Traits
 from compiler.ops.weighted import LAYERS
 from compiler.ops.weightless import PLAIN
-from compiler.packages import offered
 
 
 class UnknownOpError(GraphspecError):
@@ -39,7 +39,7 @@ def register(*rows: Op) -> None:
 @functools.cache
 def _load_installed_ops() -> None:
     """Register the ops that installed packages offer under the entry point group `graphspec.ops`."""
-    for entry in offered("graphspec.ops"):
+    for entry in entry_points(group="graphspec.ops"):
         try:
             row = entry.load()
         except Exception as error:

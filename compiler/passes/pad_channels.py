@@ -90,9 +90,8 @@ def _wants_all(node: Node) -> bool:
     With AVX-512 onnxruntime fills these up itself, which takes as long as ours; without, 8 at a time are faster.
     """
     traits = traits_alone(node.op, node.attrs)
-    is_enough = node.op in ("depthwise_conv", "batch_norm") and node.shape[0] > MULTIPLE
-    has_kernel = not traits.is_elementwise or traits.affine is not Affine.NO
-    return traits.channels is Channels.KEPT and has_kernel and not is_enough
+    wants = not traits.is_elementwise if traits.affine is Affine.NO else node.shape[0] <= MULTIPLE
+    return traits.channels is Channels.KEPT and wants
 
 
 def _values(graph: Graph, kept: set[str]) -> tuple[dict[str, Value], set[str]]:

@@ -60,16 +60,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return install(tmp_path_factory.mktemp("acme"))
 
 
-def environ(site: Path) -> dict[str, str]:
-    return {**environment(), "PYTHONPATH": f"{ROOT}:{site}"}
-
-
 def run(site: Path, folder: Path, *arguments: str, code: int = 0) -> str:
     """Run the command line where the strategies are installed; what it says to people."""
-    done = warm.run(arguments, folder, environ(site))
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.stderr
+    return graphspec(folder, *arguments, code=code, site=site).stderr
 
 
 def final_files(folder: Path) -> dict[str, bytes]:
@@ -78,7 +71,7 @@ def final_files(folder: Path) -> dict[str, bytes]:
 
 def kill_after(site: Path, folder: Path, checkpoints: int) -> None:
     """Start or go on with a search, and kill it when it has written so many checkpoints."""
-    process = warm.Popen(["search", "--resume", "--quiet", *EVERY_STEP], folder, environ(site))
+    process = warm.Popen(["search", "--resume", "--quiet", *EVERY_STEP], folder, environment(site))
     written = folder / "runs" / "latest" / "search" / "checkpoints"
     newest = max((int(path.stem) for path in written.glob("*.json")), default=0)
     while process.poll() is None and not any(int(p.stem) >= newest + checkpoints for p in written.glob("*.json")):

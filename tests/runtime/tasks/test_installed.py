@@ -12,12 +12,11 @@ import onnxruntime
 import pytest
 
 from runtime.rundir.directory import RunDir
-from tests import warm
-from tests.tiny import TINY, environment
+from tests.tiny import TINY
+from tests.tiny import graphspec as command
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[3]
 TOYS = Path(__file__).parent / "installed"
 SPEC = (
     TINY.replace("classes: 10", "classes: 2\ntask: acme_regression")
@@ -53,10 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def graphspec(folder: Path, *arguments: str, code: int = 0) -> str:
     """Run the command line where the task is installed; what it says."""
-    env = {**environment(), "PYTHONPATH": f"{ROOT}:{folder / 'site'}"}
-    done = warm.run(arguments, folder, env)
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr, done.stderr
+    done = command(folder, *arguments, code=code, site=folder / "site")
     return done.stdout + done.stderr
 
 
@@ -147,6 +143,5 @@ def test_a_study_sums_up_its_metrics_and_fake_targets_are_its_own(folder: Path, 
 
 
 def test_a_run_without_its_package_says_what_to_do(folder: Path) -> None:
-    done = warm.run(["report", "runs/latest"], folder, environment())
-    assert done.returncode == 1
+    done = command(folder, "report", "runs/latest", code=1)
     assert "unknown task 'acme_regression'\n  try: install the package that offers it" in done.stderr
