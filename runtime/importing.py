@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +27,7 @@ from compiler.importing.onnx_file import image_shape, read_onnx, without_end
 from compiler.importing.written import Written, write
 from compiler.lowering.torch.fx import load_weights, lower
 from compiler.ops import Shape
+from runtime.installed import named
 from runtime.rundir.files import MOST_TENSORS, read_bytes, write_bytes, write_text
 from runtime.rundir.start import tensors_of
 
@@ -229,7 +229,7 @@ def _made_by(source: str, trust_code: bool) -> nn.Module:
     if not trust_code:
         raise GraphspecError(f"{source} is code, which importing runs\n  try: --trust-code, if you trust it")
     try:
-        made = resolve_name(source)()
+        made = named(source)()
     except Exception as error:  # of the user's code, or of its import
         raise GraphspecError(f"{source} failed: {type(error).__name__}: {error}") from error
     if not isinstance(made, nn.Module):

@@ -1,15 +1,16 @@
-"""Classes by name: built-in ones, and those that installed packages offer as entry points.
+"""Code by name: built-in classes, those that installed packages offer as entry points, and what users name.
 
 Nothing is imported before it is asked for, so that `graphspec compile` can check a name without torch.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pkgutil import resolve_name
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from compiler.errors import Diagnostic, GraphspecError, SpecError, did_you_mean
 from compiler.language.spec import Spec
@@ -63,3 +64,10 @@ class Installed(Generic[T]):
                 f"the entry point {name!r} ({entry.value}) must be a subclass of {wanted}, not {found!r}"
             )
         return found
+
+
+def named(name: str) -> Any:
+    """What `package.module:function` is; modules in the current folder are found, too, behind installed ones."""
+    if "" not in sys.path:  # Python itself puts the folder of the command there
+        sys.path.append("")
+    return resolve_name(name)

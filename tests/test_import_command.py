@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,14 @@ def test_constants_of_a_librarys_weights_are_written_with_them(tmp_path: Path, m
     specs = [graphspec.load(made.spec)[0] for made in (fresh, known)]
     assert [spec.config.data.std for spec in specs] == [None, (0.25,) * 3]
     assert specs[0].input == (3, 20, 12)
+
+
+def test_code_in_the_current_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "graphspec_test_mine.py").write_text("import torch\n\n\ndef make():\n    return torch.nn.Flatten()\n")
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])  # as where `graphspec` is run
+    monkeypatch.chdir(tmp_path)
+    options: dict[str, Any] = {"trust_code": True, "shape": (1, 2, 2)}
+    assert import_source("graphspec_test_mine:make", tmp_path / "a.yaml", **options).difference == 0
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {

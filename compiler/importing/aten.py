@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from compiler.importing.calls import Call, UnsupportedError, affine, per_axis
-from compiler.importing.layers import CHANNELS_LAST, LAYERS
+from compiler.importing.layers import CHANNELS_LAST, LAYERS, each
 from compiler.importing.values import Arguments, Half, Row, TorchRecorder, Value, half, require
 
 NUMBER = Tensor | int | float
@@ -74,7 +74,9 @@ def _mul(r: TorchRecorder, a: Arguments) -> Value:
         factor = _constant(r, left, right)
         one = factor.numel() == 1 and r.size(left)[0] != 1
         return r.plain("scale", left, factor=factor.item()) if one else affine(r, r.key(left), factor)
-    keys = [r.key(left), r.key(right)]
+    spread = [half(value, "spread") for value in (left, right)]
+    require(not all(spread), "a product of copies")
+    keys = [value.source if copied else r.key(value) for value, copied in zip((left, right), spread, strict=True)]
     for source, key in (keys, keys[::-1]):
         made = r.calls.get(key)
         if made and made.op in GATED and made.inputs == [source]:
@@ -134,11 +136,40 @@ def _item(r: TorchRecorder, a: Arguments) -> Value:
 
 def _slice(r: TorchRecorder, a: Arguments) -> Value:
     source = r.key(a.self)
-    if a.shape == r.shapes[source]:
+    size, step = r.shapes[source], a.step or 1
+    if a.shape == size:
         return source
-    require(((a.dim or 0), (a.step or 1)) == (1, 1), "a part of an image")
-    start = (a.start or 0) % r.shapes[source][0]
+    axis = (a.dim or 0) % (len(size) + 1) - 1
+    start = (a.start or 0) % size[axis]
+    if axis > 0 and start == 0 and a.shape[axis] == -(-size[axis] // step):
+        return _skipped(r, source, [step if i == axis else 1 for i in range(1, len(size))])
+    require((axis, step) == (0, 1), "a part of an image")
     return r.plain("slice", source, start=start, stop=start + a.shape[0])
+
+
+def _skipped(r: TorchRecorder, source: str, steps: list[int]) -> str:
+    """Every so many pixels of an image, by `steps` along its axes: a pool over single pixels."""
+    source, before = _before_skipping(r, source)
+    stride = per_axis(a * b for a, b in zip(steps, before, strict=True))
+    return r.plain("max_pool", source, kernel=1, stride=stride, padding=0)
+
+
+def _before_skipping(r: TorchRecorder, source: str) -> tuple[str, list[int]]:
+    """What is read where pixels are skipped, and the steps along its axes; those of others are 1."""
+    made, rank = r.calls.get(source), len(r.shapes[source]) - 1
+    if made is None or (made.op, made.attrs.get("kernel")) != ("max_pool", 1):
+        return source, [1] * rank
+    return made.inputs[0], each(made.attrs["stride"], rank)
+
+
+def _among_zeros(r: TorchRecorder, source: str, before: int, after: int) -> str:
+    """An image with channels of zeros around its own: a convolution of one pixel that copies them."""
+    channels, *axes = r.shapes[source]
+    require(bool(axes), "zeros around the numbers of a vector")
+    weight = torch.eye(before + channels + after, channels).roll(before, 0)
+    source, stride = _before_skipping(r, source)
+    own = {"kernel": 1, "stride": per_axis(stride), "channels": len(weight), "bias": False}
+    return r.call("conv", [source], {"weight": weight.reshape(*weight.shape, *[1] * len(axes))}, **own)
 
 
 def _reshaped(r: TorchRecorder, a: Arguments) -> Value:
@@ -160,6 +191,14 @@ def _reshaped(r: TorchRecorder, a: Arguments) -> Value:
     raise UnsupportedError(f"a change of shape from {list(old)} to {list(new)}")
 
 
+def _expanded(r: TorchRecorder, a: Arguments) -> Value:
+    """Copies of one pixel, which a product with an image does without."""
+    source = r.key(a.self)
+    channels, *axes = r.shapes[source]
+    require(a.shape[:1] == (channels,) and math.prod(axes) == 1, "copies of a value")
+    return Half("spread", source) if a.shape != r.shapes[source] else source
+
+
 def _transposed(r: TorchRecorder, a: Arguments) -> Value:
     value, order = a.self, list(range(len(a.shape) + 1))
     same, to_last, to_first = list(order), [0, *order[2:], 1], [0, *order[-1:], *order[1:-1]]
@@ -178,11 +217,14 @@ def _transposed(r: TorchRecorder, a: Arguments) -> Value:
 def _pad(mode: str = "") -> Row:
     def row(r: TorchRecorder, a: Arguments) -> Value:
         source, widths = r.key(a.self), list(a.pad if a.pad is not None else a.padding)
-        axes = len(r.shapes[source]) - 1
-        require(len(widths) <= 2 * axes and min(widths) >= 0, "a border that is no border of pixels")
+        rank, kind, number = len(r.shapes[source]), mode or a.mode or "constant", a.value or 0.0
+        require(len(widths) <= 2 * rank and min(widths) >= 0, "a border that is no border of pixels")
         pairs = [list(pair) for pair in zip(widths[::2], widths[1::2], strict=True)][::-1]
-        whole = [[0, 0]] * (axes - len(pairs)) + pairs
-        return Half("pad", source, (mode or a.mode or "constant", a.value or 0.0, whole))
+        channels, *whole = [[0, 0]] * (rank - len(pairs)) + pairs
+        if any(channels):
+            require((kind, number) == ("constant", 0), f"channels added that are not 0 ({kind}, {number})")
+            source = _among_zeros(r, source, *channels)
+        return Half("pad", source, (kind, number, whole)) if any(map(any, whole)) else source
 
     return row
 
@@ -216,6 +258,15 @@ def _prelu(r: TorchRecorder, a: Arguments) -> Value:
     return r.call("prelu", [r.key(a.self)], {"slope": a.weight.expand(r.size(a.self)[0])})
 
 
+def _dropout(r: TorchRecorder, a: Arguments) -> Value:
+    return r.plain("dropout", a.first, p=a.p) if 0 < a.p < 1 else a.first
+
+
+def _dropout_of_channels(r: TorchRecorder, a: Arguments) -> Value:
+    """Where each is a single number it is a plain one; elsewhere training alone would see it."""
+    return _dropout(r, a) if math.prod(r.size(a.first)[1:]) == 1 else a.first
+
+
 def _softmax(r: TorchRecorder, a: Arguments) -> Value:
     _along_channels(a, len(r.size(a.first)))
     return r.plain("softmax", a.first)
@@ -228,12 +279,13 @@ ELEMENTWISE: dict[str, Row] = {
     **dict.fromkeys(("hardtanh", "clamp"), _clamped),
     "gelu": _plain("gelu", lambda a: a.approximate != "none", "an approximation of gelu"),
     "elu": _plain("elu", lambda a: (a.scale, a.input_scale) != (1, 1), "an elu with scales", alpha="alpha"),
-    "dropout": lambda r, a: r.plain("dropout", a.first, p=a.p) if 0 < a.p < 1 else a.first,
+    "dropout": _dropout, "feature_dropout": _dropout_of_channels,
 }  # fmt: skip
 ATEN: dict[str, Row] = {
     **LAYERS, **ELEMENTWISE, "add": _sum(1), "sub": _sum(-1), "mul": _mul, "div": _div, "cat": _concat,
     **dict.fromkeys(("chunk", "split", "split_with_sizes", "tensor_split"), _split), "getitem": _item, "slice": _slice,
     **dict.fromkeys(("view", "reshape", "flatten", "squeeze", "unsqueeze", "_unsafe_view", "unflatten"), _reshaped),
+    **dict.fromkeys(("expand", "expand_as"), _expanded),
     **dict.fromkeys(("transpose", "permute"), _transposed), **dict.fromkeys(("constant_pad_nd", "pad"), _pad()),
     "reflection_pad2d": _pad("reflect"), "replication_pad2d": _pad("replicate"),
     **dict.fromkeys(("upsample_nearest1d", "upsample_nearest2d"), _resize("nearest")),

@@ -13,7 +13,8 @@ from compiler.importing.calls import per_axis
 from compiler.importing.values import Arguments, Row, TorchRecorder, Value, half, require
 
 
-def _each(value: Any, rank: int) -> list[Any]:
+def each(value: Any, rank: int) -> list[Any]:
+    """One number per axis."""
     found = [value] if isinstance(value, int) else list(value)
     return found * rank if len(found) == 1 else found
 
@@ -22,9 +23,9 @@ def _window(r: TorchRecorder, a: Arguments, kernel: Sequence[int], fill: float) 
     """What a window slides over, and its attributes; a border of `fill` before it becomes its padding."""
     rank, value = len(kernel), a.first
     padding = {"valid": 0}.get(a.padding, a.padding) if isinstance(a.padding, str) else a.padding
-    pairs = [(n, n) if isinstance(n, int) else n for n in _each(0 if padding == "same" else padding, rank)]
+    pairs = [(n, n) if isinstance(n, int) else n for n in each(0 if padding == "same" else padding, rank)]
     if padding == "same":
-        reach = [d * (k - 1) for d, k in zip(_each(a.dilation, rank), kernel, strict=True)]
+        reach = [d * (k - 1) for d, k in zip(each(a.dilation, rank), kernel, strict=True)]
         pairs = [(n // 2, n - n // 2) for n in reach]
     if half(value, "pad") and value.detail[:2] == ("constant", fill):
         pairs = [(p[0] + q[0], p[1] + q[1]) for p, q in zip(pairs, value.detail[2], strict=True)]
@@ -32,10 +33,10 @@ def _window(r: TorchRecorder, a: Arguments, kernel: Sequence[int], fill: float) 
     even = all(before == after for before, after in pairs)
     found = {
         "kernel": per_axis(kernel),
-        "stride": per_axis(_each(a.stride or kernel, rank)),
+        "stride": per_axis(each(a.stride or kernel, rank)),
         "padding": per_axis([b for b, _ in pairs]) if even else [list(pair) for pair in pairs],
     }
-    return r.key(value), found | ({"dilation": per_axis(_each(a.dilation, rank))} if a.dilation else {})
+    return r.key(value), found | ({"dilation": per_axis(each(a.dilation, rank))} if a.dilation else {})
 
 
 def _weights(a: Arguments) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def _conv(r: TorchRecorder, a: Arguments) -> Value:
 def _conv_transpose(r: TorchRecorder, a: Arguments) -> Value:
     source, window = _window(r, a, a.weight.shape[2:], math.nan)
     grouped = a.weight.unflatten(0, (a.groups, -1)).transpose(1, 2).flatten(0, 1)
-    margin = per_axis(_each(a.output_padding, a.weight.dim() - 2))
+    margin = per_axis(each(a.output_padding, a.weight.dim() - 2))
     own = {"channels": len(grouped), "groups": a.groups, "output_padding": margin, "bias": a.bias is not None}
     return r.call("conv_transpose", [source], _weights(a) | {"weight": grouped}, **window, **own)
 
@@ -88,13 +89,13 @@ def _norm(kind: str, **attrs: Any) -> Row:
 
 
 def _max_pool(r: TorchRecorder, a: Arguments) -> Value:
-    source, window = _window(r, a, _each(a.kernel_size, len(a.shape) - 1), -math.inf)
+    source, window = _window(r, a, each(a.kernel_size, len(a.shape) - 1), -math.inf)
     return r.call("max_pool", [source], **window, ceil_mode=a.ceil_mode)
 
 
 def _avg_pool(r: TorchRecorder, a: Arguments) -> Value:
     require(not a.divisor_override, "an average pool with a divisor of its own")
-    source, window = _window(r, a, _each(a.kernel_size, len(a.shape) - 1), math.nan)
+    source, window = _window(r, a, each(a.kernel_size, len(a.shape) - 1), math.nan)
     counts = bool(a.count_include_pad) and window["padding"] != 0
     return r.call("avg_pool", [source], **window, ceil_mode=a.ceil_mode, count_include_pad=counts)
 

@@ -242,10 +242,16 @@ def _split(n: _Node) -> Any:
 
 def _slice(n: _Node) -> Any:
     starts, ends = n.numbers(1, "starts") or [0], n.numbers(2, "ends") or [0]
-    axes, steps = n.numbers(3, "axes") or [1], n.numbers(4, "steps") or [1]
-    require(axes == steps == [1], "a part of an image")
-    start, stop, _ = slice(starts[0], ends[0]).indices(n.size[0])
-    return n.row("slice", (stop - start, *n.size[1:]), self=n.at(0), dim=1, start=start)
+    axes = n.numbers(3, "axes") or list(range(len(starts)))
+    steps = n.numbers(4, "steps") or [1] * len(axes)
+    value, size = n.at(0), n.size
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        dim = axis % (len(size) + 1)
+        require(dim > 0 and step > 0, "some images of a batch" if dim == 0 else "an order from the end")
+        kept = range(*slice(start, end, step).indices(size[dim - 1]))
+        size = (*size[: dim - 1], len(kept), *size[dim:])
+        value = n.row("slice", size, self=value, dim=dim, start=kept.start, step=step)
+    return value
 
 
 def _clip(n: _Node) -> Any:
@@ -284,8 +290,8 @@ def _pad(n: _Node) -> Any:
     widths, rank = n.numbers(1, "pads") or [], len(n.size) + 1
     pairs = [(widths[i], widths[i + rank]) for i in range(rank)]
     mode = n.attr("mode", b"constant").decode().replace("edge", "replicate")
-    require(not any(map(any, pairs[:2])) and mode in PADS, "a border that is no border of pixels")
-    flat = [width for pair in reversed(pairs[2:]) for width in pair]
+    require(not any(pairs[0]) and mode in PADS, "a border that is no border of pixels")
+    flat = [width for pair in reversed(pairs[1:]) for width in pair]
     fill = float(n.at(2)) if n.at(2) is not None else n.attr("value", 0.0)
     return n.row("pad", self=n.at(0), pad=flat, mode=mode, value=fill)
 
@@ -316,6 +322,10 @@ def _dropout(n: _Node) -> Any:
     return n.row("dropout", input=n.at(0), p=ratio)
 
 
+def _expand(n: _Node) -> Any:
+    return n.row("expand", tuple((n.numbers(1, "shape") or [])[1:]), self=n.at(0))
+
+
 def _shape(n: _Node) -> Any:
     return torch.tensor([1, *n.size])[n.attr("start", 0) : n.attr("end")]
 
@@ -326,6 +336,7 @@ ONNX: dict[str, Callable[[_Node], Any]] = {
     "MaxPool": _pool("max_pool2d"), "AveragePool": _pool("avg_pool2d"), "ReduceMean": _mean,
     "GlobalAveragePool": _global_pool("adaptive_avg_pool2d"), "GlobalMaxPool": _global_pool("adaptive_max_pool2d"),
     "Reshape": _reshape, "Flatten": _reshape, "Squeeze": _squeeze, "Transpose": _transpose, "Shape": _shape,
+    "Expand": _expand,
     "Concat": lambda n: n.row("cat", n.size, tensors=n.inputs, dim=n.attr("axis")),
     "Split": _split, "Slice": _slice, "Pad": _pad, "Resize": _resize, "Upsample": _resize,
     "Add": _sum, "Sum": _sum, "Sub": _binary("sub"), "Mul": _binary("mul"), "Div": _binary("div"),

@@ -20,7 +20,7 @@ class Half:
 
     `pad`: a border before a window, `detail` is its mode, its number and its widths per axis. `rows`, `columns`: a
     channel shuffle of `detail` groups. `last`: computed with the channels last. `pixels`: an image as one row.
-    `part`: channels from `detail[0]` to `detail[1]`.
+    `spread`: one pixel for all those of an image. `part`: channels from `detail[0]` to `detail[1]`.
     """
 
     kind: str

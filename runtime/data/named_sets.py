@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -31,6 +30,7 @@ from runtime.data.pixels import Reading
 from runtime.data.sources import NOTHING, FileImages, Images, MemoryImages
 from runtime.data.split import stratified_order
 from runtime.data.survey import BUILT_IN, check_files_fit, check_holding, check_shape
+from runtime.installed import named
 from runtime.seeds import generator
 from runtime.tasks.base import Task
 
@@ -275,7 +275,7 @@ def _open_function(expected: _Expected, trust_code: bool) -> Opened:
             "add --trust-code to the command if you trust it"
         )
     try:
-        function = resolve_name(name)
+        function = named(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise RunError(
             f"data.name: {shown} cannot be imported: {error}; install the package or put its folder on PYTHONPATH"

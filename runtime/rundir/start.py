@@ -1,11 +1,12 @@
 """The weights that a spec names to start from: checked when it is compiled, copied into the run, read by its jobs.
 
-A spec may come from a stranger: its file of weights is read as safetensors, or as numbers alone from a `.pth` file.
+A spec may come from a stranger: its file of weights is read as safetensors, or as numbers alone from a file of torch.
 """
 
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from runtime.rundir.directory import Opened
 from runtime.rundir.files import MOST_TENSORS, naming, read_bytes
 from runtime.rundir.network import Tensors, read_weights
 
-PICKLED = (".pth", ".pt")
+CHECKPOINT = ("state_dict", "model_state_dict", "model", "net")  # keys of checkpoints
+WRAPPED = re.compile(r"^(_orig_mod\.)?(module\.)?(_orig_mod\.)?")  # names behind torch.compile, DataParallel
 
 
 def start_weights(opened: Opened) -> Tensors | None:
@@ -69,7 +71,8 @@ def tensors_of(path: Path) -> Tensors:
 
     content = read_bytes(path, MOST_TENSORS)
     try:
-        return _unpickled(content) if path.suffix in PICKLED else safetensors.numpy.load(content)
+        is_safetensors = content[8:9] == b"{"  # behind the length of its header; files of torch have many suffixes
+        return safetensors.numpy.load(content) if is_safetensors else _unpickled(content)
     except Exception as error:  # of safetensors, numpy or torch, which do not say which; it may quote a secret
         raise RunError(
             f"{path}: holds no weights that can be read\n  try: a .safetensors file, or a state dict"
@@ -82,7 +85,7 @@ def _unpickled(content: bytes) -> Tensors:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of files that are no files of torch
         state: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    for key in ("state_dict", "model"):
+    for key in CHECKPOINT:
         state = state.get(key, state)
     tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
-    return {name.removeprefix("module."): tensor.float().numpy() for name, tensor in tensors.items()}
+    return {WRAPPED.sub("", name): tensor.float().numpy() for name, tensor in tensors.items()}

@@ -110,6 +110,11 @@ CASES: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
         {"s": np.array([1, 3])},
     ),
     "slice": ([node("Slice", "x s e a")], {"s": np.array([-3]), "e": np.array([100]), "a": np.array([1])}),
+    "shortcut": (
+        [node("Slice", "x s e a t", "p"), node("Pad", "p b")],
+        {"s": np.array([0, 0]), "e": np.array([2**63 - 1, 6]), "a": np.array([2, -1]), "t": np.array([2, 3]),
+         "b": np.array([0, 2, 0, 1, 0, 3, 0, 0])},
+    ),
     "shuffle": (
         [node("Reshape", "x s", "r"), node("Transpose", "r", "t", perm=[0, 2, 1, 3, 4]), node("Reshape", "t e")],
         {"s": np.array([0, 2, 2, 7, 6]), "e": np.array([0, -1, 7, 6])},
@@ -124,6 +129,10 @@ CASES: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
     ),
     "lrn": ([node("LRN", "x", size=3, alpha=0.1, bias=2.0)], {}),
     "squeezed": ([node("GlobalAveragePool", "x", "p"), node("Squeeze", "p a")], {"a": np.array([2, 3])}),
+    "expand": (
+        [node("GlobalAveragePool", "x", "p"), node("Shape", "x", "s"), node("Expand", "p s", "e"), node("Mul", "e x")],
+        {},
+    ),
     "dropout": ([node("Dropout", "x", "d"), node("Identity", "d")], {}),
     "sum": ([node("Relu", "x", "r"), node("Sum", "x r x")], {}),
     "flat_by_shape": (
@@ -175,6 +184,11 @@ BAD: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
     "pool": ([node("MaxPool", "x")], {}),
     "reshape": ([node("Reshape", "x s")], {"s": np.array([-1, 7])}),
     "transpose": ([node("Transpose", "x", perm=[1, 0, 2, 3])], {}),
+    "batch": ([node("Slice", "x s e")], {"s": np.array([0]), "e": np.array([1])}),
+    "backwards": (
+        [node("Slice", "x s e a t")],
+        {"s": np.array([-1]), "e": np.array([-99]), "a": np.array([2]), "t": np.array([-1])},
+    ),
     "quotient": ([node("Exp", "x", "e"), node("Div", "x e")], {}),
 }
 

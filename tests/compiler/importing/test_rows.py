@@ -66,6 +66,14 @@ class Attention(nn.Module):
         return x * factor.view(len(x), 8, 1, 1)
 
 
+class Copied(Attention):
+    """The same by copies of each number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        factor = self.expand(F.relu(self.reduce(F.adaptive_avg_pool2d(x, 1).flatten(1)))).sigmoid()
+        return factor[:, :, None, None].expand_as(x) * x
+
+
 class PerChannel(nn.Module):
     """Parameters outside of layers."""
 
@@ -89,6 +97,11 @@ class Standardised(nn.Module):
         return F.conv2d(x, self.weight / self.weight.norm())
 
 
+def shortcut(x: Tensor) -> Tensor:
+    """ResNet's for CIFAR: it skips pixels and adds channels of zeros."""
+    return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4))
+
+
 FUNCTIONS: dict[str, Function | nn.Module] = {
     "relu6": F.relu6, "hardtanh": nn.Hardtanh(0, 6), "clamp": lambda x: x.clamp(0, 6),
     "clamp_min": lambda x: x.clamp(0),
@@ -100,7 +113,8 @@ FUNCTIONS: dict[str, Function | nn.Module] = {
     "twice": lambda x: x + x,
     "in_place": in_place, "scaled": lambda x: 2 * x, "square": lambda x: x * x, "divided": lambda x: x / 7.0,
     "shuffled": shuffled, "pixel_last": last, "split": split, "chunk": lambda x: torch.cat(x.chunk(4, 1)[::-1], 1),
-    "part": lambda x: torch.cat([x[:, 5:], x[:, :5]], 1), "attention": Attention(), "per_channel": PerChannel(),
+    "part": lambda x: torch.cat([x[:, 5:], x[:, :5]], 1), "attention": Attention(), "copied": Copied(),
+    "drops_channels": nn.Dropout2d(0.3), "per_channel": PerChannel(),
     "standardised": Standardised(), "group_norm": nn.GroupNorm(4, 8, eps=1e-3), "batch_norm": nn.BatchNorm2d(8, 1e-2),
     "no_affine": nn.BatchNorm2d(8, affine=False), "max_pool": nn.MaxPool2d(3, 2, 1, ceil_mode=True),
     "avg_pool": nn.AvgPool2d((2, 3), 1, (1, 0)), "not_counted": nn.AvgPool2d(3, 2, 1, True, count_include_pad=False),
@@ -108,6 +122,7 @@ FUNCTIONS: dict[str, Function | nn.Module] = {
     "mean": lambda x: x.mean(3, keepdim=True),
     "padded": lambda x: F.pad(x, (1, 2, 0, 3)), "mirrored": nn.ReflectionPad2d((1, 0, 2, 1)),
     "edge": lambda x: F.pad(x, (1, 1, 1, 1), mode="replicate"),
+    "skipped": lambda x: x[:, :, ::3], "skipped_twice": lambda x: x[..., ::2][:, :, ::4, ::2],
     "depthwise": nn.Conv2d(8, 8, (1, 3), groups=8, bias=False),
     "multiplied": nn.Conv2d(8, 8, 3, 2, groups=2, dilation=2, padding=2),
     "same": nn.Conv2d(8, 8, 3, dilation=2, padding="same"),
@@ -126,6 +141,22 @@ def test_a_function_is_the_same_as_our_op(name: str, tmp_path: Path) -> None:
     _, _, found = imported(module, images[:2], tmp_path)
     with torch.no_grad():
         assert relative(found(images), module(images)) <= 2e-6
+
+
+WIDER: dict[str, Function] = {
+    "shortcut": shortcut, "uneven": lambda x: F.pad(x, (0, 0, 0, 0, 1, 7)),
+    "with_border": lambda x: F.pad(x, (1, 0, 0, 2, 8, 0)), "read_twice": lambda x: shortcut(x) + shortcut(x.relu()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WIDER)
+def test_channels_of_zeros_are_those_of_a_convolution(name: str, tmp_path: Path) -> None:
+    module = trained(Between(WIDER[name], 16))
+    images = torch.randn(3, 3, 9, 8, generator=torch.Generator().manual_seed(2))
+    _, graph, found = imported(module, images[:2], tmp_path)
+    with torch.no_grad():
+        assert relative(found(images), module(images)) <= 2e-6
+    assert "max_pool" not in {node.op for node in graph.nodes()}, "the convolution skips the pixels"
 
 
 SIGNALS: dict[str, nn.Module] = {
@@ -157,7 +188,12 @@ class Unknowns(nn.Module):
 
 REFUSED: dict[str, Function] = {
     "quotient": lambda x: x / x.exp(), "batch": lambda x: x.mean(0, keepdim=True).expand(len(x), -1, -1, -1),
-    "rows": lambda x: x[:, :, 1:], "pixels": lambda x: torch.cat([x, x], 2), "approximate": nn.GELU("tanh"),
+    "rows": lambda x: x[:, :, 1:], "odd_rows": lambda x: x[:, :, 1::2], "fewer_rows": lambda x: x[:, :, :4:2],
+    "odd_channels": lambda x: torch.cat([x[:, ::2], x[:, 1::2]], 1),
+    "ones": lambda x: F.pad(x[:, :6], (0, 0, 0, 0, 1, 1), value=1.0),
+    "fewer_channels": lambda x: F.pad(x, (0, 0, 0, 0, -1, 1)),
+    "pixels": lambda x: torch.cat([x, x], 2), "copies": lambda x: x.mean(3, keepdim=True).expand_as(x) * x,
+    "sum_of_copies": lambda x: x + x.mean((2, 3), keepdim=True).expand_as(x), "approximate": nn.GELU("tanh"),
     "softmax": lambda x: x.softmax(2), "corners": nn.UpsamplingBilinear2d(scale_factor=2), "gaussian": nn.CELU(0.5),
 }  # fmt: skip
 

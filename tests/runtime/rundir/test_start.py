@@ -82,11 +82,24 @@ def test_a_path_is_of_the_file_that_names_it(spec: Path) -> None:
     assert start_weights(compiled(top)) is None
 
 
-def test_a_file_of_torch_is_taken_too(spec: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "prefix", "suffix"),
+    [
+        ("state_dict", "module.", ".pth"),
+        ("model_state_dict", "_orig_mod.", ".th"),
+        ("model", "module._orig_mod.", ".tar"),
+        ("net", "_orig_mod.module.", ""),
+        ("", "", ".bin"),
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_files_of_torch_are_taken_too(spec: Path, key: str, prefix: str, suffix: str, zipped: bool) -> None:
     weights = load_file(spec.parent / "parts" / "w.safetensors")
-    tensors = {f"module.{name}": torch.from_numpy(array) for name, array in weights.items()}
-    torch.save({"state_dict": tensors, "epoch": 3}, spec.parent / "w.pth")
-    start = start_weights(compiled(spec, f"weights={spec.parent}/w.pth"))
+    tensors = {prefix + name: torch.from_numpy(array) for name, array in weights.items()}
+    file = spec.parent / f"w{suffix}"
+    state = {key: tensors, "epoch": 3} if key else tensors
+    torch.save(state, file, _use_new_zipfile_serialization=zipped)
+    start = start_weights(compiled(spec, f"weights={file}"))
     assert start is not None
     assert all(np.array_equal(start[name], weights[name]) for name in start)
 
