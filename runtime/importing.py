@@ -7,7 +7,7 @@ import re
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 IMAGE: Shape = (3, 224, 224)
 WEIGHTS = ".safetensors"
+UNSAID = "data.mean and data.std are not known: if its weights were trained with some, write them into the spec"
 DEFAULT = "DEFAULT"  # the weights that a library has for its model
 
 
@@ -56,7 +57,7 @@ class Source:
     name: str
     network: Network
     compute: Callable[[Tensor], Tensor]
-    data: dict[str, Any] = field(default_factory=dict)  # mean and std of its images
+    data: dict[str, Any] | None = None  # mean and std of its images, if anybody said
     left_out: str = ""  # what a model ended in that `compute` does not do
 
 
@@ -71,12 +72,14 @@ def import_model(
 ) -> Imported:
     """Write a torch module as the spec `path` and its weights beside it; `example: (N, C, ...)` is what it reads.
 
-    `data` is the spec's section of that name: `mean` and `std` of the images that the weights were trained on.
+    `data` is the spec's section of that name: `mean` and `std` of the images that the weights were trained on. Without
+    it a note asks for them.
     GraphspecError if something in it cannot be expressed, or the result computes something else.
     """
     target = _checked(Path(path), gates)
     module = copy.deepcopy(module).cpu()  # the caller's stays as it is
-    return _write(_read(target.stem, module, dict(data or {}), example.cpu()), target, classes, gates)
+    known = None if data is None else dict(data)
+    return _write(_read(target.stem, module, known, example.cpu()), target, classes, gates)
 
 
 def import_source(
@@ -101,12 +104,13 @@ def import_source(
     if is_file:
         return _write(_onnx(Path(source), weights, shape), target, classes, gates)
     if kind in LIBRARIES:
-        module, known, data = LIBRARIES[kind](name, weights == DEFAULT)
+        module, known, said = LIBRARIES[kind](name, weights == DEFAULT)
+        data = said if weights else {}
     else:
-        module, known, data = _made_by(source, trust_code), IMAGE, {}
+        module, known, data = _made_by(source, trust_code), IMAGE, None
     if weights not in (None, DEFAULT):
         _load_state(module, Path(str(weights)))
-    opened = _read(target.stem, module, data if weights else {}, torch.zeros(2, *(shape or known)))
+    opened = _read(target.stem, module, data, torch.zeros(2, *(shape or known)))
     return _write(opened, target, classes, gates)
 
 
@@ -127,7 +131,7 @@ def _kinds(gates: str | None) -> set[str]:
     return {kind.strip() for kind in gates.split(",")} if gates else set()
 
 
-def _read(name: str, module: nn.Module, data: dict[str, Any], example: Tensor) -> Source:
+def _read(name: str, module: nn.Module, data: dict[str, Any] | None, example: Tensor) -> Source:
     """The source of a module. GoogLeNet and Inception may turn ImageNet's numbers into -1..1: then `data` says so."""
     if getattr(module, "transform_input", False):
         vars(module)["transform_input"] = False
@@ -152,6 +156,8 @@ def _write(source: Source, path: Path, classes: int | None, gates: str | None) -
     write_text(path, made.text)
     end = network.end or source.left_out
     notes = [f"left out the {end} at the end: the loss and export.probabilities have it"] if end else []
+    if source.data is None:
+        notes.append(UNSAID)
     if "blocks" in kinds and "gated: true" not in made.text:
         notes.append("there are no gates on blocks: none adds a branch to what it takes")
     return Imported(path, weights, difference, tuple(notes))

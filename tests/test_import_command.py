@@ -94,9 +94,15 @@ def test_a_module_is_imported_as_it_is_and_stays_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize("residual", [True, False])
 def test_it_is_said_where_no_gate_can_stand(residual: bool, tmp_path: Path) -> None:
     module = trained(Small()) if residual else trained(nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1)))
-    made = graphspec.import_model(module, torch.zeros(2, 3, 16, 16), tmp_path / "a.yaml", gates="blocks")
+    made = graphspec.import_model(module, torch.zeros(2, 3, 16, 16), tmp_path / "a.yaml", gates="blocks", data={})
     assert bool(graphspec.load(made.spec)[1].gates()) == residual
     assert made.notes == (() if residual else ("there are no gates on blocks: none adds a branch to what it takes",))
+
+
+@pytest.mark.parametrize("data", [None, {}, {"mean": [0.5] * 3, "std": [0.2] * 3}])
+def test_it_is_said_where_normalisation_is_not_known(data: dict[str, Any] | None, tmp_path: Path) -> None:
+    made = graphspec.import_model(trained(Small()), torch.zeros(2, 3, 16, 16), tmp_path / "a.yaml", data=data)
+    assert any("data.mean and data.std are not known" in note for note in made.notes) == (data is None)
 
 
 def test_another_number_of_classes(tmp_path: Path) -> None:
@@ -125,6 +131,8 @@ def test_constants_of_a_librarys_weights_are_written_with_them(tmp_path: Path, m
     known = import_source("timm:any", tmp_path / "b.yaml", weights="DEFAULT")
     specs = [graphspec.load(made.spec)[0] for made in (fresh, known)]
     assert [spec.config.data.std for spec in specs] == [None, (0.25,) * 3]
+    assert not fresh.notes
+    assert not known.notes
     assert specs[0].input == (3, 20, 12)
 
 
