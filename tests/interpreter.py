@@ -223,7 +223,7 @@ def _border(a: Any, ins: list[Tensor], p: Tensors) -> Tensor:
     x = ins[0]
     for axis, side in enumerate(_each(a.padding, x.dim() - 2), 2):
         (before, after), size = _each(side, 2), x.shape[axis]
-        places = torch.arange(-before, size + after)
+        places = torch.arange(-before, size + after)  # fewer than there are, where pixels are cut off
         inside = places.clamp(0, size - 1)
         if a.mode == "reflect":
             inside = size - 1 - (size - 1 - places.abs()).abs()

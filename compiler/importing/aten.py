@@ -141,17 +141,32 @@ def _slice(r: TorchRecorder, a: Arguments) -> Value:
         return source
     axis = (a.dim or 0) % (len(size) + 1) - 1
     start = (a.start or 0) % size[axis]
-    if axis > 0 and start == 0 and a.shape[axis] == -(-size[axis] // step):
-        return _skipped(r, source, [step if i == axis else 1 for i in range(1, len(size))])
-    require((axis, step) == (0, 1), "a part of an image")
-    return r.plain("slice", source, start=start, stop=start + a.shape[0])
+    if axis == 0:
+        require(step == 1, "every so many channels")
+        return r.plain("slice", source, start=start, stop=start + a.shape[0])
+    every = -(-(size[axis] - start) // step) == a.shape[axis]  # up to the last one
+    stop = size[axis] if every else start + step * (a.shape[axis] - 1) + 1
+    return _skipped(r, _cut(r, source, axis, start, size[axis] - stop), axis, step)
 
 
-def _skipped(r: TorchRecorder, source: str, steps: list[int]) -> str:
-    """Every so many pixels of an image, by `steps` along its axes: a pool over single pixels."""
-    source, before = _before_skipping(r, source)
-    stride = per_axis(a * b for a, b in zip(steps, before, strict=True))
-    return r.plain("max_pool", source, kernel=1, stride=stride, padding=0)
+def _cut(r: TorchRecorder, source: str, axis: int, before: int, after: int) -> str:
+    """An image without so many pixels at both ends of an axis."""
+    if not (before or after):
+        return source
+    made, cut = r.calls.get(source), [[0, 0] for _ in r.shapes[source][1:]]
+    if made and made.op == "pad" and max(map(max, made.attrs["padding"])) <= 0:
+        source, cut = made.inputs[0], [list(pair) for pair in made.attrs["padding"]]
+    cut[axis - 1] = [cut[axis - 1][0] - before, cut[axis - 1][1] - after]
+    return r.plain("pad", source, padding=cut)
+
+
+def _skipped(r: TorchRecorder, source: str, axis: int, step: int) -> str:
+    """Every so many pixels along an axis of an image: a pool over single pixels."""
+    if step == 1:
+        return source
+    source, stride = _before_skipping(r, source)
+    stride[axis - 1] *= step
+    return r.plain("max_pool", source, kernel=1, stride=per_axis(stride), padding=0)
 
 
 def _before_skipping(r: TorchRecorder, source: str) -> tuple[str, list[int]]:
@@ -217,12 +232,14 @@ def _transposed(r: TorchRecorder, a: Arguments) -> Value:
 def _pad(mode: str = "") -> Row:
     def row(r: TorchRecorder, a: Arguments) -> Value:
         source, widths = r.key(a.self), list(a.pad if a.pad is not None else a.padding)
-        rank, kind, number = len(r.shapes[source]), mode or a.mode or "constant", a.value or 0.0
-        require(len(widths) <= 2 * rank and min(widths) >= 0, "a border that is no border of pixels")
+        rank, kind = len(r.shapes[source]), mode or a.mode or "constant"
+        number = a.value or 0.0 if max(widths) > 0 else 0.0
+        require(len(widths) <= 2 * rank, "a border that is no border of pixels")
         pairs = [list(pair) for pair in zip(widths[::2], widths[1::2], strict=True)][::-1]
         channels, *whole = [[0, 0]] * (rank - len(pairs)) + pairs
         if any(channels):
-            require((kind, number) == ("constant", 0), f"channels added that are not 0 ({kind}, {number})")
+            fits = (kind, number) == ("constant", 0) and min(channels) >= 0
+            require(fits, "channels added that are not 0, or taken off")
             source = _among_zeros(r, source, *channels)
         return Half("pad", source, (kind, number, whole)) if any(map(any, whole)) else source
 

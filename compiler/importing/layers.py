@@ -27,7 +27,7 @@ def _window(r: TorchRecorder, a: Arguments, kernel: Sequence[int], fill: float) 
     if padding == "same":
         reach = [d * (k - 1) for d, k in zip(each(a.dilation, rank), kernel, strict=True)]
         pairs = [(n // 2, n - n // 2) for n in reach]
-    if half(value, "pad") and value.detail[:2] == ("constant", fill):
+    if half(value, "pad") and value.detail[:2] == ("constant", fill) and min(map(min, value.detail[2])) >= 0:
         pairs = [(p[0] + q[0], p[1] + q[1]) for p, q in zip(pairs, value.detail[2], strict=True)]
         value = value.source
     even = all(before == after for before, after in pairs)

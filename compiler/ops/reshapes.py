@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 from compiler.ops.attributes import Positive
 from compiler.ops.definition import Op, OpAttrs, Shape, TypeMismatchError
 from compiler.ops.traits import IDENTITY, Channels, Numbers, Pixels, Traits
-from compiler.ops.windows import Padding, PerAxis, each_axis, sides, spatial
+from compiler.ops.windows import Border, PerAxis, each_axis, numbers, sides, spatial
 
 
 class ShuffleAttrs(OpAttrs):
@@ -32,12 +32,24 @@ class SliceAttrs(OpAttrs):
 
 
 class PadAttrs(OpAttrs):
-    """A border around the pixels."""
+    """A border around the pixels, added or cut off."""
 
-    padding: Padding
-    """Pixels added on each side: one number, one per axis, or [before, after] in the place of an axis's number."""
+    padding: Border
+    """Pixels added on each side: one number, one per axis, or [before, after] in the place of an axis's number. Numbers
+    below 0 cut pixels off."""
     mode: Literal["zeros", "reflect", "edge"] = "zeros"
     """What the border holds: zeros, the pixels mirrored at the last one, or the last pixel."""
+
+    @property
+    def cuts(self) -> bool:
+        """Whether pixels are cut off."""
+        return any(number < 0 for number in numbers(self.padding))
+
+    @model_validator(mode="after")
+    def _zeros_where_it_cuts(self) -> Self:
+        if self.cuts and self.mode != "zeros":
+            raise PydanticCustomError("pad", "cuts pixels off with `mode: zeros` alone")
+        return self
 
 
 class ResizeAttrs(OpAttrs):
@@ -77,6 +89,8 @@ def _pad_shape(a: PadAttrs, ins: list[Shape]) -> Shape:
     for border, size in zip(borders, sizes, strict=True):
         if a.mode == "reflect" and max(border) >= size:
             raise TypeMismatchError(f"pad mirrors at most {size - 1} of {size} pixels, found {max(border)}")
+        if size + sum(min(0, side) for side in border) < 1:
+            raise TypeMismatchError(f"pad {list(border)} cuts off all of {size} pixels")
     return (ins[0][0], *(sum(border) + size for border, size in zip(borders, sizes, strict=True)))
 
 
@@ -89,10 +103,11 @@ def _resize_shape(a: ResizeAttrs, ins: list[Shape]) -> Shape:
 
 
 def _pad_traits(a: PadAttrs) -> Traits:
-    """homogeneous: all; unchanged: all; values: sign kept; channels: kept; pixels: padded; of another border than
-    zeros averages: all; pixels: window"""
-    found = replace(IDENTITY, pixels=Pixels.WINDOW)
-    return replace(found, averages=Numbers.NONE, pixels=Pixels.PADDED) if a.mode == "zeros" else found
+    """homogeneous: all; unchanged: all, none where pixels are cut off; values: sign kept; channels: kept; pixels:
+    padded; where no zeros are added averages: all; pixels: window"""
+    found = replace(IDENTITY, pixels=Pixels.WINDOW, unchanged=Numbers.NONE if a.cuts else Numbers.ALL)
+    adds_zeros = a.mode == "zeros" and max(numbers(a.padding)) > 0
+    return replace(found, averages=Numbers.NONE, pixels=Pixels.PADDED) if adds_zeros else found
 
 
 MOVED = replace(IDENTITY, averages=Numbers.NONE, unchanged=Numbers.NONE, pixels=Pixels.KEPT)
@@ -110,7 +125,7 @@ RESHAPES = (
         "slice", "some of the channels", SliceAttrs, infer=_slice_shape,
         traits=replace(MOVED, channels=Channels.SLICED),
     ),
-    Op("pad", "a border around the pixels", PadAttrs, infer=_pad_shape, traits=_pad_traits),
+    Op("pad", "a border around the pixels, added or cut off", PadAttrs, infer=_pad_shape, traits=_pad_traits),
     Op(
         "resize", "other numbers of pixels", ResizeAttrs, infer=_resize_shape,
         traits=replace(IDENTITY, pixels=Pixels.WINDOW),

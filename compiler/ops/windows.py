@@ -21,11 +21,11 @@ MOST_AXES = 2
 LARGEST = 2**16  # of a kernel, a stride, a dilation, a padding
 
 
-def _numbers(value: Any) -> Iterator[Any]:
+def numbers(value: Any) -> Iterator[Any]:
     """The numbers of an attribute, however deep they stand."""
     if isinstance(value, tuple):
         for item in value:
-            yield from _numbers(item)
+            yield from numbers(item)
     else:
         yield value
 
@@ -40,7 +40,7 @@ def _attribute(lowest: int, *, pairs: bool = False) -> tuple[Any, Any]:
         value = frozen(value)
         listed = isinstance(value, tuple)
         depth_fits = not listed or all(not isinstance(v, tuple) or (pairs and len(v) == 2) for v in value)
-        fits = all(type(n) is int and lowest <= n <= LARGEST for n in _numbers(value))
+        fits = all(type(n) is int and lowest <= n <= LARGEST for n in numbers(value))
         if not fits or not depth_fits or (listed and not 1 <= len(value) <= MOST_AXES):
             raise PydanticCustomError("per_axis", "expected {kinds}", {"kinds": kinds})
         return value
@@ -54,6 +54,7 @@ def _attribute(lowest: int, *, pairs: bool = False) -> tuple[Any, Any]:
 PerAxis = Annotated[int | tuple[int, ...], *_attribute(1)]
 NotNegative = Annotated[int | tuple[int, ...], *_attribute(0)]
 Padding = Annotated[int | tuple[int | tuple[int, int], ...], *_attribute(0, pairs=True)]
+Border = Annotated[int | tuple[int | tuple[int, int], ...], *_attribute(-LARGEST, pairs=True)]
 
 
 def each_axis(value: Any, rank: int, name: str) -> tuple[Any, ...]:
@@ -160,17 +161,17 @@ class Window(OpAttrs):
     @property
     def is_one_pixel(self) -> bool:
         """Whether it is one pixel wide."""
-        return all(n == 1 for n in _numbers(self.kernel))
+        return all(n == 1 for n in numbers(self.kernel))
 
     @property
     def is_point(self) -> bool:
         """Whether it is one pixel wide, at every pixel."""
-        return self.is_one_pixel and all(n == 1 for n in _numbers(self.stride))
+        return self.is_one_pixel and all(n == 1 for n in numbers(self.stride))
 
     @property
     def pixels(self) -> Pixels:
         """From which pixels one is made, where the border is read as zeros."""
-        if any(_numbers(self.pad)):
+        if any(numbers(self.pad)):
             return Pixels.PADDED
         return Pixels.KEPT if self.is_point else Pixels.WINDOW
 

@@ -119,6 +119,11 @@ CASES: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
         [node("Reshape", "x s", "r"), node("Transpose", "r", "t", perm=[0, 2, 1, 3, 4]), node("Reshape", "t e")],
         {"s": np.array([0, 2, 2, 7, 6]), "e": np.array([0, -1, 7, 6])},
     ),
+    "cut": (
+        [node("Slice", "x s e a t", "p"), node("Pad", "p b")],
+        {"s": np.array([1, -4]), "e": np.array([100, -1]), "a": np.array([2, 3]), "t": np.array([2, 1]),
+         "b": np.array([0, 0, -1, 0, 0, 0, 0, 1])},
+    ),
     "pad": ([node("Pad", "x p", mode="reflect")], {"p": np.array([0, 0, 1, 2, 0, 0, 0, 1])}),
     "resize": (
         [node("Resize", "x r s", mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")],

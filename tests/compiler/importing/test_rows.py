@@ -122,6 +122,10 @@ FUNCTIONS: dict[str, Function | nn.Module] = {
     "mean": lambda x: x.mean(3, keepdim=True),
     "padded": lambda x: F.pad(x, (1, 2, 0, 3)), "mirrored": nn.ReflectionPad2d((1, 0, 2, 1)),
     "edge": lambda x: F.pad(x, (1, 1, 1, 1), mode="replicate"),
+    "cut": lambda x: x[:, :, 1:, 2:-1], "odd": lambda x: x[..., 1::2], "fewer": lambda x: x[:, :, :4:2, 3:6],
+    "cut_by_padding": nn.ZeroPad2d((-1, 1, 0, -2)), "cut_by_ones": nn.ConstantPad2d((-1, 0, 0, -2), 1.0),
+    "cut_pool": nn.Sequential(nn.ZeroPad2d((-1, 1, -1, 1)), nn.AvgPool2d(1, 2)),
+    "cut_conv": nn.Sequential(nn.ZeroPad2d((-1, 1, 0, 0)), nn.Conv2d(8, 8, 3, padding=2)),
     "skipped": lambda x: x[:, :, ::3], "skipped_twice": lambda x: x[..., ::2][:, :, ::4, ::2],
     "depthwise": nn.Conv2d(8, 8, (1, 3), groups=8, bias=False),
     "multiplied": nn.Conv2d(8, 8, 3, 2, groups=2, dilation=2, padding=2),
@@ -188,7 +192,6 @@ class Unknowns(nn.Module):
 
 REFUSED: dict[str, Function] = {
     "quotient": lambda x: x / x.exp(), "batch": lambda x: x.mean(0, keepdim=True).expand(len(x), -1, -1, -1),
-    "rows": lambda x: x[:, :, 1:], "odd_rows": lambda x: x[:, :, 1::2], "fewer_rows": lambda x: x[:, :, :4:2],
     "odd_channels": lambda x: torch.cat([x[:, ::2], x[:, 1::2]], 1),
     "ones": lambda x: F.pad(x[:, :6], (0, 0, 0, 0, 1, 1), value=1.0),
     "fewer_channels": lambda x: F.pad(x, (0, 0, 0, 0, -1, 1)),

@@ -30,9 +30,10 @@ FACTOR = st.floats(0.25, 2.0)
 
 @st.composite
 def borders(draw: Any, axes: int) -> Attrs:
-    side = st.integers(0, 3)
+    mode = draw(st.sampled_from(("zeros", "reflect", "edge")))
+    side = st.integers(-3 if mode == "zeros" else 0, 3)
     each = st.lists(side | st.lists(side, min_size=2, max_size=2), min_size=axes, max_size=axes)
-    return {"padding": draw(side | each), "mode": draw(st.sampled_from(("zeros", "reflect", "edge")))}
+    return {"padding": draw(side | each), "mode": mode}
 
 
 @st.composite
@@ -65,7 +66,14 @@ ATTRS: dict[str, Callable[[int], st.SearchStrategy[Attrs]]] = {
     "resize": resizings,
 }  # fmt: skip
 NAMES = sorted(known_ops().keys() - {"input", "output", *WINDOWED})
-UNFIT = ("takes an image", "takes a vector", "of single numbers", "takes no channels", "mirrors at most")
+UNFIT = (
+    "takes an image",
+    "takes a vector",
+    "of single numbers",
+    "takes no channels",
+    "mirrors at most",
+    "cuts off all",
+)
 
 
 def model_of(name: str, data: st.DataObject) -> Model:

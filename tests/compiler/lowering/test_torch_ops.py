@@ -55,6 +55,7 @@ CASES: tuple[tuple[str, dict[str, Any], tuple[Shape, ...]], ...] = (
     ("channel_shuffle", {"groups": 2}, ((6,),)),
     ("slice", {"start": 1, "stop": 4}, (IMAGE,)),
     ("pad", {"padding": [[0, 2], 1]}, (IMAGE,)),
+    ("pad", {"padding": [[-1, 2], -2]}, (IMAGE,)),
     ("pad", {"padding": 3, "mode": "reflect"}, ((6, 5),)),
     ("pad", {"padding": [[3, 0]], "mode": "edge"}, ((6, 5),)),
     ("resize", {"scale": (2, 3)}, (IMAGE,)),

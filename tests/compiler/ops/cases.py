@@ -259,6 +259,8 @@ PRIMITIVE = (
     case("pad", padding=1),
     case("pad", padding=[[0, 2], 1], mode="edge"),
     case("pad", SIGNAL, padding=2, mode="reflect"),
+    case("pad", padding=[[1, -1], [1, -1]]),  # the pixels move, the shape stays
+    case("pad", padding=[[0, -1], -1]),
     case("resize", scale=2),
     case("resize", size=[4, 7], mode="bilinear"),
     case("resize", SIGNAL, size=4),
