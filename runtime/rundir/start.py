@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,6 @@ def _unpickled(content: bytes) -> Tensors:
         warnings.simplefilter("ignore")  # of files that are no files of torch
         state: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     for key in CHECKPOINT:
-        state = state.get(key, state)
+        state = state[key] if isinstance(state.get(key), Mapping) else state
     tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
     return {WRAPPED.sub("", name): tensor.float().numpy() for name, tensor in tensors.items()}
