@@ -1,9 +1,10 @@
 """A trained ResNet-20 made two and three times smaller: channel gates beside Torch-Pruning and uniform widths.
 
-    python -m benchmarks.compression base --data FOLDER --work WORK [--epochs N]
-    python -m benchmarks.compression compare --data FOLDER --work WORK [--sizes 2 3] [--seeds 0 1 2] [--rows NAME ...]
+    python -m benchmarks.compression base --data FOLDER --work WORK [--epochs N] [--weights FILE]
+    python -m benchmarks.compression compare --work WORK [--sizes 2 3] [--seeds 0 1 2] [--rows NAME ...]
 
-`base` trains ResNet-20 on images of 10 classes in FOLDER (`train/<class>/`, `test/<class>/`) and keeps it in WORK.
+`base` trains ResNet-20 on images of 10 classes in FOLDER (`train/<class>/`, `test/<class>/`) and keeps it in WORK; with
+FILE it starts from the state dict of a published one, whose shortcuts have no weights.
 `compare` prunes it to the same multiply-adds in several ways and fine-tunes each for as many epochs by the same
 `graphspec retrain`; accuracy is that of the last epoch on the test images, latency that of the exported model in
 onnxruntime, one thread, batch 1. The rows "from scratch" train the shapes found for as many seconds as pruning and
@@ -47,8 +48,9 @@ CLASSES = 10
 OURS = {"channel gates": "channels", "channel and block gates": "channels,blocks"}
 PEERS = ("TP magnitude", "TP group norm", "TP batch-norm scale", "uniform width")
 SCRATCH = {"channel gates, from scratch": "channel gates", "uniform width, from scratch": "uniform width"}
-AUGMENTED = ("data.crop_padding=4", "data.flip=true")
-TRAINED = ("batch_size=128", "weight_decay=0.0005", "precision=bf16")
+AUGMENTED = {"crop_padding": 4, "flip": True}
+PUBLISHED = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # of the images that its weights know
+TRAINED = ("batch_size=128", "weight_decay=0.0005")
 RECIPE = (*(f"retrain.{setting}" for setting in TRAINED), "retrain.schedule.kind=cosine")
 PACKAGE = "torch-pruning==1.6.1"
 MEANS = ("accuracy", "params", "flops", "ms", "pruning_s", "training_s")
@@ -63,7 +65,7 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        project = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        project = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
         self.shortcut = project if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,6 +85,23 @@ def resnet20() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, CLASSES))
 
 
+def published(weights: Path) -> nn.Module:
+    """ResNet-20 with the weights of one whose shortcuts skip pixels and add channels of zeros (He et al. 2015).
+
+    A projection that does this copies its channels to those in the middle.
+    """
+    module = resnet20()
+    state = {name: tensor for name, tensor in module.state_dict().items() if not name.endswith("num_batches_tracked")}
+    theirs = torch.load(weights, map_location="cpu", weights_only=True)["state_dict"]
+    state |= zip((name for name in state if "shortcut" not in name), theirs.values(), strict=True)
+    for name in state:
+        if "shortcut" in name:
+            outputs, inputs = state[name].shape[:2]
+            state[name] = nn.init.dirac_(torch.empty_like(state[name])).roll((outputs - inputs) // 2, 0)
+    module.load_state_dict(state, strict=False)
+    return module
+
+
 def base_run(work: Path) -> Path:
     """Where `base` leaves its run."""
     return work / "base" / "run"
@@ -98,6 +117,11 @@ def trained_base(work: Path) -> nn.Module:
     return module
 
 
+def data_section(work: Path) -> dict[str, Any]:
+    """The section `data` of the base's spec."""
+    return api.open_run(base_run(work)).spec.config.data.model_dump(exclude_defaults=True)
+
+
 def data_of(work: Path, seed: int) -> Loader:
     """Batches of training images, as `base` has them."""
     opened = api.open_run(base_run(work))
@@ -106,31 +130,37 @@ def data_of(work: Path, seed: int) -> Loader:
     return data.training_loader(data.split(0.5).training, config.retrain.batch_size, "sparse")
 
 
-def train_base(work: Path, data: str, epochs: int) -> None:
-    """Train ResNet-20 and keep its run; where WORK has one already, go on from its weights at half of the rate."""
+def train_base(args: argparse.Namespace) -> None:
+    """Train ResNet-20 and keep its run; where WORK has one already, go on from its weights."""
     torch.manual_seed(0)
-    again = base_run(work).exists()
-    module, folder = trained_base(work) if again else resnet20(), work / "base-next"
+    again, folder = base_run(args.work).exists(), args.work / "base-next"
+    data = {"name": "folder", "root": args.data, **AUGMENTED}
+    if again:
+        module, data = trained_base(args.work), data_section(args.work)
+    elif args.weights:
+        module, data = published(args.weights), data | PUBLISHED
+    else:
+        module = resnet20()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    made = import_model(module, torch.zeros(2, *SHAPE), folder / "base.yaml", data={"name": "folder", "root": data})
-    api.compile(made.spec, overrides=AUGMENTED, out=folder / "run", root=folder)
-    settings = [*RECIPE, f"retrain.epochs={epochs}", "retrain.schedule.warmup=1"]
-    start = ["retrain.lr=0.1"] if again else ["retrain.lr=0.2", "retrain.from=scratch"]
-    api.retrain(folder / "run", overrides=[*settings, *start])
-    shutil.rmtree(work / "base", ignore_errors=True)
-    folder.rename(work / "base")
+    made = import_model(module, torch.zeros(2, *SHAPE), folder / "base.yaml", data=data)
+    api.compile(made.spec, out=folder / "run", root=folder)
+    start = [] if again or args.weights else ["retrain.from=scratch"]
+    settings = [f"retrain.epochs={args.epochs}", f"retrain.lr={args.lr}", "retrain.schedule.warmup=1"]
+    api.retrain(folder / "run", overrides=[*RECIPE, *settings, *start, *args.set])
+    shutil.rmtree(args.work / "base", ignore_errors=True)
+    folder.rename(args.work / "base")
 
 
 def pruned(name: str, size: float, seed: int, args: argparse.Namespace, folder: Path) -> tuple[Path, float]:
     """A run with the smaller network, ready to be fine-tuned, and the seconds that making it took."""
     spec, run, started = folder / "small.yaml", folder / "run", time.perf_counter()
     if name in OURS:
-        data = {"name": "folder", "root": args.data}
+        data = data_section(args.work)
         import_model(trained_base(args.work), torch.zeros(2, *SHAPE), spec, gates=OURS[name], data=data)
         most = int(total_cost(api.open_run(base_run(args.work)).graph).flops / size)
         settings = [
-            *AUGMENTED, *(f"search.{setting}" for setting in TRAINED), "search.pretrain_epochs=0",
+            *(f"search.{setting}" for setting in TRAINED), "search.pretrain_epochs=0",
             f"search.epochs={args.search_epochs}", f"search.lr={args.lr}",
             "search.gates={gamma: auto, adaptive: flops}", "search.prune={every: 0.25, patience: 1}",
             f"budget={{flops: {most}, round_to: {args.round_to}}}",
@@ -139,12 +169,12 @@ def pruned(name: str, size: float, seed: int, args: argparse.Namespace, folder: 
         api.search(run, overrides=[f"seed={seed}"], quiet=True)
         return run, time.perf_counter() - started
     words = {
-        "name": name, "work": args.work, "data": args.data, "out": spec, "size": size, "seed": seed,
+        "name": name, "work": args.work, "out": spec, "size": size, "seed": seed,
         "epochs": args.search_epochs, "lr": args.lr, "round-to": args.round_to,
     }  # fmt: skip
     path = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(installed(args.work))])}
     seconds = in_child("benchmarks.peer_torch_pruning", [f"--{key}={value}" for key, value in words.items()], path)
-    api.compile(spec, overrides=AUGMENTED, out=run, root=folder)
+    api.compile(spec, out=run, root=folder)
     return run, float(seconds["seconds"])
 
 
@@ -230,22 +260,30 @@ def main() -> None:
     """Train the base, or compare."""
     options = parser(__doc__)
     options.add_argument("part", choices=("base", "compare"))
-    options.add_argument("--data", required=True, help="folder of images")
+    options.add_argument("--data", help="base: folder of images")
+    options.add_argument("--weights", type=Path, help="base: state dict of a published ResNet-20 to start from")
+    options.add_argument("--set", action="append", default=[], help="base: further settings, e.g. retrain.ema=0.999")
     options.add_argument("--work", required=True, type=Path, help="folder to keep all in")
     options.add_argument("--epochs", type=int, help="base: 18; compare: of fine-tuning, 6")
     options.add_argument("--search-epochs", type=int, default=4, help="of searching, and of learning sparsely")
-    options.add_argument("--lr", type=float, default=0.05, help="learning rate of searching and fine-tuning")
+    options.add_argument(
+        "--lr", type=float, help="learning rate; base: 0.2; compare, of searching and fine-tuning: 0.05"
+    )
     options.add_argument("--round-to", type=int, default=4, help="channels are a multiple of it")
     options.add_argument("--sizes", type=float, nargs="*", default=[2, 3], help="times fewer multiply-adds")
     options.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     every = (*OURS, *PEERS, *SCRATCH)
     options.add_argument("--rows", nargs="*", choices=every, default=every)
     args = options.parse_args()
-    args.data, args.work = str(Path(args.data).absolute()), args.work.absolute()
+    args.work = args.work.absolute()
+    epochs, lr = (18, 0.2) if args.part == "base" else (6, 0.05)
+    args.epochs, args.lr = args.epochs or epochs, args.lr or lr
     if args.part == "base":
-        train_base(args.work, args.data, args.epochs or 18)
+        if not args.data:
+            options.error("base: --data is missing")
+        args.data = str(Path(args.data).absolute())
+        train_base(args)
         return
-    args.epochs = args.epochs or 6
     results = compare(args)
     header = ["row", "times smaller", "seeds", "accuracy %", "+-", "params", "FLOPs", "ms", "pruning s", "training s"]
     show(args.json, {"rows": results}, [table(header, rows_of(results))])

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.compression import SHAPE, data_of, trained_base
+from benchmarks.compression import SHAPE, data_of, data_section, trained_base
 from runtime.importing import import_model
 
 STEPS = 400  # in which the share of pruned channels grows until the target is met
@@ -57,9 +57,7 @@ def learn_sparsely(pruner: Any, module: nn.Module, batches: Any, epochs: int, lr
         pruner.update_regularizer()
         for x, y in batches.batches(epoch):
             optimizer.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = F.cross_entropy(module(x), y)
-            loss.backward()
+            F.cross_entropy(module(x), y).backward()
             pruner.regularize(module)
             optimizer.step()
             schedule.step()
@@ -77,7 +75,7 @@ def multiply_adds(module: nn.Module) -> int:
 def main() -> None:
     """Prune, write the spec, print the seconds that it took."""
     options = argparse.ArgumentParser()
-    for name in ("name", "work", "data", "out"):
+    for name in ("name", "work", "out"):
         options.add_argument(f"--{name}", required=True)
     for name in ("size", "lr"):
         options.add_argument(f"--{name}", type=float, required=True)
@@ -93,7 +91,7 @@ def main() -> None:
     for _ in itertools.takewhile(lambda _: multiply_adds(module) > before / args.size, range(STEPS)):
         pruner.step()
     seconds = time.perf_counter() - started
-    import_model(module, torch.zeros(2, *SHAPE), args.out, data={"name": "folder", "root": args.data})
+    import_model(module, torch.zeros(2, *SHAPE), args.out, data=data_section(Path(args.work)))
     print(json.dumps({"seconds": seconds}))
 
 

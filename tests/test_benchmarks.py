@@ -121,6 +121,23 @@ def test_compression(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert found(compression, monkeypatch, capsys, "compare", *where, *short)["rows"] == [row]  # it was kept
 
 
+def test_published_weights_have_shortcuts_without_weights(tmp_path: Path) -> None:
+    class Shortcut(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            channels = x.shape[1]
+            return torch.nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, channels // 2, channels // 2))
+
+    module = compression.resnet20().eval()
+    state = {f"module.{name}": tensor for name, tensor in module.state_dict().items() if "shortcut" not in name}
+    torch.save({"state_dict": {n: t for n, t in state.items() if not n.endswith("tracked")}}, tmp_path / "resnet20.th")
+    made = compression.published(tmp_path / "resnet20.th").eval()
+    for name, part in list(module.named_modules()):
+        if name.endswith("shortcut") and isinstance(part, torch.nn.Conv2d):
+            module.set_submodule(name, Shortcut())
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(made(x), module(x), atol=1e-6)
+
+
 def test_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     write_images(tmp_path / "images", {f"c{number}": 30 for number in range(3)}, size=32)
     short = ["search.pretrain_epochs=1", "search.epochs=2", "retrain.epochs=1", "budget.flops=1M", "classes=3"]
