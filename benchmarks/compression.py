@@ -85,20 +85,25 @@ def resnet20() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, CLASSES))
 
 
+def tensor_names(module: nn.Module) -> list[str]:
+    """The parameters and statistics of a module, in the order of its layers."""
+    return [name for name in module.state_dict() if not name.endswith("num_batches_tracked")]
+
+
 def published(weights: Path) -> nn.Module:
     """ResNet-20 with the weights of one whose shortcuts skip pixels and add channels of zeros (He et al. 2015).
 
     A projection that does this copies its channels to those in the middle.
     """
     module = resnet20()
-    state = {name: tensor for name, tensor in module.state_dict().items() if not name.endswith("num_batches_tracked")}
+    names, state = tensor_names(module), module.state_dict()
     theirs = torch.load(weights, map_location="cpu", weights_only=True)["state_dict"]
-    state |= zip((name for name in state if "shortcut" not in name), theirs.values(), strict=True)
-    for name in state:
+    state |= zip((name for name in names if "shortcut" not in name), theirs.values(), strict=True)
+    for name in names:
         if "shortcut" in name:
             outputs, inputs = state[name].shape[:2]
             state[name] = nn.init.dirac_(torch.empty_like(state[name])).roll((outputs - inputs) // 2, 0)
-    module.load_state_dict(state, strict=False)
+    module.load_state_dict(state)
     return module
 
 
@@ -110,9 +115,8 @@ def base_run(work: Path) -> Path:
 def trained_base(work: Path) -> nn.Module:
     """The trained network as a torch module: the run keeps its tensors in the order of its layers."""
     module, found = resnet20(), read_model(api.open_run(base_run(work)).run.retrain)
-    names = [name for name in module.state_dict() if not name.endswith("num_batches_tracked")]
     tensors = (torch.from_numpy(found.weights[name]) for name in weight_shapes(found.graph))
-    module.load_state_dict(dict(zip(names, tensors, strict=True)), strict=False)
+    module.load_state_dict(dict(zip(tensor_names(module), tensors, strict=True)), strict=False)
     require_equal(module.eval(), lower_model(found).eval(), SHAPE)
     return module
 
@@ -131,14 +135,14 @@ def data_of(work: Path, seed: int) -> Loader:
 
 
 def train_base(args: argparse.Namespace) -> None:
-    """Train ResNet-20 and keep its run; where WORK has one already, go on from its weights."""
+    """Train ResNet-20 and keep its run; from the weights that are given, or else of the run that WORK has already."""
     torch.manual_seed(0)
     again, folder = base_run(args.work).exists(), args.work / "base-next"
     data = {"name": "folder", "root": args.data, **AUGMENTED}
-    if again:
-        module, data = trained_base(args.work), data_section(args.work)
-    elif args.weights:
+    if args.weights:
         module, data = published(args.weights), data | PUBLISHED
+    elif again:
+        module, data = trained_base(args.work), data_section(args.work)
     else:
         module = resnet20()
     shutil.rmtree(folder, ignore_errors=True)

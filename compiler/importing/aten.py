@@ -137,6 +137,7 @@ def _item(r: TorchRecorder, a: Arguments) -> Value:
 def _slice(r: TorchRecorder, a: Arguments) -> Value:
     source = r.key(a.self)
     size, step = r.shapes[source], a.step or 1
+    require(step > 0, "an order from the end")
     if a.shape == size:
         return source
     axis = (a.dim or 0) % (len(size) + 1) - 1
@@ -233,7 +234,7 @@ def _pad(mode: str = "") -> Row:
     def row(r: TorchRecorder, a: Arguments) -> Value:
         source, widths = r.key(a.self), list(a.pad if a.pad is not None else a.padding)
         rank, kind = len(r.shapes[source]), mode or a.mode or "constant"
-        number = a.value or 0.0 if max(widths) > 0 else 0.0
+        number = (a.value or 0.0) if max(widths) > 0 else 0.0  # what is cut off has none
         require(len(widths) <= 2 * rank, "a border that is no border of pixels")
         pairs = [list(pair) for pair in zip(widths[::2], widths[1::2], strict=True)][::-1]
         channels, *whole = [[0, 0]] * (rank - len(pairs)) + pairs

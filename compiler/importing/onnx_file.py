@@ -247,7 +247,7 @@ def _slice(n: _Node) -> Any:
     value, size = n.at(0), n.size
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         dim = axis % (len(size) + 1)
-        require(dim > 0 and step > 0, "some images of a batch" if dim == 0 else "an order from the end")
+        require(dim > 0, "some images of a batch")
         kept = range(*slice(start, end, step).indices(size[dim - 1]))
         size = (*size[: dim - 1], len(kept), *size[dim:])
         value = n.row("slice", size, self=value, dim=dim, start=kept.start, step=step)

@@ -133,6 +133,9 @@ def test_dilated_pools_of_odd_kernels_keep_their_size(height: int, width: int, k
         ("adaptive_avg_pool", {"size": [2, 2]}, [(3, 9)], "size has 2 numbers for a value of 1 axis"),
         ("conv_transpose", {"kernel": 3, "output_padding": 1}, [(3, 9)], "output_padding of less than its stride"),
         ("mean", {"dims": (2, 3)}, [(4,)], "a value with 1 dimensions besides the batch"),
+        ("pad", {"padding": 4, "mode": "reflect"}, [(3, 4, 9)], "pad mirrors at most 3 of 4 pixels, found 4"),
+        ("pad", {"padding": [[-1, -3], 0]}, [(3, 4, 9)], r"pad \[-1, -3\] cuts off all of 4 pixels"),
+        ("pad", {"padding": [[-4, 9], 0]}, [(3, 4, 9)], r"pad \[-4, 9\] cuts off all of 4 pixels"),
         ("global_avg_pool", {}, [(4,)], "takes an image"),
         ("squeeze_excite", {}, [(4,)], "takes an image"),
     ],
@@ -168,6 +171,7 @@ def test_shapes_of_ops_without_windows() -> None:
         ("batch_norm", {"eps": float("nan")}, "eps", "eps: "),
         ("dropout", {"p": 1.0}, "p", "p: "),
         ("mean", {"dims": (0,)}, "dims", "dims: "),
+        ("pad", {"padding": [[0, -1], 2], "mode": "edge"}, "", "pad: cuts pixels off with `mode: zeros` alone"),
     ],
 )
 def test_wrong_attributes_are_explained(name: str, attrs: dict[str, Any], attr: str, message: str) -> None:
