@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import gc
 import importlib
 import json
 import os
@@ -20,7 +19,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -112,7 +110,7 @@ def _serve(orders: socket.socket) -> dict[str, Any]:
                     continue
                 order, files, _, _ = socket.recv_fds(orders, LONGEST, 4)
                 if not order:
-                    os._exit(0)
+                    sys.exit()
                 life, pid = socket.socket(fileno=files.pop(0)), os.fork()
                 if not pid:
                     signal.set_wakeup_fd(-1)
@@ -139,32 +137,13 @@ def _tell_ends(running: dict[int, socket.socket]) -> None:
 def main() -> None:
     for name in IMPORTS:
         importlib.import_module(name)
-    gc.collect()
-    gc.freeze()  # a collection in a forked process would write to, and so copy, all that is imported
     order = _serve(socket.socket(fileno=int(sys.argv[1])))
     os.chdir(order["cwd"])
     os.environ.clear()
     os.environ.update(order["env"])
     sys.path[:1] = [order["cwd"], *filter(None, order["env"].get("PYTHONPATH", "").split(":"))]
     sys.argv = ["graphspec", *order["arguments"]]
-    try:
-        runpy.run_module("graphspec", run_name="__main__", alter_sys=True)
-        _leave(0)
-    except SystemExit as end:
-        if end.code is None or isinstance(end.code, int):
-            _leave(end.code or 0)
-        raise
-    finally:
-        gc.unfreeze()  # it ends as any other that imported what it did
-
-
-def _leave(code: int) -> None:
-    """End as Python does, but leave to the system what is imported: to free it takes longer than most commands."""
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    runpy.run_module("graphspec", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
