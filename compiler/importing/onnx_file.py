@@ -248,6 +248,7 @@ def _slice(n: _Node) -> Any:
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         dim = axis % (len(size) + 1)
         require(dim > 0, "some images of a batch")
+        require(step > 0, "an order from the end")  # 0, too, which no range has
         kept = range(*slice(start, end, step).indices(size[dim - 1]))
         size = (*size[: dim - 1], len(kept), *size[dim:])
         value = n.row("slice", size, self=value, dim=dim, start=kept.start, step=step)

@@ -194,6 +194,10 @@ BAD: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
         [node("Slice", "x s e a t")],
         {"s": np.array([-1]), "e": np.array([-99]), "a": np.array([2]), "t": np.array([-1])},
     ),
+    "no_step": (
+        [node("Slice", "x s e a t")],
+        {"s": np.array([0]), "e": np.array([2]), "a": np.array([2]), "t": np.array([0])},
+    ),
     "quotient": ([node("Exp", "x", "e"), node("Div", "x e")], {}),
 }
 
