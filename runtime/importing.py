@@ -25,6 +25,7 @@ from compiler.importing.fuse import fused
 from compiler.importing.head import with_classes
 from compiler.importing.onnx_file import image_shape, read_onnx, without_end
 from compiler.importing.written import Written, write
+from compiler.ir.graph import TensorType
 from compiler.lowering.torch.fx import load_weights, lower
 from compiler.ops import Shape
 from runtime.installed import named
@@ -158,6 +159,10 @@ def _write(source: Source, path: Path, classes: int | None, gates: str | None) -
     notes = [f"left out the {end} at the end: the loss and export.probabilities have it"] if end else []
     if source.data is None:
         notes.append(UNSAID)
+    first, *more = network.shape(network.output)
+    if more or (classes or first) < 2:
+        given = TensorType((classes or first, *more))
+        notes.append(f"it gives {given}, no number for each of several classes: name a task for that (docs/tasks.md)")
     if "blocks" in kinds and "gated: true" not in made.text:
         notes.append("there are no gates on blocks: none adds a branch to what it takes")
     return Imported(path, weights, difference, tuple(notes))
@@ -267,11 +272,15 @@ def _onnx(path: Path, weights: str | None, shape: Shape | None) -> Source:
         raise RunError(f"{path}: is no ONNX model that can be run: {str(error).splitlines()[0]}") from error
     wanted: tuple[int | None, ...] = shape or tuple(sizes)
     if len(wanted) != len(sizes) or not all(n and own in (None, n) for own, n in zip(sizes, wanted, strict=True)):
-        raise GraphspecError(f"{path}: takes images of sizes {sizes}\n  try: --input, e.g. --input 3,224,224")
+        known, example = (",".join(str(n or other) for n in sizes) for other in ("any", IMAGE[-1]))
+        raise GraphspecError(f"{path}: takes images of sizes {known}\n  try: --input, e.g. --input {example}")
 
     def compute(images: Tensor) -> Tensor:
         parts = torch.split(images, batch or 1)  # one may be fixed inside a model whose input leaves the number open
         return torch.cat([torch.from_numpy(ours(part.numpy())) for part in parts])
 
-    network = read_onnx(model, tuple(int(size or 0) for size in wanted))
+    try:
+        network = read_onnx(model, tuple(int(size or 0) for size in wanted))
+    except GraphspecError as error:
+        raise GraphspecError(f"{path}: {error}") from error
     return Source(path.stem, network, compute, left_out=end)

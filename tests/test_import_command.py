@@ -188,8 +188,21 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_sizes_must_be_those_of_the_file() -> None:
-    with pytest.raises(GraphspecError, match=r"takes images of sizes \[3, 224, 224\]"):
+    with pytest.raises(GraphspecError, match="takes images of sizes 3,224,224"):
         import_source(str(LIGHT / "light_squeezenet.onnx"), shape=(3, 64, 64))
+
+
+def test_a_file_that_leaves_sizes_open_is_told_how_to_say_them(tmp_path: Path) -> None:
+    save_onnx(tmp_path / "line.onnx", [helper.make_node("Relu", ["x"], ["y"])], FLOAT, ["N", 1, 64, "width"])
+    with pytest.raises(GraphspecError, match=r"takes images of sizes 1,64,any\n  try: --input, e.g. --input 1,64,224"):
+        import_source(str(tmp_path / "line.onnx"), tmp_path / "a.yaml")
+
+
+def test_a_network_that_classifies_nothing_is_told_of(tmp_path: Path) -> None:
+    for last, given in ((nn.Conv2d(3, 4, 1), "4x8x8"), (nn.Sequential(nn.Flatten(), nn.Linear(192, 1)), "1")):
+        path = tmp_path / f"{given}.yaml"
+        notes = graphspec.import_model(last, torch.zeros(2, 3, 8, 8), path).notes
+        assert f"it gives {given}, no number for each of several classes" in " ".join(notes)
 
 
 def test_a_difference_is_refused_with_the_first_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,15 +131,15 @@ class Recorder:
             number += 1
         return key
 
-    def attempt(self, make: Callable[[], Any], shape: Shape) -> tuple[Any, Unknown | None]:
-        """The value that `make` records; if it cannot, a stand-in of this shape, and what is noted of the call."""
+    def attempt(self, make: Callable[[], Any], shape: Shape, *, noted: bool = True) -> tuple[Any, Unknown | None]:
+        """The value that `make` records; if it cannot, a stand-in of this shape, and what is `noted` of the call."""
         try:
             return make(), None
         except UnsupportedError as error:
             refused = Unknown(self.origin, str(error))
         except Exception as error:  # what reads a stand-in, or a damaged file, may meet anything
             refused = Unknown(self.origin, f"cannot be read: {type(error).__name__}: {error}")
-        self.unknown.append(refused)
+        self.unknown += [refused] if noted else []
         key = self._free_key()
         self.shapes[key] = shape
         self.calls[key] = Call(self.origin.path, "identity", {}, [], shape)

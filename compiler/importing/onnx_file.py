@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +33,8 @@ def image_shape(model: onnx.ModelProto) -> tuple[int | None, ...]:
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
     if len(inputs) != 1 or len(model.graph.output) != 1:
-        raise GraphspecError(f"it has {len(inputs)} inputs and {len(model.graph.output)} outputs, not one of each")
+        found = f"it has {len(inputs)} inputs and {len(model.graph.output)} outputs, not one of each"
+        raise GraphspecError(f"{found}\n  try: a model that reads images and gives its logits alone")
     kind = inputs[0].type.tensor_type
     if kind.elem_type != onnx.TensorProto.FLOAT or len(kind.shape.dim) not in (3, 4):
         raise GraphspecError("it does not read float32 of shape [N, C, H, W] or [N, C, T]\n  try: a model that does")
@@ -90,11 +93,12 @@ class _Node:
 
 class _Reader:
     def __init__(self, model: onnx.ModelProto, shape: Shape) -> None:
-        self.graph, self.recorder = model.graph, TorchRecorder(shape)
+        self.model, self.graph, self.recorder = model, model.graph, TorchRecorder(shape)
         self.opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
         self.values: dict[str, Any] = {"": None}
         self.values |= {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in self.graph.initializer}
         self.values |= {v.name: INPUT for v in self.graph.input if v.name not in self.values}
+        self.guessed: set[str] = set()  # values that may have another shape than noted
 
     def read(self) -> Network:
         """The network."""
@@ -105,10 +109,32 @@ class _Reader:
     def _node(self, node: onnx.NodeProto) -> None:
         recorder = self.recorder
         inputs = [self.values[name] for name in node.input]
-        recorder.origin = Origin(node.op_type, _path(node), node.name or node.output[0])
+        recorder.origin = Origin(node.op_type, _path(node), "")
         recorder.name = node.output[0]
-        found, _ = recorder.attempt(lambda: self._value(node, inputs), recorder.shapes[INPUT])
+        doubtful = not self.guessed.isdisjoint(node.input)
+        make, noted = functools.partial(self._value, node, inputs), not (doubtful and node.op_type in ONNX)
+        found, refused = recorder.attempt(make, recorder.shapes[INPUT], noted=noted)
+        if refused and node.output[0] in self.inferred:
+            recorder.shapes[found] = self.inferred[node.output[0]]
+            self.guessed |= set(node.output[1:])
+        elif refused or doubtful:
+            self.guessed |= set(node.output)
         self.values |= zip(node.output, found if isinstance(found, list) else [found] * len(node.output), strict=False)
+
+    @functools.cached_property
+    def inferred(self) -> dict[str, Shape]:
+        """The shapes of values without the batch, as far as ONNX itself infers them, for what cannot be read."""
+        model, found = onnx.ModelProto(), {}
+        model.CopyFrom(self.model)
+        image = next(value for value in model.graph.input if self.values[value.name] is INPUT)
+        for dim, size in zip(image.type.tensor_type.shape.dim, (1, *self.recorder.shapes[INPUT]), strict=True):
+            dim.dim_value = size
+        del model.graph.value_info[:]  # which may say less
+        with suppress(Exception):  # where a damaged file has no shapes, fewer of its faults are told
+            for value in onnx.shape_inference.infer_shapes(model, data_prop=True).graph.value_info:
+                sizes = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+                found |= {value.name: tuple(sizes[1:])} if sizes and all(sizes) else {}
+        return found
 
     def _value(self, node: onnx.NodeProto, inputs: list[Any]) -> Any:
         """What a node gives; UnsupportedError if no op of ours gives it."""

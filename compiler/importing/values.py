@@ -8,10 +8,16 @@ from typing import Any
 
 from compiler.errors import GraphspecError
 from compiler.importing.calls import Network, Recorder, UnsupportedError
+from compiler.ir.graph import INPUT
 from compiler.ops import Shape
 
 Value = Any  # the key of a call, a tensor that is constant, a list of values, or a `Half`
 PADS = {"constant": "zeros", "reflect": "reflect", "replicate": "edge"}
+HALVES = {
+    "rows": "with its channels in groups", "columns": "with its channels in groups", "last": "with its channels last",
+    "pixels": "with its pixels in one row", "spread": "copied over an image",
+}  # fmt: skip
+"""What a `Half` is that no call completes."""
 
 
 @dataclass
@@ -62,15 +68,18 @@ class TorchRecorder(Recorder):
             mode, number, widths = value.detail
             require(mode != "constant" or number == 0, f"a border of {number}")
             return self.call("pad", [value.source], padding=widths, mode=PADS[mode])
-        what = f"{value.kind} of {value.source}" if isinstance(value, Half) else "a constant"
+        what = f"{value.source} {HALVES[value.kind]}" if isinstance(value, Half) else "a constant"
         raise UnsupportedError(f"reads {what}, which no op of ours does")
 
     def network_of(self, value: Value, end: str = "") -> Network:
         """The network that gives a value; GraphspecError if it is none of one image, or with all that has no op."""
         try:
-            return self.network(self.key(value), end)
+            output = self.key(value)
         except UnsupportedError as error:
-            raise GraphspecError(f"its output {error}\n  try: a network that computes it from its input") from error
+            if not self.unknown:
+                raise GraphspecError(f"its output {error}\n  try: a network that computes it from its input") from error
+            output = INPUT  # what is unknown comes first
+        return self.network(output, end)
 
     def size(self, value: Value) -> Shape:
         """The shape of a value without the batch."""

@@ -209,6 +209,31 @@ def test_what_cannot_be_read_is_listed(name: str) -> None:
         read_onnx(model_of(nodes, IMAGE, weights), IMAGE)
 
 
+WIDE = {"w": RNG.normal(size=(2, 8, 1, 1)), "s": np.array([1, 8, 4, 3])}
+AFTER: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], list[str]]] = {  # what stands there, what is refused
+    "another_shape": (
+        [node("Transpose", "x", "t", perm=[0, 2, 1, 3]), node("Reshape", "t s", "r"), node("Exp", "r", "e"),
+         node("Conv", "e w")], WIDE, ["Transpose", "Reshape", "Exp"]),
+    "a_strange_op": (
+        [node("Own", "x", "t", domain="own"), node("Conv", "t w", "c"), node("Exp", "c")], WIDE, ["Own", "Exp"]),
+    "the_output": ([node("Exp", "x", "e"), node("Transpose", "e", perm=[0, 2, 3, 1])], {}, ["Exp"]),
+    "several": ([node("Sin", "x", "s"), node("Sin", "s", "t"), node("Cos", "t")], {}, ["Sin", "Sin", "Cos"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AFTER)
+def test_what_follows_from_another_refusal_is_not_listed(name: str) -> None:
+    nodes, weights, refused = AFTER[name]
+    model = model_of(nodes, IMAGE, weights)
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    with pytest.raises(GraphspecError) as caught:
+        read_onnx(model, IMAGE)
+    listed = [line.split() for line in str(caught.value).splitlines() if " x " in line]
+    assert [(int(count), kind) for count, _, kind, *_ in listed] == [
+        (refused.count(kind), f"{kind}:") for kind in dict.fromkeys(refused)
+    ]
+
+
 def test_files_of_several_inputs_are_refused() -> None:
     model = model_of([node("Add", "x z")], IMAGE, {})
     model.graph.input.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ["N", *IMAGE]))
