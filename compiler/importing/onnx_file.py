@@ -124,7 +124,8 @@ class _Reader:
     @functools.cached_property
     def inferred(self) -> dict[str, Shape]:
         """The shapes of values without the batch, as far as ONNX itself infers them, for what cannot be read."""
-        model, found = onnx.ModelProto(), {}
+        found: dict[str, Shape] = {}
+        model = onnx.ModelProto()
         model.CopyFrom(self.model)
         image = next(value for value in model.graph.input if self.values[value.name] is INPUT)
         for dim, size in zip(image.type.tensor_type.shape.dim, (1, *self.recorder.shapes[INPUT]), strict=True):
