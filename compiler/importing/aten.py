@@ -19,11 +19,23 @@ GATED = {"sigmoid": "silu", "hard_sigmoid": "hard_swish"}  # f by x f(x)
 
 def recorded(r: TorchRecorder, name: str, a: Arguments) -> Value:
     """The value of a call of this name; UnsupportedError if no op of ours gives it."""
-    if half(a.first, "last") and (name in CHANNELS_LAST or name in ELEMENTWISE):
-        row = CHANNELS_LAST.get(name) or ATEN[name]
-        return Half("last", r.key(row(r, a.but(**{next(iter(a.given)): a.first.source}))))
+    last = [value for value in a.given.values() if half(value, "last")]
+    if last and any(name in rows for rows in (CHANNELS_LAST, ELEMENTWISE, ARITHMETIC)):
+        given = {key: value.source if half(value, "last") else value for key, value in a.given.items()}
+        if name in ARITHMETIC:
+            given |= {key: _for_channels(a.given[key], len(r.size(last[0].source))) for key in ("self", "other")}
+        return Half("last", r.key((CHANNELS_LAST.get(name) or ATEN[name])(r, a.but(**given))))
     require(name in ATEN, "there is no such op")
     return ATEN[name](r, a)
+
+
+def _for_channels(value: Value, rank: int) -> Value:
+    """What is added to or multiplied with a value of this rank whose channels are last, as if they came first."""
+    require(half(value, "last") or isinstance(value, NUMBER), "values with their channels first and last")
+    if not isinstance(value, Tensor):
+        return value.source if half(value, "last") else value
+    require(value.numel() == 1 or value.shape[-1] == value.numel(), f"a constant of shape {list(value.shape)}")
+    return value.reshape(-1, *[1] * (rank - 1))
 
 
 def _sum(sign: int) -> Row:
@@ -192,6 +204,8 @@ def _reshaped(r: TorchRecorder, a: Arguments) -> Value:
     value, new = a.first, a.shape
     if half(value, "columns") and new == r.shapes[value.source]:
         return r.plain("channel_shuffle", value.source, groups=value.detail)
+    if half(value, "rows", "pixels", "bands") and new == r.shapes[value.source]:
+        return value.source
     source = r.key(value)
     old, made = r.shapes[source], r.calls.get(source)
     if new == old or (len(old) == 1 and new == (*old, *[1] * (len(new) - 1))):
@@ -203,6 +217,8 @@ def _reshaped(r: TorchRecorder, a: Arguments) -> Value:
         return Half("pixels", source)
     if len(new) == len(old) + 1 and new[0] * new[1] == old[0] and new[2:] == old[1:]:
         return Half("rows", source, new[0])
+    if len(new) == 2 < len(old) + 1 and math.prod(new) == math.prod(old) and old[0] % new[0] == 0:
+        return Half("bands", source, new[0])
     raise UnsupportedError(f"a change of shape from {list(old)} to {list(new)}")
 
 
@@ -266,9 +282,11 @@ def _plain(name: str, unless: Callable[[Arguments], bool] = lambda a: False, why
 
 def _clamped(r: TorchRecorder, a: Arguments) -> Value:
     bounds = (a.min_val, a.max_val) if "min_val" in a.given else (a.min, a.max)
-    known = {(0, 6): "relu6", (0, None): "relu"}
-    require(bounds in known, f"values between {bounds[0]} and {bounds[1]}")
-    return r.plain(known[bounds], a.first)
+    low, high = bounds
+    require(low == 0 and (high is None or high > 0), f"values between {low} and {high}")
+    if high in (None, 6):
+        return r.plain("relu" if high is None else "relu6", a.first)
+    return r.plain("scale", r.plain("relu6", r.plain("scale", a.first, factor=6 / high)), factor=high / 6)
 
 
 def _prelu(r: TorchRecorder, a: Arguments) -> Value:
@@ -298,8 +316,9 @@ ELEMENTWISE: dict[str, Row] = {
     "elu": _plain("elu", lambda a: (a.scale, a.input_scale) != (1, 1), "an elu with scales", alpha="alpha"),
     "dropout": _dropout, "feature_dropout": _dropout_of_channels,
 }  # fmt: skip
+ARITHMETIC: dict[str, Row] = {"add": _sum(1), "sub": _sum(-1), "mul": _mul, "div": _div}
 ATEN: dict[str, Row] = {
-    **LAYERS, **ELEMENTWISE, "add": _sum(1), "sub": _sum(-1), "mul": _mul, "div": _div, "cat": _concat,
+    **LAYERS, **ELEMENTWISE, **ARITHMETIC, "cat": _concat,
     **dict.fromkeys(("chunk", "split", "split_with_sizes", "tensor_split"), _split), "getitem": _item, "slice": _slice,
     **dict.fromkeys(("view", "reshape", "flatten", "squeeze", "unsqueeze", "_unsafe_view", "unflatten"), _reshaped),
     **dict.fromkeys(("expand", "expand_as"), _expanded),

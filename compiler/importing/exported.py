@@ -6,10 +6,13 @@ modules, functions and methods alike.
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import re
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +38,7 @@ def read_module(module: nn.Module, example: Tensor) -> Network:
     """
     module.eval()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what torch would do faster otherwise
+        with _quiet():
             program = torch.export.export(module, (example,), strict=False)
     except Exception as error:  # of torch and of the module's own code
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
@@ -45,6 +47,19 @@ def read_module(module: nn.Module, example: Tensor) -> Network:
             "  try: another size (--input), or a module whose steps do not depend on the values of an image"
         ) from error
     return _Reader(program, example).read()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to itself what torch prints while it traces: warnings, and the whole graph where it fails."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 class _Reader:
@@ -86,7 +101,8 @@ class _Reader:
         if kind in ENDS and all(user.op == "output" for user in node.users):
             return
         made: Any = node.meta["val"]
-        shapes = [tuple(value.shape) for value in (made if isinstance(made, list | tuple) else [made])]
+        several = made if isinstance(made, list | tuple) else [made]
+        shapes = [tuple(getattr(value, "shape", ())) for value in several]  # numbers and checks of them have none
         value, refused = recorder.attempt(lambda: self._value(node, kind, shapes), shapes[0][1:])
         if refused is not None:
             self.refused[node.name] = refused
@@ -101,7 +117,7 @@ class _Reader:
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.values.__getitem__)
             return node.target(*args, **kwargs)  # type: ignore[operator]
         if any(shape[:1] != self.example.shape[:1] for shape in shapes):
-            raise UnsupportedError("it mixes the images of a batch")
+            raise UnsupportedError("it mixes the images of a batch, or makes a number of their values")
         given = fx.node.map_arg(_named(node), self.values.__getitem__)
         return recorded(self.recorder, kind, Arguments(given, shapes[0][1:], tuple(shape[1:] for shape in shapes)))
 

@@ -15,6 +15,7 @@ from compiler.ir.graph import attrs_of
 from compiler.ops import op, parts, read_attrs
 from compiler.ops.attributes import Activation
 
+NORMS = ("batch_norm", "group_norm", "instance_norm", "layer_norm")
 ACTS = frozenset(get_args(Activation)) - {"none"}
 
 
@@ -77,8 +78,8 @@ def _finished(before: Call, call: Call) -> Call | None:
 
 
 def _rescaled(before: Call, call: Call) -> Call | None:
-    """A batch norm, or constants for each channel, and constants for each channel after it."""
-    norms = before.op == "batch_norm" and before.attrs["act"] == "none"
+    """A norm, or constants for each channel, and constants for each channel after it."""
+    norms = before.op in NORMS and before.attrs.get("act", "none") == "none"
     if not _is_affine(call) or not (norms or _is_affine(before)):
         return None
     factor = call.weights["weight"].reshape(-1)

@@ -71,19 +71,33 @@ def _pointwise(r: TorchRecorder, a: Arguments) -> Value:
     return r.call("conv", [r.key(a.input)], _weights(a) | {"weight": weight}, **own)
 
 
+def _scales(r: TorchRecorder, a: Arguments, *statistics: str) -> dict[str, Any]:
+    """The weight and bias of a norm, 1 and 0 where it has none, and its statistics."""
+    channels = r.size(a.input)[0]
+    plain = {"weight": torch.ones(channels), "bias": torch.zeros(channels)}
+    return plain | {name: a.given[name] for name in (*plain, *statistics) if a.given.get(name) is not None}
+
+
 def _batch_norm(r: TorchRecorder, a: Arguments) -> Value:
     own = not a.training and a.running_mean is not None
     require(own, "batch norm by the statistics of the batch, at inference too")
-    plain = {"weight": torch.ones_like(a.running_mean), "bias": torch.zeros_like(a.running_mean)}
-    names = (*plain, "running_mean", "running_var")
-    given = {name: a.given[name] for name in names if a.given.get(name) is not None}
-    return r.call("batch_norm", [r.key(a.input)], plain | given, eps=a.eps, momentum=round(a.momentum or 0.1, 7))
+    given = _scales(r, a, "running_mean", "running_var")
+    return r.call("batch_norm", [r.key(a.input)], given, eps=a.eps, momentum=round(a.momentum or 0.1, 7))
 
 
-def _norm(kind: str, **attrs: Any) -> Row:
+def _instance_norm(r: TorchRecorder, a: Arguments) -> Value:
+    """By the statistics of an image; where it kept those of training, it is a batch norm at inference."""
+    return _norm("instance_norm")(r, a) if a.use_input_stats else _batch_norm(r, a)
+
+
+def _norm(kind: str, over: str = "") -> Row:
     def row(r: TorchRecorder, a: Arguments) -> Value:
-        own = {"groups": a.num_groups} if kind == "group_norm" else attrs
-        return r.call(kind, [r.key(a.input)], _weights(a), eps=a.eps, **own)
+        own = {"groups": a.num_groups} if kind == "group_norm" else {"over": over} if over else {}
+        if kind == "layer_norm":
+            size = r.size(a.input)
+            whole = tuple(a.normalized_shape) == (size[:1] if over == "channels" else size)
+            require(whole, f"a layer norm over {list(a.normalized_shape)} of {list(size)}")
+        return r.call(kind, [r.key(a.input)], _scales(r, a), eps=a.eps, **own)
 
     return row
 
@@ -123,7 +137,7 @@ def _mean(r: TorchRecorder, a: Arguments) -> Value:
 LAYERS: dict[str, Row] = {
     **dict.fromkeys(("conv1d", "conv2d"), _conv), "linear": _linear, "batch_norm": _batch_norm,
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d"), _conv_transpose),
-    "group_norm": _norm("group_norm"), "layer_norm": _norm("layer_norm"),
+    "group_norm": _norm("group_norm"), "layer_norm": _norm("layer_norm"), "instance_norm": _instance_norm,
     **dict.fromkeys(("max_pool1d", "max_pool2d"), _max_pool), **dict.fromkeys(("avg_pool1d", "avg_pool2d"), _avg_pool),
     **dict.fromkeys(("adaptive_avg_pool1d", "adaptive_avg_pool2d"), _adaptive_avg), "mean": _mean,
     "adaptive_max_pool2d": _adaptive_max,

@@ -15,7 +15,7 @@ Value = Any  # the key of a call, a tensor that is constant, a list of values, o
 PADS = {"constant": "zeros", "reflect": "reflect", "replicate": "edge"}
 HALVES = {
     "rows": "with its channels in groups", "columns": "with its channels in groups", "last": "with its channels last",
-    "pixels": "with its pixels in one row", "spread": "copied over an image",
+    "pixels": "with its pixels in one row", "bands": "with its channels in groups", "spread": "copied over an image",
 }  # fmt: skip
 """What a `Half` is that no call completes."""
 
@@ -25,8 +25,9 @@ class Half:
     """A value on its way to an op of ours that several calls make, which `kind` tells.
 
     `pad`: a border before a window, `detail` is its mode, its number and its widths per axis. `rows`, `columns`: a
-    channel shuffle of `detail` groups. `last`: computed with the channels last. `pixels`: an image as one row.
-    `spread`: one pixel for all those of an image. `part`: channels from `detail[0]` to `detail[1]`.
+    channel shuffle of `detail` groups. `bands`: each of `detail` groups of channels as one row. `last`: computed with
+    the channels last. `pixels`: an image as one row. `spread`: one pixel for all those of an image. `part`: channels
+    from `detail[0]` to `detail[1]`.
     """
 
     kind: str

@@ -86,6 +86,19 @@ class PerChannel(nn.Module):
         return (x - self.shift) * self.scale / 3.0 + 1.0
 
 
+class ChannelsLast(nn.Module):
+    """A block of ConvNeXt as published: all of it with the channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.wide, self.back = nn.LayerNorm(8), nn.Linear(8, 12), nn.Linear(12, 8)
+        self.gamma = nn.Parameter(torch.linspace(-1, 1, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.back(F.gelu(self.wide(self.norm(x.permute(0, 2, 3, 1)))))
+        return x + ((self.gamma * y - 0.5) / 2 + self.gamma + y).permute(0, 3, 1, 2)
+
+
 class Standardised(nn.Module):
     """A convolution whose weight is computed from a parameter."""
 
@@ -116,7 +129,13 @@ FUNCTIONS: dict[str, Function | nn.Module] = {
     "part": lambda x: torch.cat([x[:, 5:], x[:, :5]], 1), "attention": Attention(), "copied": Copied(),
     "drops_channels": nn.Dropout2d(0.3), "per_channel": PerChannel(),
     "standardised": Standardised(), "group_norm": nn.GroupNorm(4, 8, eps=1e-3), "batch_norm": nn.BatchNorm2d(8, 1e-2),
-    "no_affine": nn.BatchNorm2d(8, affine=False), "max_pool": nn.MaxPool2d(3, 2, 1, ceil_mode=True),
+    "no_affine": nn.BatchNorm2d(8, affine=False), "instance_norm": nn.InstanceNorm2d(8, affine=True),
+    "instance_norm_alone": nn.InstanceNorm2d(8, eps=0.1), "channels_last": ChannelsLast(),
+    "instance_norm_of_training": nn.InstanceNorm2d(8, affine=True, track_running_stats=True),
+    "group_norm_alone": nn.GroupNorm(2, 8, affine=False), "no_shift": nn.LayerNorm((8, 9, 8), elementwise_affine=False),
+    "norm_scaled": nn.Sequential(nn.GroupNorm(2, 8), PerChannel()), "clamped": lambda x: (x / 5).clamp(0, 1),
+    "clamped_unevenly": nn.Hardtanh(0, 0.3), "pixels_and_back": lambda x: x.flatten(2).view(x.shape),
+    "max_pool": nn.MaxPool2d(3, 2, 1, ceil_mode=True),
     "avg_pool": nn.AvgPool2d((2, 3), 1, (1, 0)), "not_counted": nn.AvgPool2d(3, 2, 1, True, count_include_pad=False),
     "adaptive": nn.AdaptiveAvgPool2d((3, 2)), "largest": nn.AdaptiveMaxPool2d(1),
     "mean": lambda x: x.mean(3, keepdim=True),
@@ -193,10 +212,13 @@ class Unknowns(nn.Module):
 REFUSED: dict[str, Function] = {
     "quotient": lambda x: x / x.exp(), "batch": lambda x: x.mean(0, keepdim=True).expand(len(x), -1, -1, -1),
     "odd_channels": lambda x: torch.cat([x[:, ::2], x[:, 1::2]], 1),
-    "ones": lambda x: F.pad(x[:, :6], (0, 0, 0, 0, 1, 1), value=1.0),
+    "number": lambda x: x * x.nonzero().shape[0], "ones": lambda x: F.pad(x[:, :6], (0, 0, 0, 0, 1, 1), value=1.0),
     "fewer_channels": lambda x: F.pad(x, (0, 0, 0, 0, -1, 1)),
     "pixels": lambda x: torch.cat([x, x], 2), "copies": lambda x: x.mean(3, keepdim=True).expand_as(x) * x,
     "sum_of_copies": lambda x: x + x.mean((2, 3), keepdim=True).expand_as(x), "approximate": nn.GELU("tanh"),
+    "values": lambda x: x.clamp(-1, 1), "norm_of_rows": nn.LayerNorm(8), "norm_of_each": nn.LayerNorm((8, 9, 8)),
+    "first_and_last": lambda x: (x.permute(0, 2, 3, 1) + x[:, :1, :1, :1]).permute(0, 3, 1, 2),
+    "each_pixel": lambda x: (x.permute(0, 2, 3, 1) * torch.ones(9, 1, 1)).permute(0, 3, 1, 2),
     "softmax": lambda x: x.softmax(2), "corners": nn.UpsamplingBilinear2d(scale_factor=2), "gaussian": nn.CELU(0.5),
 }  # fmt: skip
 
@@ -218,12 +240,21 @@ def test_a_refusal_names_every_call_with_its_place() -> None:
     assert "  1 x sin" in message
 
 
-def test_modules_that_cannot_be_traced_are_refused_in_one_line() -> None:
-    def branch(x: Tensor) -> Tensor:
-        return x if x.sum() > 0 else -x
+def branch(x: Tensor) -> Tensor:
+    return x if x.sum() > 0 else -x
 
+
+def found_pixels(x: Tensor) -> Tensor:
+    return torch.zeros(9 if x.nonzero().shape[0] > 9 else 8)
+
+
+@pytest.mark.parametrize("act", [branch, found_pixels])
+def test_modules_that_cannot_be_traced_are_refused_in_one_line(
+    act: Function, capfd: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(GraphspecError, match=r"torch.export cannot trace Between: .*\n  try: "):
-        read_module(Between(branch), torch.zeros(2, 3, 9, 8))
+        read_module(Between(act), torch.zeros(2, 3, 9, 8))
+    assert tuple(capfd.readouterr()) == ("", "")
 
 
 def test_a_module_with_several_results_is_refused() -> None:
