@@ -3,9 +3,10 @@
     python -m benchmarks.imports [--timm] [--onnx FILE ...] [--only NAME ...] [--json]
 
 Every model is imported as the command does it, which compares the outputs at two batch sizes: what is counted as
-imported differs by at most 1e-5 of the largest output. Normalisations get statistics, scales and shifts of their own
-first, so that no tensor can be taken for another. `--timm` asks for the package timm, `--onnx` adds files; the light
-models of the package onnx are always among them. A refusal is told by its first line.
+imported differs by at most 1e-5 of the largest output. Normalisations get scales and shifts of their own first, and the
+statistics of some images, so that no tensor can be taken for another and outputs depend on the image. `--timm` asks for
+the package timm, `--onnx` adds files; the light models of the package onnx are always among them. A refusal is told by
+its first line.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.common import parser, reason, show, table
 from compiler.analysis.coupling import FIXED, couple
@@ -101,6 +102,25 @@ def stirred(module: nn.Module) -> nn.Module:
     return module
 
 
+@torch.no_grad()
+def settled(module: nn.Module, images: Tensor) -> nn.Module:
+    """The module with statistics of images `(N, C, H, W)` in its batch norms, or with larger weights where it has no
+    norms, so that what it gives depends on what it takes: else the values of a deep network fade, and two networks look
+    equal that are not.
+    """
+    norms = [part for part in module.eval().modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    before = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train().momentum = 1.0
+    module(images)
+    for part in [] if norms else module.modules():
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(part.weight, generator=torch.Generator().manual_seed(0))
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.momentum = momentum
+    return module.eval()
+
+
 def of_library(library: str, name: str, folder: Path) -> Outcome:
     """A model of torchvision or timm, with images of few pixels."""
     side = next((side for begin, side in SIDES.items() if name.startswith(begin)), SIDE)
@@ -108,7 +128,7 @@ def of_library(library: str, name: str, folder: Path) -> Outcome:
     path = folder / f"{library}_{name}.yaml"
 
     def act() -> Imported:
-        module = stirred(LIBRARIES[library](name, False)[0])
+        module = settled(stirred(LIBRARIES[library](name, False)[0]), torch.randn(4, 3, side, side))
         return import_model(module, torch.zeros(2, 3, side, side), path)
 
     found = attempt(f"{library}:{name}", family_of(name) if library == "torchvision" else "timm", act)

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import graphspec
-from benchmarks.imports import LIGHT
+from benchmarks.imports import LIGHT, settled
 from compiler.errors import GraphspecError
+from compiler.importing.exported import read_module
 from compiler.lowering.torch.fx import load_weights, lower
 from runtime.importing import LIBRARIES, import_source
 from tests.compiler.importing.models import classifier, relative, trained
@@ -113,7 +115,8 @@ def test_another_number_of_classes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_normalisation_that_a_model_does_itself_goes_to_the_data(tmp_path: Path) -> None:
-    module = classifier("inception_v3", transform_input=True)
+    noise = torch.randn(4, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    module = settled(classifier("inception_v3", transform_input=True), noise)
     made = graphspec.import_model(module, torch.zeros(2, 3, 96, 96), tmp_path / "a.yaml")
     data = graphspec.load(made.spec)[0].config.data
     raw = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
@@ -212,6 +215,21 @@ def test_a_difference_is_refused_with_the_first_value(tmp_path: Path, monkeypatc
     with pytest.raises(GraphspecError, match=r"another one than its source: output \[0, 0\] of 3 images is"):
         graphspec.import_model(module, torch.zeros(2, 3, 16, 16), tmp_path / "a.yaml")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.001])
+def test_a_difference_is_seen_where_outputs_hardly_depend_on_the_image(
+    factor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = trained(Small())
+    with torch.no_grad():
+        module.fc.weight.mul_(1e-7)
+        module.fc.bias.copy_(torch.arange(4.0))
+        network = read_module(module, torch.zeros(2, 3, 16, 16))
+        module.fc.weight.set_(module.fc.weight * factor)
+    monkeypatch.setattr("runtime.importing.read_module", lambda *_: network)
+    with pytest.raises(GraphspecError, match="another one than its source") if factor > 1 else nullcontext():
+        graphspec.import_model(module, torch.zeros(2, 3, 16, 16), tmp_path / "a.yaml")
 
 
 def test_the_command_does_not_import_torch_to_refuse_a_size(tmp_path: Path) -> None:
