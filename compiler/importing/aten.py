@@ -283,6 +283,7 @@ def _plain(name: str, unless: Callable[[Arguments], bool] = lambda a: False, why
 def _clamped(r: TorchRecorder, a: Arguments) -> Value:
     bounds = (a.min_val, a.max_val) if "min_val" in a.given else (a.min, a.max)
     low, high = bounds
+    high = None if high is not None and high >= torch.finfo(torch.float32).max else high
     require(low == 0 and (high is None or high > 0), f"values between {low} and {high}")
     if high in (None, 6):
         return r.plain("relu" if high is None else "relu6", a.first)

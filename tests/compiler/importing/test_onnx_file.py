@@ -110,6 +110,8 @@ CASES: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
     "global_max": ([node("GlobalMaxPool", "x")], {}),
     "mean": ([node("ReduceMean", "x a", keepdims=0)], {"a": np.array([2, 3])}),
     "clip": ([node("Clip", "x l h")], {"l": np.float32(0), "h": np.float32(6)}),
+    "clip_by_nothing": ([node("Clip", "x l h")], {"l": np.float32(0), "h": np.finfo(np.float32).max}),
+    "clip_by_one": ([node("Clip", "x l h")], {"l": np.float32(0), "h": np.float32(0.7)}),
     "hard_swish": (
         [node("Add", "x t", "a"), node("Clip", "a l h", "c"), node("Mul", "x c", "m"), node("Div", "m s")],
         {"t": np.float32(3), "l": np.float32(0), "h": np.float32(6), "s": np.float32(6)},
