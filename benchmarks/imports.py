@@ -88,17 +88,13 @@ def family_of(name: str) -> str:
 
 
 def stirred(module: nn.Module) -> nn.Module:
-    """The module with other statistics, scales and shifts than it starts with."""
+    """The module with other scales and shifts in its batch norms than it starts with."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for part in module.modules():
-            if isinstance(part, nn.modules.batchnorm._BatchNorm):
-                for tensor in (part.running_var, part.weight):
-                    if tensor is not None:
-                        tensor.uniform_(0.5, 1.5, generator=generator)
-                for tensor in (part.running_mean, part.bias):
-                    if tensor is not None:
-                        tensor.normal_(0, 0.1, generator=generator)
+            if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.affine:
+                part.weight.uniform_(0.5, 1.5, generator=generator)
+                part.bias.normal_(0, 0.1, generator=generator)
     return module
 
 

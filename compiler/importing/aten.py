@@ -20,11 +20,12 @@ GATED = {"sigmoid": "silu", "hard_sigmoid": "hard_swish"}  # f by x f(x)
 def recorded(r: TorchRecorder, name: str, a: Arguments) -> Value:
     """The value of a call of this name; UnsupportedError if no op of ours gives it."""
     last = [value for value in a.given.values() if half(value, "last")]
-    if last and any(name in rows for rows in (CHANNELS_LAST, ELEMENTWISE, ARITHMETIC)):
+    if last and name in (*CHANNELS_LAST, *ELEMENTWISE, *ARITHMETIC):
         given = {key: value.source if half(value, "last") else value for key, value in a.given.items()}
         if name in ARITHMETIC:
             given |= {key: _for_channels(a.given[key], len(r.size(last[0].source))) for key in ("self", "other")}
-        return Half("last", r.key((CHANNELS_LAST.get(name) or ATEN[name])(r, a.but(**given))))
+        row = CHANNELS_LAST.get(name) or ATEN[name]
+        return Half("last", r.key(row(r, a.but(**given))))
     require(name in ATEN, "there is no such op")
     return ATEN[name](r, a)
 
@@ -281,8 +282,7 @@ def _plain(name: str, unless: Callable[[Arguments], bool] = lambda a: False, why
 
 
 def _clamped(r: TorchRecorder, a: Arguments) -> Value:
-    bounds = (a.min_val, a.max_val) if "min_val" in a.given else (a.min, a.max)
-    low, high = bounds
+    low, high = (a.min_val, a.max_val) if "min_val" in a.given else (a.min, a.max)
     high = None if high is not None and high >= torch.finfo(torch.float32).max else high
     require(low == 0 and (high is None or high > 0), f"values between {low} and {high}")
     if high in (None, 6):
