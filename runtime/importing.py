@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 IMAGE: Shape = (3, 224, 224)
 WEIGHTS = ".safetensors"
 UNSAID = "data.mean and data.std are not known: if its weights were trained with some, write them into the spec"
+FADED = "its outputs hardly differ between images"
 DEFAULT = "DEFAULT"  # the weights that a library has for its model
 
 
@@ -149,7 +150,7 @@ def _write(source: Source, path: Path, classes: int | None, gates: str | None) -
     settings |= {"data": source.data} if source.data else {}
     as_spec = partial(write, name=name, settings=settings, weights=weights.name, gated="blocks" in kinds)
     made = as_spec(network)
-    difference = require_equal(source.compute, _lowered(made), network.input, network.end)
+    compared = require_equal(source.compute, _lowered(made), network.input, network.end)
     if classes is not None:
         made = as_spec(with_classes(network, classes))
         _lowered(made)
@@ -159,13 +160,15 @@ def _write(source: Source, path: Path, classes: int | None, gates: str | None) -
     notes = [f"left out the {end} at the end: the loss and export.probabilities have it"] if end else []
     if source.data is None:
         notes.append(UNSAID)
+    if compared.blind:
+        notes.append(f"{FADED} ({compared.spread:.0e} of the largest): comparing them says little; is it trained?")
     first, *more = network.shape(network.output)
     if more or (classes or first) < 2:
         given = TensorType((classes or first, *more))
         notes.append(f"it gives {given}, no number for each of several classes: name a task for that (docs/tasks.md)")
     if "blocks" in kinds and "gated: true" not in made.text:
         notes.append("there are no gates on blocks: none adds a branch to what it takes")
-    return Imported(path, weights, difference, tuple(notes))
+    return Imported(path, weights, compared.difference, tuple(notes))
 
 
 def _lowered(made: Written) -> nn.Module:

@@ -232,6 +232,16 @@ def test_a_difference_is_seen_where_outputs_hardly_depend_on_the_image(
         graphspec.import_model(module, torch.zeros(2, 3, 16, 16), tmp_path / "a.yaml")
 
 
+@pytest.mark.parametrize(("factor", "told"), [(1.0, False), (1e-6, True)])
+def test_a_file_whose_outputs_hardly_depend_on_the_image_is_told_of(factor: float, told: bool, tmp_path: Path) -> None:
+    drawn = np.random.default_rng(0).standard_normal((48, 4)) * factor
+    weights = {"w": drawn.astype(np.float32), "b": np.arange(4, dtype=np.float32)}
+    nodes = [helper.make_node("Flatten", ["x"], ["f"]), helper.make_node("Gemm", ["f", "w", "b"], ["y"])]
+    save_onnx(tmp_path / "a.onnx", nodes, FLOAT, IMAGES, weights)
+    notes = " ".join(import_source(str(tmp_path / "a.onnx"), tmp_path / "a.yaml").notes)
+    assert ("its outputs hardly differ between images" in notes) == told
+
+
 def test_the_command_does_not_import_torch_to_refuse_a_size(tmp_path: Path) -> None:
     said = command(tmp_path, "import", "torchvision:resnet18", "--input", "3x224", code=1).stderr
     assert "is no size of an image" in said

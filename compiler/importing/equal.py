@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +22,25 @@ END: dict[str, Callable[[Tensor], Tensor]] = {
 }  # fmt: skip
 
 
+class Comparison(NamedTuple):
+    """How two networks agree: the largest difference of their outputs, and how far outputs depend on the image, which
+    is the smallest share of the largest output that differs between images.
+    """
+
+    difference: float
+    spread: float
+    kind: torch.dtype
+
+    @property
+    def blind(self) -> bool:
+        """Whether outputs depend on the image by less than this arithmetic can tell."""
+        return self.spread < (FAINT if self.kind is torch.float32 else FAINTEST)
+
+
 def require_equal(
     source: Callable[[Tensor], Tensor], module: nn.Module, shape: tuple[int, ...], end: str = ""
-) -> float:
-    """The largest difference of the outputs at two batch sizes, over the largest output.
+) -> Comparison:
+    """Compare the outputs at two batch sizes; a difference counts over the largest output.
 
     Where a torch module differs by more than `TOLERANCE`, both are computed again in float64, where rounding cannot be
     the reason. So they are where outputs hardly depend on the image, as those of deep networks that nobody trained:
@@ -33,23 +49,23 @@ def require_equal(
     """
     refused = None
     try:
-        difference, spread = _compared(source, module, shape, end, torch.float32)
+        found = _compared(source, module, shape, end, torch.float32)
     except GraphspecError as error:
         refused = error
-    if isinstance(source, nn.Module) and (refused or spread < FAINT):
+    if isinstance(source, nn.Module) and (refused or found.blind):
         exact, ours = copy.deepcopy(source).double(), copy.deepcopy(module).double()
         with suppress(RuntimeError):  # some modules compute in float32 alone
-            return _compared(exact, ours, shape, end, torch.float64)[0]
+            return _compared(exact, ours, shape, end, torch.float64)
     if refused:
         raise refused
-    return difference
+    return found
 
 
 @torch.no_grad()
 def _compared(
     source: Callable[[Tensor], Tensor], module: nn.Module, shape: tuple[int, ...], end: str, kind: torch.dtype
-) -> tuple[float, float]:
-    """The largest difference, and the smallest share of the largest output that differs between images."""
+) -> Comparison:
+    """Compare in this arithmetic."""
     generator, worst, least = torch.Generator().manual_seed(0), 0.0, 1.0
     for batch in BATCHES:
         images = torch.randn(batch, *shape, generator=generator).to(kind)
@@ -69,4 +85,4 @@ def _compared(
                 f"the imported network is another one than its source: output {list(place)} of {batch} images is "
                 f"{found[place]:.6g} instead of {wanted[place]:.6g}\n  try: report it with the model"
             )
-    return worst, least
+    return Comparison(worst, least, kind)

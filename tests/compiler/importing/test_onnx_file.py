@@ -44,7 +44,7 @@ def difference(model: onnx.ModelProto, shape: Shape, folder: Path) -> tuple[floa
         )
 
     _, graph, module = spec_of(fused(read_onnx(model, shape)), folder)
-    return require_equal(compute, module, shape), graph
+    return require_equal(compute, module, shape).difference, graph
 
 
 def model_of(nodes: list[onnx.NodeProto], shape: Shape, weights: dict[str, Any], opset: int = 18) -> onnx.ModelProto:
