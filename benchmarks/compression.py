@@ -7,9 +7,10 @@
 FILE it starts from the state dict of a published one, whose shortcuts have no weights.
 `compare` prunes it to the same multiply-adds in several ways and fine-tunes each for as many epochs by the same
 `graphspec retrain`; accuracy is that of the last epoch on the test images, latency that of the exported model in
-onnxruntime, one thread, batch 1, measured for all rows at the end; seconds are those of the CPU. The rows "from
-scratch" train the shapes found for as many seconds as pruning and fine-tuning by channel gates took. Seeds come in
-turn; rows that WORK has already are not computed again. Torch-Pruning is installed into WORK.
+onnxruntime, one thread, batch 1, measured for all rows at the end; seconds are those of the CPU. The row "distilled"
+fine-tunes what channel gates found with the base as its teacher; the rows "from scratch" train the shapes found for as
+many seconds as pruning and fine-tuning by channel gates took. Seeds come in turn; rows that WORK has already are not
+computed again. Torch-Pruning is installed into WORK.
 """
 
 from __future__ import annotations
@@ -47,7 +48,11 @@ SHAPE = (3, 32, 32)
 CLASSES = 10
 OURS = {"channel gates": "channels", "channel and block gates": "channels,blocks"}
 PEERS = ("TP magnitude", "TP group norm", "TP batch-norm scale", "uniform width")
-SCRATCH = {"channel gates, from scratch": "channel gates", "uniform width, from scratch": "uniform width"}
+DISTILLED = "channel gates, distilled"
+AGAIN = {  # rows that train what another row has made
+    DISTILLED: "channel gates", "channel gates, from scratch": "channel gates",
+    "uniform width, from scratch": "uniform width",
+}  # fmt: skip
 AUGMENTED = {"crop_padding": 4, "flip": True}
 PUBLISHED = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # of the images that its weights know
 TRAINED = ("batch_size=128", "weight_decay=0.0005")
@@ -197,32 +202,36 @@ def row_folder(name: str, size: float, seed: int, args: argparse.Namespace) -> P
 
 
 def outcome(name: str, size: float, seed: int, args: argparse.Namespace, known: list[dict[str, Any]]) -> dict[str, Any]:
-    """A row: prune, fine-tune, export, measure; or train the shape that another row found, from scratch."""
+    """A row: prune, fine-tune, export, measure; or train what another row found in another way."""
     folder = row_folder(name, size, seed, args)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    if name in SCRATCH:
-        run, pruning, settings = shape_of(name, size, seed, args, known)
+    settings = [f"retrain.epochs={args.epochs}", f"retrain.lr={args.lr}"]
+    if name in AGAIN:
+        run, pruning, more = found_again(name, size, seed, args, known)
+        settings += more
     else:
         run, pruning = pruned(name, size, seed, args, folder)
-        settings = [f"retrain.epochs={args.epochs}", f"retrain.lr={args.lr}"]
     started = time.process_time()
     done = api.retrain(run, overrides=[*RECIPE, *settings, f"seed={seed}"], quiet=True)
     return {"row": name, "size": size, "seed": seed, "pruning_s": pruning, **figures(run, done, started)}
 
 
-def shape_of(
+def found_again(
     name: str, size: float, seed: int, args: argparse.Namespace, known: list[dict[str, Any]]
 ) -> tuple[Path, float, list[str]]:
-    """The shape of another row, to be trained for the seconds that pruning and fine-tuning by channel gates took."""
+    """What another row made, to be trained with the base as its teacher, or from scratch for the seconds that pruning
+    and fine-tuning by channel gates took.
+    """
     mine = {one["row"]: one for one in known if (one["size"], one["seed"]) == (size, seed)}
-    gates, shape = mine["channel gates"], mine[SCRATCH[name]]
-    epochs = round(args.epochs * (gates["pruning_s"] + gates["training_s"]) / shape["training_s"])
+    gates, made = mine["channel gates"], mine[AGAIN[name]]
     run = row_folder(name, size, seed, args) / "run"
-    shutil.copytree(row_folder(SCRATCH[name], size, seed, args) / "run", run)
+    shutil.copytree(row_folder(AGAIN[name], size, seed, args) / "run", run)
     shutil.rmtree(run / "retrain")
-    settings = ["retrain.from=scratch", "retrain.lr=0.2", "retrain.schedule.warmup=1", f"retrain.epochs={epochs}"]
-    return run, 0.0, settings
+    if name == DISTILLED:
+        return run, made["pruning_s"], ["retrain.distil={weight: 0.5}"]
+    epochs = round(args.epochs * (gates["pruning_s"] + gates["training_s"]) / made["training_s"])
+    return run, 0.0, ["retrain.from=scratch", "retrain.lr=0.2", "retrain.schedule.warmup=1", f"retrain.epochs={epochs}"]
 
 
 def figures(run: Path, done: RetrainResult, started: float) -> dict[str, Any]:
@@ -280,7 +289,7 @@ def main() -> None:
     options.add_argument("--round-to", type=int, default=4, help="channels are a multiple of it")
     options.add_argument("--sizes", type=float, nargs="*", default=[2, 3], help="times fewer multiply-adds")
     options.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    every = (*OURS, *PEERS, *SCRATCH)
+    every = (*OURS, *PEERS, *AGAIN)
     options.add_argument("--rows", nargs="*", choices=every, default=every)
     args = options.parse_args()
     args.work = args.work.absolute()

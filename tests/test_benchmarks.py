@@ -115,13 +115,20 @@ def test_compression(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setattr(sys, "argv", ["", "base", *map(str, where), "--epochs", "1"])
     compression.main()
     capsys.readouterr()
-    short = ["--rows", "channel gates", "--sizes", 2, "--seeds", 0, "--epochs", 1, "--search-epochs", 1]
-    [row] = found(compression, monkeypatch, capsys, "compare", *where, *short)["rows"]
+    rows = ["--rows", "channel gates", "channel gates, distilled"]
+    short = [*rows, "--sizes", 2, "--seeds", 0, "--epochs", 1, "--search-epochs", 1]
+    made = found(compression, monkeypatch, capsys, "compare", *where, *short)["rows"]
+    again = found(compression, monkeypatch, capsys, "compare", *where, *short)["rows"]
+    assert all(row.pop("ms") > 0 for row in (*made, *again))
+    assert again == made  # they were kept
+    row, distilled = made
     assert 0.3 * 40_813_184 < row["flops"] <= 0.5 * 40_813_184
-    [again] = found(compression, monkeypatch, capsys, "compare", *where, *short)["rows"]
-    assert row.pop("ms") > 0
-    assert again.pop("ms") > 0
-    assert again == row  # it was kept
+    assert distilled["flops"] == row["flops"]
+    weights = [
+        tmp_path / "work" / "rows" / f"{name.replace(' ', '_')}-2x-0" / "run/retrain/weights.safetensors"
+        for name in rows[1:]
+    ]
+    assert weights[0].read_bytes() != weights[1].read_bytes()
 
 
 def test_published_weights_have_shortcuts_without_weights(tmp_path: Path) -> None:
