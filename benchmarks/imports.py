@@ -181,7 +181,7 @@ def row(family: str, found: list[Outcome]) -> list[object]:
     refused: dict[str, list[str]] = {}  # by the kinds of calls that no op computes, or another reason
     for one in found:
         if one.difference is None:
-            why = one.why.rpartition(": ")[2] if "have no op of ours" in one.why else one.why
+            why = one.why.rpartition(": ")[2] if "no op of ours computes" in one.why else one.why
             refused.setdefault(why, []).append(one.source.partition(":")[2] or one.source)
     texts = [f"{', '.join(names)}: {why}" for why, names in refused.items()]
     shares = [100 * one.prunable for one in found if one.prunable is not None]

@@ -180,7 +180,7 @@ def _listing(unknown: list[Unknown]) -> str:
     rows = sorted(groups.items(), key=lambda item: -sum(one.flops for one in item[1]))
     kinds = list(dict.fromkeys(kind for (kind, _, _), _ in rows))
     named = ", ".join([*kinds[:MOST_KINDS], *(["..."] if len(kinds) > MOST_KINDS else [])])
-    lines = [f"{len(unknown)} calls have no op of ours{_share(unknown)}: {named}"]
+    lines = [f"no op of ours computes {len(unknown)} of its calls{_share(unknown)}: {named}"]
     for (kind, place, why), found in rows:
         modules = ".".join(found[0].origin.path) or "the network itself"
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
