@@ -206,7 +206,7 @@ def outcome(name: str, size: float, seed: int, args: argparse.Namespace, known: 
     folder = row_folder(name, size, seed, args)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    settings = [f"retrain.epochs={args.epochs}", f"retrain.lr={args.lr}"]
+    settings = [f"retrain.epochs={args.epochs}", f"retrain.lr={args.lr}", "retrain.distil.weight=0"]
     if name in AGAIN:
         run, pruning, more = found_again(name, size, seed, args, known)
         settings += more
@@ -229,7 +229,7 @@ def found_again(
     shutil.copytree(row_folder(AGAIN[name], size, seed, args) / "run", run)
     shutil.rmtree(run / "retrain")
     if name == DISTILLED:
-        return run, made["pruning_s"], ["retrain.distil={weight: 0.5}"]
+        return run, made["pruning_s"], ["retrain.distil.weight=0.5"]
     epochs = round(args.epochs * (gates["pruning_s"] + gates["training_s"]) / made["training_s"])
     return run, 0.0, ["retrain.from=scratch", "retrain.lr=0.2", "retrain.schedule.warmup=1", f"retrain.epochs={epochs}"]
 

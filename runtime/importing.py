@@ -7,6 +7,7 @@ import re
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from compiler.analysis.costs import total_cost
 from compiler.analysis.weights import fitting, weight_shapes
 from compiler.elaborate.builder import load
-from compiler.errors import GraphspecError, RunError, did_you_mean
+from compiler.errors import GraphspecError, PassError, RunError, did_you_mean
 from compiler.importing.calls import Network
 from compiler.importing.equal import require_equal
 from compiler.importing.exported import read_module
@@ -25,10 +27,12 @@ from compiler.importing.fuse import fused
 from compiler.importing.head import with_classes
 from compiler.importing.onnx_file import image_shape, read_onnx, without_end
 from compiler.importing.written import Written, write
-from compiler.ir.graph import TensorType
+from compiler.ir.graph import Graph, TensorType
+from compiler.language.config import BudgetConfig
 from compiler.lowering.torch.fx import load_weights, lower
 from compiler.ops import Shape
 from runtime.installed import named
+from runtime.jobs.advice import refuse_budget
 from runtime.rundir.files import MOST_TENSORS, read_bytes, write_bytes, write_text
 from runtime.rundir.start import tensors_of
 
@@ -38,7 +42,6 @@ if TYPE_CHECKING:
 IMAGE: Shape = (3, 224, 224)
 WEIGHTS = ".safetensors"
 UNSAID = "data.mean and data.std are not known: if its weights were trained with some, write them into the spec"
-FADED = "its outputs hardly differ between images"
 DEFAULT = "DEFAULT"  # the weights that a library has for its model
 
 
@@ -146,14 +149,21 @@ def _write(source: Source, path: Path, classes: int | None, gates: str | None) -
     network, weights = fused(source.network), path.with_suffix(WEIGHTS)
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", path.stem).lstrip("._-")[:100] or "imported"
     kinds = _kinds(gates)
-    settings = {"gates": {"channels": "auto"}} if "channels" in kinds else {}
+    settings: dict[str, Any] = {"gates": {"channels": "auto"}} if "channels" in kinds else {}
     settings |= {"data": source.data} if source.data else {}
-    as_spec = partial(write, name=name, settings=settings, weights=weights.name, gated="blocks" in kinds)
-    made = as_spec(network)
-    compared = require_equal(source.compute, _lowered(made), network.input, network.end)
+    as_spec = partial(write, name=name, weights=weights.name, gated="blocks" in kinds)
+    made = as_spec(network, settings=settings)
+    graph, module = _read_back(made)
+    compared = require_equal(source.compute, module, network.input, network.end)
+    first, *more = network.shape(network.output)
+    given = TensorType((classes or first, *more))
+    classifies = not more and given.shape[0] > 1
     if classes is not None:
-        made = as_spec(with_classes(network, classes))
-        _lowered(made)
+        network = with_classes(network, classes)
+        made = as_spec(network, settings=settings)
+        graph, _ = _read_back(made)
+    if graph.gates():
+        made = as_spec(network, settings=settings | _smaller(graph, fresh=classes is not None, classifies=classifies))
     write_bytes(weights, _saved(made.weights))
     write_text(path, made.text)
     end = network.end or source.left_out
@@ -161,17 +171,47 @@ def _write(source: Source, path: Path, classes: int | None, gates: str | None) -
     if source.data is None:
         notes.append(UNSAID)
     if compared.blind:
-        notes.append(f"{FADED} ({compared.spread:.0e} of the largest): comparing them says little; is it trained?")
-    first, *more = network.shape(network.output)
-    if more or (classes or first) < 2:
-        given = TensorType((classes or first, *more))
+        notes.append(
+            f"its outputs hardly differ between images ({compared.spread:.0e} of the largest), so comparing them says "
+            "little; is it trained?"
+        )
+    if not classifies:
         notes.append(f"it gives {given}, no number for each of several classes: name a task for that (docs/tasks.md)")
     if "blocks" in kinds and "gated: true" not in made.text:
         notes.append("there are no gates on blocks: none adds a branch to what it takes")
     return Imported(path, weights, compared.difference, tuple(notes))
 
 
-def _lowered(made: Written) -> nn.Module:
+def _smaller(graph: Graph, *, fresh: bool, classifies: bool) -> dict[str, Any]:
+    """Settings of a search that halves the multiply-adds of a trained network, and of fine-tuning what it finds.
+
+    `fresh`: its last layer is untrained, so all gates stay open at first, and its outputs are none to learn from.
+    """
+    gates = {"gamma": "auto", "adaptive": "flops"}
+    search = {"pretrain_epochs": 4 if fresh else 0, "epochs": 4, "lr": 0.02, "gates": gates}
+    teacher = {} if fresh or not classifies else {"distil": {"weight": 0.5}}
+    return {
+        "search": search | {"prune": {"every": 0.25, "patience": 1}},
+        "retrain": {"epochs": 10, "lr": 0.02} | teacher,
+        "budget": _half(graph),
+    }
+
+
+def _half(graph: Graph) -> dict[str, int]:
+    """A budget of half the multiply-adds, with the largest usual step of widths by which a network can come down to it.
+
+    Where none can, `graphspec compile` refuses the spec and names the range.
+    """
+    half = {"flops": total_cost(graph).flops // 2}
+    for step in (4, 2, 1):
+        with suppress(PassError):
+            refuse_budget(graph, BudgetConfig.model_validate(half))
+            break
+        half["round_to"] = step
+    return half
+
+
+def _read_back(made: Written) -> tuple[Graph, nn.Module]:
     """The network of a spec as it will be read again, with its weights."""
     with tempfile.TemporaryDirectory(prefix="graphspec-import-") as folder:
         path = Path(folder) / "spec.yaml"
@@ -179,7 +219,7 @@ def _lowered(made: Written) -> nn.Module:
         _, graph = load(path)
     module = lower(graph)
     load_weights(module, fitting(made.weights, weight_shapes(graph)))
-    return module
+    return graph, module
 
 
 def _saved(weights: Mapping[str, np.ndarray[Any, Any]]) -> bytes:

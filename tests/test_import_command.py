@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import graphspec
 from benchmarks.imports import LIGHT, settled
+from compiler.analysis.costs import total_cost
 from compiler.errors import GraphspecError
 from compiler.importing.exported import read_module
 from compiler.lowering.torch.fx import load_weights, lower
@@ -99,6 +100,31 @@ def test_it_is_said_where_no_gate_can_stand(residual: bool, tmp_path: Path) -> N
     made = graphspec.import_model(module, torch.zeros(2, 3, 16, 16), tmp_path / "a.yaml", gates="blocks", data={})
     assert bool(graphspec.load(made.spec)[1].gates()) == residual
     assert made.notes == (() if residual else ("there are no gates on blocks: none adds a branch to what it takes",))
+
+
+@pytest.mark.parametrize(("classes", "task"), [(None, "classes"), (4, "classes"), (None, "maps")])
+def test_a_spec_with_gates_halves_its_network(classes: int | None, task: str, tmp_path: Path) -> None:
+    module = trained(Small() if task == "classes" else nn.Sequential(*list(Small().stem), nn.Conv2d(8, 4, 1)))
+    made = graphspec.import_model(
+        module, torch.zeros(2, 3, 16, 16), tmp_path / "a.yaml", gates="channels", classes=classes, data={"name": "fake"}
+    )
+    opened, graph = graphspec.load(made.spec)
+    search, retrain = opened.config.search, opened.config.retrain
+    assert opened.config.budget.flops == total_cost(graph).flops // 2
+    assert search.gates.gamma == "auto"
+    assert (search.pretrain_epochs > 0) == (classes is not None)  # a fresh layer has to learn first
+    assert (retrain.distil.weight > 0) == (classes is None and task == "classes")  # and no teacher has its outputs
+
+
+def test_a_trained_network_is_halved(tmp_path: Path) -> None:
+    data = {"name": "fake", "fake_size": 96}
+    made = graphspec.import_model(
+        trained(Small()), torch.zeros(2, 3, 16, 16), tmp_path / "a.yaml", gates="channels", data=data
+    )
+    graphspec.compile(made.spec, out=tmp_path / "run", root=tmp_path)
+    graphspec.search(tmp_path / "run", quiet=True)
+    done = graphspec.retrain(tmp_path / "run", overrides=["retrain.epochs=1"], quiet=True)
+    assert done.found.flops <= done.full.flops // 2
 
 
 @pytest.mark.parametrize("data", [None, {}, {"mean": [0.5] * 3, "std": [0.2] * 3}])
