@@ -24,7 +24,7 @@ from runtime.rundir import files
 from tests.tiny import TINY, environment, write_spec
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ("torch", "torchvision", "onnx", "onnxruntime", "numpy", "sklearn", "tensorboard")
+HEAVY = ("torch", "torchvision", "onnx", "onnxruntime", "numpy", "rich", "sklearn", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -232,6 +232,8 @@ def test_version_is_the_packages(run: Run) -> None:
 
 def test_help_names_every_command(run: Run) -> None:
     text = run("--help").out
+    titles = ["From a spec to a model:", "With a model:", "Around a run:", "The language and the compiler:"]
+    assert [line for line in text.splitlines() if line in titles] == titles
     for command in ("compile", "show", "diff", "opt", "schema", "ops", "rules", "search", "retrain", "bench"):
         assert command in text
         assert "Usage:" in run(command, "--help").out
@@ -256,6 +258,8 @@ for line in sys.argv[1:]:
 print("HEAVY", sorted(set(sys.modules) & {HEAVY}))
 """.replace("{HEAVY}", repr(set(HEAVY)))
     lines = [
+        "--help",
+        "search --help",
         "compile tiny.yaml",
         "show tiny.yaml",
         "show",

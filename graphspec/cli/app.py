@@ -7,9 +7,11 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Annotated, NoReturn
+from itertools import chain
+from typing import Annotated, Any, NoReturn
 
 import typer
+import typer.core
 
 import graphspec
 from compiler.errors import GraphspecError, SpecError, advice_on, one_line
@@ -17,6 +19,7 @@ from graphspec.cli import data, exporting, importing, inference, inspection, run
 from graphspec.cli.options import say
 from runtime.processes.little_memory import try_before_torch
 
+LONG = 200  # characters of a command's line in the help
 NO_MEMORY = ("allocate memory", "could not create a primitive")  # as torch says it
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "From a spec to a model": (
@@ -44,17 +47,33 @@ def _options(
     """Options of every command; `run` looks for --debug itself."""
 
 
+class Commands(typer.core.TyperGroup):
+    """The commands by what they are for, as plain text: importing rich for it takes as long as all the rest."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the lists of commands into the help."""
+        for title, commands in COMMANDS.items():
+            with formatter.section(title):
+                names = [_name(command) for command in commands]
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(LONG)) for name in names])
+
+
+def _name(command: Callable[..., None]) -> str:
+    return command.__name__.rstrip("_")
+
+
 app = typer.Typer(
     help="Search for neural architectures: declare a search space in YAML, search it, export the network as ONNX.",
     epilog="To start: graphspec init digits, then graphspec compile digits.yaml.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 app.callback()(_options)
-for _panel, _commands in COMMANDS.items():
-    for _command in _commands:
-        app.command(_command.__name__.rstrip("_"), rich_help_panel=_panel)(_command)
+for _command in chain.from_iterable(COMMANDS.values()):
+    app.command(_name(_command))(_command)
 
 
 def run() -> None:
