@@ -21,7 +21,7 @@ from compiler.analysis.weights import fitting, weight_shapes
 from compiler.elaborate.builder import load
 from compiler.errors import GraphspecError, PassError, RunError, did_you_mean
 from compiler.importing.calls import Network
-from compiler.importing.equal import require_equal
+from compiler.importing.equal import Comparison, require_equal
 from compiler.importing.exported import read_module
 from compiler.importing.fuse import fused
 from compiler.importing.head import with_classes
@@ -155,18 +155,29 @@ def _write(source: Source, path: Path, classes: int | None, gates: str | None) -
     made = as_spec(network, settings=settings)
     graph, module = _read_back(made)
     compared = require_equal(source.compute, module, network.input, network.end)
-    first, *more = network.shape(network.output)
-    given = TensorType((classes or first, *more))
-    classifies = not more and given.shape[0] > 1
     if classes is not None:
         network = with_classes(network, classes)
         made = as_spec(network, settings=settings)
         graph, _ = _read_back(made)
+    given = TensorType(network.shape(network.output))
     if graph.gates():
-        made = as_spec(network, settings=settings | _smaller(graph, fresh=classes is not None, classifies=classifies))
+        smaller = _smaller(graph, fresh=classes is not None, classifies=_classifies(given))
+        made = as_spec(network, settings=settings | smaller)
     write_bytes(weights, _saved(made.weights))
     write_text(path, made.text)
-    end = network.end or source.left_out
+    notes = _notes(source, network.end or source.left_out, compared, given)
+    if "blocks" in kinds and "gated: true" not in made.text:
+        notes.append("there are no gates on blocks: none adds a branch to what it takes")
+    return Imported(path, weights, compared.difference, tuple(notes))
+
+
+def _classifies(given: TensorType) -> bool:
+    """Whether outputs of this shape are a number for each of several classes."""
+    return len(given.shape) == 1 and given.numel > 1
+
+
+def _notes(source: Source, end: str, compared: Comparison, given: TensorType) -> list[str]:
+    """What a user should know of a network that gives `given`; `end` is what it ended in and was left out."""
     notes = [f"left out the {end} at the end: the loss and export.probabilities have it"] if end else []
     if source.data is None:
         notes.append(UNSAID)
@@ -175,11 +186,9 @@ def _write(source: Source, path: Path, classes: int | None, gates: str | None) -
             f"its outputs hardly differ between images ({compared.spread:.0e} of the largest), so comparing them says "
             "little; is it trained?"
         )
-    if not classifies:
+    if not _classifies(given):
         notes.append(f"it gives {given}, no number for each of several classes: name a task for that (docs/tasks.md)")
-    if "blocks" in kinds and "gated: true" not in made.text:
-        notes.append("there are no gates on blocks: none adds a branch to what it takes")
-    return Imported(path, weights, compared.difference, tuple(notes))
+    return notes
 
 
 def _smaller(graph: Graph, *, fresh: bool, classifies: bool) -> dict[str, Any]:
