@@ -28,8 +28,10 @@ MANY = 50_000  # classes
 def check_settings(spec: Spec, graph: Graph, images: int | None, job: str = "search") -> tuple[str, ...]:
     """All that is doubtful about a `job` (search or retrain) and what follows it, with so many training images.
 
-    Validation images count among them; None: not known. SpecError or PassError if a search is hopeless.
+    Validation images count among them; None: not known. SpecError or PassError if a search is hopeless, or no trained
+    network is there to learn from.
     """
+    require_teacher(spec)
     config, searches = spec.config, job == "search"
     used = None if images is None else round(images * (1 - config.data.validation))
     if searches:
@@ -146,6 +148,16 @@ def refuse_hopeless(spec: Spec, graph: Graph, images: int | None) -> None:
         slow = too_slow(search, steps, spec.gate_init)
         raise SpecError([Diagnostic(spec.place("search", "gates", "gamma"), slow)])
     refuse_budget(graph, spec.config.budget)
+
+
+def require_teacher(spec: Spec) -> None:
+    """SpecError where `retrain.distil` has no trained network to learn from."""
+    if spec.config.retrain.distil.weight and not spec.weights:
+        message = (
+            "there is no trained network to learn from: the spec names no weights; write `weights: FILE`, or "
+            "retrain.distil.weight: 0"
+        )
+        raise SpecError([Diagnostic(spec.place("retrain", "distil", "weight"), message)])
 
 
 def refuse_budget(graph: Graph, budget: BudgetConfig) -> None:

@@ -15,6 +15,7 @@ from compiler.ir.graph import Graph, Model
 from compiler.ops import Cost
 from compiler.passes.pipeline import compacted
 from compiler.passes.widen import describe_width
+from runtime.jobs.advice import require_teacher
 from runtime.jobs.options import JobOptions
 from runtime.jobs.runner import Workplace, run_job, write_network
 from runtime.rundir.directory import Opened
@@ -100,16 +101,10 @@ def _trained(opened: Opened, untrained: Model) -> tuple[Model, str]:
 
 
 def _teacher(opened: Opened) -> Model | None:
-    """The network before it was pruned, where it is to be learnt from; RunError if it has no trained weights."""
-    if not opened.spec.config.retrain.distil.weight:
-        return None
-    weights = start_weights(opened)
-    if weights is None:
-        raise RunError(
-            f"{opened.run.path}: retrain.distil.weight is not 0, and there is no trained network to learn from: the "
-            f"spec names no weights\n  try: `weights: FILE` in the spec, or --set retrain.distil.weight=0"
-        )
-    return Model(opened.graph, dict.fromkeys(opened.graph.gates(), 1.0), weights)
+    """The network before it was pruned, where it is to be learnt from; SpecError if it has no trained weights."""
+    require_teacher(opened.spec)
+    weights = start_weights(opened) if opened.spec.config.retrain.distil.weight else None
+    return Model(opened.graph, dict.fromkeys(opened.graph.gates(), 1.0), weights) if weights else None
 
 
 def _check_budget(opened: Opened, graph: Graph) -> None:
@@ -125,7 +120,7 @@ def _check_budget(opened: Opened, graph: Graph) -> None:
 
 
 def run_retrain(opened: Opened, options: JobOptions | None = None) -> RetrainResult:
-    """Train the found network; RunError, PassError or Interrupted if it cannot be finished."""
+    """Train the found network; SpecError, RunError, PassError or Interrupted if it cannot be finished."""
     found, teacher = found_network(opened), _teacher(opened)
 
     def make(place: Workplace) -> RetrainJob:

@@ -236,10 +236,13 @@ def test_the_network_before_pruning_teaches(spec: Path) -> None:
 
 
 def test_without_a_trained_network_nothing_teaches(tmp_path: Path) -> None:
-    opened = compiled(write_spec(tmp_path, TINY))
+    spec = write_spec(tmp_path, TINY)
+    opened = compiled(spec)
     searched(opened, dict.fromkeys(opened.graph.gates(), 1.0))
-    with pytest.raises(RunError, match="no trained network to learn from"):
+    with pytest.raises(SpecError, match="no trained network to learn from"):
         api.retrain(opened.run, overrides=["retrain.distil.weight=0.5"], quiet=True)
+    with pytest.raises(SpecError, match="no trained network to learn from"):  # nor would it after a search
+        compiled(spec, "retrain.distil.weight=0.5")
 
 
 def test_trained_weights_keep_their_widths(spec: Path) -> None:
