@@ -120,7 +120,8 @@ def test_a_search_in_which_no_gate_can_close_is_refused(tmp_path: Path) -> None:
         compiled(tmp_path, **slow)
     assert "about 100 gate steps at the full learning rate, and the search has only 24" in str(caught.value)
     epochs, gamma = re.findall(r"to ([\d.]+) or more", str(caught.value))[::-1]
-    for way in ({"search.epochs": int(epochs)}, {"search.gates.gamma": float(gamma)}, {"gates.init": 0.2}):
+    auto = {"search.gates.gamma": "auto", "budget.params": 1000}
+    for way in ({"search.epochs": int(epochs)}, {"search.gates.gamma": float(gamma)}, auto, {"gates.init": 0.2}):
         compiled(tmp_path, **(slow | way))
     assert "too short to prune" in compiled(tmp_path, **(slow | {"search.epochs": 51})).warnings[0]
     for way in ({"search.epochs": 0}, {"search.gates.gamma": 0}, {"search.strategy": "random"}):

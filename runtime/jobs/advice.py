@@ -90,8 +90,8 @@ def too_slow(search: SearchConfig, steps_per_epoch: int, init: float = 1.0) -> s
     return (
         f"too short to prune: with search.gates.gamma {gates.gamma:g} and lr {gates.lr:g}, the gate of an edge "
         f"of no use is zero after about {_steps(needed)} at the full learning rate, and the search has only "
-        f"{total}; set search.gates.gamma to {1.05 * gamma:.2g} or more, search.epochs to {math.ceil(epochs)} or more, "
-        f"or lower search.batch_size"
+        f"{total}; set search.gates.gamma to {1.05 * gamma:.2g} or more, or to auto, "
+        f"which meets a budget, search.epochs to {math.ceil(epochs)} or more, or lower search.batch_size"
     )
 
 
