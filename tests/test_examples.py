@@ -35,6 +35,7 @@ def test_own_images_and_the_onnx_file(in_process: Path, capsys: pytest.CaptureFi
         "search.epochs=4",
         "budget.flops=1M",
         "retrain.epochs=10",
+        "retrain.augment=none",
     ]
     own.main(in_process / "images", [*settings, "symbols.width=8"])  # type: ignore[attr-defined]
     out, err = capsys.readouterr()

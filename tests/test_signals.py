@@ -86,6 +86,7 @@ def test_from_a_spec_to_onnx(tmp_path: Path, text: str, shape: tuple[int, ...], 
         ("data.name=imagenet", "image files have 1 or 3 channels, the spec's input is 3x50"),
         ("data.flip=true", "--set:1:11: error: data.flip changes images, and the input is a signal: leave it out"),
         ("data.crop_padding=2", "--set:1:19: error: data.crop_padding changes images"),
+        ("retrain.augment=rand", "--set:1:17: error: retrain.augment changes images"),
         ("retrain.cutout=4", "--set:1:16: error: retrain.cutout changes images"),
     ],
 )

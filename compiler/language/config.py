@@ -23,6 +23,7 @@ from compiler.language.values import (
     Label,
     NonNegative,
     Pixels,
+    Policy,
     Positive,
     Rate,
     Share,
@@ -94,7 +95,7 @@ class DataConfig(Section):
     resized_crop: Fraction = 0.0
     """Cut a random part of at least this share of the area out of images and scale it to their size; 0: off. Images
     are changed four at a time, here and by the next three settings: those four share what is drawn."""
-    augment: Literal["none", "trivial", "rand"] = "none"
+    augment: Policy = "none"
     """Change images by one random operation of random strength, `trivial` (TrivialAugment), or by two of medium
     strength, `rand` (RandAugment): rotated, sheared, moved, brightness, contrast, colours. Of 1 or 3 channels."""
     colour_jitter: Chance = 0.0
@@ -290,6 +291,8 @@ class RetrainConfig(TrainingConfig):
     the spec's `weights`. `scratch`: from random ones. Default: `search` if the spec names weights, else `scratch`."""
     distil: DistilConfig = DistilConfig()
     """What is learnt from the network before it was pruned."""
+    augment: Policy | None = None
+    """`data.augment` while retraining, which lasts longer than a search and can take more; null: the same."""
     cutout: Pixels = 0
     """Side in pixels of the square cut out of each training image; 0: off."""
     mixup: Annotated[float, Field(ge=0.0, le=100.0)] = 0.0

@@ -162,9 +162,9 @@ def _misfits(spec: Spec) -> Iterator[Diagnostic]:
     """Settings that the input does not allow."""
     data, channels = spec.config.data, spec.input[0]
     keys = ("crop_padding", "flip", "resized_crop", "augment", "colour_jitter", "erasing")
-    paths = [("data", key) for key in keys] + [("retrain", key) for key in ("cutout", "cutmix")]
+    paths = [("data", key) for key in keys] + [("retrain", key) for key in ("augment", "cutout", "cutmix")]
     for section, key in paths:
-        if getattr(getattr(spec.config, section), key) in (0, "none"):
+        if getattr(getattr(spec.config, section), key) in (0, None, "none"):
             continue
         message = ""
         if len(spec.input) == 2:

@@ -26,6 +26,7 @@ Rate = Annotated[float, Field(gt=0.0, le=LARGEST)]
 NonNegative = Annotated[float, Field(ge=0.0, le=LARGEST)]
 Epochs = Annotated[int, Field(ge=0, le=MOST)]
 Pixels = Annotated[int, Field(ge=0, le=2**16)]
+Policy = Literal["none", "trivial", "rand"]  # of augmentation
 Byte = Annotated[int, Field(ge=0, le=255)]
 
 

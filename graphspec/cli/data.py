@@ -57,8 +57,9 @@ def data(
 def _augmented(health: Health, config: Configuration, sizes: Sequence[int]) -> list[tuple[str, list[Image]]]:
     """What training makes of some images, if it changes any."""
     changes = ("flip", "crop_padding", "resized_crop", "colour_jitter", "erasing")
-    changed = any(getattr(config.data, key) for key in changes) or config.data.augment != "none"
-    if not (changed or config.retrain.cutout or config.data.name == "imagenet"):
+    policies = {config.data.augment, config.retrain.augment} - {"none", None}
+    changed = any(getattr(config.data, key) for key in changes) or policies or config.retrain.cutout
+    if not (changed or config.data.name == "imagenet"):
         return []
     from runtime.data.augmented import augmented  # and with it torch
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from PIL import Image
 
 from compiler.language.config import Configuration
 from runtime.data.augment import Augment, Normalise
-from runtime.data.dataset import Loader, augment_of
+from runtime.data.dataset import Loader, augment_of, retraining
 from runtime.data.health import Health, Item
 from runtime.data.named_sets import reading_of
 from runtime.data.pixels import fit
@@ -27,7 +26,7 @@ def augmented(health: Health, config: Configuration, sizes: Sequence[int]) -> It
 
     `sizes` are height and width of the network's input; empty: unknown.
     """
-    augment = replace(augment_of(config.data, 3), cutout=config.retrain.cutout)
+    augment = retraining(augment_of(config.data, 3), config.retrain)
     items = [item for item in health.readable if item.part == health.parts[0]]
     chosen = items[:: max(1, len(items) // IMAGES)][:IMAGES]
     if not chosen or augment == Augment():

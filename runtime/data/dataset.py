@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from compiler.errors import RunError
-from compiler.language.config import DataConfig
+from compiler.language.config import DataConfig, RetrainConfig
 from runtime.data.augment import NO_AUGMENTATION, Augment, Draws, Normalise, crop_and_flip, draw, joined, to_float
 from runtime.data.named_sets import Opened, Shape, open_dataset
 from runtime.data.sources import Fetched, FileImages, Images, MemoryImages, Request, pushed
@@ -200,9 +200,9 @@ class Dataset(Opened):
         return split_images(targets, strata, weight_part, share, self.seed, self.held)
 
     def training_loader(
-        self, rows: Tensor, batch_size: int, purpose: str, place: Share = HERE, *, cutout: int = 0
+        self, rows: Tensor, batch_size: int, purpose: str, place: Share = HERE, augment: Augment | None = None
     ) -> Loader:
-        """Shuffled, augmented batches of these training images; see `Loader`."""
+        """Shuffled batches of these training images, augmented as `data` says where `augment` is None; see `Loader`."""
         return Loader(
             self.train,
             rows,
@@ -211,7 +211,7 @@ class Dataset(Opened):
             training=True,
             purpose=purpose,
             seed=self.seed,
-            augment=replace(self.augment, cutout=cutout),
+            augment=self.augment if augment is None else augment,
             place=place,
             strata=self.task.strata(self.train.targets) if self.config.sampling == "balanced" else None,
             drop_last=self.config.drop_last,
@@ -255,6 +255,11 @@ def augment_of(config: DataConfig, channels: int) -> Augment:
     streamed = config.name == "imagenet"
     same = config.model_dump(include={"crop_padding", "resized_crop", "colour_jitter", "erasing"})
     return Augment(flip=config.flip or streamed, lighting=streamed and channels == 3, policy=config.augment, **same)
+
+
+def retraining(augment: Augment, config: RetrainConfig) -> Augment:
+    """What becomes of the augmentation of a set while retraining."""
+    return replace(augment, cutout=config.cutout, policy=config.augment or augment.policy)
 
 
 def channel_statistics(images: Images, rows: Tensor, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

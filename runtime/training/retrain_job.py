@@ -20,7 +20,7 @@ from compiler.lowering.torch.batch_parts import DropPath, share_batches
 from compiler.lowering.torch.emit import tensor_name
 from compiler.lowering.torch.fx import initialise, load_weights, lower, weights_of
 from compiler.passes.training_parts import with_training_parts
-from runtime.data.dataset import Dataset, Share
+from runtime.data.dataset import Dataset, Share, retraining
 from runtime.processes.world import ALONE, World
 from runtime.rundir.checkpoint import optimizer_state, restore_optimizer_state
 from runtime.training.average import Average
@@ -97,7 +97,7 @@ class RetrainJob(Job):
         split, batch = dataset.split(config.search.weight_part), self.config.batch_size
         place = Share(device, world.rank, world.size)
         rows = torch.arange(len(dataset.train.targets)) if self.config.all_images else split.training
-        loader = dataset.training_loader(rows, batch, RETRAIN, place, cutout=self.config.cutout)
+        loader = dataset.training_loader(rows, batch, RETRAIN, place, retraining(dataset.augment, self.config))
         self.feed = Feed(loader, self.config.steps_per_epoch)
         follow(self.module, self.config.epochs * self.feed.per_epoch)
         self.mixing = Mixing(self.task, self.config, config.seed, world)

@@ -1,5 +1,6 @@
 """Splits and loaders: pure functions of seed, epoch and batch, in one process or many."""
 
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -136,7 +137,7 @@ def test_digits_test_images_are_the_same_for_every_seed(digits: Dataset) -> None
 
 def test_loaders_of_a_dataset_take_its_settings(digits: Dataset) -> None:
     split = digits.split(0.5)
-    training = digits.training_loader(split.weights, 64, "weights", cutout=3)
+    training = digits.training_loader(split.weights, 64, "weights", augment=replace(digits.augment, cutout=3))
     assert training.augment == Augment(crop_padding=1, cutout=3)
     x, y = next(training.batches(0))
     assert (x.shape, x.dtype, y.shape, y.dtype) == ((64, 1, 8, 8), torch.float32, (64,), torch.int64)

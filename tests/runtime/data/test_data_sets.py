@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -283,8 +284,9 @@ def test_streaming_gives_the_batches_of_the_set_in_memory(tmp_path: Path) -> Non
     assert isinstance(streamed.train, FileImages)
     assert streamed.normalise == held.normalise
     before = torch.get_rng_state()
-    rows = held.split(0.5).training
-    batches = [list(one.training_loader(rows, 8, "weights", cutout=3).batches(2, start=1)) for one in (held, streamed)]
+    rows, cut = held.split(0.5).training, replace(held.augment, cutout=3)
+    loaders = [one.training_loader(rows, 8, "weights", augment=cut) for one in (held, streamed)]
+    batches = [list(loader.batches(2, start=1)) for loader in loaders]
     assert len(batches[0]) == 1
     for (x, y), (streamed_x, streamed_y) in zip(*batches, strict=True):
         assert torch.equal(x, streamed_x)

@@ -46,6 +46,7 @@ OPTIONS = [
     ["retrain.keep=best", "retrain.patience=1", "retrain.ema=0.5"],
     ["retrain.all_images=true"],
     ["data.augment=trivial", "data.erasing=0.5"],
+    ["retrain.augment=trivial"],
     ["data.augment=rand", "data.colour_jitter=0.3", "data.resized_crop=0.4"],
 ]
 
