@@ -166,11 +166,11 @@ def _misfits(spec: Spec) -> Iterator[Diagnostic]:
     for section, key in paths:
         if getattr(getattr(spec.config, section), key) in (0, None, "none"):
             continue
-        message = ""
+        message, off = "", "write none" if key == "augment" else "leave it out"
         if len(spec.input) == 2:
-            message = f"{section}.{key} changes images, and the input is a signal: leave it out"
+            message = f"{section}.{key} changes images, and the input is a signal: {off}"
         elif key in ("augment", "colour_jitter") and channels not in (1, 3):
-            message = f"{section}.{key} changes images of 1 or 3 channels, the input has {channels}: leave it out"
+            message = f"{section}.{key} changes images of 1 or 3 channels, the input has {channels}: {off}"
         if message:
             yield Diagnostic(spec.place(section, key), message)
     for name, given in (("mean", data.mean), ("std", data.std)):

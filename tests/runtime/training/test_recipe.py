@@ -271,6 +271,7 @@ def test_the_rate_is_a_tenth_of_that_of_the_lowest_loss(tmp_path: Path, monkeypa
         (["retrain.mixup=-1"], "retrain.mixup"),
         (["retrain.optimizer=lion"], "retrain.optimizer"),
         (["data.augment=much"], "data.augment"),
+        (["retrain.augment=rand", "input=[4, 8, 8]"], "changes images of 1 or 3 channels, .* write none"),
         (["data.erasing=2"], "data.erasing"),
         (["data.resized_crop=1"], "data.resized_crop"),
     ],
