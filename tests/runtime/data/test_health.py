@@ -20,6 +20,7 @@ from runtime.data.health import examine
 from runtime.data.looks import array_looks, look_at_all, near_duplicates
 from tests.runtime.data.awkward import write_images
 from tests.runtime.data.test_layouts import make_parts, noise
+from tests.tiny import write_spec
 
 SHELL = CliRunner()
 
@@ -109,8 +110,14 @@ def test_mistakes_end_in_a_message(tmp_path: Path) -> None:
 def test_the_page_shows_what_augmentation_makes_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     root = make_parts(tmp_path / "set", {"train": 20, "test": 5})
-    for settings, count in (((), 0), (("--set", "data.flip=true"), IMAGES * EPOCHS)):
-        assert SHELL.invoke(app, ["data", str(root), *settings], catch_exceptions=False).exit_code == 0
+    spec = [str(write_spec(tmp_path)), "--set", "data.name=folder", "--set", f"data.root={root}", "--set"]
+    for words, count in (
+        ([str(root)], 0),
+        ([str(root), "--set", "data.flip=true"], IMAGES * EPOCHS),
+        ([*spec, "data.flip=false"], 0),
+        ([*spec, "retrain.augment=trivial"], IMAGES * EPOCHS),
+    ):
+        assert SHELL.invoke(app, ["data", *words], catch_exceptions=False).exit_code == 0
         assert Path("data.html").read_text().count(', augmented"') == count
     config = Configuration(data=DataConfig(name="folder", root=str(root), flip=True))
     health, mirrored = examine(config.data, lambda images: None, lambda total: None), set()
