@@ -257,7 +257,8 @@ def _data(device: torch.device) -> Iterator[Check]:
     found = []
     for where, together in ((CPU, 1), (device, 2)):
         dataset = load_dataset(config, (3, 32, 32), TASK, seed=0)
-        loader = dataset.training_loader(torch.arange(64), 32, "weights", Share(where), cutout=8)
+        augment = replace(dataset.augment, cutout=8)
+        loader = dataset.training_loader(torch.arange(64), 32, "weights", Share(where), augment)
         found.append(next(replace(loader, at_once=together).batches(1)))
     yield Check("a training batch: pixels", relative(found[1][0], found[0][0]), 1e-6)
     yield Check("a training batch: labels", relative(found[1][1], found[0][1]), 0.0)
