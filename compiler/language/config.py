@@ -206,8 +206,7 @@ class TrainingConfig(Section):
     momentum: Fraction = 0.9
     """Nesterov momentum of the weights; of `adamw` the first beta."""
     weight_decay: NonNegative = 1e-4
-    """L2 decay of the weights, of `adamw` apart from the gradient and about 0.05; not applied to norms, biases or
-    gates."""
+    """L2 decay of the weights, of `adamw` apart from the gradient and about 0.05; not of norms, biases or gates."""
     clip: Rate | None = None
     """Clip weight gradients element by element to [-clip, clip]."""
     clip_norm: Rate | None = None
