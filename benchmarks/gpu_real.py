@@ -96,7 +96,7 @@ class Chain:
         assert self.part is not None
         if code:
             said = (self.folder / f"seed-{self.seed}.log").read_text(encoding="utf-8", errors="replace").strip()
-            print(line((self.seed, f"{self.part.name}: exit code {code}: {said.splitlines()[-1:]}", *[None] * 4)))
+            print(line((self.seed, f"{self.part.name}: exit code {code}: {said.splitlines()[-2:]}", *[None] * 4)))
             self.parts, self.failed = iter(()), True
         elif figures := self.part.figures():
             seconds = time.monotonic() - self.began if self.is_fresh else None

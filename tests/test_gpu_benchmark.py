@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import IO
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from benchmarks import gpu, gpu_checks, gpu_real
 from benchmarks.common import Clock
 from benchmarks.gpu_checks import Check
 from benchmarks.supernet import KINDS
+from tests import warm
 from tests.recorded import Recorder
 
 pytestmark = pytest.mark.slow
@@ -57,26 +60,45 @@ def test_without_time_it_says_what_it_leaves_out(capsys: pytest.CaptureFixture[s
         assert f"the time is over: {left}" in out
 
 
-def test_searches_and_trainings_stop_by_the_clock_and_go_on(tmp_path: Path) -> None:
-    command = ("2", "--device", "cpu", "--tiny", "--out", str(tmp_path))
-    first = script(*command, "--seconds", str(gpu_real.GRACE + 1))
-    assert first.returncode == 0, first.stderr
-    assert first.stdout.count("the time is over: seed ") == 2
-    done = script(*command, "--seconds", "500")
-    assert done.returncode == 0, done.stderr
-    rows = cells(done.stdout)[2:12]
+@pytest.fixture
+def warm_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands that part 2 runs find torch imported; a real call starts a Python for each."""
+
+    def start(command: list[str], *, cwd: Path, env: dict[str, str], **pipes: IO[bytes]) -> warm.Popen:
+        assert command[:3] == [sys.executable, "-m", "graphspec"]
+        return warm.Popen(command[3:], cwd, env, **{name: os.dup(file.fileno()) for name, file in pipes.items()})
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(gpu_real, "subprocess", SimpleNamespace(Popen=start, TimeoutExpired=subprocess.TimeoutExpired))
+
+
+@pytest.mark.usefixtures("warm_commands")
+def test_searches_and_trainings_stop_by_the_clock_and_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ("--device", "cpu", "--tiny", "--out", str(tmp_path))
+    assert gpu_real.main([*command, "--seconds", str(gpu_real.GRACE + 1)]) == 0
+    assert capsys.readouterr().out.count("the time is over: seed ") == 2
+    assert gpu_real.main([*command, "--seconds", "500"]) == 0
+    out = capsys.readouterr().out
+    rows = cells(out)[2:12]
     parts = ["search", "found", *gpu_real.PLAIN.values(), "random"]
     assert sorted(row[:2] for row in rows) == sorted([str(seed), part] for seed in (0, 1) for part in parts)
     assert all(0 <= float(row[3]) <= 1 and 0 < int(row[4]) <= 20_000 for row in rows)
-    assert "the time is over" not in done.stdout
+    assert "the time is over" not in out
 
 
-def test_a_part_that_fails_is_told_of_and_ends_its_seed(tmp_path: Path) -> None:
-    command = ("2", "--device", "cpu", "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path), "--seconds", "500")
-    done = script(*command)
+@pytest.mark.usefixtures("warm_commands")
+def test_a_part_that_fails_is_told_of_and_ends_its_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ("--device", "cpu", "--data", str(tmp_path / "nowhere"), "--out", str(tmp_path), "--seconds", "500")
+    assert gpu_real.main(command) == 1
+    out = capsys.readouterr().out
+    assert out.count("search: exit code 1: ") == 3
+    assert "nowhere" in out
+
+
+def test_the_script_runs_part_2(tmp_path: Path) -> None:
+    done = script("2", "--device", "cpu", "--out", str(tmp_path))
     assert done.returncode == 1
-    assert done.stdout.count("search: exit code 1: ") == 3
-    assert "nowhere" in done.stdout
+    assert "give --data: a folder or archive" in done.stderr
 
 
 def test_captured_steps_are_checked_and_timed(monkeypatch: pytest.MonkeyPatch) -> None:
