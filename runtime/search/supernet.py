@@ -212,8 +212,8 @@ def _places(cut: Cut, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
 
 def carried(before: Graph, after: Graph) -> dict[str, Cut]:
     """For every tensor of the network of `after`, a pruned `before`: the slice it keeps."""
-    scopes = before.gate_scopes()
-    rows = {scope: tuple(scopes[scope].index(gate) for gate in gates) for scope, gates in after.gate_scopes().items()}
+    places = {gate: place for gates in before.gate_scopes().values() for place, gate in enumerate(gates)}
+    rows = {scope: tuple(places[gate] for gate in gates) for scope, gates in after.gate_scopes().items()}
     return pruned_tensors(before, after) | {scope + GATES: ((0, kept),) for scope, kept in rows.items()}
 
 

@@ -81,7 +81,9 @@ class Emitter:
         self.code = fx.Graph()
         self.named: dict[str, nn.Module | Tensor] = {}
         self.values: dict[str, fx.Node] = {}
-        self.positions = {g: i for gates in graph.gate_scopes().values() for i, g in enumerate(gates)}
+        scopes = graph.gate_scopes()
+        self.sizes = {scope: len(gates) for scope, gates in scopes.items()}
+        self.positions = {g: i for gates in scopes.values() for i, g in enumerate(gates)}
         self._vectors = vectors
         self._vector_nodes: dict[str, fx.Node] = {}
         self._gate_nodes: dict[str, fx.Node] = {}
@@ -140,11 +142,15 @@ class Emitter:
         ids = self.graph.channel_gates.get(node.id)
         if ids is not None:
             scopes = list(dict.fromkeys(gate_scope(gate) for gate in ids if gate is not None))
-            sizes = {scope: len(gates) for scope, gates in self.graph.gate_scopes().items() if scope in scopes}
-            starts = dict(zip(scopes, accumulate((sizes[scope] for scope in scopes), initial=0), strict=False))
-            rows = [sum(sizes.values()) if i is None else starts[gate_scope(i)] + self.positions[i] for i in ids]
+            starts, end = self.joined(scopes)
+            rows = [end if i is None else starts[gate_scope(i)] + self.positions[i] for i in ids]
             values = [self.values[node.id], *map(self.vector, scopes)]
             self.values[node.id] = self.call_module(f"{node.id}{SEAM}gates", ChannelGates(rows), values)
+
+    def joined(self, scopes: Sequence[str]) -> tuple[dict[str, int], int]:
+        """Where each scope's gates start in their vectors laid end to end, and where the last ones end."""
+        *starts, end = accumulate((self.sizes[scope] for scope in scopes), initial=0)
+        return dict(zip(scopes, starts, strict=True)), end
 
     def emit(self, node: Node) -> None:
         """Emit one node that is neither input nor output; everything it reads has been emitted."""

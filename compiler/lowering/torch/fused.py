@@ -114,11 +114,10 @@ class FusedEmitter(Emitter):
         """The matrix of gates: a row for every list of edges, a column for every slot."""
         gates = [edge.gate for edges in reads for edge in edges if edge.gate is not None]
         scopes = list(dict.fromkeys(map(gate_scope, gates)))
-        sizes = {scope: len(ids) for scope, ids in self.graph.gate_scopes().items()}
-        offsets = {scope: sum(sizes[s] for s in scopes[:i]) for i, scope in enumerate(scopes)}
+        starts, _ = self.joined(scopes)
 
         def entry(edge: Edge) -> int:
-            return OPEN if edge.gate is None else offsets[gate_scope(edge.gate)] + self.positions[edge.gate]
+            return OPEN if edge.gate is None else starts[gate_scope(edge.gate)] + self.positions[edge.gate]
 
         columns = [{slots[edge.src]: entry(edge) for edge in edges} for edges in reads]
         rows = tuple(tuple(row.get(k, ABSENT) for k in range(len(slots))) for row in columns)

@@ -99,9 +99,10 @@ def gate_values(module: nn.Module, graph: Graph) -> dict[str, float]:
 
 def load_gates(module: nn.Module, graph: Graph, values: Mapping[str, float]) -> None:
     """Set every gate; KeyError if one is missing."""
+    scopes = graph.gate_scopes()
     with torch.no_grad():
         for scope, vector in gate_parameters(module, graph).items():
-            vector.copy_(torch.tensor([values[gate] for gate in graph.gate_scopes()[scope]], dtype=torch.float64))
+            vector.copy_(torch.tensor([values[gate] for gate in scopes[scope]], dtype=torch.float64))
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:

@@ -39,7 +39,18 @@ def classifier(name: str, **options: Any) -> nn.Module:
     with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
-        return trained(torchvision.models.get_model(name, weights=None, **options))
+        module = torchvision.models.get_model(name, weights=None, **options)
+        if name.startswith(("alexnet", "vgg")):
+            narrow(module.classifier)
+        return trained(module)
+
+
+def narrow(layers: nn.Sequential, width: int = 256) -> None:
+    """Make the hidden layers narrower, in place: of 4096 channels they have nine tenths of a network's weights."""
+    for place, layer in enumerate(layers):
+        if isinstance(layer, nn.Linear):
+            inputs, outputs = (width if size == 4096 else size for size in (layer.in_features, layer.out_features))
+            layers[place] = nn.Linear(inputs, outputs)
 
 
 def spec_of(

@@ -181,7 +181,8 @@ def test_what_we_export_is_imported_again(seed: int, tmp_path: Path) -> None:
 
 
 QUICK = ("light_squeezenet", "light_shufflenet")
-MODELS = sorted(path.stem for path in LIGHT.glob("*.onnx"))
+LARGE = ("light_vgg19",)  # 144 million weights, and no op that the others lack
+MODELS = sorted({path.stem for path in LIGHT.glob("*.onnx")} - {*LARGE})
 
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in MODELS])
