@@ -66,7 +66,7 @@ def warm_commands(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def start(command: list[str], *, cwd: Path, env: dict[str, str], **pipes: IO[bytes]) -> warm.Popen:
         assert command[:3] == [sys.executable, "-m", "graphspec"]
-        return warm.Popen(command[3:], cwd, env, **{name: os.dup(file.fileno()) for name, file in pipes.items()})
+        return warm.Popen(command[3:], cwd, env, **pipes)
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(gpu_real, "subprocess", SimpleNamespace(Popen=start, TimeoutExpired=subprocess.TimeoutExpired))

@@ -43,8 +43,7 @@ class Popen(subprocess.Popen[str]):
             socket.send_fds(_source(), [order], [other.fileno(), *own])
         self.pid = int.from_bytes(self._life.recv(4))
         self._child_created = True
-        for file in {child_in, child_out, child_error} - {-1}:
-            os.close(file)
+        self._close_pipe_fds(*rest[3:9])  # the ends that are the child's; files of the caller stay open
 
     def _try_wait(self, flags: int) -> tuple[int, int]:
         """What `os.waitpid` would say: the source, whose child this is, sends it when the process has ended."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -81,13 +82,15 @@ class Emitter:
         self.code = fx.Graph()
         self.named: dict[str, nn.Module | Tensor] = {}
         self.values: dict[str, fx.Node] = {}
-        scopes = graph.gate_scopes()
-        self.sizes = {scope: len(gates) for scope, gates in scopes.items()}
-        self.positions = {g: i for gates in scopes.values() for i, g in enumerate(gates)}
         self._vectors = vectors
         self._vector_nodes: dict[str, fx.Node] = {}
         self._gate_nodes: dict[str, fx.Node] = {}
         self._prefix = f"{block.id}." if block else ""
+
+    @cached_property
+    def positions(self) -> dict[str, int]:
+        """Where each gate lies in the vector of its scope."""
+        return {gate: place for gates in self.graph.gate_scopes().values() for place, gate in enumerate(gates)}
 
     def emit_network(self, recompute: Collection[str], apart: bool) -> None:
         """Emit input, all nodes and outputs; the blocks that end in a node of `recompute`, or all with `apart`, as
@@ -114,6 +117,7 @@ class Emitter:
     def emit_block(self, exit_node: Node, nodes: list[Node], block: Block, recompute: bool) -> None:
         """Emit a block as a module of its own; with `recompute`, it is called through `recomputed`."""
         inner = type(self)(self.graph, self._vectors, nodes, block)
+        inner.positions = self.positions
         edges = [edge for node in nodes for edge in self.graph.inputs(node.id)]
         own = dict.fromkeys(node.id for node in nodes)
         sources = list(dict.fromkeys(edge.src for edge in edges if edge.src not in own))
@@ -149,7 +153,7 @@ class Emitter:
 
     def joined(self, scopes: Sequence[str]) -> tuple[dict[str, int], int]:
         """Where each scope's gates start in their vectors laid end to end, and where the last ones end."""
-        *starts, end = accumulate((self.sizes[scope] for scope in scopes), initial=0)
+        *starts, end = accumulate((len(self._vectors[scope]) for scope in scopes), initial=0)
         return dict(zip(scopes, starts, strict=True)), end
 
     def emit(self, node: Node) -> None:
